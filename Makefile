@@ -1,0 +1,37 @@
+# Each target makes .venv and installs by itself; only the first call pays for it.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.installed
+# uv does not read pip's setting: pass it on, so that an offline build of torch is found.
+FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
+export DO_NOT_TRACK := true
+
+.PHONY: demo test bench lint lock clean
+
+demo: $(READY)  ## the whole way on synthetic scenes, about ten minutes on two cores
+	$(BIN)/python -m flows.demo $(IMAGES)
+
+test: $(READY) lint  ## everything that a machine without GPU and network can check
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+bench: $(READY)  ## speed against named peers, writes reports/bench.json
+	$(BIN)/python -m tests.benchmarks
+
+lint: $(READY)  ## style and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+lock: $(READY)  ## refresh requirements.lock from pyproject.toml
+	$(BIN)/uv pip compile $(FIND_LINKS) --extra dev --no-annotate --no-header pyproject.toml \
+		| sed -e 's/+cpu$$//' -e '/^nvidia-/d' -e '/^triton==/d' -e '/^cuda-/d' > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+$(READY): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(FIND_LINKS) -r requirements.lock -e '.[dev]'
+	touch $(READY)
+
+clean:  ## forget everything that was made, but not the environment
+	rm -rf data models metrics plots reports mlruns mlflow.db .import_linter_cache

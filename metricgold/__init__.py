@@ -1,0 +1,37 @@
+"""Depth in metres from one image, and the whole way there.
+
+Glossary, used with one meaning in every file:
+
+scene          one capture or rendered place; the unit of splitting
+frame          one rgb image with depth, valid mask and intrinsics
+planar depth   distance along the optical axis (z), metres
+ray distance   distance from the camera centre to the surface, metres
+valid mask     pixels where planar depth is measured and in range
+intrinsics     3x3 K in pixels of the present image; pixel centres at +0.5
+log depth      planar depth mapped by logarithm onto [-1, 1]
+latent         unscaled VAE mean; scaled on load
+shard          one HDF5 file of latents; the unit of writing and resuming
+latent cache   shards plus index of one data set
+timestep       integer of the noise schedule, as in diffusers
+step           one optimiser update
+ensemble       several predictions of one image, merged
+manifest       reviewed list of what exists upstream
+index, receipt written last, says what a stage produced
+checkpoint     folder that fully restores a model (and, with state, a run)
+report, check  evaluated numbers; a named pass or fail with a note
+version, alias MLflow's numbered model; movable name (champion, previous, candidate)
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["MetricGoldPipeline", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Resolved on first use: importing metricgold must not import torch.
+    if name == "MetricGoldPipeline":
+        from metricgold.model import MetricGoldPipeline
+
+        return MetricGoldPipeline
+    raise AttributeError(f"module 'metricgold' has no attribute {name!r}")

@@ -1,0 +1,167 @@
+"""The command line: one word per stage or action. Exit 0 done, 1 failed, 2 wrong use."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from metricgold.params import Params
+
+# Modules are imported inside the commands: torch alone costs two seconds, --help should not pay them.
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            # A user's mistake or the world's: one message, no traceback.
+            if os.environ.get("METRICGOLD_TRACEBACK"):
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="metricgold")
+@click.option("--params", "params_path", default="params.yaml", type=click.Path(path_type=Path), show_default=True)
+@click.pass_context
+def main(ctx: click.Context, params_path: Path) -> None:
+    """Depth in metres from one image: prepare data, train, measure, register, predict."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "botocore", "alembic", "mlflow"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    ctx.obj = params_path
+
+
+def _params(ctx: click.Context) -> "Params":
+    from metricgold.params import load_params
+
+    return load_params(ctx.obj)
+
+
+def _say(value: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(value, sort_keys=True))
+    else:
+        for key, item in value.items():
+            click.echo(f"{key}: {item}")
+
+
+dataset_argument = click.argument("dataset")
+json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+@main.command()
+@dataset_argument
+@click.pass_context
+def synthesize(ctx: click.Context, dataset: str) -> None:
+    """Render DATASET-synthetic and pack it into the data set's own archives."""
+    from metricgold.datasets.synthetic import synthesize
+
+    synthesize(dataset, _params(ctx).synthesize, Path("data/synthetic") / dataset)
+
+
+@main.command()
+@dataset_argument
+@click.pass_context
+def download(ctx: click.Context, dataset: str) -> None:
+    """Fetch DATASET's archives, verify and extract them into data/raw/DATASET."""
+    from metricgold.download import download
+    from metricgold.manifest import load_manifest
+
+    download(load_manifest(dataset), Path("data/raw") / dataset, num_workers=_params(ctx).download.num_workers)
+
+
+@main.command()
+@click.pass_context
+def backbone(ctx: click.Context) -> None:
+    """Prepare VAE, U-Net, schedule and empty prompt in models/backbone."""
+    from metricgold.backbone import prepare_backbone
+
+    params = _params(ctx)
+    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
+    prepare_backbone(params.backbone, params.log_depth, raw_folders, Path("models/backbone"))
+
+
+@main.command()
+@dataset_argument
+@click.pass_context
+def encode(ctx: click.Context, dataset: str) -> None:
+    """Stream DATASET's frames through the VAE into data/latents/DATASET."""
+    from metricgold.encode import encode
+
+    params = _params(ctx)
+    raw, out = Path("data/raw") / dataset, Path("data/latents") / dataset
+    encode(dataset, params.encode, params.log_depth, raw, Path("models/backbone"), out)
+
+
+@main.command()
+@click.option("--resume", type=click.Choice(["auto", "fresh"]), default="auto", show_default=True)
+@click.pass_context
+def train(ctx: click.Context, resume: str) -> None:
+    """Fine-tune the U-Net on the latent caches into models/metricgold."""
+    from metricgold.train import train
+
+    params = _params(ctx)
+    caches = {name: Path("data/latents") / name for name in params.datasets}
+    train(params.train, params.log_depth, caches, Path("models/backbone"), Path("models/metricgold"), resume=resume)
+
+
+@main.command()
+@click.pass_context
+def evaluate(ctx: click.Context) -> None:
+    """Measure models/metricgold on held-out scenes into metrics/evaluate.json and plots/."""
+    from metricgold.evaluate import evaluate
+
+    params = _params(ctx)
+    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
+    evaluate(params.evaluate, raw_folders, Path("models/metricgold"), Path("metrics/evaluate.json"), Path("plots"))
+
+
+@main.command()
+@click.argument("input")
+@click.argument("output")
+@click.option("--model", default="models/metricgold", show_default=True, help="A folder or models:/name@alias.")
+@json_option
+@click.pass_context
+def predict(ctx: click.Context, input: str, output: str, model: str, as_json: bool) -> None:
+    """Depth in metres for INPUT (file, folder, glob or s3://bucket/prefix) into OUTPUT (folder or s3://)."""
+    from metricgold.predict import predict_all
+    from metricgold.registry import fetch_model
+
+    params = _params(ctx).predict
+    folder, model_name = fetch_model(model)
+    summary = predict_all(params, folder, input, output, model_name=model_name)
+    _say(summary, as_json)
+    if summary["images_failed"] and not summary["images_done"]:
+        ctx.exit(1)
+
+
+@main.command()
+@json_option
+@click.pass_context
+def register(ctx: click.Context, as_json: bool) -> None:
+    """Log run, metrics, lineage and models/metricgold to MLflow as a new version."""
+    from metricgold.registry import register
+
+    _say(register(_params(ctx), Path("models/metricgold"), Path("metrics/evaluate.json")), as_json)
+
+
+@main.command()
+@click.option("--version", default=None, help="Registered version; the candidate alias if not given.")
+@click.option("--dry-run", is_flag=True, help="Print the checks, move nothing.")
+@json_option
+@click.pass_context
+def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: bool) -> None:
+    """Move the alias champion to a version if the gate in params holds; exit 1 if it does not."""
+    from metricgold.registry import promote
+
+    outcome = promote(_params(ctx).promote, version=version, dry_run=dry_run)
+    _say(outcome, as_json)
+    if not outcome["passed"]:
+        ctx.exit(1)

@@ -1,0 +1,172 @@
+"""params.yaml as frozen, typed sections. Read once at the door; inner functions take plain values."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LogDepthRange(Section):
+    """Metres that map to -1 and +1 (arXiv 2411.10886; the paper does not state its own values)."""
+
+    near_m: PositiveFloat = 0.5
+    far_m: PositiveFloat = 80.0
+
+
+class Synthesize(Section):
+    version: PositiveInt = 1
+    seed: Count = 0
+    height: PositiveInt = 64
+    width: PositiveInt = 96
+    num_train_scenes: PositiveInt = 40  # per data set
+    num_test_scenes: PositiveInt = 8
+    frames_per_scene: PositiveInt = 10
+
+
+class Download(Section):
+    version: PositiveInt = 1
+    num_workers: PositiveInt = 4
+
+
+class StandIn(Section):
+    """A small VAE and U-Net of the same classes as SD2's, trained on the data sets' own images."""
+
+    vae_channels: list[PositiveInt] = [16, 32, 32]
+    latent_channels: PositiveInt = 4
+    vae_steps: Count = 800
+    vae_batch_size: PositiveInt = 16
+    vae_crop: PositiveInt = 32
+    vae_lr: PositiveFloat = 2e-3
+    unet_channels: list[PositiveInt] = [32, 64, 128]
+    text_width: PositiveInt = 32
+    num_frames: PositiveInt = 600
+    seed: Count = 0
+
+
+class Backbone(Section):
+    version: PositiveInt = 1
+    source: str = "stand-in"  # "stand-in", a diffusers folder, or a hub id
+    revision: str | None = None  # commit of the hub id; required for one
+    stand_in: StandIn = StandIn()
+
+
+class Encode(Section):
+    version: PositiveInt = 1
+    height: PositiveInt = 64
+    width: PositiveInt = 96
+    batch_size: PositiveInt = 16
+    frames_per_shard: PositiveInt = 256
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE; latents are stored as float16
+
+
+class Noise(Section):
+    """Annealed multi-resolution noise (Marigold, arXiv 2312.02145, section 3.2)."""
+
+    strength: Fraction = 0.9
+    annealed: bool = True
+
+
+class Train(Section):
+    version: PositiveInt = 1
+    seed: Count = 0
+    weights: dict[str, PositiveFloat] = {}  # data set -> share of samples; empty: all alike
+    num_steps: PositiveInt = 30_000
+    batch_size: PositiveInt = 32  # samples per optimiser step, over all accumulations and devices
+    micro_batch_size: PositiveInt = 8
+    lr: PositiveFloat = 3e-5
+    warmup_steps: Count = 100
+    final_lr_ratio: Fraction = 0.01  # exponential decay to this share at decay_steps
+    decay_steps: PositiveInt = 25_000
+    max_grad_norm: PositiveFloat = 1.0
+    noise: Noise = Noise()
+    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    zero_terminal_snr: bool = True
+    flip: bool = True
+    ema_decay: Fraction = 0.0  # 0: no average
+    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    checkpoint_every: PositiveInt = 500
+    log_every: PositiveInt = 10
+
+    @model_validator(mode="after")
+    def _whole_accumulation(self) -> "Train":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        return self
+
+
+class Inference(Section):
+    """How a model is asked: 50 steps x 10 runs as in the paper."""
+
+    num_inference_steps: PositiveInt = 50
+    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    ensemble_size: PositiveInt = 10
+    seed: Count = 0
+
+
+class Evaluate(Inference):
+    version: PositiveInt = 1
+    split: Literal["val", "test"] = "test"
+    frames_per_dataset: PositiveInt | None = None  # None: all
+    batch_size: PositiveInt = 8
+
+
+class Predict(Inference):
+    batch_size: PositiveInt = 4
+    max_pixels: PositiveInt = 100_000_000  # larger images are refused before they are decoded
+    num_threads: PositiveInt = 4  # decode and write beside the model
+
+
+class Promote(Section):
+    """The gate of the champion alias; a key left out is not checked."""
+
+    max_abs_rel: PositiveFloat | None = None
+    min_delta1: Fraction | None = None
+    max_constant_ratio: PositiveFloat | None = None  # AbsRel over the best constant's
+    max_vae_floor_abs_rel: PositiveFloat | None = None
+    max_regression: Fraction | None = 0.02  # AbsRel may be worse than the champion's by this share
+
+
+class Params(Section):
+    datasets: Annotated[list[str], Field(min_length=1)]
+    log_depth: LogDepthRange = LogDepthRange()
+    synthesize: Synthesize = Synthesize()
+    download: Download = Download()
+    backbone: Backbone = Backbone()
+    encode: Encode = Encode()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    predict: Predict = Predict()
+    promote: Promote = Promote()
+
+    @model_validator(mode="after")
+    def _weights_name_datasets(self) -> "Params":
+        unknown = sorted(set(self.train.weights) - set(self.datasets))
+        if unknown:
+            raise ValueError(f"train.weights names {unknown}, which datasets {self.datasets} does not list")
+        return self
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check a params file. ValueError lists every fault as `file: section.key: what is wrong`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; run from the project's root or pass --params") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    try:
+        return Params.model_validate(values or {})
+    except ValidationError as error:
+        faults = (f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+        raise ValueError("\n".join(faults)) from error

@@ -1,0 +1,106 @@
+"""Bytes on disk: written aside and renamed, hashed, one writer per folder."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 1 << 20
+
+
+@contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place on success, delete it on failure.
+
+    Works for a file or a folder; whoever looks at `path` sees the old one or the whole new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    remove(aside)
+    try:
+        yield aside
+        if aside.is_dir():
+            _replace_folder(aside, path)
+        else:
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+            aside.replace(path)
+    finally:
+        remove(aside)
+
+
+def _replace_folder(aside: Path, path: Path) -> None:
+    # A full folder cannot be renamed over: move the old one away first, then drop it.
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    remove(old)
+    if path.exists():
+        path.rename(old)
+    aside.rename(path)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder; quiet when there is nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all, keys sorted, so that equal values give equal bytes."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; ValueError names the file when it is not."""
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def digest_file(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """sha256 of a JSON value, independent of key order."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_folder(path: Path) -> str:
+    """sha256 over the names and bytes of all files below a folder."""
+    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
+    return digest_json({file.relative_to(path).as_posix(): digest_file(file) for file in files})
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, so that no second process writes into it.
+
+    The lock file lies beside the folder and is freed by the kernel even after kill -9.
+    Raises BlockingIOError naming the folder when another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"{folder} is being written by another process") from error
+    try:
+        yield
+    finally:
+        lock.release()
