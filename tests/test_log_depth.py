@@ -50,5 +50,5 @@ def test_numpy_and_torch_agree_and_keep_their_type(depth_m):
 
 @pytest.mark.parametrize("near_m, far_m", [(0, 80), (-1, 80), (80, 0.5), (1, 1), (float("nan"), 80), (1, math.inf)])
 def test_a_bad_range_is_refused_with_both_values(near_m, far_m):
-    with pytest.raises(ValueError, match="near_m=.*far_m="):
+    with pytest.raises(ValueError, match=r"near_m=.*far_m="):
         LogDepth(near_m, far_m)
