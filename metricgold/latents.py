@@ -1,0 +1,107 @@
+"""The VAE's side of things: images and log depth to latents and back.
+
+Latents are stored as the unscaled mean of the VAE's posterior and scaled on load, so that a cache outlives
+a change of scaling (the lesson of EDM2). Depth goes in as three equal channels and comes out as their mean
+(Marigold, arXiv 2312.02145, section 3.2). Shapes: B images, H x W pixels, c channels of h x w latents.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metricgold.frame import Frame
+from metricgold.geometry import crop_intrinsics, resize_intrinsics
+from metricgold.log_depth import LogDepth
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatentFrame:
+    """One frame as the trainer sees it.
+
+    rgb_latent, depth_latent  float16 [c, h, w], unscaled VAE means
+    valid_mask                bool [h, w]: every pixel below this latent is valid
+    intrinsics                float64 [3, 3] of the encoded image, pixels
+    """
+
+    rgb_latent: np.ndarray
+    depth_latent: np.ndarray
+    valid_mask: np.ndarray
+    intrinsics: np.ndarray
+    scene: str
+    name: str
+
+
+def vae_factor(vae: "AutoencoderKL") -> int:
+    """Pixels per latent along each side: 8 for Stable Diffusion."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def fit_frame(frame: Frame, height: int, width: int) -> Frame:
+    """Scale a frame to cover height x width, cut the overhang evenly, and carry the intrinsics along.
+
+    Colours are averaged, depth and mask are sampled at the nearest pixel: a mean of two depths is a surface
+    that does not exist.
+    """
+    from PIL import Image
+
+    old_height, old_width = frame.rgb.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return frame
+    scale = max(height / old_height, width / old_width)
+    # The part of the old image that survives, in old pixels.
+    box_height, box_width = height / scale, width / scale
+    top, left = (old_height - box_height) / 2, (old_width - box_width) / 2
+    box = (left, top, left + box_width, top + box_height)
+    rgb = Image.fromarray(frame.rgb).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    rows = np.clip((top + (np.arange(height) + 0.5) / scale).astype(int), 0, old_height - 1)
+    columns = np.clip((left + (np.arange(width) + 0.5) / scale).astype(int), 0, old_width - 1)
+    return replace(
+        frame,
+        rgb=np.asarray(rgb),
+        planar_depth_m=frame.planar_depth_m[np.ix_(rows, columns)],
+        valid_mask=frame.valid_mask[np.ix_(rows, columns)],
+        intrinsics=resize_intrinsics(crop_intrinsics(frame.intrinsics, left, top), scale, scale),
+    )
+
+
+def rgb_to_tensor(rgb: np.ndarray) -> "torch.Tensor":
+    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def filled_log_depth(log_depth: LogDepth, planar_depth_m: np.ndarray, valid_mask: np.ndarray) -> np.ndarray:
+    """Log depth [..., H, W] with invalid pixels at +1 (far).
+
+    What has no depth is sky or a window far more often than anything near, and far beside far keeps the
+    VAE from ringing into valid latents.
+    """
+    return np.where(valid_mask, log_depth.normalize(planar_depth_m), np.float32(1)).astype(np.float32)
+
+
+def encode_rgb(vae: "AutoencoderKL", rgb: "torch.Tensor") -> "torch.Tensor":
+    """[B, 3, H, W] in [-1, 1] to the unscaled posterior mean [B, c, h, w]."""
+    return vae.encode(rgb.to(vae.dtype)).latent_dist.mean.float()
+
+
+def encode_log_depth(vae: "AutoencoderKL", log_depth: "torch.Tensor") -> "torch.Tensor":
+    """[B, H, W] in [-1, 1] to the unscaled posterior mean [B, c, h, w]."""
+    return encode_rgb(vae, log_depth.unsqueeze(1).expand(-1, 3, -1, -1))
+
+
+def decode_log_depth(vae: "AutoencoderKL", latent: "torch.Tensor") -> "torch.Tensor":
+    """Unscaled latents [B, c, h, w] to log depth [B, H, W], clipped to [-1, 1]."""
+    return vae.decode(latent.to(vae.dtype)).sample.float().mean(dim=1).clamp(-1, 1)
+
+
+def latent_valid_mask(valid_mask: np.ndarray, factor: int) -> np.ndarray:
+    """Pixel mask [..., H, W] to latent mask [..., h, w]: valid where all factor x factor pixels are."""
+    *batch, height, width = valid_mask.shape
+    blocks = valid_mask.reshape(*batch, height // factor, factor, width // factor, factor)
+    return blocks.all(axis=(-3, -1))
