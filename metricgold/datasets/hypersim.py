@@ -1,0 +1,150 @@
+"""HyperSim: linear HDR colour and distance along the ray, HDF5 float16 (github.com/apple/ml-hypersim).
+
+Planar depth here is -z in the scene's own camera space. With u, v at pixel centres in [-1, 1], v up, and
+ray = M_cam_from_uv (u, v, 1), it is distance * (-ray_z / |ray|). In tilt-shift scenes, where the image plane
+is not perpendicular to the optical axis, this stays the distance along that axis, not from the tilted plane.
+More than half of the scenes differ from the nominal 60 degree camera, so M_cam_from_uv is read per scene from
+metadata_camera_parameters.csv at the top of the raw folder; without its row a scene is refused, not guessed.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from math import radians, tan
+from pathlib import Path
+
+import numpy as np
+
+from metricgold.datasets.listing import FrameRef, Listing, member_ids, paired_ids
+from metricgold.datasets.members import expect_shape, read_hdf5
+from metricgold.frame import Frame
+from metricgold.geometry import pixel_centres, planar_from_ray_distance
+
+CAMERA_CSV = "metadata_camera_parameters.csv"
+_HALF_WIDTH = tan(radians(60) / 2)
+NOMINAL_CAMERA = (_HALF_WIDTH, 0.0, 0.0, 0.0, _HALF_WIDTH * 3 / 4, 0.0, 0.0, 0.0, -1.0)  # 60 degrees wide, 4:3
+
+
+def list_frames(dataset: str, raw: Path, *, default_camera: tuple[float, ...] | None = None) -> Listing:
+    """Frames of <scene>/images/scene_cam_XX_{final,geometry}_hdf5; FrameRef.camera is M_cam_from_uv by rows.
+
+    `default_camera` (e.g. NOMINAL_CAMERA) stands in for scenes without a row in the csv; without it they
+    raise ValueError.
+    """
+    cameras = read_cameras(raw / CAMERA_CSV) if (raw / CAMERA_CSV).exists() else {}
+    frames, gaps = [], Counter()
+    for images in sorted(raw.glob("*/images")):
+        scene = images.parent.name
+        camera = cameras.get(scene, default_camera)
+        if camera is None:
+            raise ValueError(f"{raw / CAMERA_CSV}: no row for scene {scene}, so its depth cannot be made planar")
+        frames += _list_scene(dataset, scene, images, camera, gaps)
+    return Listing.of(frames, gaps)
+
+
+def read_cameras(path: Path) -> dict[str, tuple[float, ...]]:
+    """Scene -> M_cam_from_uv as nine numbers by rows."""
+    columns = [f"M_cam_from_uv_{row}{column}" for row in range(3) for column in range(3)]
+    with path.open(newline="") as file:
+        rows = csv.DictReader(file)
+        missing = {"scene_name", *columns} - set(rows.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path}: lacks the columns {sorted(missing)}")
+        return {row["scene_name"]: tuple(float(row[column]) for column in columns) for row in rows}
+
+
+def _list_scene(dataset: str, scene: str, images: Path, camera, gaps: Counter) -> Iterator[FrameRef]:
+    folders = (*images.glob("scene_cam_*_final_hdf5"), *images.glob("scene_cam_*_geometry_hdf5"))
+    for number in sorted({folder.name.split("_")[2] for folder in folders}):
+        final, geometry = images / f"scene_cam_{number}_final_hdf5", images / f"scene_cam_{number}_geometry_hdf5"
+        entities = member_ids(geometry, "frame.", ".render_entity_id.hdf5")
+        colours = member_ids(final, "frame.", ".color.hdf5")
+        depths = member_ids(geometry, "frame.", ".depth_meters.hdf5")
+        for frame in paired_ids(colours, depths, gaps):
+            yield FrameRef(
+                dataset,
+                scene,
+                name=f"{scene}/cam_{number}/frame.{frame}",
+                rgb_path=final / f"frame.{frame}.color.hdf5",
+                depth_path=geometry / f"frame.{frame}.depth_meters.hdf5",
+                entity_path=geometry / f"frame.{frame}.render_entity_id.hdf5" if frame in entities else None,
+                camera=camera,
+            )
+
+
+def read_frame(ref: FrameRef) -> Frame:
+    """Tone-mapped rgb, planar depth; NaN distance and entity -1 are invalid. ValueError names a broken member."""
+    colour, ray_distance_m = read_hdf5(ref.rgb_path), read_hdf5(ref.depth_path)
+    height, width = ray_distance_m.shape[:2]
+    expect_shape(ref.depth_path, ray_distance_m, (height, width))
+    expect_shape(ref.rgb_path, colour, (height, width, 3))
+    known = _entity_mask(ref.entity_path, (height, width))
+    cosine, intrinsics = _camera(ref.camera, height, width)
+    planar_depth_m = ray_distance_m.astype(np.float32) * cosine
+    return Frame.checked(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
+
+
+def _entity_mask(path: Path | None, size: tuple[int, int]) -> np.ndarray:
+    if path is None:
+        return np.ones(size, dtype=bool)
+    entity_ids = read_hdf5(path)
+    expect_shape(path, entity_ids, size)
+    if (entity_ids == 0).any():
+        raise ValueError(f"{path}: entity id 0, which no HyperSim frame may hold")
+    return entity_ids != -1
+
+
+@lru_cache(maxsize=8)
+def _camera(camera: tuple[float, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    # Frames come scene by scene, so the last few cameras are all that is asked for.
+    rays = rays_from_camera(camera, height, width)
+    cosine = planar_from_ray_distance(1.0, rays).astype(np.float32)  # [H, W]
+    return cosine, fit_pinhole(rays)
+
+
+def rays_from_camera(camera: tuple[float, ...], height: int, width: int) -> np.ndarray:
+    """Rays float64 [H, W, 3], x right, y down, z forward, through every pixel centre of M_cam_from_uv."""
+    x, y = pixel_centres(height, width)
+    uv = np.stack([2 * x / width - 1, 1 - 2 * y / height, np.ones_like(x)], axis=-1)
+    x_right_y_up_z_back = uv @ np.reshape(camera, (3, 3)).T
+    return x_right_y_up_z_back * [1, -1, -1]
+
+
+def fit_pinhole(rays: np.ndarray) -> np.ndarray:
+    """Intrinsics [3, 3] without skew that best map rays [H, W, 3] to their pixels (least squares)."""
+    x, y = pixel_centres(*rays.shape[:2])
+    ahead = rays[..., 2] > 0
+    tangents = rays[ahead][:, :2] / rays[ahead][:, 2:]  # [N, 2]
+    fx, cx = np.polyfit(tangents[:, 0], x[ahead], 1)
+    fy, cy = np.polyfit(tangents[:, 1], y[ahead], 1)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+def tone_map(colour: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Linear HDR colour [H, W, 3] to rgb uint8 [H, W, 3], as the data set's own tools do it.
+
+    The 90th percentile p of 0.3 R + 0.59 G + 0.11 B over the known pixels bool [H, W] becomes 0.8 after the
+    power 1/2.2: scale = 0.8^2.2 / p, or 1 without a known pixel, or 0 when p < 1e-4.
+    """
+    scale = _exposure(colour.astype(np.float32), known)
+    if colour.dtype == np.float16:
+        # Only 65,536 different values: the power is taken of each once.
+        table = _to_display(np.arange(1 << 16, dtype=np.uint16).view(np.float16), scale)
+        return table[colour.view(np.uint16)]
+    return _to_display(colour, scale)
+
+
+def _exposure(colour: np.ndarray, known: np.ndarray) -> float:
+    brightness = colour @ np.array([0.3, 0.59, 0.11], dtype=np.float32)
+    brightness = brightness[known & np.isfinite(brightness)]
+    if not brightness.size:
+        return 1.0
+    bright = float(np.percentile(brightness, 90))
+    return 0.8**2.2 / bright if bright >= 1e-4 else 0.0
+
+
+def _to_display(linear: np.ndarray, scale: float) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        exposed = np.maximum(np.nan_to_num(linear.astype(np.float32) * np.float32(scale), posinf=np.inf), 0)
+        return np.rint(np.clip(exposed ** np.float32(1 / 2.2), 0, 1) * 255).astype(np.uint8)

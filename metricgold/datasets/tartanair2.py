@@ -1,0 +1,31 @@
+"""TartanAir v2, front left pinhole: depth is float32 metres whose four bytes lie in an 8-bit RGBA PNG."""
+
+from pathlib import Path
+
+import numpy as np
+
+from metricgold.datasets.listing import FrameRef, Listing
+from metricgold.datasets.members import read_pixels
+from metricgold.datasets.tartanair import FAR_RAY_DISTANCE_M, frame_from, list_trajectories
+from metricgold.frame import Frame
+
+FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther
+
+
+def list_frames(dataset: str, raw: Path) -> Listing:
+    """Frames of <Env>/Data_<easy|hard>/P*/{image,depth}_lcam_front; the environment is the scene."""
+    return list_trajectories(dataset, raw, ("Data_easy", "Data_hard"), "lcam_front", ".png")
+
+
+def read_frame(ref: FrameRef) -> Frame:
+    """Zero and very large values (sky) are invalid. ValueError names a broken member."""
+    planar_depth_m = unpack_depth(read_pixels(ref.depth_path, "RGBA"))
+    return frame_from(ref, planar_depth_m, FAR_RAY_DISTANCE_M_OF.get(ref.scene, FAR_RAY_DISTANCE_M))
+
+
+def unpack_depth(rgba: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4] in Pillow's order to float32 [H, W].
+
+    The bytes of the little-endian float were written as blue, green, red, alpha; Pillow hands out red first.
+    """
+    return np.ascontiguousarray(rgba[..., [2, 1, 0, 3]]).view("<f4")[..., 0]

@@ -1,0 +1,189 @@
+"""Data manifests: what exists upstream, where, under which licence, and which scenes are held out."""
+
+import csv
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+
+MANIFESTS = Path(__file__).parents[1] / "data_manifests"
+SCHEMES = ("file", "http", "https", "s3")
+
+
+def _is_below(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+        raise ValueError("must be a relative path without '..'")
+    return path
+
+
+def _is_url(url: str) -> str:
+    if urlsplit(url).scheme not in SCHEMES:
+        raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+    return url
+
+
+RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_is_below)]
+Url = Annotated[str, AfterValidator(_is_url)]
+Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Licence(Entry):
+    name: str
+    url: str
+    terms: str  # what passes on to caches and models, in a sentence
+
+
+class Depth(Entry):
+    """How depth is stored upstream; readers hand out planar metres."""
+
+    unit: str
+    kind: Literal["planar", "ray distance"]
+    invalid: str
+    far: str | None = None
+
+
+class Checksums(Entry):
+    """A published list in md5sum's form beside the archives."""
+
+    path: RelativePath
+    algorithm: Literal["md5", "sha256"]
+
+
+class Source(Entry):
+    """One file to fetch: from `url`, or from `path` below each mirror."""
+
+    path: RelativePath
+    url: Url | None = None
+    bytes: PositiveInt | None = None
+    md5: Md5 | None = None
+    sha256: Sha256 | None = None
+
+
+class Archive(Source):
+    """A zip, tar or tar.gz, extracted below `into`."""
+
+    scenes: tuple[str, ...] = ()
+    into: RelativePath = "."
+
+
+class Splits(Entry):
+    """Which scene belongs to which split: HyperSim's csv at the top of the raw folder, or globs over scenes."""
+
+    csv: RelativePath | None = None
+    scenes: dict[str, tuple[str, ...]] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Splits":
+        if (self.csv is None) == (self.scenes is None):
+            raise ValueError("needs exactly one of csv and scenes")
+        return self
+
+
+class Exclusion(Entry):
+    frames: str  # glob over frame names, e.g. ai_004_009/cam_01/*
+    reason: str
+
+
+class Manifest(Entry):
+    """A data set as it lies upstream. Made by read_manifest or load_manifest."""
+
+    name: str
+    role: Literal["train", "evaluate"]
+    title: str
+    source: str
+    licence: Licence
+    citation: str
+    depth: Depth
+    mirrors: Annotated[tuple[Url, ...], Field(min_length=1)]  # in order of preference
+    checksums: Checksums | None = None
+    archives: tuple[Archive, ...] = ()  # empty: all that the checksum list names
+    files: tuple[Source, ...] = ()  # fetched as they are
+    members: tuple[str, ...] = ()  # globs of members to extract; empty: all
+    splits: Splits | None = None
+    exclude: tuple[Exclusion, ...] = ()
+
+    @model_validator(mode="after")
+    def _something_to_fetch(self) -> "Manifest":
+        if not self.archives and self.checksums is None:
+            raise ValueError("needs archives, or checksums that name them")
+        paths = [source.path for source in (*self.archives, *self.files)]
+        twice = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
+        if twice:
+            raise ValueError(f"names {twice} twice")
+        return self
+
+    def exclusion(self, frame_name: str) -> str | None:
+        """Why a frame is not to be used, or None."""
+        for exclusion in self.exclude:
+            if fnmatchcase(frame_name, exclusion.frames):
+                return f"excluded: {exclusion.reason}"
+        return None
+
+    def splitter(self, raw: Path, split: str) -> Callable[[str, str], str | None]:
+        """A function (scene, frame name) -> split or None. ValueError names the known splits if `split` is none."""
+        if self.splits is None:
+            raise ValueError(f"data set {self.name} has no splits; asked for {split!r}")
+        if self.splits.csv is not None:
+            split_of_frame = read_split_csv(raw / self.splits.csv)
+            known, split_of = sorted(set(split_of_frame.values())), lambda _scene, name: split_of_frame.get(name)
+        else:
+            known, split_of = list(self.splits.scenes), lambda scene, _name: self._split_of_scene(scene)
+        if split not in known:
+            raise ValueError(f"data set {self.name} has no split {split!r}; known: {', '.join(known)}")
+        return split_of
+
+    def _split_of_scene(self, scene: str) -> str | None:
+        found = [
+            split for split, globs in self.splits.scenes.items() if any(fnmatchcase(scene, glob) for glob in globs)
+        ]
+        if len(found) > 1:
+            raise ValueError(f"data set {self.name}: scene {scene} is in the splits {found} at once")
+        return found[0] if found else None
+
+
+def read_split_csv(path: Path) -> dict[str, str]:
+    """Frame name -> split of HyperSim's csv; rows outside the public release are left out."""
+    try:
+        with path.open(newline="") as file:
+            return {
+                f"{row['scene_name']}/{row['camera_name']}/frame.{int(row['frame_id']):04d}": row[
+                    "split_partition_name"
+                ]
+                for row in csv.DictReader(file)
+                if row["included_in_public_release"] == "True"
+            }
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file, and it decides the splits") from error
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not HyperSim's split csv: {error!r}") from error
+
+
+def load_manifest(name: str) -> Manifest:
+    """The project's manifest of a data set. ValueError lists the known ones."""
+    path = MANIFESTS / f"{name}.yaml"
+    if path.parent != MANIFESTS or not path.exists():
+        known = ", ".join(sorted(file.stem for file in MANIFESTS.glob("*.yaml")))
+        raise ValueError(f"no manifest of data set {name!r} in {MANIFESTS}; known: {known}")
+    return read_manifest(path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest. ValueError lists every fault as `file: key: what`."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    try:
+        return Manifest.model_validate(values or {})
+    except ValidationError as error:
+        faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        raise ValueError("\n".join(faults)) from error
