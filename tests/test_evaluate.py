@@ -1,0 +1,274 @@
+"""Evaluation on a miniature TartanAir: known answers, honest baselines, equal bytes."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from metricgold.datasets import list_frames
+from metricgold.evaluate import best_constant, depth_edges, evaluate, evenly_spaced, mean_depth_map, vae_floor
+from metricgold.log_depth import LogDepth
+from metricgold.metrics import METRICS, depth_metrics
+from metricgold.params import Evaluate
+
+NAME = "tartanair-synthetic"
+RANGE = LogDepth(0.5, 80.0)
+PARAMS = Evaluate(num_inference_steps=1, ensemble_size=1, batch_size=3)
+MANIFEST = {
+    "name": NAME,
+    "role": "train",
+    "title": "miniature",
+    "source": "here",
+    "licence": {"name": "none", "url": "file:///none", "terms": "none"},
+    "citation": "none",
+    "depth": {"unit": "m", "kind": "planar", "invalid": "none"},
+    "mirrors": ["file:///none/"],
+    "archives": [{"path": "a.zip"}],
+    "splits": {"scenes": {"train": ["room*"], "test": ["hall*"]}},
+}
+
+
+def write_scene(raw, scene, depths_m):
+    """One trajectory; the photograph is black but for red, which tells a fake model the frame's number."""
+    for index, depth_m in enumerate(depths_m):
+        folder = raw / scene / "Easy" / "P000"
+        for kind in ("image_left", "depth_left"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        rgb = np.zeros((*depth_m.shape, 3), dtype=np.uint8)
+        rgb[..., 0] = index
+        Image.fromarray(rgb).save(folder / "image_left" / f"{index:06d}_left.png")
+        np.save(folder / "depth_left" / f"{index:06d}_left_depth.npy", depth_m.astype(np.float32))
+
+
+def random_depths(seed, count=6, size=(16, 24)):
+    """Floors of a few metres, a patch too far for the model and one too near."""
+    rng = np.random.default_rng(seed)
+    depths_m = rng.uniform(1, 20, (count, *size))
+    depths_m[:, :3], depths_m[:, 3:5, :4] = 200.0, 0.1
+    return depths_m
+
+
+@pytest.fixture
+def raw(tmp_path):
+    raw = tmp_path / "raw" / NAME
+    write_scene(raw, "room_a", random_depths(1))
+    write_scene(raw, "hall_b", random_depths(2))
+    (raw / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
+    return raw
+
+
+class FakeModel:
+    """Answers truth times a factor, as the pipeline would; its VAE is off by two per cent."""
+
+    def __init__(self, depths_m, factor=1.0):
+        self.log_depth, self.depths_m, self.factor, self.asked = RANGE, depths_m, factor, []
+
+    def __call__(self, images, **options):
+        self.asked.append((len(images), options))
+        return [SimpleNamespace(planar_depth_m=self._answer(rgb), uncertainty=None) for rgb in images]
+
+    def _answer(self, rgb):
+        return (self.depths_m[rgb[0, 0, 0]] * self.factor).astype(np.float32)
+
+    def encode_decode_depth(self, planar_depth_m):
+        assert np.isfinite(planar_depth_m).all()
+        assert (planar_depth_m > 0).all(), "invalid depth must be filled before the VAE sees it"
+        return planar_depth_m * np.float32(1.02)
+
+
+def run(raw, tmp_path, pipe, params=PARAMS, place="one"):
+    folder = tmp_path / place
+    evaluate(params, {NAME: raw}, folder / "none", folder / "metrics/evaluate.json", folder / "plots", pipe=pipe)
+    return json.loads((folder / "metrics/evaluate.json").read_text()), folder / "plots"
+
+
+def test_known_answers(raw, tmp_path):
+    pipe = FakeModel(random_depths(2), factor=1.1)
+    report, plots = run(raw, tmp_path, pipe)
+    found = report["datasets"][NAME]
+    assert report["abs_rel"] == found["abs_rel"] == pytest.approx(0.1, abs=1e-6)
+    assert report["delta1"] == 1.0
+    assert report["vae_floor_abs_rel"] == found["vae_floor"]["abs_rel"] == pytest.approx(0.02, abs=1e-6)
+    assert report["num_frames"] == found["num_frames"] == 6
+    assert (report["near_m"], report["far_m"]) == (0.5, 80.0)
+    assert set(METRICS) <= set(report)
+    assert set(METRICS) == set(found["constant"]) == set(found["mean_map"]) == set(found["vae_floor"])
+    for one in found["by_depth"]:
+        assert one["abs_rel"] == pytest.approx(0.1, abs=1e-6)
+    assert [count for count, _ in pipe.asked] == [3, 3]
+    assert pipe.asked[0][1] == {
+        "num_inference_steps": 1,
+        "ensemble_size": 1,
+        "seed": 0,
+        "timestep_spacing": "trailing",
+    }
+    with (plots / "evaluate_by_depth.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["range"] for row in rows] == ["1-2 m", "2-4 m", "4-8 m", "8-16 m", "16-32 m"]
+    assert {row["floor"] for row in rows} == {"0.02"}
+    for picture in ("evaluate.png", f"examples/{NAME}.png"):
+        with Image.open(plots / picture) as image:
+            assert min(image.size) > 200
+
+
+def test_pixels_out_of_range_never_count(raw, tmp_path):
+    """Rows 0 to 2 are at 200 m and a patch at 0.1 m: what is predicted there changes nothing."""
+    depths_m = random_depths(2)
+    clean, _ = run(raw, tmp_path, FakeModel(depths_m))
+    depths_m[:, :3], depths_m[:, 3:5, :4] = 1.0, 60.0
+    wrong, _ = run(raw, tmp_path, FakeModel(depths_m), place="two")
+    assert clean == wrong
+    assert clean["abs_rel"] == pytest.approx(0, abs=1e-7)
+    in_range = sum(one["num_pixels"] for one in clean["datasets"][NAME]["by_depth"])
+    assert in_range == 6 * (16 * 24 - 3 * 24 - 2 * 4)
+
+
+def test_no_constant_is_better(raw, tmp_path):
+    report, _ = run(raw, tmp_path, FakeModel(random_depths(2)))
+    depths_m = random_depths(2)
+    valid = (depths_m >= RANGE.near_m) & (depths_m <= RANGE.far_m)
+
+    def abs_rel(constant_m):
+        images = (
+            depth_metrics(np.full(one.shape, constant_m), one, ok) for one, ok in zip(depths_m, valid, strict=True)
+        )
+        return np.mean([image["abs_rel"] for image in images])
+
+    found = report["datasets"][NAME]
+    assert found["constant"]["abs_rel"] == pytest.approx(abs_rel(found["constant_m"]), rel=1e-6)
+    best_of_many = min(abs_rel(constant_m) for constant_m in np.geomspace(0.5, 80, 400))
+    assert found["constant"]["abs_rel"] <= best_of_many + 1e-4
+
+
+def test_best_constant_weighs_images_alike(tmp_path):
+    """Nine pixels at 2 m in one image, a single one at 8 m in another: 1/g weights leave 2 m the median."""
+    raw = tmp_path / NAME
+    few = np.full((3, 3), 200.0)
+    few[1, 1] = 8.0
+    write_scene(raw, "hall", np.stack([np.full((3, 3), 2.0), few]))
+    left_out = {}
+    refs, constant_m = best_constant(list_frames(NAME, raw).frames, RANGE, left_out)
+    assert (len(refs), left_out) == (2, {})
+    assert constant_m == pytest.approx(2.0, rel=1e-3)
+
+
+def test_mean_map_is_a_geometric_mean_of_training_frames(tmp_path):
+    raw = tmp_path / NAME
+    write_scene(raw, "room", np.stack([np.full((48, 64), 2.0), np.full((48, 64), 8.0)]))
+    write_scene(raw, "hall", np.full((1, 48, 64), 50.0))
+    (raw / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
+    assert mean_depth_map(NAME, raw, RANGE) == pytest.approx(np.full((24, 32), 4.0))
+
+
+def test_mean_map_keeps_its_place_and_fills_gaps(tmp_path):
+    raw = tmp_path / NAME
+    depth_m = np.full((48, 64), 4.0)
+    depth_m[24:], depth_m[:24, :32] = 1.0, 200.0
+    write_scene(raw, "room", depth_m[None])
+    (raw / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
+    got = mean_depth_map(NAME, raw, RANGE)
+    assert got[12:] == pytest.approx(np.ones((12, 32)))
+    assert got[:12, 16:] == pytest.approx(np.full((12, 16), 4.0))
+    assert got[:12, :16] == pytest.approx(np.full((12, 16), 4 ** (1 / 3)))
+
+
+def test_equal_inputs_equal_bytes(raw, tmp_path):
+    for place in ("one", "two"):
+        run(raw, tmp_path, FakeModel(random_depths(2), 1.2), place=place)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(files) == 4
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_digest_names_what_was_measured_not_the_answer(raw, tmp_path):
+    depths_m = random_depths(2)
+    good, _ = run(raw, tmp_path, FakeModel(depths_m))
+    bad, _ = run(raw, tmp_path, FakeModel(depths_m, 2.0))
+    fewer, _ = run(raw, tmp_path, FakeModel(depths_m), PARAMS.model_copy(update={"frames_per_dataset": 2}))
+    assert good["digest"] == bad["digest"] != fewer["digest"]
+    assert fewer["num_frames"] == 2
+
+
+def test_broken_and_empty_frames_are_left_out_with_their_reason(raw, tmp_path):
+    folder = raw / "hall_b" / "Easy" / "P000" / "depth_left"
+    (folder / "000001_left_depth.npy").write_bytes(b"not an array")
+    np.save(folder / "000004_left_depth.npy", np.full((16, 24), 500, dtype=np.float32))
+    report, _ = run(raw, tmp_path, FakeModel(random_depths(2)))
+    left_out = report["datasets"][NAME]["left_out"]
+    assert report["num_frames"] == 4
+    assert set(left_out) == {"hall_b/Easy/P000/000001", "hall_b/Easy/P000/000004"}
+    assert left_out["hall_b/Easy/P000/000004"] == "no valid depth between 0.5 and 80 m"
+
+
+def test_a_model_that_answers_no_depth_is_named(raw, tmp_path):
+    depths_m = random_depths(2)
+    depths_m[3, 8, 8] = np.nan
+    with pytest.raises(ValueError, match="hall_b/Easy/P000/000003, model: predicted depth"):
+        run(raw, tmp_path, FakeModel(depths_m))
+    assert not (tmp_path / "one" / "metrics").exists()
+
+
+def test_nothing_to_measure(raw, tmp_path):
+    with pytest.raises(ValueError, match="no frame with depth in range"):
+        pipe = FakeModel(random_depths(2))
+        pipe.log_depth = LogDepth(30, 40)
+        run(raw, tmp_path, pipe)
+
+
+@pytest.mark.parametrize(("count", "limit"), [(10, None), (10, 10), (10, 99), (10, 3), (1000, 7), (1, 1), (0, 5)])
+def test_evenly_spaced(count, limit):
+    got = evenly_spaced(count, limit)
+    assert len(got) == min(count, limit or count)
+    assert got == sorted(set(got))
+    assert all(0 <= i < count for i in got)
+    if len(got) > 2:
+        gaps = np.diff([-1, *got, count])
+        assert gaps[1:-1].max() - gaps[1:-1].min() <= 1
+
+
+def test_depth_edges():
+    assert depth_edges(LogDepth(0.5, 80)).tolist() == [0.5, 1, 2, 4, 8, 16, 32, 80]
+    assert depth_edges(LogDepth(1, 64)).tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert depth_edges(LogDepth(1, 1.2)).tolist() == [1, 1.2]
+
+
+def test_with_the_real_pipeline(raw, tmp_path):
+    """Untrained weights of the real classes, loaded from a folder: the figures are bad, finite and repeatable."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from metricgold.model import EmptyPrompt, MetricGoldPipeline
+
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+    )
+    unet = UNet2DConditionModel(
+        in_channels=8,
+        out_channels=4,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+    )
+    scheduler = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    pipe = MetricGoldPipeline(unet, vae, scheduler, EmptyPrompt(2, 8), 0.5, 80.0, 16, 24)
+    pipe.save_pretrained(tmp_path / "model")
+    reports = [
+        evaluate(PARAMS, {NAME: raw}, tmp_path / "model", tmp_path / f"{i}.json", tmp_path / "plots") for i in range(2)
+    ]
+    assert reports[0] == reports[1]
+    assert reports[0]["abs_rel"] > 0.1
+    sizes = [
+        SimpleNamespace(planar_depth_m=np.ones(s, np.float32), valid_mask=np.ones(s, bool)) for s in ((16, 24), (9, 31))
+    ]
+    assert [one.shape for one in vae_floor(pipe, sizes)] == [(16, 24), (9, 31)]
