@@ -109,7 +109,8 @@ def train(ctx: click.Context, resume: str) -> None:
 
     params = _params(ctx)
     caches = {name: Path("data/latents") / name for name in params.datasets}
-    train(params.train, params.log_depth, caches, Path("models/backbone"), Path("models/metricgold"), resume=resume)
+    backbone, out, plot = Path("models/backbone"), Path("models/metricgold"), Path("plots/train.csv")
+    train(params.train, params.log_depth, caches, backbone, out, resume=resume, plot=plot)
 
 
 @main.command()

@@ -46,6 +46,9 @@ class StandIn(Section):
     vae_crop: PositiveInt = 32
     vae_lr: PositiveFloat = 2e-3
     unet_channels: list[PositiveInt] = [32, 64, 128]
+    unet_layers: PositiveInt = 1  # residual blocks a level
+    unet_steps: Count = 0  # of image generation, before it sees depth
+    unet_lr: PositiveFloat = 1e-3
     text_width: PositiveInt = 32
     num_frames: PositiveInt = 600
     seed: Count = 0

@@ -1,0 +1,39 @@
+"""Which frame is trained on when: a stateless, seeded mixture of latent caches.
+
+Sample k of step s is a function of (seed, s, k) alone, so there is nothing to restore after a kill, and
+neither the number of workers nor of devices changes what is learnt from.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Draw(NamedTuple):
+    dataset: int  # position in the mixture
+    frame: int  # position in that data set's cache
+    flip: bool  # mirrored left to right
+
+
+class Mixture:
+    """Samples data sets by weight and frames within each uniformly, with replacement.
+
+    sizes: frames in each cache; weights: share of samples of each, any positive scale.
+    Raises ValueError for an empty cache or a weight that is not positive.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, *, flip: bool) -> None:
+        if len(sizes) != len(weights) or min(sizes, default=0) < 1 or min(weights, default=0) <= 0:
+            raise ValueError(f"a mixture needs frames and a positive weight in each cache, got {sizes=}, {weights=}")
+        self._sizes = np.asarray(sizes)
+        self._shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self._seed, self._flip = seed, flip
+
+    def draw(self, step: int, num_samples: int) -> list[Draw]:
+        """The samples of one optimiser step, in order."""
+        rng = np.random.default_rng([self._seed, step])
+        datasets = rng.choice(len(self._sizes), size=num_samples, p=self._shares)
+        frames = rng.integers(self._sizes[datasets])
+        flips = (rng.random(num_samples) < 0.5) & self._flip
+        return [Draw(int(d), int(f), bool(m)) for d, f, m in zip(datasets, frames, flips, strict=True)]
