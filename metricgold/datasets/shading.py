@@ -1,0 +1,265 @@
+"""What surfaces look like: patterns of fixed real-world size, one light with shadows, haze.
+
+Pattern sizes never vary (a floor tile is always 0.5 m, a storey 3 m, a lane mark 3 m), so that an image
+tells metres. Every pattern is averaged over the footprint of a pixel, which keeps distance free of aliasing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from metricgold.datasets.raycast import NOTHING, Hits, Solids
+
+
+@dataclass(frozen=True, slots=True)
+class Light:
+    """A point that shines; a sun is a point far away. `fade_m` is the distance of half strength, None for a sun."""
+
+    position_m: tuple[float, float, float]
+    colour: tuple[float, float, float]
+    ambient: tuple[float, float, float]
+    fade_m: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Air:
+    """Haze between eye and surface, and the sky behind everything. Linear colours."""
+
+    haze_per_m: float
+    horizon: tuple[float, float, float]
+    zenith: tuple[float, float, float]
+
+
+def shade(
+    solids: Solids, light: Light, air: Air, origin: np.ndarray, directions: np.ndarray, hits: Hits, pixel_angle: float
+) -> np.ndarray:
+    """Linear radiance [N, 3] of rays that start at `origin`; `pixel_angle` is the angle a pixel covers, in radians."""
+    radiance = _sky(air, directions)
+    rows = np.flatnonzero(hits.solid != NOTHING)
+    points = origin + hits.distances[rows, None] * directions[rows]
+    lengths_m = np.linalg.norm(points - origin, axis=1)
+    surface = _Surface.gather(solids, points, hits.solid[rows])
+    facing = np.abs(np.einsum("ni,ni->n", surface.normals, points - origin)) / lengths_m
+    footprint_m = lengths_m * pixel_angle / np.maximum(facing, 0.15)
+    albedo = _albedo(solids, surface, hits.solid[rows], footprint_m)
+    colour = albedo * _illumination(solids, light, points, surface.normals)
+    clear = np.exp(-air.haze_per_m * lengths_m)[:, None]
+    radiance[rows] = colour * clear + np.asarray(air.horizon) * (1 - clear)
+    return radiance
+
+
+@dataclass(frozen=True, slots=True)
+class _Surface:
+    normals: np.ndarray  # [N, 3]
+    u: np.ndarray  # [N] metres along the surface
+    v: np.ndarray  # [N] metres along the surface; height above the ground on upright faces
+    axis: np.ndarray  # [N] 2 on level faces
+
+    @classmethod
+    def gather(cls, solids: Solids, points: np.ndarray, solid: np.ndarray) -> "_Surface":
+        normals, local, axis = np.empty_like(points), np.empty_like(points), np.empty(len(points), dtype=int)
+        for index in np.unique(solid):
+            rows = np.flatnonzero(solid == index)
+            normals[rows], local[rows], axis[rows] = solids.solids[index].surface(points[rows])
+        is_level = axis == 2
+        u = np.where(axis == 0, local[:, 1], local[:, 0])
+        return cls(normals, u, np.where(is_level, local[:, 1], points[:, 2]), axis)
+
+    def __getitem__(self, rows: np.ndarray) -> "_Surface":
+        return _Surface(self.normals[rows], self.u[rows], self.v[rows], self.axis[rows])
+
+
+def _sky(air: Air, directions: np.ndarray) -> np.ndarray:
+    height = np.clip(directions[:, 2] / np.linalg.norm(directions, axis=1), 0, 1)[:, None] ** 0.6
+    return np.asarray(air.horizon) * (1 - height) + np.asarray(air.zenith) * height
+
+
+def _albedo(solids: Solids, surface: _Surface, solid: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    materials = np.array([item.material for item in solids.solids])[solid]
+    colours = np.array([item.colour for item in solids.solids])[solid] ** 2.2
+    albedo = np.empty((len(solid), 3))
+    for name in np.unique(materials):
+        rows = np.flatnonzero(materials == name)
+        albedo[rows] = MATERIALS[name](surface[rows], colours[rows], footprint_m[rows])
+    return albedo
+
+
+def _illumination(solids: Solids, light: Light, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    to_light = np.asarray(light.position_m) - points
+    length_m = np.linalg.norm(to_light, axis=1)
+    lambert = np.maximum(np.einsum("ni,ni->n", normals, to_light) / length_m, 0)
+    if light.fade_m is not None:
+        lambert = lambert / (1 + (length_m / light.fade_m) ** 2)
+    rows = np.flatnonzero(lambert > 1e-3)
+    blocked = solids.cast(np.asarray(light.position_m), -to_light[rows], bounded_only=True).distances
+    lambert[rows] *= blocked >= 1 - 0.02 / length_m[rows]  # 2 cm: a surface does not shade itself
+    # Faces that look down get little of the sky's or the ceiling's light; the foot of things is darker.
+    openness = (0.75 + 0.25 * normals[:, 2]) * (
+        1 - 0.35 * np.exp(-np.maximum(points[:, 2], 0) / 0.25) * _upright(normals)
+    )
+    return lambert[:, None] * light.colour + openness[:, None] * light.ambient
+
+
+def _upright(normals: np.ndarray) -> np.ndarray:
+    return np.abs(normals[:, 2]) < 0.9
+
+
+# Patterns
+
+
+def _pulse(x: np.ndarray, period_m: float, width_m: float, footprint_m: np.ndarray) -> np.ndarray:
+    """Share of the footprint around x that lies in [0, width) of each period: exactly box-filtered."""
+
+    def integral(x: np.ndarray) -> np.ndarray:
+        whole = np.floor(x / period_m)
+        return whole * width_m + np.minimum(x - whole * period_m, width_m)
+
+    half = footprint_m / 2
+    return (integral(x + half) - integral(x - half)) / footprint_m
+
+
+def _checker(u: np.ndarray, v: np.ndarray, size_m: float, footprint_m: np.ndarray) -> np.ndarray:
+    a, b = _pulse(u, 2 * size_m, size_m, footprint_m), _pulse(v, 2 * size_m, size_m, footprint_m)
+    return a + b - 2 * a * b
+
+
+def _tone(u: np.ndarray, v: np.ndarray, footprint_m: np.ndarray, width_m: float, height_m: float) -> np.ndarray:
+    """A random number in [0, 1] per cell, fading to its mean as cells get smaller than the footprint."""
+    x, y = np.floor(u / width_m).astype(np.int64), np.floor(v / height_m).astype(np.int64)
+    mixed = (x * 73856093) ^ (y * 19349663)
+    mixed = (mixed ^ (mixed >> 13)) * 1274126177
+    fade = np.clip(1.5 - footprint_m / min(width_m, height_m), 0, 1)
+    return 0.5 + (((mixed >> 8) & 255) / 255 - 0.5) * fade
+
+
+def _mix(share: np.ndarray, there, here) -> np.ndarray:
+    return share[:, None] * np.asarray(there) + (1 - share[:, None]) * np.asarray(here)
+
+
+def _plain(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    return colour
+
+
+def _tiles(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    return _mix(_checker(surface.u, surface.v, 0.5, footprint_m), colour, 0.45 * colour)
+
+
+def _slabs(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    seam = 1 - (1 - _pulse(surface.u, 1.0, 0.08, footprint_m)) * (1 - _pulse(surface.v, 1.0, 0.08, footprint_m))
+    tone = 0.75 + 0.5 * _tone(surface.u, surface.v, footprint_m, 1.0, 1.0)
+    return _mix(seam, 0.35 * colour, tone[:, None] * colour)
+
+
+def _planks(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    tone = 0.6 + 0.8 * _tone(surface.u, surface.v, footprint_m, 0.25, 1.5)
+    return _mix(_pulse(surface.u, 0.25, 0.02, footprint_m), 0.3 * colour, tone[:, None] * colour)
+
+
+def _wall(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    # A dark skirting board of 0.12 m, a dado up to 1 m, a rail of 6 cm above it.
+    dado = np.clip((1.0 - surface.v) / footprint_m + 0.5, 0, 1)
+    skirting = np.clip((0.12 - surface.v) / footprint_m + 0.5, 0, 1)
+    painted = _mix(dado, colour * (0.50, 0.55, 0.62), colour)
+    return _mix(skirting, (0.05, 0.035, 0.025), painted)
+
+
+def _brick(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    course = np.floor(surface.v / 0.25)
+    u = surface.u + 0.25 * (course % 2)
+    mortar = 1 - (1 - _pulse(u, 0.5, 0.03, footprint_m)) * (1 - _pulse(surface.v, 0.25, 0.03, footprint_m))
+    tone = 0.7 + 0.6 * _tone(u, surface.v, footprint_m, 0.5, 0.25)
+    return _mix(mortar, (0.45, 0.43, 0.40), tone[:, None] * colour)
+
+
+def _facade(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    # Storeys of 3 m with windows 1.4 m wide every 3 m, a ledge between storeys.
+    window = _pulse(surface.u, 3.0, 1.4, footprint_m) * _pulse(surface.v - 0.9, 3.0, 1.5, footprint_m)
+    ledge = _pulse(surface.v, 3.0, 0.2, footprint_m)
+    upright = np.where(surface.axis == 2, 0, 1)
+    walls = _mix(ledge * upright, 1.5 * colour, colour)
+    return _mix(window * upright, (0.03, 0.05, 0.08), walls)
+
+
+def _grass(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    tone = 0.5 * _tone(surface.u, surface.v, footprint_m, 0.3, 0.3) + 0.5 * _tone(
+        surface.u, surface.v, footprint_m, 2, 2
+    )
+    return (0.6 + 0.8 * tone)[:, None] * (0.09, 0.19, 0.05)
+
+
+def _street(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    # Two lanes of 3.5 m along y; 3 m dashes every 6 m, solid lines at the edges, lawn beyond the pavements.
+    u, v = surface.u, surface.v
+    asphalt = (0.85 + 0.3 * _tone(u, v, footprint_m, 1.0, 1.0))[:, None] * (0.065, 0.065, 0.07)
+    dashes = _band(u, -0.1, 0.1, footprint_m) * _pulse(v, 6.0, 3.0, footprint_m)
+    edges = _band(np.abs(u), 3.1, 3.3, footprint_m)
+    road = _mix(np.clip(dashes + edges, 0, 1), (0.75, 0.75, 0.72), asphalt)
+    return _mix(_band(np.abs(u), -1, 3.5, footprint_m), road, _grass(surface, colour, footprint_m))
+
+
+def _garden(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    # A path of 1 m slabs, 3 m wide, along y through a lawn.
+    path = _slabs(surface, np.broadcast_to((0.42, 0.39, 0.34), colour.shape), footprint_m)
+    return _mix(_band(np.abs(surface.u), -1, 1.5, footprint_m), path, _grass(surface, colour, footprint_m))
+
+
+def _shelf(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    board = _pulse(surface.v, 0.4, 0.06, footprint_m)
+    tone = _tone(surface.u, surface.v, footprint_m, 0.12, 0.4)
+    hue = _tone(surface.u + 7, surface.v, footprint_m, 0.12, 0.4)
+    books = np.stack([0.05 + 0.5 * tone, 0.25 * np.ones_like(tone) * hue, 0.05 + 0.4 * (1 - tone)], axis=1)
+    filled = _mix(board, colour, books)
+    return np.where((surface.axis == 2)[:, None], colour, filled)
+
+
+def _crate(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    seam = _pulse(surface.v, 0.25, 0.03, footprint_m)
+    tone = 0.75 + 0.5 * _tone(surface.u + 100, surface.v, footprint_m, 4.0, 0.25)
+    return _mix(seam, 0.25 * colour, tone[:, None] * colour)
+
+
+def _car_body(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    # Wheels at +-1.35 m of the middle, 0.6 m across; dark below the sill.
+    wheel = (np.abs(np.abs(surface.u) - 1.35) < 0.32) & (surface.v < 0.65)
+    dark = (wheel | (surface.v < 0.3)) & (surface.axis != 2)
+    return _mix(dark.astype(float), (0.015, 0.015, 0.015), colour)
+
+
+def _car_cabin(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    return np.where((surface.axis == 2)[:, None], colour, (0.03, 0.04, 0.05))
+
+
+def _leaves(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    tone = _tone(surface.u + 50, surface.v + 50, footprint_m, 0.4, 0.4)
+    return (0.5 + tone)[:, None] * colour
+
+
+def _door(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np.ndarray:
+    panel = _band(np.abs(surface.u), -1, 0.3, footprint_m) * _pulse(surface.v - 0.2, 0.9, 0.7, footprint_m)
+    return _mix(panel, 0.55 * colour, colour)
+
+
+def _band(x: np.ndarray, low_m: float, high_m: float, footprint_m: np.ndarray) -> np.ndarray:
+    half = footprint_m / 2
+    inside = np.minimum(x + half, high_m) - np.maximum(x - half, low_m)
+    return np.clip(inside / footprint_m, 0, 1)
+
+
+MATERIALS: dict[str, Callable[[_Surface, np.ndarray, np.ndarray], np.ndarray]] = {
+    "plain": _plain,
+    "tiles": _tiles,
+    "slabs": _slabs,
+    "planks": _planks,
+    "wall": _wall,
+    "brick": _brick,
+    "facade": _facade,
+    "street": _street,
+    "garden": _garden,
+    "shelf": _shelf,
+    "crate": _crate,
+    "car body": _car_body,
+    "car cabin": _car_cabin,
+    "leaves": _leaves,
+    "door": _door,
+}

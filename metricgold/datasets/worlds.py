@@ -1,0 +1,316 @@
+"""Scenes drawn from a seed: rooms, streets, gardens and halls, with furniture of its usual size.
+
+x and y on the ground, z up, metres. Colours are sRGB values in [0, 1].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from metricgold.datasets.raycast import Box, Cylinder, Ground, Shell, Solid, Solids, Sphere
+from metricgold.datasets.shading import Air, Light
+
+Rng = np.random.Generator
+WOOD = (0.55, 0.36, 0.20)
+WHITE = (0.85, 0.85, 0.82)
+PAINTS = ((0.80, 0.15, 0.12), (0.12, 0.30, 0.75), (0.90, 0.70, 0.10), (0.12, 0.55, 0.25), (0.85, 0.85, 0.85))
+FABRICS = ((0.45, 0.20, 0.20), (0.20, 0.30, 0.50), (0.35, 0.42, 0.30), (0.50, 0.45, 0.40))
+FACADES = ((0.72, 0.60, 0.45), (0.62, 0.35, 0.27), (0.70, 0.70, 0.66), (0.75, 0.68, 0.50), (0.50, 0.55, 0.60))
+SUN_M = 1000.0  # as far as the sun needs to be for parallel shadows
+
+
+@dataclass(frozen=True, slots=True)
+class Pose:
+    """Where a camera stands. `yaw` turns left from +y, `pitch` up; radians."""
+
+    position_m: tuple[float, float, float]
+    yaw: float
+    pitch: float
+
+    def world_from_camera(self) -> np.ndarray:
+        """Rotation [3, 3] from camera axes (x right, y down, z along the axis) to the world's."""
+        sine, cosine = np.sin(self.yaw), np.cos(self.yaw)
+        up, level = np.sin(self.pitch), np.cos(self.pitch)
+        right = np.array([cosine, sine, 0])
+        forward = np.array([-sine * level, cosine * level, up])
+        return np.stack([right, np.cross(forward, right), forward], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """Solids, light and air, and `draw_pose` for one more place of the camera."""
+
+    solids: Solids
+    light: Light
+    air: Air
+    draw_pose: Callable[[Rng], Pose]
+
+    def with_haze(self, haze_per_m: float) -> "World":
+        return replace(self, air=replace(self.air, haze_per_m=haze_per_m))
+
+    def pose(self, rng: Rng) -> Pose:
+        """A pose from which there is something to see: nothing closer than 0.6 m, the middle not walled in."""
+        for _ in range(30):
+            pose = self.draw_pose(rng)
+            if self._is_good(pose):
+                return pose
+        return pose
+
+    def _is_good(self, pose: Pose) -> bool:
+        x, y = np.meshgrid(np.linspace(-0.7, 0.7, 9), np.linspace(-0.5, 0.5, 7))
+        rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3) @ pose.world_from_camera().T
+        planar_depth_m = self.solids.cast(np.array(pose.position_m), rays).distances
+        return planar_depth_m.min() > 0.7 and np.median(planar_depth_m) > 1.8
+
+
+def _pick(rng: Rng, choices: tuple) -> tuple:
+    return choices[rng.integers(len(choices))]
+
+
+def _sun(rng: Rng, haze_per_m: float) -> tuple[Light, Air]:
+    azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.0)
+    level = SUN_M * np.cos(height)
+    position_m = (level * np.cos(azimuth), level * np.sin(azimuth), SUN_M * np.sin(height))
+    light = Light(position_m, colour=(1.15, 1.05, 0.9), ambient=(0.42, 0.47, 0.55))
+    return light, Air(haze_per_m, horizon=(0.62, 0.70, 0.80), zenith=(0.20, 0.38, 0.75))
+
+
+def _lamp(position_m: tuple[float, float, float], fade_m: float) -> Light:
+    return Light(position_m, colour=(1.9, 1.7, 1.4), ambient=(0.40, 0.40, 0.42), fade_m=fade_m)
+
+
+# Things
+
+
+def _car(x: float, y: float, colour: tuple) -> list[Solid]:
+    # 4.5 x 1.8 x 1.5 m, along y. Boxes are long along their own x so that wheels sit on the long faces.
+    body = Box((x, y, 0.50), (2.25, 0.90, 0.40), np.pi / 2, "car body", colour)
+    return [body, Box((x, y - 0.2, 1.20), (1.20, 0.80, 0.30), np.pi / 2, "car cabin", colour)]
+
+
+def _tree(x: float, y: float, rng: Rng) -> list[Solid]:
+    crown_m = rng.uniform(1.3, 1.8)
+    trunk = Cylinder((x, y, 0), 0.15, 3.0, "plain", (0.35, 0.25, 0.18))
+    return [trunk, Sphere((x, y, 2.6 + crown_m), crown_m, "leaves", (0.25, 0.45, 0.18))]
+
+
+def _post(x: float, y: float) -> Solid:
+    return Cylinder((x, y, 0), 0.15, 1.7, "plain", (0.85, 0.25, 0.10))
+
+
+def _table(x: float, y: float, yaw: float) -> list[Solid]:
+    across = np.array([np.cos(yaw), np.sin(yaw)]) * 0.6
+    top = Box((x, y, 0.72), (0.75, 0.40, 0.03), yaw, "plain", WOOD)
+    legs = [
+        Box((x + s * across[0], y + s * across[1], 0.345), (0.04, 0.35, 0.345), yaw, "plain", WOOD) for s in (-1, 1)
+    ]
+    return [top, *legs]
+
+
+def _sofa(x: float, y: float, yaw: float, colour: tuple) -> list[Solid]:
+    back = np.array([-np.sin(yaw), np.cos(yaw)]) * 0.35
+    seat = Box((x, y, 0.22), (0.95, 0.42, 0.22), yaw, "plain", colour)
+    return [seat, Box((x + back[0], y + back[1], 0.45), (0.95, 0.12, 0.45), yaw, "plain", colour)]
+
+
+def _chair(x: float, y: float, yaw: float, colour: tuple) -> list[Solid]:
+    back = np.array([-np.sin(yaw), np.cos(yaw)]) * 0.2
+    seat = Box((x, y, 0.23), (0.22, 0.22, 0.23), yaw, "plain", colour)
+    return [seat, Box((x + back[0], y + back[1], 0.47), (0.22, 0.03, 0.47), yaw, "plain", colour)]
+
+
+def _furniture(x: float, y: float, rng: Rng) -> list[Solid]:
+    yaw = rng.choice([0, np.pi / 2]) + rng.uniform(-0.3, 0.3)
+    kind = rng.integers(6)
+    if kind == 0:
+        return _table(x, y, yaw)
+    if kind == 1:
+        return _sofa(x, y, yaw, _pick(rng, FABRICS))
+    if kind == 2:
+        return _chair(x, y, yaw, _pick(rng, FABRICS))
+    if kind == 3:
+        return [Sphere((x, y, 0.3), 0.3, "plain", PAINTS[0])]
+    if kind == 4:
+        return [Box((x, y, 0.25), (0.25, 0.25, 0.25), yaw, "plain", _pick(rng, PAINTS[1:4]))]
+    return [
+        Cylinder((x, y, 0), 0.04, 1.5, "plain", (0.2, 0.2, 0.2)),
+        Sphere((x, y, 1.6), 0.18, "plain", (1, 0.95, 0.8)),
+    ]
+
+
+def _against_wall(
+    side: int, along_m: float, half_x_m: float, half_y_m: float, half_size_m: tuple, z: float, **look
+) -> Box:
+    """A box with its back to wall `side` (0: -x, 1: +x, 2: -y, 3: +y); half_size_m = along, out of the wall, up."""
+    along, out, up = half_size_m
+    sign = 1 if side % 2 else -1
+    if side < 2:
+        return Box((sign * (half_x_m - out), along_m, z), (out, along, up), 0.0, **look)
+    return Box((along_m, sign * (half_y_m - out), z), (along, out, up), 0.0, **look)
+
+
+# Worlds
+
+
+def draw_room(rng: Rng) -> World:
+    """A furnished room of 4-9 m, 2.7 m high, with a door and a window through which nothing is seen."""
+    half_x_m, half_y_m, height_m = rng.uniform(2.2, 4.0), rng.uniform(2.5, 4.8), 2.7
+    window_side, door_side = rng.permutation(4)[:2]
+    shell = _room_shell(rng, half_x_m, half_y_m, height_m, window_side)
+    solids: list[Solid] = [*shell, *_wall_pieces(rng, half_x_m, half_y_m, window_side, door_side)]
+    for _ in range(rng.integers(4, 8)):
+        x, y = rng.uniform(-0.75, 0.75, 2) * (half_x_m, half_y_m)
+        solids += _furniture(x, y, rng)
+    lamp_x, lamp_y = rng.uniform(-0.3, 0.3, 2) * (half_x_m, half_y_m)
+    solids.append(Sphere((lamp_x, lamp_y, height_m - 0.1), 0.15, "plain", (1, 1, 1)))
+
+    def draw_pose(rng: Rng) -> Pose:
+        x, y = rng.uniform(-0.85, 0.85, 2) * (half_x_m - 0.4, half_y_m - 0.4)
+        towards = np.arctan2(x, -y) if np.hypot(x, y) > 1e-6 else 0.0  # yaw that looks at the middle
+        return Pose((x, y, rng.uniform(1.35, 1.55)), towards + rng.uniform(-0.7, 0.7), rng.uniform(-0.20, -0.10))
+
+    light = _lamp((lamp_x, lamp_y, height_m - 0.3), fade_m=4.0)
+    return World(Solids(tuple(solids)), light, Air(0.0, (2.2, 2.4, 2.6), (2.2, 2.4, 2.6)), draw_pose)
+
+
+def _room_shell(rng: Rng, half_x_m: float, half_y_m: float, height_m: float, window_side: int) -> list[Solid]:
+    low, high = (-half_x_m, -half_y_m, 0.0), (half_x_m, half_y_m, height_m)
+    floor = (_pick(rng, ("tiles", "planks")), _pick(rng, ((0.75, 0.70, 0.62), (0.62, 0.42, 0.25))))
+    paint = _pick(rng, ((0.85, 0.82, 0.72), (0.72, 0.80, 0.82), (0.82, 0.76, 0.78), (0.78, 0.83, 0.74)))
+    pane = _against_wall(window_side, rng.uniform(-0.8, 0.8), half_x_m, half_y_m, (0.7, 0.05, 0.6), 1.5)
+    opening = tuple(map(tuple, (np.subtract(pane.centre_m, pane.half_size_m), np.add(pane.centre_m, pane.half_size_m))))
+    opening = (tuple(np.subtract(opening[0], 0.01)), tuple(np.add(opening[1], 0.01)))
+    return [
+        Shell(low, high, frozenset({"floor"}), (), *floor),
+        Shell(low, high, frozenset({"wall"}), (opening,), "wall", paint),
+        Shell(low, high, frozenset({"ceiling"}), (), "plain", WHITE),
+    ]
+
+
+def _wall_pieces(rng: Rng, half_x_m: float, half_y_m: float, window_side: int, door_side: int) -> list[Solid]:
+    """A door of 0.9 x 2 m, and shelves and pictures on the walls that have neither door nor window."""
+    room = (half_x_m, half_y_m)
+    pieces = [_against_wall(door_side, rng.uniform(-1, 1), *room, (0.45, 0.03, 1.0), 1.0, material="door", colour=WOOD)]
+    for side in set(range(4)) - {window_side, door_side}:
+        if rng.random() < 0.7:
+            at = rng.uniform(-1.2, 1.2)
+            pieces.append(_against_wall(side, at, *room, (0.6, 0.18, 1.0), 1.0, material="shelf", colour=WOOD))
+        else:
+            look = {"material": "plain", "colour": _pick(rng, PAINTS[:4])}
+            pieces.append(_against_wall(side, rng.uniform(-1, 1), *room, (0.5, 0.02, 0.35), 1.6, **look))
+    return pieces
+
+
+def draw_street(rng: Rng) -> World:
+    """A straight street along y between rows of houses, with parked and driving cars, trees, posts and lamps."""
+    solids: list[Solid] = [Ground("street")]
+    for side in (-1, 1):
+        pavement = Box((side * 4.75, 100, 0.07), (1.25, 160, 0.07), 0.0, "slabs", (0.62, 0.60, 0.57))
+        solids += [pavement, *_houses(rng, side), *_street_furniture(rng, side)]
+    for y in np.arange(-30, 160, 25):
+        if rng.random() < 0.7:
+            lane = rng.choice([-1.75, 1.75])
+            solids += _car(lane, y + rng.uniform(0, 12), _pick(rng, PAINTS))
+    light, air = _sun(rng, haze_per_m=0.006)
+
+    def draw_pose(rng: Rng) -> Pose:
+        position_m = (1.75 + rng.uniform(-0.4, 0.4), rng.uniform(-30, 30), rng.uniform(1.55, 1.65))
+        return Pose(position_m, rng.uniform(-0.2, 0.2), rng.uniform(-0.06, 0.0))
+
+    return World(Solids(tuple(solids)), light, air, draw_pose)
+
+
+def _houses(rng: Rng, side: int) -> list[Solid]:
+    houses, y = [], -40.0
+    while y < 190:
+        length_m, height_m = 3.0 * rng.integers(3, 7), 3.0 * rng.integers(2, 6)
+        x = side * (6.5 + rng.uniform(0, 1.5) + 5)
+        houses.append(
+            Box(
+                (x, y + length_m / 2, height_m / 2), (5, length_m / 2, height_m / 2), 0.0, "facade", _pick(rng, FACADES)
+            )
+        )
+        y += length_m + rng.choice([0.0, 0.0, 4.0, 9.0])
+    return houses
+
+
+def _street_furniture(rng: Rng, side: int) -> list[Solid]:
+    things: list[Solid] = []
+    for y in np.arange(-40, 140, 12.0):
+        kind = rng.integers(5)
+        if kind == 0:
+            things += _tree(side * 5.5, y, rng)
+        elif kind == 1:
+            things.append(_post(side * 4.0, y))
+        elif kind == 2:
+            things.append(Cylinder((side * 3.8, y, 0), 0.10, 6.0, "plain", (0.45, 0.45, 0.48)))
+        elif side > 0 or rng.random() < 0.5:
+            things += _car(side * 4.6, y, _pick(rng, PAINTS))
+    return things
+
+
+def draw_garden(rng: Rng) -> World:
+    """A path through lawns with trees, brick walls, crates, boulders and a house or two under the sky."""
+    solids: list[Solid] = [Ground("garden")]
+    for _ in range(rng.integers(8, 13)):
+        x, y = rng.choice([-1, 1]) * rng.uniform(3, 18), rng.uniform(-15, 45)
+        solids += _garden_thing(x, y, rng)
+    for side in (-1, 1):
+        if rng.random() < 0.6:
+            y = rng.uniform(0, 20)
+            solids.append(Box((side * rng.uniform(4, 8), y, 0.75), (0.15, 8, 0.75), 0.0, "brick", (0.62, 0.33, 0.25)))
+        x, y, storeys = side * rng.uniform(12, 20), rng.uniform(5, 50), rng.integers(1, 4)
+        solids.append(Box((x, y, 1.5 * storeys), (4.5, 6.0, 1.5 * storeys), 0.0, "facade", _pick(rng, FACADES)))
+    solids += [Box((0, 62, 1.5), (30, 0.2, 1.5), 0.0, "brick", (0.62, 0.33, 0.25))]
+    light, air = _sun(rng, haze_per_m=0.010)
+
+    def draw_pose(rng: Rng) -> Pose:
+        position_m = (rng.uniform(-1.2, 1.2), rng.uniform(-12, 25), rng.uniform(1.4, 1.6))
+        return Pose(position_m, rng.uniform(-0.5, 0.5), rng.uniform(-0.15, -0.05))
+
+    return World(Solids(tuple(solids)), light, air, draw_pose)
+
+
+def _garden_thing(x: float, y: float, rng: Rng) -> list[Solid]:
+    kind = rng.integers(4)
+    if kind == 0:
+        return _tree(x, y, rng)
+    if kind == 1:
+        return [Box((x, y, 0.5), (0.5, 0.5, 0.5), rng.uniform(0, 1.5), "crate", WOOD)]
+    if kind == 2:
+        return [Sphere((x, y, 0.4), 0.7, "plain", (0.5, 0.5, 0.48))]
+    return [_post(x, y)]
+
+
+def draw_hall(rng: Rng) -> World:
+    """A hall of 12-24 m with 1 m floor slabs, crates of 1 m, racks, columns and a gate to the open."""
+    half_x_m, half_y_m, height_m = rng.uniform(5, 8), rng.uniform(7, 12), 5.0
+    gate = ((-2.0, half_y_m - 0.1, -0.1), (2.0, half_y_m + 0.1, 3.5))
+    low, high = (-half_x_m, -half_y_m, -1.0), (half_x_m, half_y_m, height_m)
+    solids: list[Solid] = [
+        Ground("slabs", (0.62, 0.61, 0.58)),
+        Shell(low, high, frozenset({"wall"}), (gate,), "brick", (0.68, 0.52, 0.42)),
+        Shell(low, high, frozenset({"ceiling"}), (), "plain", (0.6, 0.62, 0.65)),
+    ]
+    for side in (-1, 1):
+        for y in np.arange(-half_y_m + 2, half_y_m - 1, 4.0):
+            solids.append(Cylinder((side * 0.55 * half_x_m, y, 0), 0.25, height_m, "plain", (0.75, 0.72, 0.2)))
+        solids.append(
+            Box((side * (half_x_m - 0.5), rng.uniform(-2, 2), 1.2), (0.5, 3.0, 1.2), 0.0, "shelf", (0.2, 0.35, 0.6))
+        )
+    for _ in range(rng.integers(5, 10)):
+        x, y = rng.uniform(-0.85, 0.85, 2) * (half_x_m, half_y_m)
+        solids += [Box((x, y, 0.5), (0.5, 0.5, 0.5), rng.uniform(0, 1.5), "crate", WOOD)]
+    for _ in range(2):
+        x, y = rng.uniform(-0.7, 0.7, 2) * (half_x_m, half_y_m)
+        solids.append(_post(x, y))
+
+    def draw_pose(rng: Rng) -> Pose:
+        x, y = rng.uniform(-0.9, 0.9) * (half_x_m - 1), rng.uniform(-0.9, 0.2) * (half_y_m - 1)
+        return Pose(
+            (x, y, rng.uniform(1.4, 1.6)), np.arctan2(x, 4.0) + rng.uniform(-0.5, 0.5), rng.uniform(-0.15, -0.05)
+        )
+
+    air = Air(0.010, horizon=(0.62, 0.70, 0.80), zenith=(0.20, 0.38, 0.75))
+    return World(Solids(tuple(solids)), _lamp((0.0, 0.0, height_m - 0.2), fade_m=9.0), air, draw_pose)
