@@ -1,0 +1,1 @@
+"""When and where: Prefect flows around DVC's graph and the command line. Each flow is a page."""

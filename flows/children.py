@@ -1,0 +1,121 @@
+"""Child processes of a flow: their lines go to the flow's log, and they end when it ends.
+
+A child stays in our process group: a cancelled run signals the whole group, and a trainer has GRACE_S to save.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+GRACE_S = 28  # Prefect kills the group 30 s after asking it to end
+KEPT_LINES = 20  # of a failed child, for the message
+
+_running: set[subprocess.Popen] = set()
+_ending = threading.Event()
+
+
+class ChildFailed(RuntimeError):
+    """A child process ended with another code than 0; the message holds its last lines."""
+
+
+def environment() -> dict[str, str]:
+    """Ours, with this interpreter's console scripts on PATH and no buffering or telemetry."""
+    scripts = str(Path(sys.executable).parent)
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    if scripts not in path:
+        path.insert(0, scripts)
+    quiet = {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
+    return os.environ | quiet | {"PATH": os.pathsep.join(path)}
+
+
+def run_child(command: list[str], log: Callable[[str], None]) -> None:
+    """Run a command and log what it prints. Raises ChildFailed with its last lines."""
+    code, lines = _run(command, log, None)
+    if code:
+        raise ChildFailed(_failure(command, code, lines))
+
+
+def ask_child(command: list[str], log: Callable[[str], None]) -> dict[str, Any]:
+    """Run a command that answers in JSON on its standard output; its standard error is logged.
+
+    Codes 0 and 1 count as an answer if there is one ("no" is an answer). Raises ChildFailed otherwise.
+    """
+    with TemporaryFile("w+") as answer:
+        code, lines = _run(command, log, answer)
+        answer.seek(0)
+        text = answer.read()
+    if code not in (0, 1) or not text.strip():
+        raise ChildFailed(_failure(command, code, lines))
+    return json.loads(text)
+
+
+def end_children() -> None:
+    """Ask every child and what it started to end, wait GRACE_S, then kill what is left. No new ones start."""
+    _ending.set()
+    for child in list(_running):
+        end(child)
+
+
+def end(child: subprocess.Popen) -> None:
+    """End one child with all its descendants: DVC's own child is the one that has work to save."""
+    import psutil
+
+    try:
+        parent = psutil.Process(child.pid)
+        family = [*parent.children(recursive=True), parent]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        _quietly(process.terminate)
+    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
+    for process in alive:
+        _quietly(process.kill)
+    child.wait()
+
+
+def _quietly(action: Callable[[], None]) -> None:
+    import psutil
+
+    try:
+        action()
+    except psutil.NoSuchProcess:
+        return
+
+
+def _run(command: list[str], log: Callable[[str], None], answer: IO[str] | None) -> tuple[int, list[str]]:
+    if _ending.is_set():
+        raise ChildFailed(f"`{_shown(command)}` was not started: the flow is ending")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    if answer is not None:
+        pipes = {"stdout": answer, "stderr": subprocess.PIPE}
+    last: deque[str] = deque(maxlen=KEPT_LINES)
+    child = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, text=True, errors="replace", **pipes)
+    _running.add(child)
+    try:
+        for line in child.stdout or child.stderr:
+            if line.strip():
+                last.append(line.rstrip())
+                log(last[-1])
+        child.wait()
+    except BaseException:
+        end(child)
+        raise
+    finally:
+        _running.discard(child)
+        (child.stdout or child.stderr).close()
+    return child.returncode, list(last)
+
+
+def _failure(command: list[str], code: int, lines: list[str]) -> str:
+    return "\n".join([f"`{_shown(command)}` ended with code {code}; its last lines:", *lines])
+
+
+def _shown(command: list[str]) -> str:
+    return " ".join(command).replace(f"{sys.executable} -m ", "")

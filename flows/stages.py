@@ -1,0 +1,89 @@
+"""DVC's graph as Prefect tasks: one task run per stage, in the order that dvc.yaml alone knows.
+
+Freshness is DVC's: a task asks `dvc repro` for one stage, which does nothing when nothing changed. Prefect
+caches nothing. Independent stages run side by side.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+
+from flows.children import end_children, run_child
+from metricgold.storage import write_json
+
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
+SECONDS = Path("reports/seconds.json")
+
+Graph = dict[str, set[str]]
+
+
+def stage_graph(targets: list[str] | None = None) -> Graph:
+    """Stages of the dvc.yaml here, each with the stages that it needs, in an order in which they can run.
+
+    targets  only these and what they need; all if not given
+    Raises ValueError without a DVC project here, or for an unknown stage.
+    """
+    from graphlib import TopologicalSorter
+
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            edges = repo.index.graph  # from a stage to what it needs
+            needs = {stage.addressing: {need.addressing for need in edges.successors(stage)} for stage in edges}
+    except DvcException as error:
+        raise ValueError(f"{Path.cwd()}: {error}") from error
+    unknown = sorted(set(targets or ()) - set(needs))
+    if unknown:
+        raise ValueError(f"dvc.yaml has no stage {', '.join(unknown)}; it has {', '.join(sorted(needs))}")
+    wanted = set(needs) if targets is None else _with_needs(targets, needs)
+    return {stage: needs[stage] for stage in TopologicalSorter(needs).static_order() if stage in wanted}
+
+
+def _with_needs(targets: list[str], needs: Graph) -> set[str]:
+    found, open_ends = set(), list(targets)
+    while open_ends:
+        stage = open_ends.pop()
+        if stage not in found:
+            found.add(stage)
+            open_ends.extend(needs[stage])
+    return found
+
+
+def reproduce(stage: str) -> list[str]:
+    """The command that brings one stage up to date, without those before it."""
+    return [*DVC, "repro", "--single-item", stage]
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE)
+def run_stage(stage: str) -> float:
+    """Bring one stage up to date and answer the seconds it took. Fails with the stage's last lines."""
+    started = time.perf_counter()
+    run_child(reproduce(stage), get_run_logger().info)
+    return time.perf_counter() - started
+
+
+def run_stages(graph: Graph) -> dict[str, float]:
+    """Walk the graph inside a flow; answers seconds per stage and keeps them in reports/seconds.json.
+
+    Stages that need a failed one do not start; the others finish. Raises the first failure.
+    """
+    futures = {}
+    for stage, needs in graph.items():
+        futures[stage] = run_stage.submit(stage, wait_for=[futures[need] for need in needs])
+    progress = create_progress_artifact(0.0, key="stages", description=f"{len(graph)} stages of dvc.yaml")
+    try:
+        for count, _ in enumerate(as_completed(list(futures.values())), start=1):
+            update_progress_artifact(progress, 100 * count / len(graph))
+    except BaseException:
+        end_children()  # cancelled: the trainer saves, then all stop
+        raise
+    done = {stage: future.result() for stage, future in futures.items() if future.state.is_completed()}
+    write_json(SECONDS, {stage: round(seconds, 2) for stage, seconds in done.items()})
+    return {stage: future.result() for stage, future in futures.items()}

@@ -1,0 +1,72 @@
+"""Flow `train-metricgold`: DVC's whole graph, then the registry."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.children import ask_child, run_child
+from flows.promote_model import promote_version
+from flows.stages import DVC, run_stages, stage_graph
+from metricgold.storage import read_json
+
+METRICS = Path("metrics/evaluate.json")
+
+
+@task(task_run_name="experiment", cache_policy=NO_CACHE)
+def run_experiment(overrides: dict[str, Any]) -> None:
+    """The graph with other values than params.yaml has, kept by DVC as an experiment of its own."""
+    changes = [f"--set-param={key}={value}" for key, value in overrides.items()]
+    run_child([*DVC, "exp", "run", *changes], get_run_logger().info)
+
+
+@task(task_run_name="register", cache_policy=NO_CACHE)
+def register_model() -> dict[str, Any]:
+    """A new version in MLflow, or the one that these bytes have already."""
+    return ask_child(["metricgold", "register", "--json"], get_run_logger().info)
+
+
+def show_metrics() -> dict[str, Any]:
+    """The measured figures as a table on the run's page."""
+    scores = read_json(METRICS)
+    rows = {"all": scores, **scores.get("datasets", {})}
+    names = [key for key, value in scores.items() if isinstance(value, int | float)]
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for label, row in rows.items():
+        lines.append(f"| {label} | " + " | ".join(f"{row[name]:.4g}" if name in row else "" for name in names) + " |")
+    create_markdown_artifact("\n".join(lines), key="metrics", description="held-out scenes")
+    return scores
+
+
+@flow(name="train-metricgold")
+def train_metricgold(
+    overrides: dict[str, int | float | str | bool] | None = None, register: bool = True, promote: bool = False
+) -> dict[str, Any]:
+    """Bring every stage up to date, register the model and, if asked, promote it.
+
+    Command: prefect deployment run train-metricgold (or: python -m flows.train_metricgold)
+    Reads:   params.yaml, data_manifests/, what the stages before left in data/ and models/
+    Writes:  data/, models/, metrics/, plots/, MLflow; with promote the alias champion, if the gate holds
+    Hours:   0.1 for the demo profile on two cores; days for the complete data sets on one GPU
+
+    overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned
+    """
+    if promote and not register:
+        raise ValueError("promote needs register: only a registered version can be promoted")
+    graph = stage_graph()
+    if overrides:
+        run_experiment(overrides)
+    else:
+        run_stages(graph)
+    outcome = {"metrics": show_metrics(), "version": None, "alias": None}
+    if register:
+        outcome |= {key: value for key, value in register_model().items() if key in ("version", "alias")}
+    if promote:
+        outcome |= {"alias": promote_version(outcome["version"], dry_run=False)["alias"]}
+    return outcome
+
+
+if __name__ == "__main__":
+    train_metricgold()

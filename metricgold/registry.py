@@ -1,0 +1,429 @@
+"""The registry: which model is current, what it scored and where it came from.
+
+One registered model, `metricgold`, whose versions move through three aliases: `register` sets `candidate`,
+`promote` moves `champion` if the gate holds and leaves the old one as `previous`, `rollback` swaps the two.
+A version is keyed by the digest of its checkpoint: registering the same bytes twice gives the same version.
+
+The only module that knows MLflow. Tracking goes to MLFLOW_TRACKING_URI, else to mlflow.db and mlruns/ in the
+working folder. A version is a pyfunc made of a diffusers folder and this package's source; nothing is pickled.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from metricgold.params import Params, Promote
+from metricgold.storage import digest_file, digest_folder, digest_json, read_json, write_aside
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+
+NAME = "metricgold"
+CURVE_POINTS = 200  # of the loss curve kept in MLflow; the whole one stays in metrics.jsonl
+BATCH_LIMIT = 1000  # metrics that MLflow takes at once
+
+
+def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
+    """Log one run and register its checkpoint; the version gets the alias `candidate`.
+
+    model    diffusers folder of MetricGoldPipeline; beside it <model>.state/metrics.jsonl, if it was trained here
+    metrics  JSON of `metricgold evaluate`
+    Answers name, version, run_id, model_uri, model_digest, alias and created (False: these bytes had a version).
+    Raises ValueError when checkpoint or metrics are missing, or MLflow refuses.
+    """
+    for path, stage in ((model / "model_index.json", "train"), (metrics, "evaluate")):
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file; `dvc repro {stage}` makes it")
+    scores = read_json(metrics)
+    digest = digest_folder(model)
+    with _client() as client:
+        version = _version_of(client, digest)
+        created = version is None
+        if version is None:
+            version = _create_version(client, params, model, scores, digest)
+        elif version.tags.get("evaluation_digest") != _evaluation_digest(scores):
+            _log_scores(client, version.run_id, scores)
+            client.set_model_version_tag(NAME, version.version, "evaluation_digest", _evaluation_digest(scores))
+        client.set_registered_model_alias(NAME, "candidate", version.version)
+    return {
+        "name": NAME,
+        "version": str(version.version),
+        "run_id": version.run_id,
+        "model_uri": f"models:/{NAME}/{version.version}",
+        "model_digest": digest,
+        "alias": "candidate",
+        "created": created,
+    }
+
+
+def promote(gate: Promote, *, version: str | None = None, dry_run: bool = False) -> dict[str, Any]:
+    """Check a version (the candidate if not given) against the gate and make it champion if every check holds.
+
+    Answers passed, checks [{name, value, bound, passed}], version, alias (what the version is now, or would be)
+    and previous (the champion before). AbsRel is compared with the champion's only where both were measured by
+    the same evaluation. Raises ValueError when there is no such version.
+    """
+    with _client() as client:
+        candidate = _find(client, version or "candidate")
+        champion = _find_alias(client, "champion")
+        checks = _checks(gate, client, candidate, champion)
+        passed = all(check["passed"] for check in checks)
+        is_new = champion is None or champion.version != candidate.version
+        if passed and is_new and not dry_run:
+            if champion is not None:
+                client.set_registered_model_alias(NAME, "previous", champion.version)
+            client.set_registered_model_alias(NAME, "champion", candidate.version)
+    return {
+        "passed": passed,
+        "checks": checks,
+        "version": str(candidate.version),
+        "alias": "champion" if passed or not is_new else "candidate",
+        "previous": str(champion.version) if champion else None,
+        "dry_run": dry_run,
+    }
+
+
+def rollback() -> dict[str, Any]:
+    """Make the previous champion champion again; the two change places, so a second rollback undoes the first."""
+    with _client() as client:
+        previous, champion = _find(client, "previous"), _find(client, "champion")
+        client.set_registered_model_alias(NAME, "champion", previous.version)
+        client.set_registered_model_alias(NAME, "previous", champion.version)
+    return {"version": str(previous.version), "alias": "champion", "previous": str(champion.version)}
+
+
+def fetch_model(model: str) -> tuple[Path, str]:
+    """Local folder and name of a checkpoint given as a folder or as models:/metricgold@champion, models:/metricgold/3.
+
+    A registered version that lies on this machine is used in place, else it is downloaded once into
+    ~/.cache/metricgold. Raises ValueError when there is no such folder or version.
+    """
+    if not model.startswith("models:/"):
+        folder = Path(model)
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{model} is neither a checkpoint folder (no model_index.json) nor models:/name@alias")
+        return folder, folder.resolve().name
+    name, _, which = model.removeprefix("models:/").replace("@", "/").partition("/")
+    if not which:
+        raise ValueError(f"{model}: expected models:/name@alias or models:/name/version")
+    with _client() as client:
+        version = _find(client, which, name)
+        folder = _download(client.get_model_version_download_uri(name, version.version))
+    return _data_folder(folder), f"{name}/{version.version}"
+
+
+# What MLflow holds ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _client() -> Iterator["MlflowClient"]:
+    # Only the word "true" counts; MLflow reads both when it is imported.
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from filelock import FileLock
+    from mlflow.exceptions import MlflowException
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    try:
+        mlflow.set_tracking_uri(uri)
+        if uri.startswith("sqlite:///"):
+            # Processes that create the tables at the same moment crash: one after the other.
+            with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
+                mlflow.MlflowClient().search_experiments(max_results=1)
+        yield mlflow.MlflowClient()
+    except MlflowException as error:
+        raise ValueError(f"MLflow at {_without_password(uri)}: {error}") from error
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+
+
+def _find(client: "MlflowClient", which: str, name: str = NAME) -> "ModelVersion":
+    if which.isdigit():
+        return client.get_model_version(name, which)
+    version = _find_alias(client, which, name)
+    if version is None:
+        raise ValueError(f"no version of {name} has the alias {which}")
+    return version
+
+
+def _find_alias(client: "MlflowClient", alias: str, name: str = NAME) -> "ModelVersion | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no such alias
+            return None
+        raise
+
+
+def _version_of(client: "MlflowClient", digest: str) -> "ModelVersion | None":
+    found = client.search_model_versions(f"name = '{NAME}' and tags.model_digest = '{digest}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def _create_version(
+    client: "MlflowClient", params: Params, model: Path, scores: dict[str, Any], digest: str
+) -> "ModelVersion":
+    import mlflow
+
+    tags = {**_lineage(params, model), "model_digest": digest, "evaluation_digest": _evaluation_digest(scores)}
+    mlflow.set_experiment(NAME)
+    with mlflow.start_run(tags=tags) as run:
+        run_id = run.info.run_id
+        mlflow.log_params(_flat(params.model_dump(mode="json")))
+        _log_scores(client, run_id, scores)
+        _log_curve(client, run_id, model.with_name(model.name + ".state") / "metrics.jsonl")
+        mlflow.log_dict(scores, "evaluate.json")
+        for file in filter(Path.is_file, (Path("dvc.lock"), Path("params.yaml"))):
+            mlflow.log_artifact(str(file))
+        logged = _log_model(params, model)
+    if not client.search_registered_models(f"name = '{NAME}'"):
+        client.create_registered_model(NAME, description="Depth in metres from one image.")
+    # Tags go in with the version: a kill in between leaves a run behind, never a version without its digest.
+    return client.create_model_version(NAME, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id)
+
+
+def _log_model(params: Params, model: Path) -> Any:
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    asked = params.predict
+    options = ParamSchema(
+        [
+            ParamSpec("num_inference_steps", "integer", asked.num_inference_steps),
+            ParamSpec("ensemble_size", "integer", asked.ensemble_size),
+            ParamSpec("seed", "integer", asked.seed),
+        ]
+    )
+    # An input schema would fix the number of dimensions: one image and a batch are both welcome, and
+    # _Depth.predict checks them itself.
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*input example was not provided.*")
+        return mlflow.pyfunc.log_model(
+            name=NAME,
+            loader_module="metricgold.registry",
+            data_path=str(model),
+            code_paths=[str(Path(__file__).parent)],
+            signature=ModelSignature(outputs=outputs, params=options),
+            pip_requirements=_requirements(),
+            metadata={"input": "uint8 [H, W, 3] or [N, H, W, 3]", "output": "planar depth in metres, float32"},
+        )
+
+
+def _requirements() -> list[str]:
+    from importlib.metadata import version
+
+    needed = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "accelerate",
+        "safetensors",
+        "numpy",
+        "pillow",
+        "pydantic",
+        "pyyaml",
+    )
+    return [f"{name}=={version(name).partition('+')[0]}" for name in needed]
+
+
+def _log_scores(client: "MlflowClient", run_id: str, scores: dict[str, Any]) -> None:
+    """Metrics under their own names; those of one data set as <data set>/<name>."""
+    overall = {key: value for key, value in scores.items() if key != "datasets"}
+    _log_batch(client, run_id, [(0, overall), (0, _flat(scores.get("datasets", {}), "/"))])
+
+
+def _log_curve(client: "MlflowClient", run_id: str, path: Path) -> None:
+    """A sparse copy of metrics.jsonl as train/<name>."""
+    if not path.is_file():
+        return
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    chosen = rows[:: len(rows) // CURVE_POINTS + 1]
+    if rows and chosen[-1] is not rows[-1]:
+        chosen.append(rows[-1])
+    _log_batch(
+        client, run_id, [(row["step"], {f"train/{k}": v for k, v in row.items() if k != "step"}) for row in chosen]
+    )
+
+
+def _log_batch(client: "MlflowClient", run_id: str, rows: list[tuple[int, dict[str, Any]]]) -> None:
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(key, float(value), now, step)
+        for step, row in rows
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    for start in range(0, len(metrics), BATCH_LIMIT):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])
+
+
+# The gate ------------------------------------------------------------------------------------------------------
+
+
+def _checks(
+    gate: Promote, client: "MlflowClient", candidate: "ModelVersion", champion: "ModelVersion | None"
+) -> list[dict[str, Any]]:
+    scores = client.get_run(candidate.run_id).data.metrics
+    abs_rel = scores.get("abs_rel")
+    checks = [
+        _check("abs_rel", abs_rel, at_most=gate.max_abs_rel),
+        _check("delta1", scores.get("delta1"), at_least=gate.min_delta1),
+        _check("constant_ratio", _ratio(abs_rel, scores.get("constant_abs_rel")), at_most=gate.max_constant_ratio),
+        _check("vae_floor_abs_rel", scores.get("vae_floor_abs_rel"), at_most=gate.max_vae_floor_abs_rel),
+    ]
+    if champion is not None and champion.version != candidate.version:
+        if champion.tags.get("evaluation_digest") == candidate.tags.get("evaluation_digest"):
+            ratio = _ratio(abs_rel, client.get_run(champion.run_id).data.metrics.get("abs_rel"))
+            worse_by = None if ratio is None else ratio - 1
+            checks.append(_check("regression", worse_by, at_most=gate.max_regression))
+        else:
+            logger.warning(
+                "champion %s was measured by another evaluation: no comparison with it, evaluate it again for one",
+                champion.version,
+            )
+    return [check for check in checks if check["bound"] is not None]
+
+
+def _check(
+    name: str, value: float | None, *, at_most: float | None = None, at_least: float | None = None
+) -> dict[str, Any]:
+    """One named check; a value that is missing or not a number fails."""
+    bound = at_most if at_least is None else at_least
+    passed = value is not None and (at_most is None or value <= at_most) and (at_least is None or value >= at_least)
+    return {"name": name, "value": value, "bound": bound, "passed": passed}
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return None if value is None or not reference else value / reference
+
+
+# Lineage -------------------------------------------------------------------------------------------------------
+
+
+def _lineage(params: Params, model: Path) -> dict[str, str]:
+    """Where a checkpoint came from: commit, DVC's hashes, what the trainer noted (data-set indexes, backbone)."""
+    tags = {"params_digest": digest_json(params.model_dump(mode="json")), **_git_tags()}
+    if Path("dvc.lock").is_file():
+        tags["dvc_lock"] = digest_file(Path("dvc.lock"))
+        for stage in (yaml.safe_load(Path("dvc.lock").read_text()) or {}).get("stages", {}).values():
+            tags |= {f"dvc/{out['path']}": out["md5"] for out in stage.get("outs", []) if "md5" in out}
+    if (model / "lineage.json").is_file():
+        tags |= {f"lineage.{key}": str(value) for key, value in _flat(read_json(model / "lineage.json")).items()}
+    return {key[:250]: value[:5000] for key, value in tags.items()}  # MLflow's limits
+
+
+def _git_tags() -> dict[str, str]:
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        sha, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:  # no git on this machine
+        return {}
+    return {"git_sha": sha, "git_dirty": str(bool(changes)).lower()} if sha else {}
+
+
+def _evaluation_digest(scores: dict[str, Any]) -> str:
+    return str(scores.get("digest", ""))
+
+
+def _flat(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined; lists stay one value."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, separator, f"{prefix}{key}{separator}")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# Files of a version --------------------------------------------------------------------------------------------
+
+
+def _download(uri: str) -> Path:
+    """MLflow's folder of a version: in place when it is on this disk, else a copy made once."""
+    from mlflow.artifacts import download_artifacts
+
+    if uri.startswith("models:/"):
+        import mlflow
+
+        uri = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    if urlsplit(uri).scheme in ("", "file"):
+        return Path(download_artifacts(artifact_uri=uri))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
+    folder = cache / digest_json(uri)[:32]
+    if not folder.is_dir():
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            download_artifacts(artifact_uri=uri, dst_path=str(aside))
+    return folder
+
+
+def _data_folder(folder: Path) -> Path:
+    """The diffusers folder inside MLflow's folder of a model."""
+    found = sorted(folder.rglob("MLmodel"))
+    if not found:
+        raise ValueError(f"{folder} holds no MLmodel file: not a registered MetricGold model")
+    flavors = yaml.safe_load(found[0].read_text())["flavors"]
+    return found[0].parent / flavors["python_function"]["data"]
+
+
+class _Depth:
+    """What MLflow calls: images in, metres out."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        from metricgold.model import MetricGoldPipeline
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.pipeline = MetricGoldPipeline.from_pretrained(folder).to(device)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> "np.ndarray":
+        """uint8 [H, W, 3] to planar depth in metres, float32 [H, W]; a batch [N, H, W, 3] to [N, H, W].
+
+        Raises ValueError for anything but whole numbers from 0 to 255 of that shape.
+        """
+        import numpy as np
+
+        images = np.asarray(model_input)
+        if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype.kind not in "iu":
+            raise ValueError(f"expected uint8 [H, W, 3] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        if images.size and (images.min() < 0 or images.max() > 255):
+            raise ValueError(f"expected values from 0 to 255, got {images.min()} to {images.max()}")
+        images = images.astype(np.uint8, copy=False)
+        batch = images if images.ndim == 4 else images[None]
+        depth_m = np.stack([found.planar_depth_m for found in self.pipeline(list(batch), **(params or {}))])
+        return depth_m if images.ndim == 4 else depth_m[0]
+
+
+def _load_pyfunc(path: str) -> _Depth:
+    """MLflow's door (`loader_module`): the model whose diffusers folder is `path`."""
+    return _Depth(Path(path))

@@ -1,0 +1,268 @@
+"""The registry against a real MLflow on SQLite: versions, gate, aliases, and a model that loads elsewhere."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from metricgold.params import Params, Predict, Promote
+from metricgold.registry import fetch_model, promote, register, rollback
+
+PARAMS = Params(datasets=["hypersim-synthetic"], predict=Predict(num_inference_steps=2, ensemble_size=1))
+GATE = Promote(max_abs_rel=0.25, min_delta1=0.6, max_constant_ratio=0.34, max_vae_floor_abs_rel=0.05)
+SCORES = {
+    "abs_rel": 0.2,
+    "delta1": 0.7,
+    "rmse_m": 3.0,
+    "constant_abs_rel": 0.8,
+    "vae_floor_abs_rel": 0.04,
+    "num_frames": 24,
+    "datasets": {"hypersim-synthetic": {"abs_rel": 0.2}},
+    "digest": "same evaluation",
+}
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """An MLflow database with its tables made: migrations take seconds, so they run once."""
+    folder = tmp_path_factory.mktemp("store")
+    code = "from metricgold.registry import _client\nwith _client(): pass"
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from metricgold.model import EmptyPrompt, MetricGoldPipeline
+
+    torch.manual_seed(0)
+    channels = {"block_out_channels": (8, 8), "norm_num_groups": 4}
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **channels
+    )
+    unet = UNet2DConditionModel(
+        in_channels=8,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        **channels,
+    )
+    scheduler = DDIMScheduler(prediction_type="v_prediction")
+    folder = tmp_path_factory.mktemp("model") / "metricgold"
+    MetricGoldPipeline(unet, vae, scheduler, EmptyPrompt(2, 8), 0.5, 80.0, 16, 16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, empty_store, tiny_model, monkeypatch):
+    """A working folder as `metricgold register` finds it after `dvc repro`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    shutil.copytree(tiny_model, "models/metricgold")
+    Path("models/metricgold/lineage.json").write_text(json.dumps({"datasets": {"hypersim-synthetic": "abc"}}))
+    state = Path("models/metricgold.state")
+    state.mkdir()
+    rows = [{"step": step, "loss": 1 / step, "lr": 1e-3} for step in range(1, 1501)]
+    (state / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("dvc.lock").write_text(
+        yaml.safe_dump({"stages": {"train": {"outs": [{"path": "models/metricgold", "md5": "0f.dir"}]}}})
+    )
+    return tmp_path
+
+
+def _register(**scores):
+    Path("metrics").mkdir(exist_ok=True)
+    Path("metrics/evaluate.json").write_text(json.dumps(SCORES | scores))
+    return register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"))
+
+
+def _another_model(text="again"):
+    Path("models/metricgold/lineage.json").write_text(json.dumps({"note": text}))
+
+
+def _client():
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{Path.cwd() / 'mlflow.db'}")
+
+
+def test_version_holds_scores_params_curve_and_lineage(project):
+    answer = _register()
+    run = _client().get_run(answer["run_id"]).data
+    assert run.metrics["abs_rel"] == 0.2
+    assert run.metrics["hypersim-synthetic/abs_rel"] == 0.2
+    assert run.params["train.lr"] == "3e-05"
+    curve = _client().get_metric_history(answer["run_id"], "train/loss")
+    assert curve[0].step == 1 and curve[-1].step == 1500 and 100 <= len(curve) <= 202
+    version = _client().get_model_version_by_alias("metricgold", "candidate")
+    assert str(version.version) == answer["version"]
+    assert version.tags["dvc/models/metricgold"] == "0f.dir"
+    assert version.tags["lineage.datasets.hypersim-synthetic"] == "abc"
+    assert version.tags["model_digest"] == answer["model_digest"]
+    assert not list(project.rglob("*.pkl"))
+
+
+def test_same_bytes_give_the_same_version_with_the_newest_scores(project):
+    first = _register()
+    second = _register()
+    measured_again = _register(abs_rel=0.15, digest="other evaluation")
+    assert first["created"] and not second["created"] and not measured_again["created"]
+    assert first["version"] == second["version"] == measured_again["version"]
+    assert _client().get_run(first["run_id"]).data.metrics["abs_rel"] == 0.15
+    _another_model()
+    assert _register()["version"] != first["version"]
+
+
+def test_loads_as_pyfunc_in_another_process_and_folder(project, tmp_path_factory):
+    _register()
+    promote(GATE)
+    code = """
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/metricgold@champion")
+images = np.random.default_rng(0).integers(0, 256, (2, 20, 28, 3), dtype=np.uint8)
+batch = model.predict(images, params={"num_inference_steps": 1, "seed": 3})
+one = model.predict(images[1], params={"num_inference_steps": 1, "seed": 3})
+assert batch.shape == (2, 20, 28) and batch.dtype == np.float32 and np.isfinite(batch).all() and (batch > 0).all()
+np.testing.assert_allclose(one, batch[1], rtol=1e-3)
+try:
+    model.predict(images / 255)
+except Exception as error:
+    assert "expected uint8" in str(error), error
+else:
+    raise AssertionError("floats were taken")
+"""
+    env = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fetch_model_names_folders_and_versions(project):
+    answer = _register()
+    assert fetch_model("models/metricgold") == (Path("models/metricgold"), "metricgold")
+    folder, name = fetch_model("models:/metricgold@candidate")
+    assert name == f"metricgold/{answer['version']}"
+    assert (folder / "model_index.json").read_bytes() == Path("models/metricgold/model_index.json").read_bytes()
+    assert fetch_model(f"models:/metricgold/{answer['version']}") == (folder, name)
+    for missing in ("models:/metricgold@champion", "models:/metricgold/77", "models:/nothing@champion", "models:/x"):
+        with pytest.raises(ValueError, match=r"models:/|metricgold|nothing"):
+            fetch_model(missing)
+    with pytest.raises(ValueError, match="nowhere"):
+        fetch_model("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("scores", "failing"),
+    [
+        ({"abs_rel": 0.26}, "abs_rel"),
+        ({"delta1": 0.59}, "delta1"),
+        ({"constant_abs_rel": 0.5}, "constant_ratio"),
+        ({"vae_floor_abs_rel": 0.06}, "vae_floor_abs_rel"),
+    ],
+)
+def test_gate_refuses_and_moves_nothing(project, scores, failing):
+    _register(**scores)
+    outcome = promote(GATE)
+    assert not outcome["passed"]
+    assert failing in [check["name"] for check in outcome["checks"] if not check["passed"]]
+    with pytest.raises(ValueError, match="champion"):
+        fetch_model("models:/metricgold@champion")
+
+
+def test_gate_refuses_a_missing_score(project):
+    Path("metrics").mkdir()
+    Path("metrics/evaluate.json").write_text(json.dumps({"abs_rel": 0.1}))
+    register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"))
+    assert [c["name"] for c in promote(GATE)["checks"] if not c["passed"]] == [
+        "delta1",
+        "constant_ratio",
+        "vae_floor_abs_rel",
+    ]
+
+
+def test_champion_previous_and_back(project):
+    one = _register()["version"]
+    assert promote(GATE, dry_run=True)["passed"]
+    with pytest.raises(ValueError, match="no version of metricgold has the alias previous"):
+        rollback()
+    assert promote(GATE)["previous"] is None
+    _another_model()
+    two = _register(abs_rel=0.19)["version"]
+    assert promote(GATE) | {"checks": []} == {
+        "passed": True,
+        "checks": [],
+        "version": two,
+        "alias": "champion",
+        "previous": one,
+        "dry_run": False,
+    }
+    assert promote(GATE)["version"] == two  # promoting the champion again changes nothing
+    assert rollback() == {"version": one, "alias": "champion", "previous": two}
+    assert fetch_model("models:/metricgold@champion")[1] == f"metricgold/{one}"
+    assert rollback()["version"] == two
+
+
+def test_no_regression_against_a_champion_of_the_same_evaluation(project):
+    _register(abs_rel=0.15)
+    promote(GATE)
+    _another_model()
+    worse = _register(abs_rel=0.2)["version"]
+    outcome = promote(GATE)
+    assert [c["name"] for c in outcome["checks"] if not c["passed"]] == ["regression"]
+    assert outcome["checks"][-1]["value"] == pytest.approx(0.2 / 0.15 - 1)
+    _register(abs_rel=0.2, digest="other evaluation")
+    assert promote(GATE, version=worse)["passed"]
+
+
+def test_missing_files_are_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"model_index\.json.*dvc repro train"):
+        register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"))
+
+
+def test_password_of_a_tracking_server_is_not_shown(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError) as caught:
+        fetch_model("models:/metricgold@champion")
+    assert "sesame" not in str(caught.value) and "127.0.0.1" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_first_use_by_two_processes_at_once(tmp_path):
+    code = "from metricgold.registry import _client\nwith _client() as client: client.search_experiments()"
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+
+    def start(_):
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(start, range(2)))
+    assert [done.returncode for done in outcomes] == [0, 0], outcomes
+
+
+def test_pyfunc_refuses_what_is_no_image():
+    from metricgold.registry import _Depth
+
+    depth = _Depth.__new__(_Depth)
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.full((4, 4, 3), 300)):
+        with pytest.raises(ValueError, match="expected"):
+            depth.predict(wrong)
