@@ -4,6 +4,7 @@ World: x and y on the ground, z up, metres. All rays of a call start in one poin
 tried on the rays which pass through its bounding sphere. A light is a point too: shadows use the same call.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -28,22 +29,23 @@ class Box:
         return self.centre_m, float(np.linalg.norm(self.half_size_m))
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Multiples [N] of the directions [N, 3] at which the box is entered, inf where it is not."""
-        origin = _turn(np.asarray(origin) - self.centre_m, -self.yaw)
-        directions = _turn(directions, -self.yaw)
-        inverse = 1 / np.where(directions == 0, TINY, directions)
-        middle, reach = -origin * inverse, np.abs(inverse) * self.half_size_m
-        enter, leave = (middle - reach).max(axis=1), (middle + reach).min(axis=1)
+        """Multiples [N] of the directions [3, N] at which the box is entered, inf where it is not."""
+        local_origin, local = _turn(np.asarray(origin) - self.centre_m, -self.yaw), _turn(directions, -self.yaw)
+        enter, leave = 0.0, np.inf
+        for start, slope, half_m in zip(local_origin, local, self.half_size_m, strict=True):
+            inverse = 1 / np.where(slope == 0, TINY, slope)
+            middle, reach = -start * inverse, np.abs(inverse) * half_m
+            enter, leave = np.maximum(enter, middle - reach), np.minimum(leave, middle + reach)
         return np.where((enter <= leave) & (enter > 0), enter, np.inf)
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normals [N, 3], points in the box's own frame [N, 3] and the axis [N] of the face of surface points."""
-        local = _turn(points - self.centre_m, -self.yaw)
+        local = _turn((points - self.centre_m).T, -self.yaw).T
         axis = np.argmax(np.abs(local) - self.half_size_m, axis=1)
         normals = np.zeros_like(local)
         rows = np.arange(len(local))
         normals[rows, axis] = np.sign(local[rows, axis])
-        return _turn(normals, self.yaw), local, axis
+        return _turn(normals.T, self.yaw).T, local, axis
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Sphere:
         return self.centre_m, self.radius_m
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Multiples [N] of the directions [N, 3] at which the sphere is entered, inf where it is not."""
+        """Multiples [N] of the directions [3, N] at which the sphere is entered, inf where it is not."""
         return _enter_round(np.asarray(origin) - self.centre_m, directions, self.radius_m)
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,16 +85,15 @@ class Cylinder:
         return (x, y, z + self.height_m / 2), float(np.hypot(self.radius_m, self.height_m / 2))
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Multiples [N] of the directions [N, 3] at which side or top are met, inf where neither is."""
+        """Multiples [N] of the directions [3, N] at which side or top are met, inf where neither is."""
         origin = np.asarray(origin) - self.base_m
-        side = _enter_round(origin[:2], directions[:, :2], self.radius_m)
+        side = _enter_round(origin[:2], directions[:2], self.radius_m)
+        top = _plane_distances(origin[2] - self.height_m, directions[2])
         with np.errstate(invalid="ignore"):
-            z = origin[2] + side * directions[:, 2]
-            side = np.where((z >= 0) & (z <= self.height_m), side, np.inf)
-        top = _plane_distances(origin[2] - self.height_m, directions[:, 2])
-        with np.errstate(invalid="ignore"):
-            from_axis = np.hypot(*(origin[:2] + top[:, None] * directions[:, :2]).T)
-        return np.minimum(side, np.where(from_axis <= self.radius_m, top, np.inf))
+            z = origin[2] + side * directions[2]
+            from_axis_m = np.hypot(origin[0] + top * directions[0], origin[1] + top * directions[1])
+        side = np.where((z >= 0) & (z <= self.height_m), side, np.inf)
+        return np.minimum(side, np.where(from_axis_m <= self.radius_m, top, np.inf))
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normals, points from the base, and the axis (2 on the top, else 0), as for a box."""
@@ -111,8 +112,8 @@ class Ground:
     bound = None
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Multiples [N] of the directions [N, 3] at which the plane is met from above, inf where it is not."""
-        return _plane_distances(origin[2], directions[:, 2])
+        """Multiples [N] of the directions [3, N] at which the plane is met from above, inf where it is not."""
+        return _plane_distances(origin[2], directions[2])
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normals, the points themselves, and the axis 2, as for a box."""
@@ -136,17 +137,20 @@ class Shell:
     bound = None
 
     def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        """Multiples [N] of the directions [N, 3] at which the room is left, inf through other sides and openings."""
-        inverse = 1 / np.where(directions == 0, TINY, directions)
-        walls = np.where(directions > 0, self.high_m, self.low_m)
-        per_axis = (walls - origin) * inverse  # [N, 3], each > 0 for an origin inside
-        axis = per_axis.argmin(axis=1)
-        leave = np.take_along_axis(per_axis, axis[:, None], axis=1)[:, 0]
-        is_side = np.isin(_side_codes(axis, directions[:, 2] > 0), [_SIDE_CODES[side] for side in self.sides])
-        points = origin + leave[:, None] * directions
+        """Multiples [N] of the directions [3, N] at which the room is left, inf through other sides and openings."""
+        low, high, start = (np.reshape(corner, (3, 1)) for corner in (self.low_m, self.high_m, origin))
+        walls = np.where(directions > 0, high, low)
+        per_axis = (walls - start) / np.where(directions == 0, TINY, directions)  # [3, N], > 0 from inside
+        leave = np.minimum(np.minimum(per_axis[0], per_axis[1]), per_axis[2])
+        points = start + leave * directions
+        is_here = self._has_side(per_axis[2] <= leave, directions[2] > 0)
         for low, high in self.openings:
-            is_side &= ~((points >= low) & (points <= high)).all(axis=1)
-        return np.where(is_side, leave, np.inf)
+            is_here &= ~((points >= np.reshape(low, (3, 1))) & (points <= np.reshape(high, (3, 1)))).all(axis=0)
+        return np.where(is_here, leave, np.inf)
+
+    def _has_side(self, is_level: np.ndarray, is_up: np.ndarray) -> np.ndarray:
+        wall, ceiling, floor = (side in self.sides for side in ("wall", "ceiling", "floor"))
+        return np.where(is_level, np.where(is_up, ceiling, floor), wall)
 
     def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Normals into the room, the points themselves and the axis of the face, as for a box."""
@@ -173,6 +177,7 @@ class Solids:
     """Solids with their bounding spheres, ready for casting."""
 
     solids: tuple[Solid, ...]
+    _endless: tuple[int, ...] = field(init=False, repr=False)
     _bounded: np.ndarray = field(init=False, repr=False)
     _centres_m: np.ndarray = field(init=False, repr=False)
     _radii_m: np.ndarray = field(init=False, repr=False)
@@ -180,6 +185,8 @@ class Solids:
     def __post_init__(self) -> None:
         bounds = {index: solid.bound for index, solid in enumerate(self.solids) if solid.bound is not None}
         centres = np.array([centre for centre, _ in bounds.values()], dtype=np.float64).reshape(-1, 3)
+        endless = tuple(index for index, solid in enumerate(self.solids) if solid.bound is None)
+        object.__setattr__(self, "_endless", endless)
         object.__setattr__(self, "_bounded", np.array(list(bounds), dtype=int))
         object.__setattr__(self, "_centres_m", centres)
         object.__setattr__(self, "_radii_m", np.array([radius for _, radius in bounds.values()], dtype=np.float64))
@@ -188,48 +195,57 @@ class Solids:
         """First hit of each ray origin + s * direction, s > 0; origin [3], directions [N, 3] of any length."""
         nearest = np.full(len(directions), np.inf)
         solid = np.full(len(directions), NOTHING, dtype=np.int32)
+        directions = np.ascontiguousarray(directions.T)  # [3, N]: numpy is fastest along the rays
         if not bounded_only:
-            for index, candidate in enumerate(self.solids):
-                if candidate.bound is None:
-                    _keep_nearer(nearest, solid, slice(None), candidate.distances(origin, directions), index)
+            for index in self._endless:
+                _keep_nearer(nearest, solid, slice(None), self.solids[index].distances(origin, directions), index)
         for index, rows in self._candidates(origin, directions):
-            _keep_nearer(nearest, solid, rows, self.solids[index].distances(origin, directions[rows]), index)
+            _keep_nearer(nearest, solid, rows, self.solids[index].distances(origin, directions[:, rows]), index)
         return Hits(nearest, solid)
 
-    def _candidates(self, origin: np.ndarray, directions: np.ndarray):
-        # A ray meets a ball of radius r at distance c when its angle to the centre is at most asin(r / c).
-        if not len(self._bounded):
+    def _candidates(self, origin: np.ndarray, directions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Solids and the rays that pass through their bounding spheres."""
+        if not directions.shape[1]:
             return
         to_centre = self._centres_m - origin
-        distance_m = np.linalg.norm(to_centre, axis=1)
-        sine = np.minimum(self._radii_m / np.maximum(distance_m, 1e-9), 1)
-        limit = np.where(sine < 1, np.sqrt(1 - sine**2) * distance_m, -np.inf)
-        unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
-        near = to_centre @ unit.T >= (limit - 1e-9 * (1 + distance_m))[:, None]  # [solids, N]
-        for row, index in enumerate(self._bounded):
-            rows = np.flatnonzero(near[row])
+        distance_m = np.sqrt((to_centre**2).sum(axis=1))
+        # A ray meets a ball of radius r at distance c when its angle to the centre is at most asin(r / c).
+        sine = self._radii_m / np.maximum(distance_m, TINY)
+        least_cosine = np.where(sine < 1, np.sqrt(np.maximum(1 - sine**2, 0)) - 1e-9, -1)
+        to_centre /= np.maximum(distance_m, TINY)[:, None]
+        unit = directions / np.sqrt((directions**2).sum(axis=0))
+        axis = unit.mean(axis=1)
+        axis /= np.linalg.norm(axis) or 1
+        spread = np.arccos(np.clip((axis @ unit).min(initial=1), -1, 1))
+        off_axis = np.arccos(np.clip(to_centre @ axis, -1, 1))
+        seen = off_axis <= spread + np.arccos(np.clip(least_cosine, -1, 1))
+        for row in np.flatnonzero(seen):
+            x, y, z = to_centre[row]
+            rows = np.flatnonzero(unit[0] * x + unit[1] * y + unit[2] * z >= least_cosine[row])
             if len(rows):
-                yield index, rows
+                yield self._bounded[row], rows
 
 
 def _keep_nearer(nearest: np.ndarray, solid: np.ndarray, rows, distances: np.ndarray, index: int) -> None:
-    is_nearer = distances < nearest[rows]
-    nearest[rows] = np.where(is_nearer, distances, nearest[rows])
-    solid[rows] = np.where(is_nearer, index, solid[rows])
+    before = nearest[rows]
+    nearest[rows] = np.minimum(before, distances)
+    solid[rows] = np.where(distances < before, index, solid[rows])
 
 
 def _turn(vectors: np.ndarray, yaw: float) -> np.ndarray:
+    """Vectors [3] or [3, N], turned about the vertical axis."""
     if yaw == 0:
         return vectors
+    x, y, z = vectors
     cosine, sine = np.cos(yaw), np.sin(yaw)
-    return vectors @ np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
+    return np.stack([cosine * x - sine * y, sine * x + cosine * y, z])
 
 
 def _enter_round(origin: np.ndarray, directions: np.ndarray, radius_m: float) -> np.ndarray:
     # |origin + s d|^2 = r^2 in as many dimensions as are given; the smaller root if it lies ahead.
-    squared = np.einsum("ni,ni->n", directions, directions)
-    half_slope = directions @ origin
-    discriminant = half_slope**2 - squared * (origin @ origin - radius_m**2)
+    squared = sum(slope * slope for slope in directions)
+    half_slope = sum(start * slope for start, slope in zip(origin, directions, strict=True))
+    discriminant = half_slope * half_slope - squared * (origin @ origin - radius_m**2)
     with np.errstate(invalid="ignore", divide="ignore"):
         enter = (-half_slope - np.sqrt(discriminant)) / squared
         return np.where((discriminant >= 0) & (enter > 0), enter, np.inf)
@@ -238,10 +254,3 @@ def _enter_round(origin: np.ndarray, directions: np.ndarray, radius_m: float) ->
 def _plane_distances(height_m: float, slopes: np.ndarray) -> np.ndarray:
     falls = (slopes < 0) & (height_m > 0)
     return np.where(falls, -height_m / np.where(falls, slopes, -1), np.inf)
-
-
-_SIDE_CODES = {"wall": 0, "floor": 1, "ceiling": 2}
-
-
-def _side_codes(axis: np.ndarray, is_up: np.ndarray) -> np.ndarray:
-    return np.where(axis < 2, _SIDE_CODES["wall"], np.where(is_up, _SIDE_CODES["ceiling"], _SIDE_CODES["floor"]))

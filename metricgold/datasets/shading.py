@@ -32,21 +32,40 @@ class Air:
 
 
 def shade(
-    solids: Solids, light: Light, air: Air, origin: np.ndarray, directions: np.ndarray, hits: Hits, pixel_angle: float
+    solids: Solids, light: Light, origin: np.ndarray, directions: np.ndarray, hits: Hits, pixel_angle: float
 ) -> np.ndarray:
-    """Linear radiance [N, 3] of rays that start at `origin`; `pixel_angle` is the angle a pixel covers, in radians."""
-    radiance = _sky(air, directions)
+    """Linear radiance [N, 3] of what rays from `origin` met, before the air; 0 where they met nothing.
+
+    `pixel_angle` is the angle a pixel covers, in radians.
+    """
+    radiance = np.zeros((len(directions), 3))
     rows = np.flatnonzero(hits.solid != NOTHING)
-    points = origin + hits.distances[rows, None] * directions[rows]
-    lengths_m = np.linalg.norm(points - origin, axis=1)
-    surface = _Surface.gather(solids, points, hits.solid[rows])
-    facing = np.abs(np.einsum("ni,ni->n", surface.normals, points - origin)) / lengths_m
+    solid = hits.solid[rows]
+    offsets = hits.distances[rows, None] * directions[rows]
+    lengths_m = _length(offsets)
+    surface = _Surface.gather(solids, origin + offsets, solid)
+    facing = np.abs(_dot(surface.normals, offsets)) / lengths_m
     footprint_m = lengths_m * pixel_angle / np.maximum(facing, 0.15)
-    albedo = _albedo(solids, surface, hits.solid[rows], footprint_m)
-    colour = albedo * _illumination(solids, light, points, surface.normals)
-    clear = np.exp(-air.haze_per_m * lengths_m)[:, None]
-    radiance[rows] = colour * clear + np.asarray(air.horizon) * (1 - clear)
+    albedo = _albedo(solids, surface, solid, footprint_m)
+    radiance[rows] = albedo * _illumination(solids, light, origin + offsets, surface.normals)
     return radiance
+
+
+def through_air(air: Air, radiance: np.ndarray, directions: np.ndarray, ray_distance_m: np.ndarray) -> np.ndarray:
+    """Radiance [N, 3] seen through haze; the sky where the distance [N] is infinite."""
+    clear = np.exp(-air.haze_per_m * np.minimum(ray_distance_m, 1e9))[:, None]
+    hazy = radiance * clear + np.asarray(air.horizon) * (1 - clear)
+    is_sky = np.isinf(ray_distance_m)
+    hazy[is_sky] = _sky(air, directions[is_sky])
+    return hazy
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    return np.sqrt(_dot(vectors, vectors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +90,7 @@ class _Surface:
 
 
 def _sky(air: Air, directions: np.ndarray) -> np.ndarray:
-    height = np.clip(directions[:, 2] / np.linalg.norm(directions, axis=1), 0, 1)[:, None] ** 0.6
+    height = np.clip(directions[:, 2] / _length(directions), 0, 1)[:, None] ** 0.6
     return np.asarray(air.horizon) * (1 - height) + np.asarray(air.zenith) * height
 
 
@@ -87,8 +106,8 @@ def _albedo(solids: Solids, surface: _Surface, solid: np.ndarray, footprint_m: n
 
 def _illumination(solids: Solids, light: Light, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
     to_light = np.asarray(light.position_m) - points
-    length_m = np.linalg.norm(to_light, axis=1)
-    lambert = np.maximum(np.einsum("ni,ni->n", normals, to_light) / length_m, 0)
+    length_m = _length(to_light)
+    lambert = np.maximum(_dot(normals, to_light) / length_m, 0)
     if light.fade_m is not None:
         lambert = lambert / (1 + (length_m / light.fade_m) ** 2)
     rows = np.flatnonzero(lambert > 1e-3)
@@ -208,7 +227,7 @@ def _shelf(surface: _Surface, colour: np.ndarray, footprint_m: np.ndarray) -> np
     board = _pulse(surface.v, 0.4, 0.06, footprint_m)
     tone = _tone(surface.u, surface.v, footprint_m, 0.12, 0.4)
     hue = _tone(surface.u + 7, surface.v, footprint_m, 0.12, 0.4)
-    books = np.stack([0.05 + 0.5 * tone, 0.25 * np.ones_like(tone) * hue, 0.05 + 0.4 * (1 - tone)], axis=1)
+    books = np.stack([0.04 + 0.5 * tone, 0.06 + 0.3 * hue, 0.03 + 0.25 * (1 - tone)], axis=1)
     filled = _mix(board, colour, books)
     return np.where((surface.axis == 2)[:, None], colour, filled)
 

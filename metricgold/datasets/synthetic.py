@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from metricgold.datasets.raycast import NOTHING
-from metricgold.datasets.shading import shade
+from metricgold.datasets.raycast import NOTHING, Hits
+from metricgold.datasets.shading import Air, shade, through_air
 from metricgold.datasets.worlds import Pose, World, draw_garden, draw_hall, draw_room, draw_street
 from metricgold.geometry import focal_px_from_fov, pinhole
 from metricgold.params import Synthesize
@@ -36,7 +37,7 @@ TARTANAIR_SKY_M = 4100.0  # a sphere around the camera
 TARTANAIR2_SKY_M = 10_000.0
 FOG_PER_M = 0.035
 GAMMA = 2.2
-SUBPIXELS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
+SUBPIXELS = ((0.25, 0.25), (0.75, 0.75))  # beside the centre, where two solids meet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,11 +103,15 @@ def render_scene(dataset: str, params: Synthesize, scene_index: int) -> Iterator
     world = recipe.draw_world(rng, scene_index)
     view = _View(recipe.rays_from_pixels(scene_index, params.height, params.width), params.height, params.width)
     scene = scene_name(dataset, params, scene_index)
+    num_variations = len(recipe.variations)
     for number in range(params.frames_per_scene):
-        pose_number, variation = number // len(recipe.variations), recipe.variations[number % len(recipe.variations)]
-        pose = world.pose(np.random.default_rng([*seed, pose_number]))
-        seen = world.with_haze(FOG_PER_M) if variation == "fog" else world
-        yield _render(seen, view, pose, scene, number, pose_number, variation)
+        pose_number, turn = divmod(number, num_variations)
+        if turn == 0:
+            pose = world.pose(np.random.default_rng([*seed, pose_number]))
+            seen = _look(world, view, pose)
+        variation = recipe.variations[turn]
+        air = world.in_fog(FOG_PER_M) if variation == "fog" else world.air
+        yield _frame(seen, view, air, pose, scene, number, pose_number, variation)
 
 
 def scene_name(dataset: str, params: Synthesize, scene_index: int) -> str:
@@ -131,7 +136,8 @@ class _View:
         self.size = (height, width)
         y, x = np.mgrid[:height, :width].reshape(2, -1)
         self.centres = _rays(rays_from_pixels, x + 0.5, y + 0.5)  # [N, 3]
-        self.subpixels = np.stack([_rays(rays_from_pixels, x + dx, y + dy) for dx, dy in SUBPIXELS])  # [4, N, 3]
+        self.subpixels = np.stack([_rays(rays_from_pixels, x + dx, y + dy) for dx, dy in SUBPIXELS])  # [2, N, 3]
+        self.ray_lengths = np.linalg.norm(self.centres, axis=1)  # [N]
         self.pixel_angle = float(np.linalg.norm(self.centres[1] - self.centres[0])) if width > 1 else 0.01
 
 
@@ -140,34 +146,44 @@ def _rays(rays_from_pixels: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndar
     return rays / rays[..., 2:]
 
 
-def _render(
-    world: World, view: _View, pose: Pose, scene: str, number: int, pose_number: int, variation: str
-) -> RenderedFrame:
+class _Seen(NamedTuple):
+    """What a view met, before the air: at pixel centres, and at subpixels of the pixels on edges."""
+
+    directions: np.ndarray  # [N, 3]
+    hits: Hits
+    radiance: np.ndarray  # [N, 3]
+    edges: np.ndarray  # [E] pixels
+    edge_directions: np.ndarray  # [len(SUBPIXELS) * E, 3]
+    edge_hits: Hits
+    edge_radiance: np.ndarray  # [len(SUBPIXELS) * E, 3]
+
+
+def _look(world: World, view: _View, pose: Pose) -> _Seen:
     origin, rotation = np.array(pose.position_m), pose.world_from_camera()
 
-    def look(rays: np.ndarray):
+    def cast(rays: np.ndarray) -> tuple[np.ndarray, Hits, np.ndarray]:
         directions = rays @ rotation.T
         hits = world.solids.cast(origin, directions)
-        return hits, shade(world.solids, world.light, world.air, origin, directions, hits, view.pixel_angle)
+        return directions, hits, shade(world.solids, world.light, origin, directions, hits, view.pixel_angle)
 
-    hits, radiance = look(view.centres)
-    edges = np.flatnonzero(_edges(hits.solid.reshape(view.size)))
-    _, finer = look(view.subpixels[:, edges].reshape(-1, 3))
-    radiance[edges] = np.minimum(finer, 1.5).reshape(len(SUBPIXELS), -1, 3).mean(axis=0)
-    entity = np.where(hits.solid == NOTHING, -1, hits.solid + 1).astype(np.int32)
-    ray_distance_m = hits.distances * np.linalg.norm(view.centres, axis=1)
-    return RenderedFrame(
-        scene,
-        number,
-        pose_number,
-        variation,
-        pose,
-        radiance.reshape(*view.size, 3),
-        hits.distances.reshape(view.size),
-        ray_distance_m.reshape(view.size),
-        entity.reshape(view.size),
-        view.centres.reshape(*view.size, 3),
-    )
+    centre = cast(view.centres)
+    edges = np.flatnonzero(_edges(centre[1].solid.reshape(view.size)))
+    return _Seen(*centre, edges, *cast(view.subpixels[:, edges].reshape(-1, 3)))
+
+
+def _frame(
+    seen: _Seen, view: _View, air: Air, pose: Pose, scene: str, number: int, pose_number: int, variation: str
+) -> RenderedFrame:
+    ray_distance_m = seen.hits.distances * view.ray_lengths
+    radiance = through_air(air, seen.radiance, seen.directions, ray_distance_m)
+    edge_distance_m = seen.edge_hits.distances * np.tile(view.ray_lengths[seen.edges], len(SUBPIXELS))
+    finer = through_air(air, seen.edge_radiance, seen.edge_directions, edge_distance_m)
+    samples = np.concatenate([radiance[None, seen.edges], finer.reshape(len(SUBPIXELS), -1, 3)])
+    radiance[seen.edges] = samples.mean(axis=0)
+    entity = np.where(seen.hits.solid == NOTHING, -1, seen.hits.solid + 1).astype(np.int32)
+    images = (radiance, seen.hits.distances, ray_distance_m, entity, view.centres)
+    shaped = (image.reshape(*view.size, *image.shape[1:]) for image in images)
+    return RenderedFrame(scene, number, pose_number, variation, pose, *shaped)
 
 
 def _edges(solid: np.ndarray) -> np.ndarray:

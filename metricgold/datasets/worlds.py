@@ -4,11 +4,11 @@ x and y on the ground, z up, metres. Colours are sRGB values in [0, 1].
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from metricgold.datasets.raycast import Box, Cylinder, Ground, Shell, Solid, Solids, Sphere
+from metricgold.datasets.raycast import NOTHING, Box, Cylinder, Ground, Shell, Solid, Solids, Sphere
 from metricgold.datasets.shading import Air, Light
 
 Rng = np.random.Generator
@@ -46,22 +46,27 @@ class World:
     air: Air
     draw_pose: Callable[[Rng], Pose]
 
-    def with_haze(self, haze_per_m: float) -> "World":
-        return replace(self, air=replace(self.air, haze_per_m=haze_per_m))
+    def in_fog(self, haze_per_m: float) -> Air:
+        """The same air, thicker, with a sky as grey as the haze."""
+        return Air(haze_per_m, self.air.horizon, self.air.horizon)
 
     def pose(self, rng: Rng) -> Pose:
-        """A pose from which there is something to see: nothing closer than 0.6 m, the middle not walled in."""
-        for _ in range(30):
+        """A pose with nothing above, below or within 0.55 m ahead, and with a view of 1.8 m or more in the middle."""
+        for _ in range(50):
             pose = self.draw_pose(rng)
             if self._is_good(pose):
-                return pose
+                break
         return pose
 
     def _is_good(self, pose: Pose) -> bool:
+        x, y, _ = pose.position_m
+        plumb = self.solids.cast(np.array([x, y, 100.0]), np.array([[0.0, 0.0, -1.0]]), bounded_only=True)
+        if plumb.solid[0] != NOTHING:
+            return False
         x, y = np.meshgrid(np.linspace(-0.7, 0.7, 9), np.linspace(-0.5, 0.5, 7))
         rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3) @ pose.world_from_camera().T
         planar_depth_m = self.solids.cast(np.array(pose.position_m), rays).distances
-        return planar_depth_m.min() > 0.7 and np.median(planar_depth_m) > 1.8
+        return planar_depth_m.min() > 0.55 and np.median(planar_depth_m) > 1.8
 
 
 def _pick(rng: Rng, choices: tuple) -> tuple:
@@ -72,7 +77,7 @@ def _sun(rng: Rng, haze_per_m: float) -> tuple[Light, Air]:
     azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.0)
     level = SUN_M * np.cos(height)
     position_m = (level * np.cos(azimuth), level * np.sin(azimuth), SUN_M * np.sin(height))
-    light = Light(position_m, colour=(1.15, 1.05, 0.9), ambient=(0.42, 0.47, 0.55))
+    light = Light(position_m, colour=(1.3, 1.2, 1.0), ambient=(0.55, 0.60, 0.68))
     return light, Air(haze_per_m, horizon=(0.62, 0.70, 0.80), zenith=(0.20, 0.38, 0.75))
 
 
@@ -154,8 +159,8 @@ def _against_wall(
 
 
 def draw_room(rng: Rng) -> World:
-    """A furnished room of 4-9 m, 2.7 m high, with a door and a window through which nothing is seen."""
-    half_x_m, half_y_m, height_m = rng.uniform(2.2, 4.0), rng.uniform(2.5, 4.8), 2.7
+    """A furnished room of 4-10 m, 2.7 m high, with a door and a window through which nothing is seen."""
+    half_x_m, half_y_m, height_m = rng.uniform(1.8, 4.5), rng.uniform(2.2, 5.0), 2.7
     window_side, door_side = rng.permutation(4)[:2]
     shell = _room_shell(rng, half_x_m, half_y_m, height_m, window_side)
     solids: list[Solid] = [*shell, *_wall_pieces(rng, half_x_m, half_y_m, window_side, door_side)]
@@ -253,15 +258,16 @@ def _street_furniture(rng: Rng, side: int) -> list[Solid]:
 def draw_garden(rng: Rng) -> World:
     """A path through lawns with trees, brick walls, crates, boulders and a house or two under the sky."""
     solids: list[Solid] = [Ground("garden")]
-    for _ in range(rng.integers(8, 13)):
-        x, y = rng.choice([-1, 1]) * rng.uniform(3, 18), rng.uniform(-15, 45)
-        solids += _garden_thing(x, y, rng)
+    for y in np.arange(-12, 48, 3.0):
+        x = rng.choice([-1, 1]) * rng.uniform(2.0, 9.0)
+        solids += _garden_thing(x, y + rng.uniform(0, 3), rng)
     for side in (-1, 1):
-        if rng.random() < 0.6:
-            y = rng.uniform(0, 20)
-            solids.append(Box((side * rng.uniform(4, 8), y, 0.75), (0.15, 8, 0.75), 0.0, "brick", (0.62, 0.33, 0.25)))
-        x, y, storeys = side * rng.uniform(12, 20), rng.uniform(5, 50), rng.integers(1, 4)
-        solids.append(Box((x, y, 1.5 * storeys), (4.5, 6.0, 1.5 * storeys), 0.0, "facade", _pick(rng, FACADES)))
+        if rng.random() < 0.7:
+            y = rng.uniform(0, 30)
+            solids.append(Box((side * rng.uniform(3.5, 8), y, 0.75), (0.15, 8, 0.75), 0.0, "brick", (0.62, 0.33, 0.25)))
+        for y in (rng.uniform(0, 12), rng.uniform(28, 45)):
+            x, storeys = side * rng.uniform(14, 18), rng.integers(1, 4)
+            solids.append(Box((x, y, 1.5 * storeys), (4.5, 6.0, 1.5 * storeys), 0.0, "facade", _pick(rng, FACADES)))
     solids += [Box((0, 62, 1.5), (30, 0.2, 1.5), 0.0, "brick", (0.62, 0.33, 0.25))]
     light, air = _sun(rng, haze_per_m=0.010)
 
