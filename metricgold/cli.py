@@ -60,10 +60,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JS
 @dataset_argument
 @click.pass_context
 def synthesize(ctx: click.Context, dataset: str) -> None:
-    """Render DATASET-synthetic and pack it into the data set's own archives."""
+    """Render DATASET-synthetic and pack it into the data set's own archives; a real data set leaves a note."""
     from metricgold.datasets.synthetic import synthesize
+    from metricgold.manifest import load_manifest
+    from metricgold.storage import write_json
 
-    synthesize(dataset, _params(ctx).synthesize, Path("data/synthetic") / dataset)
+    name, out = load_manifest(dataset).name, Path("data/synthetic") / dataset
+    if name.endswith("-synthetic"):
+        synthesize(name, _params(ctx).synthesize, out)
+    else:
+        # DVC has one row of stages for every data set, whether there is something to render or not.
+        write_json(out / "note.json", {"dataset": name, "note": "real data: its archives come from upstream"})
 
 
 @main.command()
