@@ -227,9 +227,9 @@ class Solids:
 
 
 def _keep_nearer(nearest: np.ndarray, solid: np.ndarray, rows, distances: np.ndarray, index: int) -> None:
-    before = nearest[rows]
-    nearest[rows] = np.minimum(before, distances)
-    solid[rows] = np.where(distances < before, index, solid[rows])
+    is_nearer = distances < nearest[rows]
+    solid[rows] = np.where(is_nearer, index, solid[rows])
+    nearest[rows] = np.minimum(distances, nearest[rows])
 
 
 def _turn(vectors: np.ndarray, yaw: float) -> np.ndarray:
