@@ -49,15 +49,16 @@ def colour_depth(depth_m: np.ndarray, range_m: tuple[float, float], valid: np.nd
     near_m, far_m = range_m
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.log(depth_m / near_m) / np.log(far_m / near_m)
-    return _colour(share, DEPTH_COLOURS, np.ones_like(depth_m, dtype=bool) if valid is None else valid)
+    return colour_share(share, DEPTH_COLOURS, np.ones_like(depth_m, dtype=bool) if valid is None else valid)
 
 
 def colour_error(relative_error: np.ndarray) -> np.ndarray:
     """Relative error [H, W] to uint8 [H, W, 3]: dark is right, bright is WORST_SHOWN or more, grey is NaN."""
-    return _colour(relative_error / WORST_SHOWN, ERROR_COLOURS, np.isfinite(relative_error))
+    return colour_share(relative_error / WORST_SHOWN, ERROR_COLOURS, np.isfinite(relative_error))
 
 
-def _colour(share: np.ndarray, colours: str, valid: np.ndarray) -> np.ndarray:
+def colour_share(share: np.ndarray, colours: str, valid: np.ndarray) -> np.ndarray:
+    """Shares 0 to 1 [H, W] to uint8 [H, W, 3] by one of matplotlib's colour maps; grey where not valid."""
     from matplotlib import colormaps
 
     table = colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]
