@@ -140,7 +140,8 @@ class Shell:
         """Multiples [N] of the directions [3, N] at which the room is left, inf through other sides and openings."""
         low, high, start = (np.reshape(corner, (3, 1)) for corner in (self.low_m, self.high_m, origin))
         walls = np.where(directions > 0, high, low)
-        per_axis = (walls - start) / np.where(directions == 0, TINY, directions)  # [3, N], > 0 from inside
+        is_along = directions == 0  # of this axis' walls: never met
+        per_axis = np.where(is_along, np.inf, (walls - start) / np.where(is_along, 1, directions))  # [3, N]
         leave = np.minimum(np.minimum(per_axis[0], per_axis[1]), per_axis[2])
         points = start + leave * directions
         is_here = self._has_side(per_axis[2] <= leave, directions[2] > 0)
