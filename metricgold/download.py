@@ -55,9 +55,11 @@ def download(manifest: Manifest, into: Path, *, num_workers: int = 4, progress: 
         if todo:
             remove(into / "ledger.json")
         _write_manifest(manifest, into)
-        with _bar(todo, manifest.name, progress) as advance, ThreadPoolExecutor(num_workers) as pool:
-            _run_all(pool, lambda source: _finish(manifest, source, into, advance), todo)
-        remove(into / ".part")
+        try:
+            with _bar(todo, manifest.name, progress) as advance, ThreadPoolExecutor(num_workers) as pool:
+                _run_all(pool, lambda source: _finish(manifest, source, into, advance), todo)
+        finally:
+            remove(into / ".part")
         return _write_ledger(manifest, sources, into)
 
 
@@ -71,7 +73,7 @@ def _run_all(pool: Executor, work: Callable[[Source], None], todo: list[Source])
             else:
                 future.result()
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
         raise
     if len(errors) == 1:
         raise errors[0]
@@ -131,7 +133,7 @@ def parse_checksums(text: str, label: str) -> dict[str, str]:
 
 
 def _receipt_path(into: Path, source_path: str) -> Path:
-    return into / ".ledger" / f"{source_path.replace('/', '%')}.json"
+    return into / ".ledger" / f"{quote(source_path, safe='')}.json"
 
 
 def _identity(manifest: Manifest, source: Source) -> str:
@@ -176,7 +178,7 @@ def _remove_members(receipt: dict, into: Path) -> None:
 
 def _finish(manifest: Manifest, source: Source, into: Path, advance: Progress) -> None:
     """Fetch, verify, extract, move into place, write the receipt, drop the archive."""
-    slug = source.path.replace("/", "%")
+    slug = quote(source.path, safe="")
     fetched, staged = into / ".part" / slug, into / ".part" / f"{slug}.members"
     fetched.parent.mkdir(exist_ok=True)
     digests: dict[str, Any] = {}
@@ -222,7 +224,7 @@ def _fetch(url: str, source: Source, path: Path, advance: Progress) -> dict[str,
     for key, value in found.items():
         expected = getattr(source, key)
         if expected not in (None, value):
-            raise ValueError(f"{url}: {key} is {value}, expected {expected}")
+            raise ValueError(f"{key} is {value}, expected {expected}")
     return found
 
 
