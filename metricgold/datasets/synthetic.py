@@ -37,6 +37,7 @@ TARTANAIR_SKY_M = 4100.0  # a sphere around the camera
 TARTANAIR2_SKY_M = 10_000.0
 FOG_PER_M = 0.035
 GAMMA = 2.2
+MAX_SCENES = 490  # of a split: names of train and test scenes stay apart
 SUBPIXELS = ((0.25, 0.25), (0.75, 0.75))  # beside the centre, where two solids meet
 
 
@@ -80,12 +81,13 @@ class _DataSet:
 def synthesize(dataset: str, params: Synthesize, out: Path) -> Path:
     """Render `dataset` (`hypersim-synthetic`, ...) into the folder `out` as archives of the upstream's kind.
 
-    The folder appears whole or not at all. Returns `out`. Raises ValueError for an unknown data set.
+    The folder appears whole or not at all. Returns `out`. Raises ValueError for an unknown data set or too many scenes.
     """
     out = Path(out)
     recipe = _recipe(dataset)
-    if params.num_train_scenes > 800:
-        raise ValueError(f"synthesize.num_train_scenes must be at most 800, got {params.num_train_scenes}")
+    for key in ("num_train_scenes", "num_test_scenes"):
+        if getattr(params, key) > MAX_SCENES:
+            raise ValueError(f"synthesize.{key} must be at most {MAX_SCENES}, got {getattr(params, key)}")
     with only_writer(out):
         for left_over in out.parent.glob(f".{out.name}.*.part"):
             remove(left_over)
@@ -112,6 +114,11 @@ def render_scene(dataset: str, params: Synthesize, scene_index: int) -> Iterator
         variation = recipe.variations[turn]
         air = world.in_fog(FOG_PER_M) if variation == "fog" else world.air
         yield _frame(seen, view, air, pose, scene, number, pose_number, variation)
+
+
+def _numbered(word: str, number: int, is_test: bool) -> str:
+    """`word` and a number that begins with 1 for training and with 9 for test."""
+    return f"{word}{9 if is_test else 1}{number + 1:02d}"
 
 
 def scene_name(dataset: str, params: Synthesize, scene_index: int) -> str:
@@ -414,7 +421,7 @@ def _vkitti2_rays_from_pixels(scene_index: int, height: int, width: int) -> np.n
 
 
 def _vkitti2_name(number: int, is_test: bool) -> str:
-    return f"Scene{(901 if is_test else 101) + number}"
+    return _numbered("Scene", number, is_test)
 
 
 def _write_vkitti2(dataset: str, params: Synthesize, out: Path) -> None:
@@ -542,13 +549,13 @@ DATASETS: dict[str, _DataSet] = {
     "tartanair-synthetic": _DataSet(
         draw_world=_draw_tartanair,
         rays_from_pixels=_tartanair_rays_from_pixels,
-        scene_name=lambda number, is_test: f"env{(901 if is_test else 101) + number}",
+        scene_name=lambda number, is_test: _numbered("env", number, is_test),
         write=_write_tartanair,
     ),
     "tartanair2-synthetic": _DataSet(
         draw_world=_draw_tartanair,
         rays_from_pixels=_tartanair_rays_from_pixels,
-        scene_name=lambda number, is_test: f"Env{(901 if is_test else 101) + number}",
+        scene_name=lambda number, is_test: _numbered("Env", number, is_test),
         write=_write_tartanair2,
     ),
 }

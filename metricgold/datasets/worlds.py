@@ -159,12 +159,13 @@ def _against_wall(
 
 
 def draw_room(rng: Rng) -> World:
-    """A furnished room of 4-10 m, 2.7 m high, with a door and a window through which nothing is seen."""
-    half_x_m, half_y_m, height_m = rng.uniform(1.8, 4.5), rng.uniform(2.2, 5.0), 2.7
+    """A furnished room of 3-15 m, 2.7 m high, with a door and a window through which nothing is seen."""
+    scale = np.exp(rng.uniform(0, np.log(3)))  # from a bedroom to a loft
+    half_x_m, half_y_m, height_m = scale * rng.uniform(1.6, 2.2), scale * rng.uniform(1.8, 2.5), 2.7
     window_side, door_side = rng.permutation(4)[:2]
     shell = _room_shell(rng, half_x_m, half_y_m, height_m, window_side)
     solids: list[Solid] = [*shell, *_wall_pieces(rng, half_x_m, half_y_m, window_side, door_side)]
-    for _ in range(rng.integers(4, 8)):
+    for _ in range(round(scale * rng.integers(3, 6))):
         x, y = rng.uniform(-0.75, 0.75, 2) * (half_x_m, half_y_m)
         solids += _furniture(x, y, rng)
     lamp_x, lamp_y = rng.uniform(-0.3, 0.3, 2) * (half_x_m, half_y_m)
@@ -173,9 +174,9 @@ def draw_room(rng: Rng) -> World:
     def draw_pose(rng: Rng) -> Pose:
         x, y = rng.uniform(-0.85, 0.85, 2) * (half_x_m - 0.4, half_y_m - 0.4)
         towards = np.arctan2(x, -y) if np.hypot(x, y) > 1e-6 else 0.0  # yaw that looks at the middle
-        return Pose((x, y, rng.uniform(1.35, 1.55)), towards + rng.uniform(-0.7, 0.7), rng.uniform(-0.20, -0.10))
+        return Pose((x, y, rng.uniform(1.35, 1.55)), towards + rng.uniform(-0.7, 0.7), rng.uniform(-0.35, -0.05))
 
-    light = _lamp((lamp_x, lamp_y, height_m - 0.3), fade_m=4.0)
+    light = _lamp((lamp_x, lamp_y, height_m - 0.3), fade_m=4.0 * scale)
     return World(Solids(tuple(solids)), light, Air(0.0, (2.2, 2.4, 2.6), (2.2, 2.4, 2.6)), draw_pose)
 
 

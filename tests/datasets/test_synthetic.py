@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from metricgold.datasets import open_dataset, synthetic
-from metricgold.datasets.synthetic import DATASETS, hypersim_cam_from_uv, render_scene, synthesize
+from metricgold.datasets.synthetic import DATASETS, hypersim_cam_from_uv, render_scene, scene_name, synthesize
 from metricgold.params import Synthesize
 from metricgold.storage import digest_folder
 
@@ -118,9 +118,19 @@ def test_readers_give_the_exact_depth_back(dataset, archives, tmp_path):
 def test_unknown_data_set_and_too_many_scenes_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"nyuv2-synthetic.*hypersim-synthetic"):
         synthesize("nyuv2-synthetic", PARAMS, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"num_train_scenes.*801"):
-        synthesize("vkitti2-synthetic", PARAMS.model_copy(update={"num_train_scenes": 801}), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"num_train_scenes.*491"):
+        synthesize("vkitti2-synthetic", PARAMS.model_copy(update={"num_train_scenes": 491}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_scene_names_are_unique_and_tell_the_split(dataset):
+    params = Synthesize(num_train_scenes=490, num_test_scenes=490)
+    names = [scene_name(dataset, params, index) for index in range(980)]
+    assert len({*names, "ai_999_001"}) == 981
+    if not dataset.startswith("hypersim"):  # where a csv tells it
+        first_digits = [name.lower().removeprefix("scene").removeprefix("env")[0] for name in names]
+        assert first_digits == ["1"] * 490 + ["9"] * 490
 
 
 def test_a_failure_leaves_the_old_archives_alone(archives, tmp_path, monkeypatch):
@@ -142,7 +152,7 @@ def test_a_killed_run_leaves_nothing_that_counts(archives, tmp_path):
     code = (
         "import sys; from pathlib import Path; from metricgold.params import Synthesize;"
         "from metricgold.datasets.synthetic import synthesize;"
-        "synthesize('hypersim-synthetic', Synthesize(num_train_scenes=500), Path(sys.argv[1]))"
+        "synthesize('hypersim-synthetic', Synthesize(num_train_scenes=400), Path(sys.argv[1]))"
     )
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", code, str(out)])
