@@ -34,8 +34,13 @@ class Example:
 
     @property
     def range_m(self) -> tuple[float, float]:
-        """Nearest and farthest depth worth a colour: truth and prediction share it, so colours compare."""
-        return colour_range(np.concatenate([self.pred_m.ravel(), self.true_m[self.valid_mask]]))
+        """Nearest and farthest depth worth a colour, the same for truth and prediction, so that they compare.
+
+        Where there is truth, the pixels without it (mostly sky) do not stretch the scale.
+        """
+        if not self.valid_mask.any():
+            return colour_range(self.pred_m)
+        return colour_range(np.concatenate([self.pred_m[self.valid_mask], self.true_m[self.valid_mask]]))
 
 
 def colour_range(depth_m: np.ndarray) -> tuple[float, float]:
@@ -67,10 +72,13 @@ def colour_share(share: np.ndarray, colours: str, valid: np.ndarray) -> np.ndarr
 
 
 def metre_ticks(range_m: tuple[float, float]) -> list[float]:
-    """Round metres (1, 2, 5, 10 ...) inside a range; its ends when none of them is."""
+    """Round metres inside a range (1, 2, 5, 10 ..., finer where those are too few); its ends for a narrow one."""
     near_m, far_m = range_m
-    round_m = [step * 10.0**power for power in range(-3, 5) for step in (1, 2, 5)]
-    return [m for m in round_m if near_m <= m <= far_m] or [near_m, far_m]
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        inside = [m for power in range(-3, 5) for step in steps if near_m <= (m := step * 10.0**power) <= far_m]
+        if len(inside) >= 3:
+            return inside
+    return [near_m, far_m]
 
 
 def png_bytes(rgb: np.ndarray) -> bytes:

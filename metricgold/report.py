@@ -306,6 +306,7 @@ def _loss_curve(path: Path) -> str | None:
     if not rows:
         return None
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     steps, losses = [row["step"] for row in rows], np.array([row["loss"] for row in rows])
     window = max(1, len(rows) // 20)
@@ -315,6 +316,10 @@ def _loss_curve(path: Path) -> str | None:
     ax.plot(steps, losses, color="#b9c6d8", lw=1)
     ax.plot(steps[window - 1 :], running, color="#1f4e8c", lw=2)
     ax.set(yscale="log", xlabel="optimiser step", ylabel="masked latent loss")
+    for place, digits in ((ax.yaxis.set_major_locator, (1.0,)), (ax.yaxis.set_minor_locator, (2.0, 3.0, 5.0))):
+        place(LogLocator(subs=digits))
+    for label in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        label(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.grid(alpha=0.3, which="both")
     ax.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()

@@ -237,38 +237,21 @@ def test_depth_edges():
     assert depth_edges(LogDepth(1, 1.2)).tolist() == [1, 1.2]
 
 
-def test_with_the_real_pipeline(raw, tmp_path):
-    """Untrained weights of the real classes, loaded from a folder: the figures are bad, finite and repeatable."""
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-
-    from metricgold.model import EmptyPrompt, MetricGoldPipeline
-
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        norm_num_groups=4,
-    )
-    unet = UNet2DConditionModel(
-        in_channels=8,
-        out_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-    )
-    scheduler = DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    pipe = MetricGoldPipeline(unet, vae, scheduler, EmptyPrompt(2, 8), 0.5, 80.0, 16, 24)
-    pipe.save_pretrained(tmp_path / "model")
+def test_with_a_trained_pipeline(tiny_raw, tiny_model, tmp_path):
+    """The real classes, hardly trained, loaded from their folder: figures are finite, repeatable, and in order."""
     reports = [
-        evaluate(PARAMS, {NAME: raw}, tmp_path / "model", tmp_path / f"{i}.json", tmp_path / "plots") for i in range(2)
+        evaluate(PARAMS, {NAME: tiny_raw}, tiny_model, tmp_path / f"{i}.json", tmp_path / "plots") for i in range(2)
     ]
     assert reports[0] == reports[1]
-    assert reports[0]["abs_rel"] > 0.1
-    sizes = [
-        SimpleNamespace(planar_depth_m=np.ones(s, np.float32), valid_mask=np.ones(s, bool)) for s in ((16, 24), (9, 31))
-    ]
-    assert [one.shape for one in vae_floor(pipe, sizes)] == [(16, 24), (9, 31)]
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+    assert reports[0]["num_frames"] == 4
+    assert all(np.isfinite(reports[0][key]) for key in METRICS)
+
+
+def test_vae_floor_takes_frames_of_any_size(tiny_model):
+    from metricgold.model import MetricGoldPipeline
+
+    pipe = MetricGoldPipeline.from_pretrained(tiny_model)
+    sizes = [(16, 24), (9, 31)]
+    frames = [SimpleNamespace(planar_depth_m=np.ones(s, np.float32), valid_mask=np.ones(s, bool)) for s in sizes]
+    assert [one.shape for one in vae_floor(pipe, frames)] == sizes
