@@ -15,7 +15,7 @@ DEPLOYMENTS = frozenset({"train-metricgold", "batch-depth", "prepare-data", "pro
 
 
 @register_hook
-def setup_environment(ctx: Any) -> None:
+def setup_environment(*, ctx: Any) -> None:
     """Write the short name out in sys.argv, for `prefect deployment run` and our own names only."""
     for position in range(3, len(sys.argv)):
         if sys.argv[1:3] == ["deployment", "run"] and sys.argv[position] in DEPLOYMENTS:

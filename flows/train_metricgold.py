@@ -42,9 +42,9 @@ def show_metrics() -> dict[str, Any]:
 
 @flow(name="train-metricgold")
 def train_metricgold(
-    overrides: dict[str, int | float | str | bool] | None = None, register: bool = True, promote: bool = False
+    overrides: dict[str, int | float | str | bool] | None = None, promote: bool = False
 ) -> dict[str, Any]:
-    """Bring every stage up to date, register the model and, if asked, promote it.
+    """Bring every stage up to date, register the model as candidate and, if asked, promote it.
 
     Command: prefect deployment run train-metricgold (or: python -m flows.train_metricgold)
     Reads:   params.yaml, data_manifests/, what the stages before left in data/ and models/
@@ -53,19 +53,14 @@ def train_metricgold(
 
     overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned
     """
-    if promote and not register:
-        raise ValueError("promote needs register: only a registered version can be promoted")
     graph = stage_graph()
     if overrides:
         run_experiment(overrides)
     else:
         run_stages(graph)
-    outcome = {"metrics": show_metrics(), "version": None, "alias": None}
-    if register:
-        outcome |= {key: value for key, value in register_model().items() if key in ("version", "alias")}
-    if promote:
-        outcome |= {"alias": promote_version(outcome["version"], dry_run=False)["alias"]}
-    return outcome
+    scores, registered = show_metrics(), register_model()
+    last = promote_version(registered["version"], dry_run=False) if promote else registered
+    return {"metrics": scores, "version": registered["version"], "alias": last["alias"]}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,111 @@
+"""The real dvc.yaml: what reruns, what does not, and in which order. The stages are stand-ins."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.children import ChildFailed, ask_child, run_child
+from flows.stages import stage_graph
+from tests.flows.toy import calls, make_project, quiet_environment
+
+DATASETS = ["hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic"]
+
+
+def _repro(project: Path) -> list[str]:
+    command = [sys.executable, "-m", "dvc", "repro"]
+    done = subprocess.run(command, cwd=project, env=quiet_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return calls(project)
+
+
+def _change(project: Path, **sections) -> None:
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    for section, values in sections.items():
+        params[section] = params[section] | values if isinstance(values, dict) else values
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory):
+    project = make_project(tmp_path_factory.mktemp("dvc") / "project")
+    return project, _repro(project)
+
+
+def test_every_stage_once_in_an_order_that_works(reproduced):
+    _, asked = reproduced
+    expected = [f"{word} {name}" for word in ("synthesize", "download", "encode") for name in DATASETS]
+    assert sorted(asked) == sorted([*expected, "backbone", "train", "evaluate"])
+    assert asked[-2:] == ["train", "evaluate"]
+
+
+def test_nothing_reruns_and_nothing_is_left_for_git(reproduced):
+    project, _ = reproduced
+    assert _repro(project) == []
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True)
+    assert status.stdout.split() == ["??", "dvc.lock"]
+
+
+def test_a_knob_reruns_what_it_touches(reproduced):
+    project, _ = reproduced
+    _change(project, predict={"seed": 5}, promote={"min_delta1": 0.5}, download={"num_workers": 2})
+    assert _repro(project) == []
+    _change(project, evaluate={"seed": 5})
+    assert _repro(project) == ["evaluate"]
+    _change(project, train={"lr": 0.002})
+    assert _repro(project) == ["train", "evaluate"]
+    _change(project, encode={"batch_size": 8})
+    assert _repro(project) == [*(f"encode {name}" for name in sorted(DATASETS, key=DATASETS.index)), "train"]
+    (project / "metricgold" / "metrics.py").write_text("# other code\n")
+    assert _repro(project) == ["evaluate"]
+
+
+def test_a_real_data_set_takes_the_same_row_of_stages(project):
+    _change(project, datasets=["hypersim"])
+    assert _repro(project) == [
+        "synthesize hypersim",
+        "download hypersim",
+        "backbone",
+        "encode hypersim",
+        "train",
+        "evaluate",
+    ]
+
+
+def test_graph_is_dvcs_own_in_running_order(project):
+    graph = stage_graph()
+    order = list(graph)
+    assert len(order) == 3 * 3 + 3
+    assert all(order.index(need) < order.index(stage) for stage, needs in graph.items() for need in needs)
+    assert graph["train"] == {"backbone", *(f"encode@{name}" for name in DATASETS)}
+    assert list(stage_graph(["download@vkitti2-synthetic"])) == [
+        "synthesize@vkitti2-synthetic",
+        "download@vkitti2-synthetic",
+    ]
+    with pytest.raises(ValueError, match="download@kitti"):
+        stage_graph(["download@kitti"])
+
+
+def test_no_dvc_project_is_said_plainly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        stage_graph()
+
+
+def test_child_failure_carries_the_last_lines():
+    lines = []
+    code = "import sys; print('first'); print('why', file=sys.stderr); sys.exit(3)"
+    with pytest.raises(ChildFailed, match=r"(?s)code 3.*why"):
+        run_child([sys.executable, "-c", code], lines.append)
+    assert sorted(lines) == ["first", "why"]
+
+
+def test_child_answers_in_json_and_no_is_an_answer():
+    lines = []
+    code = "import sys; print('busy', file=sys.stderr); print('{\"passed\": false}'); sys.exit(1)"
+    assert ask_child([sys.executable, "-c", code], lines.append) == {"passed": False}
+    assert lines == ["busy"]
+    with pytest.raises(ChildFailed, match="code 2"):
+        ask_child([sys.executable, "-c", "import sys; sys.exit(2)"], lines.append)

@@ -1,0 +1,203 @@
+"""The flows against a real server: deployed, run by a worker, run in process, failed and cancelled."""
+
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.plugin import DEPLOYMENTS, setup_environment
+from tests.flows.toy import ROOT, calls
+
+STAGES = ["synthesize", "download", "backbone", "encode", "train", "evaluate"]
+
+
+@pytest.fixture
+def small(project):
+    """A toy project with one data set: six stages."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(params | {"datasets": ["hypersim-synthetic"]}))
+    subprocess.run(["git", "commit", "-qam", "one data set"], check=True)
+    return project
+
+
+@pytest.fixture
+def at_server(server):
+    """This process talks to the session's server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+        yield server
+
+
+def _words(project: Path) -> list[str]:
+    return [line.split()[0] for line in calls(project)]
+
+
+def test_plugin_knows_the_deployments_of_prefect_yaml():
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert {deployment["name"] for deployment in deployments} == DEPLOYMENTS
+    from importlib import import_module
+
+    for deployment in deployments:
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        assert getattr(import_module(module), function).name == deployment["name"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("deployment run train-metricgold", "deployment run train-metricgold/train-metricgold"),
+        ("deployment run -p promote=true batch-depth", "deployment run -p promote=true batch-depth/batch-depth"),
+        ("deployment run other", "deployment run other"),
+        ("deployment run other/train-metricgold", "deployment run other/train-metricgold"),
+        ("deployment inspect train-metricgold", "deployment inspect train-metricgold"),
+        ("deployment run", "deployment run"),
+        ("", ""),
+    ],
+)
+def test_plugin_writes_out_our_short_names_only(monkeypatch, typed, read):
+    monkeypatch.setattr(sys, "argv", ["prefect", *typed.split()])
+    setup_environment(ctx=None)
+    assert sys.argv == ["prefect", *read.split()]
+
+
+@pytest.mark.slow
+def test_deployed_and_run_by_both_names(server, small, tmp_path):
+    from prefect.workers.process import ProcessWorker
+
+    for pool, limit in (("metricgold-gpu", 1), ("metricgold-cpu", None)):
+        template = ProcessWorker.get_default_base_job_template()
+        pool = {"name": pool, "type": "process", "base_job_template": template, "concurrency_limit": limit}
+        server.ask("POST", "/work_pools/", pool)
+    for command, folder in (
+        ("--no-prompt deploy --all", small),
+        ("deployment run train-metricgold", small),
+        ("deployment run train-metricgold/train-metricgold", tmp_path),
+    ):
+        done = server.run("prefect", *command.split(), cwd=folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    with _worker(server, "metricgold-gpu", tmp_path):
+        runs = _wait_for_runs(server, "train-metricgold", 2)
+    assert [run["state"]["type"] for run in runs] == ["COMPLETED"] * 2, runs
+    assert _words(small) == [*STAGES, "register", "register"]  # the second run found all stages fresh
+    tasks = server.ask("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}})
+    names = {task["name"] for task in tasks}
+    assert {"train", "evaluate", "backbone", "encode@hypersim-synthetic", "register"} <= names
+    logs = server.ask("POST", "/logs/filter", {"logs": {"flow_run_id": {"any_": [runs[0]["id"]]}}})
+    assert any("metricgold train: at work" in line["message"] for line in logs)
+
+
+@contextmanager
+def _worker(server, pool: str, folder: Path):
+    log = folder / "worker.log"
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    env = server.env | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    worker = subprocess.Popen(command, cwd=folder, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
+    try:
+        yield worker
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+
+def _wait_for_runs(server, deployment: str, count: int, seconds: float = 100) -> list[dict]:
+    runs: list[dict] = []
+    for _ in range(int(seconds)):
+        runs = server.ask(
+            "POST",
+            "/flow_runs/filter",
+            {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"},
+        )
+        final = [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
+        if len(final) == count:
+            return final
+        time.sleep(1)
+    raise AssertionError(f"after {seconds} s: {[run['state'] for run in runs]}")
+
+
+@pytest.mark.slow
+def test_train_measures_registers_and_promotes(at_server, small):
+    from flows.train_metricgold import train_metricgold
+
+    outcome = train_metricgold(promote=True)
+    assert outcome["version"] == "1" and outcome["alias"] == "champion"
+    assert outcome["metrics"]["abs_rel"] == 0.2
+    assert _words(small) == [*STAGES, "register", "promote"]
+    artifacts = at_server.ask("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["metrics"]}}})
+    assert "| hypersim-synthetic | 0.2 | 0.7 |" in artifacts[0]["data"]
+    Path("refuse").touch()
+    with pytest.raises(Exception, match=r"not promoted: abs_rel 0.3 against 0.25"):
+        train_metricgold(promote=True)
+
+
+@pytest.mark.slow
+def test_failed_stage_fails_the_run_with_its_last_lines_and_stops_what_needs_it(at_server, small):
+    from flows.train_metricgold import train_metricgold
+
+    Path("fail").touch()
+    with pytest.raises(Exception, match=r"(?s)repro --single-item train.*loss is not a number"):
+        train_metricgold()
+    assert _words(small) == STAGES[:-1]
+
+
+@pytest.mark.slow
+def test_overrides_become_a_dvc_experiment(at_server, small):
+    from flows.train_metricgold import train_metricgold
+
+    train_metricgold(overrides={"train.num_steps": 7})
+    assert _words(small) == [*STAGES, "register"]
+    assert "num_steps: 7" in Path("models/metricgold/weights").read_text()
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True, check=True
+    )
+    assert len(listed.stdout.split()) == 1
+
+
+@pytest.mark.slow
+def test_prepare_data_stops_after_the_download(at_server, project):
+    from flows.prepare_data import prepare_data
+
+    seconds = prepare_data(["vkitti2-synthetic"])
+    assert calls(project) == ["synthesize vkitti2-synthetic", "download vkitti2-synthetic"]
+    assert set(seconds) == {"synthesize@vkitti2-synthetic", "download@vkitti2-synthetic"}
+
+
+@pytest.mark.slow
+def test_batch_depth_and_promote_model(at_server, small):
+    from prefect.exceptions import ParameterTypeError
+
+    from flows.batch_depth import batch_depth
+    from flows.promote_model import promote_model
+
+    assert batch_depth("photos", "depth", ensemble_size=2) == {"images_done": 2, "images_failed": 0}
+    assert promote_model()["passed"]
+    assert calls(small) == [
+        "predict photos depth --model models:/metricgold@champion --json",
+        "promote --json --dry-run",
+    ]
+    with pytest.raises(ParameterTypeError, match="ensemble_size"):
+        batch_depth("photos", "depth", ensemble_size=0)
+
+
+@pytest.mark.slow
+def test_sigterm_lets_the_trainer_save(server, small):
+    Path("wait").touch()
+    run = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)
+    try:
+        for _ in range(600):
+            if Path("started").exists():
+                break
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(28) != 0
+    finally:
+        run.kill()
+    assert Path("saved").exists()
+    assert "evaluate" not in _words(small)

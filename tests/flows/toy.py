@@ -1,0 +1,83 @@
+"""A toy project, the real dvc.yaml over a stand-in for the console script, and a Prefect server of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
+COPIED = ("dvc.yaml", "params.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore", "data_manifests")
+COPIED += (".dvc/config", ".dvc/.gitignore", "metricgold/evaluate.py", "metricgold/metrics.py")
+
+
+def quiet_environment(**more: str) -> dict[str, str]:
+    """Ours without Prefect's and MLflow's settings; the stand-in comes first on PATH."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_"))}
+    path = os.pathsep.join([str(Path(__file__).parent), str(SCRIPTS), env.get("PATH", os.defpath)])
+    git = {f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    return env | git | {"PATH": path, "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1", "NO_COLOR": "1"} | more
+
+
+def make_project(folder: Path) -> Path:
+    """A copy of what the outer rings read, in a repository of its own."""
+    for name in COPIED:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "toy"]):
+        subprocess.run(["git", *command], cwd=folder, env=quiet_environment(), check=True)
+    return folder
+
+
+def calls(project: Path) -> list[str]:
+    """What the stand-in was asked since the last look."""
+    log = project / "calls.log"
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines
+
+
+class Server:
+    """A local Prefect server with state of its own."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        self.env = quiet_environment(
+            PREFECT_HOME=str(home), PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="0"
+        )
+        self.log = home / "server.log"
+        home.mkdir(parents=True)
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        self.process = subprocess.Popen(command, env=self.env, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
+
+    def wait_until_ready(self, seconds: float = 120) -> None:
+        for _ in range(int(seconds * 4)):
+            if self.get("/health") is not None:
+                return
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.25)
+        raise TimeoutError(self.log.read_text())
+
+    def get(self, path: str) -> object:
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, body: object = None) -> object:
+        import httpx
+
+        try:
+            answer = httpx.request(method, self.env["PREFECT_API_URL"] + path, json=body, timeout=30)
+        except httpx.TransportError:
+            return None
+        answer.raise_for_status()
+        return answer.json()
+
+    def run(self, *command: str, cwd: Path) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", *command], cwd=cwd, env=self.env, capture_output=True, text=True, timeout=120
+        )
