@@ -9,6 +9,7 @@ import glob
 import io
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,16 +93,24 @@ class Folder:
 
     def _walk(self, folder: str) -> Iterator[Entry]:
         with os.scandir(self.root / folder) as found:
-            items = sorted((item for item in found if not item.name.startswith(".")), key=lambda item: item.name)
-        for item in items:
-            if item.is_dir(follow_symlinks=False):
-                yield from self._walk(f"{folder}{item.name}/")
-            elif item.is_file():
-                yield self._entry(folder + item.name, item.stat())
+            # Names only: a folder may hold a million. The slash of folders makes the order that of whole keys.
+            names = sorted(
+                item.name + "/" * item.is_dir(follow_symlinks=False) for item in found if not item.name.startswith(".")
+            )
+        for name in names:
+            if name.endswith("/"):
+                yield from self._walk(folder + name)
+                continue
+            try:
+                status = (self.root / folder / name).stat()
+            except FileNotFoundError:
+                continue  # gone since, or a link to nothing
+            if stat.S_ISREG(status.st_mode):
+                yield self._entry(folder + name, status)
 
     @staticmethod
-    def _entry(key: str, stat: os.stat_result) -> Entry:
-        return Entry(key, stat.st_size, f"{stat.st_size}-{stat.st_mtime_ns}")
+    def _entry(key: str, status: os.stat_result) -> Entry:
+        return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
     def read(self, key: str, limit: int = -1) -> bytes:
         """The object's bytes, or its first `limit`."""
@@ -113,10 +122,16 @@ class Folder:
         with self.path(key).open("rb") as file:
             yield from file
 
-    def write(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> str:
-        """Write an object whole or not at all; its tag."""
+    def write(
+        self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream", *, durable: bool = False
+    ) -> str:
+        """Write an object whole or not at all; its tag.
+
+        Without `durable` the disk may come later: forcing it costs more than making a small image. A power cut
+        then shows in the size, so in the tag.
+        """
         path = self.path(key)
-        with write_aside(path) as aside, aside.open("wb") as file:
+        with write_aside(path, durable=durable) as aside, aside.open("wb") as file:
             for block in _blocks(data):
                 file.write(block)
         return self._entry(key, path.stat()).tag
@@ -203,7 +218,9 @@ class S3Prefix:
         with self._plain_errors(key):
             yield from self._get(key).iter_lines()
 
-    def write(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> str:
+    def write(
+        self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream", *, durable: bool = False
+    ) -> str:
         """Write an object, which S3 shows whole or not at all; its tag."""
         with self._plain_errors(key):
             key = self.prefix + key

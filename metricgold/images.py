@@ -297,7 +297,7 @@ def draw_preview(planar_depth_m: np.ndarray) -> Image.Image:
 
 
 def _colour_range(planar_depth_m: np.ndarray) -> tuple[float, float]:
-    step = max(1, int((planar_depth_m.size / 20_000) ** 0.5))  # a sample is as good as all
+    step = max(1, int((planar_depth_m.size / 5_000) ** 0.5))  # a sample is as good as all
     sample = planar_depth_m[::step, ::step]
     sample = sample[np.isfinite(sample) & (sample > 0)]
     if not sample.size:
@@ -331,7 +331,7 @@ def _scale_panel(height: int, low_m: float, high_m: float) -> Image.Image:
     ramp = _colours()[np.linspace(254, 0, bottom - top).round().astype(int)]  # far on top
     panel.paste(Image.fromarray(np.repeat(ramp[:, None], bar, axis=1)), (pad, top))
     draw = ImageDraw.Draw(panel)
-    for tick_m in _ticks(low_m, high_m, room=(bottom - top) // (font_px * 2)):
+    for tick_m in _ticks(low_m, high_m, room=max(2, min(8, (bottom - top) // (font_px * 2)))):
         y = bottom - round(log(tick_m / low_m) / log(high_m / low_m) * (bottom - top))
         draw.line([(pad + bar, y), (pad + bar + pad, y)], fill=_INK)
         draw.text((pad * 2 + bar + 3, y), f"{tick_m:g} m", fill=_INK, font=font, anchor="lm")
@@ -344,11 +344,12 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont:
 
 
 def _ticks(low_m: float, high_m: float, room: int) -> list[float]:
-    """Round metres in [low_m, high_m], at most about `room`, from the sparsest series with three of them."""
+    """Round metres in [low_m, high_m]: the densest series of which at most `room` fall there."""
     decades = range(floor(log10(low_m)) - 1, floor(log10(high_m)) + 2)
-    for digits in ((1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(n / 10 for n in range(10, 100))):
-        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
-        ticks = [float(f"{tick:.4g}") for tick in ticks if low_m <= tick <= high_m]
-        if len(ticks) >= 3:
+    fine = tuple(n / 10 for n in range(10, 100))
+    for digits in (fine, fine[::5], (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = (float(f"{digit * 10.0**decade:.4g}") for decade in decades for digit in digits)
+        ticks = [tick for tick in ticks if low_m <= tick <= high_m]
+        if len(ticks) <= room:
             break
-    return ticks[:: -(-len(ticks) // max(2, room))] if ticks else [float(f"{(low_m * high_m) ** 0.5:.2g}")]
+    return ticks[:: max(1, -(-len(ticks) // room))] or [float(f"{(low_m * high_m) ** 0.5:.2g}")]

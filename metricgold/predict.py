@@ -127,16 +127,16 @@ def _run(job: Job, rows: "_Rows", pipe: Callable | None) -> Counter:
 def _rows_of_run(
     job: Job, rows: "_Rows", pipe: Callable | None, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
 ) -> Iterator[Row]:
-    window = 2 * (job.params.batch_size + job.params.num_threads)
+    ahead, behind = job.params.batch_size + job.params.num_threads, 2 * job.params.num_threads
     written: deque[Future] = deque()
-    for batch in _batches(_in_order(readers, _reader(job, rows), _inputs(job), window), job.params.batch_size):
+    for batch in _batches(_in_order(readers, _reader(job, rows), _inputs(job), ahead), job.params.batch_size):
         if isinstance(batch, dict):  # a row: nothing to predict
             yield batch
             continue
         pipe = pipe or _load(job.model)
         for (row, _), prediction in zip(batch, _ask(pipe, [rgb for _, rgb in batch], job.inference), strict=True):
             written.append(writers.submit(_write, job, pipe.log_depth, row, prediction))
-        while len(written) > window or (written and written[0].done()):
+        while len(written) > behind or (written and written[0].done()):
             yield written.popleft().result()
     for future in written:
         yield future.result()
@@ -305,9 +305,16 @@ class _Rows:
         self.parts.sort()
         for key in ([RECEIPT] if self.sink.exists(RECEIPT) else []) + self.parts:
             for line in self.sink.lines(key):
-                row = json.loads(line)
+                row = self._parsed(key, line)
                 if row["status"] == "done":
                     self.db.execute("replace into previous values (?, ?)", [_blob(row["input"]), line.decode()])
+
+    def _parsed(self, key: str, line: bytes) -> Row:
+        try:
+            row = json.loads(line)
+            return {"status": row["status"], "input": row["input"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.sink}: {key} holds a line that is no row; move it away: {line[:80]!r}") from error
 
     def previous(self, key: str) -> Row | None:
         found = self.db.execute("select row from previous where input = ?", [_blob(key)]).fetchone()
@@ -331,7 +338,7 @@ class _Rows:
         """Save the rows since the last flush as one more part of the partial receipt."""
         number = int(self.parts[-1].removeprefix(PARTIAL).split(".")[0]) + 1 if self.parts else 0
         key = f"{PARTIAL}{number:08d}.jsonl"
-        self.sink.write(key, "".join(line + "\n" for line in self.unsaved).encode(), "application/jsonl")
+        self.sink.write(key, "".join(line + "\n" for line in self.unsaved).encode(), "application/jsonl", durable=True)
         self.parts.append(key)
         self.unsaved, self.saved_at = [], time.monotonic()
 
@@ -342,7 +349,7 @@ class _Rows:
             for (line,) in self.db.execute("select row from now order by input"):
                 file.write(line.encode() + b"\n")
             file.seek(0)
-            self.sink.write(RECEIPT, file, "application/jsonl")
+            self.sink.write(RECEIPT, file, "application/jsonl", durable=True)
         self.unsaved = []
         for key in (*self.parts, PARTIAL.rstrip("/")):
             self.sink.delete(key)

@@ -13,10 +13,11 @@ BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place on success, delete it on failure.
 
-    Works for a file or a folder; whoever looks at `path` sees the old one or the whole new one.
+    Works for a file or a folder; whoever looks at `path` sees the old one or the whole new one. A file is on the
+    disk before it is renamed, unless `durable` is False: then a power cut may shorten it, a kill never does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,8 +28,9 @@ def write_aside(path: Path) -> Iterator[Path]:
         if aside.is_dir():
             _replace_folder(aside, path)
         else:
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
+            if durable:
+                with aside.open("rb") as file:
+                    os.fsync(file.fileno())
             aside.replace(path)
     finally:
         remove(aside)

@@ -222,6 +222,14 @@ def test_nothing_to_predict_is_an_error(tmp_path):
         run(tmp_path / "nowhere", tmp_path / "out")
 
 
+def test_a_receipt_that_is_none_is_named(tmp_path):
+    source = fill(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "receipt.jsonl").write_text("something else\n")
+    with pytest.raises(ValueError, match=r"out: receipt\.jsonl holds a line that is no row"):
+        run(source, tmp_path / "out")
+
+
 def test_two_jobs_do_not_share_an_output(tmp_path):
     source = fill(tmp_path / "in", 1)
 
