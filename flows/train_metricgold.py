@@ -59,8 +59,8 @@ def train_metricgold(
     else:
         run_stages(graph)
     scores, registered = show_metrics(), register_model()
-    last = promote_version(registered["version"], dry_run=False) if promote else registered
-    return {"metrics": scores, "version": registered["version"], "alias": last["alias"]}
+    promoted = promote_version(registered["version"], dry_run=False) if promote else None
+    return {"metrics": scores, "registered": registered, "promoted": promoted}
 
 
 if __name__ == "__main__":

@@ -55,9 +55,10 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
         created = version is None
         if version is None:
             version = _create_version(client, params, model, scores, digest)
-        elif version.tags.get("evaluation_digest") != _evaluation_digest(scores):
+        elif version.tags.get("scores_digest") != digest_json(scores):
             _log_scores(client, version.run_id, scores)
-            client.set_model_version_tag(NAME, version.version, "evaluation_digest", _evaluation_digest(scores))
+            for key, value in _score_tags(scores).items():
+                client.set_model_version_tag(NAME, version.version, key, value)
         client.set_registered_model_alias(NAME, "candidate", version.version)
     return {
         "name": NAME,
@@ -185,7 +186,7 @@ def _create_version(
 ) -> "ModelVersion":
     import mlflow
 
-    tags = {**_lineage(params, model), "model_digest": digest, "evaluation_digest": _evaluation_digest(scores)}
+    tags = {**_lineage(params, model), **_score_tags(scores), "model_digest": digest}
     mlflow.set_experiment(NAME)
     with mlflow.start_run(tags=tags) as run:
         run_id = run.info.run_id
@@ -349,8 +350,9 @@ def _git_tags() -> dict[str, str]:
     return {"git_sha": sha, "git_dirty": str(bool(changes)).lower()} if sha else {}
 
 
-def _evaluation_digest(scores: dict[str, Any]) -> str:
-    return str(scores.get("digest", ""))
+def _score_tags(scores: dict[str, Any]) -> dict[str, str]:
+    """What was measured, which decides whether two versions compare, and what came out."""
+    return {"evaluation_digest": str(scores.get("digest", "")), "scores_digest": digest_json(scores)}
 
 
 def _flat(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
