@@ -1,9 +1,10 @@
 """Measure a checkpoint on held-out scenes, beside what it must beat and what it cannot beat.
 
-For every data set: the model; two baselines that never look at the image (the best constant, the mean depth
-map); and the VAE floor, the truth through the VAE and back without the U-Net. One protocol for all four: every
-frame at its own size, valid pixels with near_m <= truth <= far_m of the model, no alignment of scale or shift,
-ten metrics per image, then the mean over images. Data sets weigh the same in the figures on top.
+For every data set: the model; two baselines that never look at the image, nor know the data set it is from (one
+best constant, one mean depth map for all); and the VAE floor, the truth through the VAE and back without the
+U-Net. One protocol for all four: every frame at its own size, valid pixels with near_m <= truth <= far_m of the
+model, no alignment of scale or shift, ten metrics per image, then the mean over images. Data sets weigh the same
+in the figures on top.
 
 Held-out frames are read twice in a stream, once for the best constant and once to predict: memory does not grow
 with the data set.
@@ -59,8 +60,14 @@ def evaluate(
     give equal bytes. The JSON is written last. Raises ValueError naming a data set without a frame to measure.
     """
     pipe = pipe or _load(model)
-    measured = {name: _measure(name, raw, params, pipe, Path(plots) / "examples") for name, raw in raw_folders.items()}
-    report = _report(params, pipe.log_depth, measured)
+    measured = {name: Measured(depth_edges(pipe.log_depth)) for name in raw_folders}
+    held_out = {name: _held_out(name, raw, params) for name, raw in raw_folders.items()}
+    left_out = {name: found.left_out for name, found in measured.items()}
+    held_out, constant_m = best_constant(held_out, pipe.log_depth, left_out)
+    blind = Blind(constant_m, mean_depth_map(raw_folders, pipe.log_depth))
+    for name, refs in held_out.items():
+        _measure(name, refs, params, pipe, blind, measured[name], Path(plots) / "examples")
+    report = _report(params, pipe.log_depth, blind, measured)
     _write_by_depth(Path(plots) / "evaluate_by_depth.csv", measured)
     _draw_by_depth(Path(plots) / "evaluate.png", measured)
     write_json(out, report)
@@ -92,7 +99,6 @@ class Measured:
     edges_m: np.ndarray
     names: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # frame name -> reason
-    constant_m: float = 0.0
     images: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {method: [] for method in METHODS})
     range_sums: dict[str, np.ndarray] = field(default_factory=dict)  # method -> sum of relative errors by range
     range_pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -132,26 +138,39 @@ class Measured:
         ]
 
 
-def _measure(name: str, raw: Path, params: Evaluate, pipe: "MetricGoldPipeline", examples: Path) -> Measured:
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """The two baselines that never look: one constant in metres, one map of metres on MEAN_MAP_GRID."""
+
+    constant_m: float
+    mean_map_m: np.ndarray
+
+
+def _held_out(name: str, raw: Path, params: Evaluate) -> list[FrameRef]:
     found = list_frames(name, raw, split=params.split).frames
-    refs = [found[i] for i in evenly_spaced(len(found), params.frames_per_dataset)]
-    measured = Measured(depth_edges(pipe.log_depth))
-    refs, measured.constant_m = best_constant(refs, pipe.log_depth, measured.left_out)
-    if not refs:
-        raise ValueError(f"{raw}: {name} has no frame with depth in range to measure in split {params.split!r}")
-    mean_map_m = mean_depth_map(name, raw, pipe.log_depth)
+    return [found[i] for i in evenly_spaced(len(found), params.frames_per_dataset)]
+
+
+def _measure(
+    name: str,
+    refs: Sequence[FrameRef],
+    params: Evaluate,
+    pipe: "MetricGoldPipeline",
+    blind: Blind,
+    measured: Measured,
+    examples: Path,
+) -> None:
     shown = {refs[i].name for i in evenly_spaced(len(refs), NUM_EXAMPLES)}
     kept: list[Example] = []
     for batch in _batches(refs, params.batch_size, desc=f"evaluate {name}"):
-        for example in _score(batch, params, pipe, mean_map_m, measured):
+        for example in _score(batch, params, pipe, blind, measured):
             if example.name in shown:
                 kept.append(example)
     write_panels(examples / f"{name}.png", kept, COLUMNS, width_px=1200)
-    return measured
 
 
 def _score(
-    frames: Sequence[Frame], params: Evaluate, pipe: "MetricGoldPipeline", mean_map_m: np.ndarray, measured: Measured
+    frames: Sequence[Frame], params: Evaluate, pipe: "MetricGoldPipeline", blind: Blind, measured: Measured
 ) -> Iterator[Example]:
     """Predict a batch, score all four methods, and hand the images on."""
     predictions = pipe(
@@ -167,8 +186,8 @@ def _score(
         measured.names.append(frame.name)
         measured.count(frame, valid)
         measured.add("model", prediction.planar_depth_m, frame, valid)
-        measured.add("constant", np.full(valid.shape, measured.constant_m), frame, valid)
-        measured.add("mean_map", _resize_map(mean_map_m, valid.shape), frame, valid)
+        measured.add("constant", np.full(valid.shape, blind.constant_m), frame, valid)
+        measured.add("mean_map", _resize_map(blind.mean_map_m, valid.shape), frame, valid)
         measured.add("vae_floor", floor_m, frame, valid)
         yield Example(frame.name, frame.rgb, prediction.planar_depth_m, frame.planar_depth_m, valid)
 
@@ -208,47 +227,61 @@ def vae_floor(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.nd
 
 
 def best_constant(
-    refs: Sequence[FrameRef], log_depth: LogDepth, left_out: dict[str, str]
-) -> tuple[list[FrameRef], float]:
+    held_out: dict[str, list[FrameRef]], log_depth: LogDepth, left_out: dict[str, dict[str, str]]
+) -> tuple[dict[str, list[FrameRef]], float]:
     """The frames that can be measured, and the one depth in metres that gives them the lowest AbsRel.
 
     No constant does better on these very frames, so no constant baseline is stronger. AbsRel of a constant c,
-    sum w |c - g| with w = 1/(g pixels of its image), is least at the median of g weighted by w; it is found in
-    a histogram of ln g with bins of BIN_NATS. Frames that cannot be read, or have no depth in range, go into
-    `left_out` with the reason.
+    sum w |c - g| with w = 1/(g, pixels of its image, images of its data set), is least at the median of g
+    weighted by w; it is found in a histogram of ln g with bins of BIN_NATS. Frames that cannot be read, or have
+    no depth in range, go into `left_out` with the reason. ValueError names a data set with no frame left.
     """
-    weights = np.zeros(ceil(log_depth.ln_range / BIN_NATS))
-    usable = []
+    usable, weights = {}, np.zeros(ceil(log_depth.ln_range / BIN_NATS))
+    for name, refs in held_out.items():
+        usable[name], of_name = _inverse_depths(refs, log_depth, left_out[name], len(weights))
+        if not usable[name]:
+            reasons = sorted(set(left_out[name].values())) or ["the split is empty"]
+            raise ValueError(f"{name}: no frame with depth in range to measure: {'; '.join(reasons)}")
+        weights += of_name / len(usable[name])
+    median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
+    return usable, float(log_depth.near_m * np.exp((median + 0.5) * BIN_NATS))
+
+
+def _inverse_depths(
+    refs: Sequence[FrameRef], log_depth: LogDepth, left_out: dict[str, str], num_bins: int
+) -> tuple[list[FrameRef], np.ndarray]:
+    """Readable frames, and the sum of 1/g over their pixels by bin of ln g, each image weighing the same."""
+    usable, weights = [], np.zeros(num_bins)
     for ref, frame in _readable(refs, left_out):
         true_m = frame.planar_depth_m[in_range(frame, log_depth)].astype(np.float64)
         if not true_m.size:
             left_out[ref.name] = f"no valid depth between {log_depth.near_m:g} and {log_depth.far_m:g} m"
             continue
-        bins = (np.log(true_m / log_depth.near_m) / BIN_NATS).astype(int).clip(0, len(weights) - 1)
-        weights += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=len(weights))
+        bins = (np.log(true_m / log_depth.near_m) / BIN_NATS).astype(int).clip(0, num_bins - 1)
+        weights += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=num_bins)
         usable.append(ref)
-    median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
-    return usable, float(log_depth.near_m * np.exp((median + 0.5) * BIN_NATS))
+    return usable, weights
 
 
-def mean_depth_map(name: str, raw: Path, log_depth: LogDepth) -> np.ndarray:
+def mean_depth_map(raw_folders: dict[str, Path], log_depth: LogDepth) -> np.ndarray:
     """Geometric mean of planar depth over training frames on a small grid, metres MEAN_MAP_GRID.
 
-    MEAN_MAP_FRAMES frames, evenly spaced. A cell that no frame fills gets the mean of all. Raises ValueError
-    when the data set has no training frame with depth in range.
+    MEAN_MAP_FRAMES frames of each data set, evenly spaced. A cell that no frame fills gets the mean of all.
+    Raises ValueError when no data set has a training frame with depth in range.
     """
     rows, columns = MEAN_MAP_GRID
     sums, counts = np.zeros(rows * columns), np.zeros(rows * columns)
-    found = list_frames(name, raw, split="train").frames
-    sample = [found[i] for i in evenly_spaced(len(found), MEAN_MAP_FRAMES)]
-    for _, frame in _readable(sample, {}):
-        valid = in_range(frame, log_depth)
-        y, x = np.nonzero(valid)
-        cells = y * rows // valid.shape[0] * columns + x * columns // valid.shape[1]
-        sums += np.bincount(cells, weights=np.log(frame.planar_depth_m[valid]), minlength=sums.size)
-        counts += np.bincount(cells, minlength=sums.size)
+    for name, raw in raw_folders.items():
+        found = list_frames(name, raw, split="train").frames
+        sample = [found[i] for i in evenly_spaced(len(found), MEAN_MAP_FRAMES)]
+        for _, frame in _readable(sample, {}):
+            valid = in_range(frame, log_depth)
+            y, x = np.nonzero(valid)
+            cells = y * rows // valid.shape[0] * columns + x * columns // valid.shape[1]
+            sums += np.bincount(cells, weights=np.log(frame.planar_depth_m[valid]), minlength=sums.size)
+            counts += np.bincount(cells, minlength=sums.size)
     if not counts.any():
-        raise ValueError(f"{raw}: {name} has no training frame with depth in range for the mean depth map")
+        raise ValueError(f"no training frame with depth in range for the mean depth map in {list(raw_folders)}")
     overall = sums.sum() / counts.sum()
     mean_ln = np.where(counts > 0, sums / np.maximum(counts, 1), overall)
     return np.exp(mean_ln).reshape(rows, columns)
@@ -275,7 +308,7 @@ def depth_edges(log_depth: LogDepth) -> np.ndarray:
     return np.array([log_depth.near_m, *(log_depth.near_m * 2.0**inner), log_depth.far_m])
 
 
-def _report(params: Evaluate, log_depth: LogDepth, measured: dict[str, Measured]) -> dict[str, Any]:
+def _report(params: Evaluate, log_depth: LogDepth, blind: Blind, measured: dict[str, Measured]) -> dict[str, Any]:
     datasets = {name: _dataset_report(found) for name, found in measured.items()}
     each = list(datasets.values())
     of_model = mean_metrics([{key: one[key] for key in one["constant"]} for one in each])
@@ -286,6 +319,7 @@ def _report(params: Evaluate, log_depth: LogDepth, measured: dict[str, Measured]
         **of_model,
         **others,
         **of_range,
+        "constant_m": blind.constant_m,
         "num_frames": sum(one["num_frames"] for one in each),
         "datasets": datasets,
         "params": params.model_dump(),
@@ -298,7 +332,6 @@ def _dataset_report(measured: Measured) -> dict[str, Any]:
     return {
         **means["model"],
         **{method: means[method] for method in METHODS[1:]},
-        "constant_m": measured.constant_m,
         "by_depth": measured.by_depth(),
         "num_frames": len(measured.names),
         "left_out": measured.left_out,

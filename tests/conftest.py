@@ -1,5 +1,10 @@
 """A whole tiny run, made once a session: raw frames -> backbone -> latents -> trained pipeline."""
 
+import os
+
+# Two test workers share two cores: one thread each, or they wait for each other. Set before torch starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import numpy as np

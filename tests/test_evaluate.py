@@ -139,7 +139,7 @@ def test_no_constant_is_better(raw, tmp_path):
         return np.mean([image["abs_rel"] for image in images])
 
     found = report["datasets"][NAME]
-    assert found["constant"]["abs_rel"] == pytest.approx(abs_rel(found["constant_m"]), rel=1e-6)
+    assert found["constant"]["abs_rel"] == pytest.approx(abs_rel(report["constant_m"]), rel=1e-6)
     best_of_many = min(abs_rel(constant_m) for constant_m in np.geomspace(0.5, 80, 400))
     assert found["constant"]["abs_rel"] <= best_of_many + 1e-4
 
@@ -150,9 +150,9 @@ def test_best_constant_weighs_images_alike(tmp_path):
     few = np.full((3, 3), 200.0)
     few[1, 1] = 8.0
     write_scene(raw, "hall", np.stack([np.full((3, 3), 2.0), few]))
-    left_out = {}
-    refs, constant_m = best_constant(list_frames(NAME, raw).frames, RANGE, left_out)
-    assert (len(refs), left_out) == (2, {})
+    left_out = {NAME: {}}
+    usable, constant_m = best_constant({NAME: list_frames(NAME, raw).frames}, RANGE, left_out)
+    assert (len(usable[NAME]), left_out) == (2, {NAME: {}})
     assert constant_m == pytest.approx(2.0, rel=1e-3)
 
 
@@ -161,7 +161,7 @@ def test_mean_map_is_a_geometric_mean_of_training_frames(tmp_path):
     write_scene(raw, "room", np.stack([np.full((48, 64), 2.0), np.full((48, 64), 8.0)]))
     write_scene(raw, "hall", np.full((1, 48, 64), 50.0))
     (raw / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
-    assert mean_depth_map(NAME, raw, RANGE) == pytest.approx(np.full((24, 32), 4.0))
+    assert mean_depth_map({NAME: raw}, RANGE) == pytest.approx(np.full((24, 32), 4.0))
 
 
 def test_mean_map_keeps_its_place_and_fills_gaps(tmp_path):
@@ -170,7 +170,7 @@ def test_mean_map_keeps_its_place_and_fills_gaps(tmp_path):
     depth_m[24:], depth_m[:24, :32] = 1.0, 200.0
     write_scene(raw, "room", depth_m[None])
     (raw / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
-    got = mean_depth_map(NAME, raw, RANGE)
+    got = mean_depth_map({NAME: raw}, RANGE)
     assert got[12:] == pytest.approx(np.ones((12, 32)))
     assert got[:12, 16:] == pytest.approx(np.full((12, 16), 4.0))
     assert got[:12, :16] == pytest.approx(np.full((12, 16), 4 ** (1 / 3)))
