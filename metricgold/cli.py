@@ -173,3 +173,7 @@ def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: boo
     _say(outcome, as_json)
     if not outcome["passed"]:
         ctx.exit(1)
+
+
+if __name__ == "__main__":
+    main()

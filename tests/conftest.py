@@ -118,3 +118,20 @@ def tiny_model(tmp_path_factory, tiny_latents, tiny_backbone) -> Path:
 
     out = tmp_path_factory.mktemp("models") / "metricgold"
     return train(TINY.train, TINY.log_depth, {DATASET: tiny_latents}, tiny_backbone, out)
+
+
+@pytest.fixture
+def project(tmp_path, tiny_raw, tiny_backbone, tiny_latents) -> Path:
+    """A project folder in which `metricgold encode` and `metricgold train` run; many shards, many steps."""
+    import shutil
+
+    import yaml
+
+    values = TINY.model_dump(mode="json")
+    values["encode"]["frames_per_shard"] = 1
+    values["train"] |= {"num_steps": 80, "decay_steps": 80, "checkpoint_every": 3}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    write_tartanair(tmp_path / "data" / "raw" / DATASET, frames_per_scene=40)
+    shutil.copytree(tiny_backbone, tmp_path / "models" / "backbone")
+    shutil.copytree(tiny_latents, tmp_path / "data" / "latents" / DATASET)
+    return tmp_path

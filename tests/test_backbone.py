@@ -1,0 +1,148 @@
+"""The real Stable Diffusion loader on a tiny folder of the exact same format, and the stand-in."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from metricgold.backbone import load_backbone, new_unet, new_vae, prepare_backbone, vae_digest, widen_conv_in
+from metricgold.params import Backbone, LogDepthRange
+from metricgold.storage import digest_folder
+
+WIDTH = 8  # of the text encoder
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory, tiny):
+    """A Stable Diffusion v2 folder in diffusers layout, all of it a thousand times smaller."""
+    folder = tmp_path_factory.mktemp("sd2")
+    torch.manual_seed(1)
+    new_unet(tiny.backbone.stand_in).save_pretrained(folder / "unet")
+    new_vae(tiny.backbone.stand_in).save_pretrained(folder / "vae")
+    # SD2's own file names another scheduler class; the loader must read it all the same.
+    DDIMScheduler(prediction_type="v_prediction", steps_offset=1).save_pretrained(folder / "scheduler")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("DDIMScheduler", "PNDMScheduler"))
+    _write_tokenizer(folder / "tokenizer")
+    config = CLIPTextConfig(
+        vocab_size=6, hidden_size=WIDTH, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=77, bos_token_id=4, eos_token_id=5,
+    )  # fmt: skip
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def _write_tokenizer(folder):
+    folder.mkdir()
+    vocab = {"a": 0, "b</w>": 1, "ab</w>": 2, "b": 3, "<|startoftext|>": 4, "<|endoftext|>": 5}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+
+
+def prepare(source, out, **params):
+    return prepare_backbone(Backbone(source=str(source), **params), LogDepthRange(), {}, out)
+
+
+def test_a_stable_diffusion_folder_becomes_a_backbone(stable_diffusion, tmp_path):
+    parts = load_backbone(prepare(stable_diffusion, tmp_path / "backbone"))
+    unet = UNet2DConditionModel.from_pretrained(stable_diffusion / "unet")
+    assert parts["unet"].config.in_channels == parts["unet"].conv_in.in_channels == 8
+    half = unet.conv_in.weight / 2
+    torch.testing.assert_close(parts["unet"].conv_in.weight, torch.cat([half, half], dim=1))
+    torch.testing.assert_close(parts["unet"].mid_block.resnets[0].conv1.weight, unet.mid_block.resnets[0].conv1.weight)
+    assert parts["scheduler"].config.prediction_type == "v_prediction"
+    assert {path.name for path in (tmp_path / "backbone").iterdir()} == {
+        "unet", "vae", "scheduler", "empty_prompt", "backbone.json",
+    }  # fmt: skip
+
+
+def test_the_empty_prompt_is_the_text_encoder_s_answer_to_start_and_end(stable_diffusion, tmp_path):
+    parts = load_backbone(prepare(stable_diffusion, tmp_path / "backbone"))
+    encoder = CLIPTextModel.from_pretrained(stable_diffusion / "text_encoder")
+    with torch.no_grad():
+        expected = encoder(torch.tensor([[4, 5]])).last_hidden_state[0]
+    torch.testing.assert_close(parts["empty_prompt"].embedding, expected)
+
+
+def test_widening_keeps_the_activations_for_two_equal_latents(tiny):
+    torch.manual_seed(0)
+    unet = new_unet(tiny.backbone.stand_in).eval()
+    latent, context = torch.randn(1, 4, 16, 24), torch.randn(1, 2, 8)
+    with torch.no_grad():
+        before = unet(latent, 500, encoder_hidden_states=context).sample
+        wide = widen_conv_in(unet, 4)
+        after = wide(torch.cat([latent, latent], dim=1), 500, encoder_hidden_states=context).sample
+    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
+    assert widen_conv_in(wide, 4) is wide, "eight channels are taken as they are"
+    with pytest.raises(ValueError, match="takes 8 channels, expected 3 or 6"):
+        widen_conv_in(wide, 3)
+
+
+def test_what_it_was_made_from_is_recorded(stable_diffusion, tmp_path):
+    made_from = json.loads((prepare(stable_diffusion, tmp_path / "backbone") / "backbone.json").read_text())
+    assert made_from["source"] == str(stable_diffusion)
+    assert set(made_from["sha256"]) == {
+        f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
+    } | {"text_encoder/model.safetensors"}  # fmt: skip
+
+
+@pytest.mark.parametrize("revision", [None, "main", "ABCDEF" * 7])
+def test_a_hub_id_must_be_pinned_to_a_commit(tmp_path, revision):
+    with pytest.raises(ValueError, match=r"'no-such/model' is no folder.*40 hex digits"):
+        prepare("no-such/model", tmp_path / "backbone", revision=revision)
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"'no-such/model' at 0{40} cannot be fetched"):
+        prepare("no-such/model", tmp_path / "backbone", revision="0" * 40)
+
+
+def test_a_folder_that_is_no_stable_diffusion_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is no Stable Diffusion folder: unet/ is missing"):
+        prepare(tmp_path / "empty", tmp_path / "backbone")
+    with pytest.raises(ValueError, match=r"backbone\.json is missing"):
+        load_backbone(tmp_path / "empty")
+
+
+def test_a_text_encoder_of_another_width_is_refused(stable_diffusion, tmp_path, tiny):
+    import shutil
+
+    other = shutil.copytree(stable_diffusion, tmp_path / "other")
+    params = tiny.backbone.stand_in.model_copy(update={"text_width": 16})
+    new_unet(params).save_pretrained(other / "unet")
+    with pytest.raises(ValueError, match="text encoder is 8 wide, the U-Net expects 16"):
+        prepare(other, tmp_path / "backbone")
+
+
+def test_the_stand_in_is_of_the_same_classes_and_files(stable_diffusion, tmp_path, tiny_backbone):
+    real = prepare(stable_diffusion, tmp_path / "backbone")
+    names = {folder: sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+             for folder in (real, tiny_backbone)}  # fmt: skip
+    assert names[real] == names[tiny_backbone]
+    parts = load_backbone(tiny_backbone)
+    assert isinstance(parts["vae"], AutoencoderKL) and isinstance(parts["unet"], UNet2DConditionModel)
+
+
+def test_the_stand_in_s_latents_have_unit_variance_once_scaled(tiny_backbone, tiny_raw, tiny):
+    from metricgold.datasets import open_dataset
+    from metricgold.latents import encode_rgb, rgb_to_tensor
+
+    vae = load_backbone(tiny_backbone)["vae"].eval()
+    with torch.no_grad():
+        latents = [
+            encode_rgb(vae, rgb_to_tensor(frame.rgb[None]))
+            for frame in open_dataset(tiny.datasets[0], tiny_raw, split="train")
+        ]
+    assert 0.3 < (torch.cat(latents).std() * vae.config.scaling_factor).item() < 3
+
+
+def test_equal_inputs_equal_bytes(tmp_path, tiny, tiny_raw, tiny_backbone):
+    again = prepare_backbone(tiny.backbone, tiny.log_depth, {tiny.datasets[0]: tiny_raw}, tmp_path / "again")
+    assert digest_folder(again) == digest_folder(tiny_backbone)
+    assert vae_digest(again) == vae_digest(tiny_backbone)

@@ -1,0 +1,214 @@
+"""Training: the loss, what a run leaves behind, and exact resume."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+
+from metricgold.backbone import load_backbone
+from metricgold.params import LogDepthRange
+from metricgold.storage import digest_folder
+from metricgold.train import learning_rate, masked_mse, read_metrics, train, training_scheduler
+
+
+def run(tiny, latents, backbone, out, *, changes=None, **options):
+    params = tiny.train.model_validate(tiny.train.model_dump() | (changes or {}))
+    return train(params, tiny.log_depth, {tiny.datasets[0]: latents}, backbone, out, **options)
+
+
+def state_of(model):
+    return model.with_name(model.name + ".state")
+
+
+# -- mathematics ------------------------------------------------------------------------------------------
+
+
+def test_invalid_latents_never_count():
+    output, target = torch.zeros(2, 4, 3, 3), torch.ones(2, 4, 3, 3)
+    valid = torch.ones(2, 1, 3, 3, dtype=torch.bool)
+    valid[0, 0, 0] = False
+    target[0, :, 0] = 1e6
+    assert masked_mse(output, target, valid).item() == 1.0
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
+    torch.manual_seed(0)
+    output, target = torch.randn(4, 4, 5, 6), torch.randn(4, 4, 5, 6)
+    valid = torch.rand(4, 1, 5, 6) > 0.7
+    valid[1] = False
+    parts = [masked_mse(output[i : i + 2], target[i : i + 2], valid[i : i + 2]) for i in (0, 2)]
+    torch.testing.assert_close(masked_mse(output, target, valid), torch.stack(parts).mean())
+
+
+def test_learning_rate_warms_up_and_decays(tiny):
+    params = tiny.train.model_copy(update={"lr": 1e-3, "warmup_steps": 10, "decay_steps": 110, "final_lr_ratio": 0.01})
+    rates = [learning_rate(step, params) for step in range(200)]
+    assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx(1e-4) and rates[110] == rates[199] == pytest.approx(1e-5)
+
+
+def test_zero_terminal_snr_makes_the_last_timestep_pure_noise(tiny):
+    schedule = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    scheduler = training_scheduler(schedule, tiny.train)
+    clean, noise, last = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2), torch.tensor([999])
+    torch.testing.assert_close(scheduler.add_noise(clean, noise, last), noise)
+    # There the velocity is minus the clean latent: one step is a regression.
+    torch.testing.assert_close(scheduler.get_velocity(clean, noise, last), -clean)
+
+
+# -- whole runs -------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_a_pipeline_lineage_and_metrics(tiny, tiny_model, tiny_latents):
+    assert {path.name for path in tiny_model.iterdir()} == {
+        "model_index.json", "unet", "vae", "scheduler", "empty_prompt", "lineage.json",
+    }  # fmt: skip
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    assert (index["near_m"], index["far_m"]) == (0.5, 80.0)
+    assert (index["processing_height"], index["processing_width"]) == (32, 48)
+    lineage = json.loads((tiny_model / "lineage.json").read_text())
+    assert lineage["step"] == 12 and lineage["train"]["lr"] == 1e-3
+    assert lineage["backbone"]["source"] == "stand-in"
+    rows = read_metrics(state_of(tiny_model) / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert not list(tiny_model.parent.rglob("*.bin")) and not list(tiny_model.parent.rglob("*.pt"))
+
+
+def test_only_the_unet_changes(tiny_model, tiny_backbone):
+    same = ("vae", "empty_prompt")
+    for part in same:
+        name = "diffusion_pytorch_model.safetensors"
+        assert (tiny_model / part / name).read_bytes() == (tiny_backbone / part / name).read_bytes()
+    before, after = load_backbone(tiny_backbone)["unet"], load_file(tiny_model / "unet" / name)
+    assert not torch.equal(before.conv_in.weight, after["conv_in.weight"])
+
+
+def test_it_learns_one_batch(tiny, tiny_latents, tiny_backbone, tmp_path):
+    """Two hundred steps on eight frames at the regression end of the schedule: the loss falls by half."""
+    out = tmp_path / "model"
+    run(tiny, tiny_latents, tiny_backbone, out, changes={"num_steps": 120, "decay_steps": 120, "lr": 4e-3})
+    losses = [row["loss"] for row in read_metrics(state_of(out) / "metrics.jsonl")]
+    assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
+
+
+def test_accumulation_does_not_change_what_is_learnt(tiny, tiny_latents, tiny_backbone, tmp_path):
+    weights = []
+    for micro in (1, 4):
+        out = tmp_path / str(micro)
+        run(tiny, tiny_latents, tiny_backbone, out, changes={"micro_batch_size": micro, "num_steps": 3})
+        weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
+    for name, one in weights[0].items():
+        torch.testing.assert_close(one, weights[1][name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample"])
+def test_other_targets_train_and_are_recorded(tiny, tiny_latents, tiny_backbone, tmp_path, prediction_type):
+    changes = {"prediction_type": prediction_type, "zero_terminal_snr": False, "num_steps": 2}
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes=changes)
+    scheduler = json.loads((out / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == prediction_type
+
+
+def test_a_finished_run_asked_again_gives_the_same_bytes(tiny, tiny_latents, tiny_backbone, tmp_path):
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model")
+    digest, metrics = digest_folder(out), (state_of(out) / "metrics.jsonl").read_bytes()
+    run(tiny, tiny_latents, tiny_backbone, out)
+    assert digest_folder(out) == digest and (state_of(out) / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_foreign_checkpoint_is_never_resumed(tiny, tiny_latents, tiny_backbone, tiny_model, tmp_path):
+    out = tmp_path / "model"
+    run(tiny, tiny_latents, tiny_backbone, out, changes={"lr": 5e-3})
+    run(tiny, tiny_latents, tiny_backbone, out)
+    assert digest_folder(out) == digest_folder(tiny_model)
+
+
+def test_two_checkpoints_are_kept(tiny_model):
+    assert sorted(path.name for path in state_of(tiny_model).glob("step-*")) == ["step-000008", "step-000012"]
+
+
+def test_a_cache_of_another_vae_or_range_is_refused(tiny, tiny_latents, tiny_backbone, tmp_path):
+    caches = {tiny.datasets[0]: tiny_latents}
+    with pytest.raises(ValueError, match=r"log_depth is .*'near_m': 0.5.*this run needs .*'near_m': 0.3"):
+        train(tiny.train, LogDepthRange(near_m=0.3), caches, tiny_backbone, tmp_path / "model")
+    other = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    (other / "vae" / "config.json").write_text((other / "vae" / "config.json").read_text() + " ")
+    with pytest.raises(ValueError, match=r"vae is [0-9a-f]{64}, this run needs [0-9a-f]{64}"):
+        train(tiny.train, tiny.log_depth, caches, other, tmp_path / "model")
+
+
+def test_rows_are_reported_as_they_are_written(tiny, tiny_latents, tiny_backbone, tmp_path):
+    rows = []
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", report=rows.append, plot=tmp_path / "train.csv")
+    assert rows == read_metrics(state_of(out) / "metrics.jsonl")
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,lr,grad_norm" and len(lines) == len(rows) + 1
+
+
+# -- kills ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(project, trained_in_project):
+    """`metricgold train` in child processes, killed -9; the last one is left alone."""
+    out, state, rng = (
+        project / "models" / "metricgold",
+        project / "models" / "metricgold.state",
+        np.random.default_rng(),
+    )
+    command = [sys.executable, "-m", "metricgold.cli", "train"]
+    undisturbed, metrics = trained_in_project
+    for _ in range(3):
+        child = start(command, project)
+        want = rng.integers(1, 60)
+        while child.poll() is None and position(state) < want:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        child.kill()
+        child.wait()
+    assert not out.exists(), "the kills came too late to mean anything"
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    assert digest_folder(out) == undisturbed
+    assert (state / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.slow
+def test_sigterm_saves_where_it_is(project, trained_in_project):
+    out, state = project / "models" / "metricgold", project / "models" / "metricgold.state"
+    command = [sys.executable, "-m", "metricgold.cli", "train"]
+    child = start(command, project)
+    while child.poll() is None and position(state) < 7:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=60) == 128 + signal.SIGTERM
+    assert position(state) >= 7 and not out.exists()
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    assert digest_folder(out) == trained_in_project[0]
+
+
+def start(command, project):
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def position(state):
+    """The step of the newest whole checkpoint."""
+    return max((int(path.name[5:]) for path in state.glob("step-*")), default=0)
+
+
+@pytest.fixture
+def trained_in_project(project):
+    """Bytes of an undisturbed run, which is then forgotten."""
+    subprocess.run([sys.executable, "-m", "metricgold.cli", "train"], cwd=project, check=True, capture_output=True)
+    out, state = project / "models" / "metricgold", project / "models" / "metricgold.state"
+    digest, metrics = digest_folder(out), (state / "metrics.jsonl").read_bytes()
+    shutil.rmtree(out)
+    shutil.rmtree(state)
+    return digest, metrics
