@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -68,13 +69,18 @@ def end(child: subprocess.Popen) -> None:
     import psutil
 
     try:
-        parent = psutil.Process(child.pid)
-        family = [*parent.children(recursive=True), parent]
+        descendants = psutil.Process(child.pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        return
-    for process in family:
+        descendants = []
+    for process in [*descendants, child]:
         _quietly(process.terminate)
-    _, alive = psutil.wait_procs(family, timeout=GRACE_S)
+    started = time.monotonic()
+    _, alive = psutil.wait_procs(descendants, timeout=GRACE_S)
+    try:
+        # Not psutil: it would take the exit code from whoever else waits for this child.
+        child.wait(max(0.0, GRACE_S - (time.monotonic() - started)))
+    except subprocess.TimeoutExpired:
+        alive.append(child)
     for process in alive:
         _quietly(process.kill)
     child.wait()

@@ -5,7 +5,7 @@ promotion) and batch-depth in this process, and writes reports/demo.html and rep
 it ends: with the work, with a failure, and with Ctrl-C. What is fresh is not made again.
 """
 
-import logging
+import atexit
 import os
 import signal
 import socket
@@ -14,9 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +30,10 @@ PREFECT_HOME = Path(".prefect")
 @click.argument("images", nargs=-1, type=click.Path(exists=True, path_type=Path))
 def main(images: tuple[Path, ...]) -> None:
     """Run the demo; IMAGES are photographs or folders of your own to predict on as well."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
     started = time.monotonic()
     try:
-        with _prefect_server() as url:
-            summary = _whole_way(list(images), url)
+        summary = _whole_way(list(images), _start_prefect())
     except KeyboardInterrupt:
         raise click.ClickException("stopped; `make demo` goes on where this run stood") from None
     except Exception as error:
@@ -51,12 +47,10 @@ def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _prefect_server() -> Iterator[str]:
-    """URL of the API: PREFECT_API_URL, or a server of our own, which may still be starting."""
+def _start_prefect() -> str:
+    """URL of the API: PREFECT_API_URL, or a server of our own, which is still starting."""
     if url := os.environ.get("PREFECT_API_URL"):
-        yield url
-        return
+        return url
     PREFECT_HOME.mkdir(exist_ok=True)
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
@@ -69,10 +63,9 @@ def _prefect_server() -> Iterator[str]:
         server = subprocess.Popen(
             command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-    try:
-        yield url
-    finally:
-        end(server)
+    # At exit the last registered goes first: Prefect, imported after this, sends its last lines to a living server.
+    atexit.register(end, server)
+    return url
 
 
 def _free_port() -> int:
@@ -129,7 +122,7 @@ def _synthesize() -> dict[str, float]:
     from metricgold.params import load_params
 
     names = [f"synthesize@{name}" for name in load_params().datasets]
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item"]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "--single-item"]
 
     def reproduce(name: str) -> float:
         started = time.monotonic()

@@ -57,16 +57,18 @@ def _with_needs(targets: list[str], needs: Graph) -> set[str]:
 
 
 def reproduce(stage: str) -> list[str]:
-    """The command that brings one stage up to date, without those before it."""
-    return [*DVC, "repro", "--single-item", stage]
+    """The command that brings one stage up to date, without those before it; the only lines are the stage's."""
+    return [*DVC, "repro", "--quiet", "--single-item", stage]
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str) -> float:
     """Bring one stage up to date and answer the seconds it took. Fails with the stage's last lines."""
-    started = time.perf_counter()
-    run_child(reproduce(stage), get_run_logger().info)
-    return time.perf_counter() - started
+    started, logger = time.perf_counter(), get_run_logger()
+    run_child(reproduce(stage), logger.info)
+    seconds = time.perf_counter() - started
+    logger.info("up to date after %.1f s", seconds)
+    return seconds
 
 
 def run_stages(graph: Graph) -> dict[str, float]:
