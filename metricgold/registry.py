@@ -11,6 +11,7 @@ working folder. A version is a pyfunc made of a diffusers folder and this packag
 import json
 import logging
 import os
+import re
 import subprocess
 import time
 import warnings
@@ -148,12 +149,12 @@ def _client() -> Iterator["MlflowClient"]:
                 mlflow.MlflowClient().search_experiments(max_results=1)
         yield mlflow.MlflowClient()
     except MlflowException as error:
-        raise ValueError(f"MLflow at {_without_password(uri)}: {error}") from error
+        # `from None`: the cause would show the address with its password again.
+        raise ValueError(_without_password(f"MLflow at {uri}: {error}")) from None
 
 
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else uri
+def _without_password(text: str) -> str:
+    return re.sub(r"(\w://)[^/@\s]*@", r"\1", text)
 
 
 def _find(client: "MlflowClient", which: str, name: str = NAME) -> "ModelVersion":

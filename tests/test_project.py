@@ -49,7 +49,7 @@ def test_stages_name_params_that_exist():
 def _commands() -> list[str]:
     """Lines of the README's shell blocks, without prompts, comments and what is piped on."""
     blocks = re.findall(r"```(?:sh|bash|console|shell)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines = [line.partition(" #")[0].strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -30,13 +30,23 @@ SCORES = {
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """An MLflow database with its tables made: migrations take seconds, so they run once."""
+def first_use(tmp_path_factory):
+    """A folder where two processes made MLflow's database at the same moment, and what became of them."""
     folder = tmp_path_factory.mktemp("store")
-    code = "from metricgold.registry import _client\nwith _client(): pass"
+    code = "from metricgold.registry import _client\nwith _client() as client: client.search_experiments()"
     env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
-    return folder / "mlflow.db"
+
+    def start(_):
+        return subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        return folder, list(pool.map(start, range(2)))
+
+
+def test_first_use_by_two_processes_at_once(first_use):
+    folder, outcomes = first_use
+    assert [done.returncode for done in outcomes] == [0, 0], outcomes
+    assert (folder / "mlflow.db").is_file()
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +78,11 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture
-def project(tmp_path, empty_store, tiny_model, monkeypatch):
+def project(tmp_path, first_use, tiny_model, monkeypatch):
     """A working folder as `metricgold register` finds it after `dvc repro`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    shutil.copy(first_use[0] / "mlflow.db", tmp_path)
     shutil.copytree(tiny_model, "models/metricgold")
     Path("models/metricgold/lineage.json").write_text(json.dumps({"datasets": {"hypersim-synthetic": "abc"}}))
     state = Path("models/metricgold.state")
@@ -169,6 +179,29 @@ def test_fetch_model_names_folders_and_versions(project):
         fetch_model("nowhere")
 
 
+def test_version_on_a_remote_store_is_downloaded_once(project, monkeypatch):
+    import mlflow
+
+    answer = _register()
+    local = mlflow.artifacts.download_artifacts(answer["model_uri"])
+    asked = []
+
+    def download(artifact_uri, dst_path):
+        asked.append(artifact_uri)
+        return shutil.copytree(local, Path(dst_path) / "artifacts")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "cache"))
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "get_model_version_download_uri", lambda *_: "s3://bucket/models/m-1/artifacts"
+    )
+    folders = {fetch_model("models:/metricgold@candidate") for _ in range(2)}
+    assert asked == ["s3://bucket/models/m-1/artifacts"]
+    ((folder, name),) = folders
+    assert name == "metricgold/1" and folder.is_relative_to(project / "cache")
+    assert (folder / "unet").is_dir()
+
+
 @pytest.mark.parametrize(
     ("scores", "failing"),
     [
@@ -244,19 +277,6 @@ def test_password_of_a_tracking_server_is_not_shown(project, monkeypatch):
     with pytest.raises(ValueError) as caught:
         fetch_model("models:/metricgold@champion")
     assert "sesame" not in str(caught.value) and "127.0.0.1" in str(caught.value)
-
-
-@pytest.mark.slow
-def test_first_use_by_two_processes_at_once(tmp_path):
-    code = "from metricgold.registry import _client\nwith _client() as client: client.search_experiments()"
-    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-
-    def start(_):
-        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-
-    with ThreadPoolExecutor(2) as pool:
-        outcomes = list(pool.map(start, range(2)))
-    assert [done.returncode for done in outcomes] == [0, 0], outcomes
 
 
 def test_pyfunc_refuses_what_is_no_image():
