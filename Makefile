@@ -30,7 +30,7 @@ lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 $(READY): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet $(FIND_LINKS) -r requirements.lock -e '.[dev]'
+	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode $(FIND_LINKS) -r requirements.lock -e '.[dev]'
 	touch $(READY)
 
 clean:  ## forget everything that was made, but not the environment

@@ -27,13 +27,16 @@ class ChildFailed(RuntimeError):
 
 
 def environment() -> dict[str, str]:
-    """Ours, with this interpreter's console scripts on PATH and no buffering or telemetry."""
+    """Ours, with this interpreter's console scripts on PATH and no buffering or telemetry.
+
+    Stages that run side by side share the cores: a thread with nothing to do must sleep, not spin.
+    """
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if scripts not in path:
         path.insert(0, scripts)
     quiet = {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
-    return os.environ | quiet | {"PATH": os.pathsep.join(path)}
+    return {"OMP_WAIT_POLICY": "passive"} | os.environ | quiet | {"PATH": os.pathsep.join(path)}
 
 
 def run_child(command: list[str], log: Callable[[str], None]) -> None:

@@ -59,7 +59,10 @@ def evaluate(
     names what was measured (frames, split, range): two reports compare only where it is equal. Equal inputs
     give equal bytes. The JSON is written last. Raises ValueError naming a data set without a frame to measure.
     """
-    pipe = pipe or _load(model)
+    if pipe is None:
+        from metricgold.model import load_pipeline
+
+        pipe = load_pipeline(model)
     measured = {name: Measured(depth_edges(pipe.log_depth)) for name in raw_folders}
     held_out = {name: _held_out(name, raw, params) for name, raw in raw_folders.items()}
     left_out = {name: found.left_out for name, found in measured.items()}
@@ -72,14 +75,6 @@ def evaluate(
     _draw_by_depth(Path(plots) / "evaluate.png", measured)
     write_json(out, report)
     return report
-
-
-def _load(model: Path) -> "MetricGoldPipeline":
-    import torch
-
-    from metricgold.model import MetricGoldPipeline
-
-    return MetricGoldPipeline.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:

@@ -6,7 +6,6 @@ Marigold (arXiv 2312.02145): DDIM from pure noise, several runs merged; the merg
 which keeps metres metres.
 """
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,9 +163,14 @@ class MetricGoldPipeline(DiffusionPipeline):
         return self.log_depth.denormalize(_resize_maps(decoded, size)).cpu().numpy()
 
 
-def read_lineage(folder: Path) -> dict[str, Any]:
-    """What made a checkpoint, as the trainer wrote it beside the weights."""
-    return json.loads((Path(folder) / "lineage.json").read_text())
+def load_pipeline(folder: Path) -> MetricGoldPipeline:
+    """Read a checkpoint folder onto the GPU if there is one. ValueError names a folder that is no checkpoint."""
+    from diffusers.utils.logging import disable_progress_bar
+
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} is no checkpoint: model_index.json is missing; run `metricgold train`")
+    disable_progress_bar()  # of reading four small parts: noise in every log
+    return MetricGoldPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _as_rgb(image: Any) -> np.ndarray:

@@ -41,10 +41,10 @@ class StandIn(Section):
 
     vae_channels: list[PositiveInt] = [16, 32, 32]
     latent_channels: PositiveInt = 4
-    vae_steps: Count = 800
-    vae_batch_size: PositiveInt = 16
-    vae_crop: PositiveInt = 32
-    vae_lr: PositiveFloat = 2e-3
+    vae_steps: Count = 1200
+    vae_batch_size: PositiveInt = 8
+    vae_crop: PositiveInt = 48
+    vae_lr: PositiveFloat = 4e-3
     unet_channels: list[PositiveInt] = [32, 64, 128]
     unet_layers: PositiveInt = 1  # residual blocks a level
     unet_steps: Count = 0  # of image generation, before it sees depth
@@ -90,6 +90,7 @@ class Train(Section):
     decay_steps: PositiveInt = 25_000
     max_grad_norm: PositiveFloat = 1.0
     noise: Noise = Noise()
+    timestep_shift: PositiveFloat = 1.0  # above 1: more of the noisy timesteps (arXiv 2403.03206, eq. 23)
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
     zero_terminal_snr: bool = True
     flip: bool = True

@@ -133,7 +133,7 @@ def _rows_of_run(
         if isinstance(batch, dict):  # a row: nothing to predict
             yield batch
             continue
-        pipe = pipe or _load(job.model)
+        pipe = pipe or _load_pipeline(job.model)
         for (row, _), prediction in zip(batch, _ask(pipe, [rgb for _, rgb in batch], job.inference), strict=True):
             written.append(writers.submit(_write, job, pipe.log_depth, row, prediction))
         while len(written) > behind or (written and written[0].done()):
@@ -142,14 +142,10 @@ def _rows_of_run(
         yield future.result()
 
 
-def _load(model: Path) -> Callable:
-    import torch
+def _load_pipeline(model: Path) -> Callable:
+    from metricgold.model import load_pipeline  # torch, which a rerun with nothing new does not need
 
-    from metricgold.model import MetricGoldPipeline
-
-    pipe = MetricGoldPipeline.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_pipeline(model)
 
 
 # Reading

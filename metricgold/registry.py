@@ -402,12 +402,9 @@ class _Depth:
     """What MLflow calls: images in, metres out."""
 
     def __init__(self, folder: Path) -> None:
-        import torch
+        from metricgold.model import load_pipeline
 
-        from metricgold.model import MetricGoldPipeline
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = MetricGoldPipeline.from_pretrained(folder).to(device)
+        self.pipeline = load_pipeline(folder)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> "np.ndarray":
         """uint8 [H, W, 3] to planar depth in metres, float32 [H, W]; a batch [N, H, W, 3] to [N, H, W].

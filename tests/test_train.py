@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 from metricgold.backbone import load_backbone
 from metricgold.params import LogDepthRange, load_params
 from metricgold.storage import digest_folder
-from metricgold.train import learning_rate, masked_mse, read_metrics, train, training_scheduler
+from metricgold.train import (
+    learning_rate,
+    masked_mse,
+    read_metrics,
+    shifted_timesteps,
+    train,
+    training_scheduler,
+)
 
 
 def run(tiny, latents, backbone, out, *, changes=None, **options):
@@ -62,6 +69,14 @@ def test_zero_terminal_snr_makes_the_last_timestep_pure_noise(tiny):
     torch.testing.assert_close(scheduler.add_noise(clean, noise, last), noise)
     # There the velocity is minus the clean latent: one step is a regression.
     torch.testing.assert_close(scheduler.get_velocity(clean, noise, last), -clean)
+
+
+def test_shifted_timesteps_stay_in_range_and_lean_to_noise():
+    uniform = torch.arange(1000)
+    assert torch.equal(shifted_timesteps(uniform, 1000, 1.0), uniform)
+    shifted = shifted_timesteps(uniform, 1000, 3.0)
+    assert shifted.min() >= 0 and shifted.max() == 999 and (shifted.diff() >= 0).all()
+    assert shifted[500].item() == 750  # 3/2 over 1 + 2/2
 
 
 # -- whole runs -------------------------------------------------------------------------------------------
