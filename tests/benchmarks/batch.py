@@ -1,0 +1,61 @@
+"""Batch depth around a model that costs nothing: decoding, three files an image, the receipt."""
+
+import os
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+from metricgold.log_depth import LogDepth
+from metricgold.params import Predict
+from metricgold.predict import predict_all
+
+from . import CannotRun, least_seconds
+
+NUM_IMAGES, SIDE = 300, 256
+
+
+class FreePipe:
+    """The pipeline's signature; every answer is the same smooth depth with a little grain."""
+
+    log_depth = LogDepth(0.5, 80.0)
+
+    def __init__(self) -> None:
+        y = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None]
+        grain = np.random.default_rng(0).normal(1, 1e-3, (SIDE, SIDE)).astype(np.float32)
+        uncertainty = np.full((SIDE, SIDE), 0.02, np.float32) * grain
+        self.prediction = SimpleNamespace(planar_depth_m=20 / (0.5 + y) * grain, uncertainty=uncertainty)
+
+    def __call__(self, image, **inference):
+        return [self.prediction] * len(image)
+
+
+def free_model(folder: Path) -> dict[str, float]:
+    """All threads on one core: images over wall time, so waiting counts too."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise CannotRun("this system cannot keep a process on one core")
+    source = _write_photographs(folder / "in")
+    outputs = (str(folder / f"out{n}") for n in count())
+    params, pipe, cores = Predict(), FreePipe(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        (seconds,) = least_seconds(
+            lambda: predict_all(params, folder / "none", str(source), next(outputs), model_name="free", pipe=pipe),
+            rounds=3,
+        )
+    finally:
+        os.sched_setaffinity(0, cores)
+    return {"batch.free_model_images_per_s_core": NUM_IMAGES / seconds}
+
+
+def _write_photographs(folder: Path) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    for n in range(NUM_IMAGES):
+        smooth = 128 + 80 * np.sin((x * (1 + n % 7) + y * (1 + n % 5)) / 60)
+        rgb = smooth[..., None] + rng.normal(0, 6, (SIDE, SIDE, 3))
+        Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(folder / f"{n:04d}.jpg", quality=90)
+    return folder
