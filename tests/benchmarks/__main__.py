@@ -26,8 +26,8 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("cache.index_open_s",): cache.opening,
     ("batch.free_model_images_per_s_core",): batch.free_model,
 }
-_BY_RANGE = "downloads fetch whole archives: going on inside one, or taking members out of it, does not exist yet"
-_GPU = "needs a GPU"
+_BY_RANGE = "downloads do not yet go on inside an archive or take single members out of it"
+_GPU = "needs a GPU; not measured yet"
 _S3 = "needs an S3 server; not measured yet"
 LEFT_OUT = {
     "download.faulty_bytes_ratio": _BY_RANGE,
