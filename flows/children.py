@@ -26,22 +26,19 @@ class ChildFailed(RuntimeError):
     """A child process ended with another code than 0; the message holds its last lines."""
 
 
-def environment() -> dict[str, str]:
-    """Ours, with this interpreter's console scripts on PATH and no buffering or telemetry.
-
-    Stages that run side by side share the cores: a thread with nothing to do must sleep, not spin.
-    """
+def environment(**more: str) -> dict[str, str]:
+    """Ours, with this interpreter's console scripts on PATH and no buffering or telemetry."""
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if scripts not in path:
         path.insert(0, scripts)
     quiet = {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
-    return {"OMP_WAIT_POLICY": "passive"} | os.environ | quiet | {"PATH": os.pathsep.join(path)}
+    return os.environ | quiet | {"PATH": os.pathsep.join(path)} | more
 
 
-def run_child(command: list[str], log: Callable[[str], None]) -> None:
-    """Run a command and log what it prints. Raises ChildFailed with its last lines."""
-    code, lines = _run(command, log, None)
+def run_child(command: list[str], log: Callable[[str], None], **variables: str) -> None:
+    """Run a command, log what it prints. `variables` join its environment. Raises ChildFailed with its last lines."""
+    code, lines = _run(command, log, None, **variables)
     if code:
         raise ChildFailed(_failure(command, code, lines))
 
@@ -98,14 +95,17 @@ def _quietly(action: Callable[[], None]) -> None:
         return
 
 
-def _run(command: list[str], log: Callable[[str], None], answer: IO[str] | None) -> tuple[int, list[str]]:
+def _run(
+    command: list[str], log: Callable[[str], None], answer: IO[str] | None, **variables: str
+) -> tuple[int, list[str]]:
     if _ending.is_set():
         raise ChildFailed(f"`{_shown(command)}` was not started: the flow is ending")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     if answer is not None:
         pipes = {"stdout": answer, "stderr": subprocess.PIPE}
     last: deque[str] = deque(maxlen=KEPT_LINES)
-    child = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, text=True, errors="replace", **pipes)
+    env = environment(**variables)
+    child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, text=True, errors="replace", **pipes)
     _running.add(child)
     try:
         for line in child.stdout or child.stderr:

@@ -7,8 +7,8 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.children import ask_child, run_child
-from flows.promote_model import promote_version
+from flows.children import run_child
+from flows.registry import promote_version, register_version
 from flows.stages import DVC, run_stages, stage_graph
 from metricgold.storage import read_json
 
@@ -20,12 +20,6 @@ def run_experiment(overrides: dict[str, Any]) -> None:
     """The graph with other values than params.yaml has, kept by DVC as an experiment of its own."""
     changes = [f"--set-param={key}={value}" for key, value in overrides.items()]
     run_child([*DVC, "exp", "run", *changes], get_run_logger().info)
-
-
-@task(task_run_name="register", cache_policy=NO_CACHE)
-def register_model() -> dict[str, Any]:
-    """A new version in MLflow, or the one that these bytes have already."""
-    return ask_child(["metricgold", "register", "--json"], get_run_logger().info)
 
 
 def show_metrics() -> dict[str, Any]:
@@ -58,7 +52,7 @@ def train_metricgold(
         run_experiment(overrides)
     else:
         run_stages(graph)
-    scores, registered = show_metrics(), register_model()
+    scores, registered = show_metrics(), register_version()
     promoted = promote_version(registered["version"], dry_run=False) if promote else None
     return {"metrics": scores, "registered": registered, "promoted": promoted}
 
