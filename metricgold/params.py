@@ -41,7 +41,7 @@ class StandIn(Section):
 
     vae_channels: list[PositiveInt] = [16, 32, 32]
     latent_channels: PositiveInt = 4
-    vae_steps: Count = 900
+    vae_steps: Count = 1000
     vae_batch_size: PositiveInt = 8
     vae_crop: PositiveInt = 48
     vae_lr: PositiveFloat = 4e-3
