@@ -37,6 +37,7 @@ RESERVED = ("manifest.yaml", "ledger.json", ".ledger", ".part")
 NUM_TRIES = 3
 FIRST_WAIT_SECONDS = 1.0
 TIMEOUT_SECONDS = 60
+WORTH_A_LINE_BYTES = 10_000_000
 
 
 def download(manifest: Manifest, into: Path, *, num_workers: int = 4, progress: Progress | None = None) -> Path:
@@ -60,6 +61,7 @@ def download(manifest: Manifest, into: Path, *, num_workers: int = 4, progress: 
                 _run_all(pool, lambda source: _finish(manifest, source, into, advance), todo)
         finally:
             remove(into / ".part")
+        log.info("%s: %d of %d archives and files were fetched", manifest.name, len(todo), len(sources))
         return _write_ledger(manifest, sources, into)
 
 
@@ -197,7 +199,9 @@ def _finish(manifest: Manifest, source: Source, into: Path, advance: Progress) -
     )
     remove(fetched)
     remove(staged)
-    log.info("%s: %s, %d bytes, %d members", manifest.name, source.path, digests["bytes"], len(members))
+    # Hundreds of small archives would drown a log; the receipts name each of them.
+    level = logging.INFO if digests["bytes"] >= WORTH_A_LINE_BYTES else logging.DEBUG
+    log.log(level, "%s: %s, %d bytes, %d members", manifest.name, source.path, digests["bytes"], len(members))
 
 
 def _place(moves: dict[Path, Path], members: dict[str, int], label: str) -> None:
