@@ -259,7 +259,7 @@ def _centre_crop(picture: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _fit(name: str, model: torch.nn.Module, num_steps: int, lr: float, loss_of_step: Callable[[int], Any]) -> None:
     """AdamW with a one-cycle learning rate: the most from few steps."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(num_steps, 1), pct_start=0.1)
     for step in tqdm(range(num_steps), desc=f"stand-in {name}", disable=None):
         loss = loss_of_step(step)

@@ -41,10 +41,10 @@ class StandIn(Section):
 
     vae_channels: list[PositiveInt] = [16, 32, 32]
     latent_channels: PositiveInt = 4
-    vae_steps: Count = 1000
+    vae_steps: Count = 1100
     vae_batch_size: PositiveInt = 8
     vae_crop: PositiveInt = 48
-    vae_lr: PositiveFloat = 4e-3
+    vae_lr: PositiveFloat = 8e-3
     unet_channels: list[PositiveInt] = [32, 64, 128]
     unet_layers: PositiveInt = 1  # residual blocks a level
     unet_steps: Count = 0  # of image generation, before it sees depth

@@ -120,7 +120,7 @@ class _Run:
         unet: UNet2DConditionModel = backbone["unet"].train()
         if params.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        optimizer = torch.optim.AdamW(unet.parameters(), lr=params.lr)
+        optimizer = torch.optim.AdamW(unet.parameters(), lr=params.lr, fused=True)
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.average = [p.detach().clone() for p in self.unet.parameters()] if params.ema_decay else None
         self.prompt = backbone["empty_prompt"].embedding.detach().to(self.accelerator.device)
