@@ -20,6 +20,12 @@ class LogDepthRange(Section):
     near_m: PositiveFloat = 0.5
     far_m: PositiveFloat = 80.0
 
+    @model_validator(mode="after")
+    def _near_is_nearer(self) -> "LogDepthRange":
+        if self.near_m >= self.far_m:
+            raise ValueError(f"near_m {self.near_m} must be below far_m {self.far_m}")
+        return self
+
 
 class Synthesize(Section):
     version: PositiveInt = 1
@@ -41,10 +47,10 @@ class StandIn(Section):
 
     vae_channels: list[PositiveInt] = [16, 32, 32]
     latent_channels: PositiveInt = 4
-    vae_steps: Count = 1100
+    vae_steps: Count = 1000
     vae_batch_size: PositiveInt = 8
     vae_crop: PositiveInt = 48
-    vae_lr: PositiveFloat = 8e-3
+    vae_lr: PositiveFloat = 4e-3
     unet_channels: list[PositiveInt] = [32, 64, 128]
     unet_layers: PositiveInt = 1  # residual blocks a level
     unet_steps: Count = 0  # of image generation, before it sees depth
@@ -101,10 +107,14 @@ class Train(Section):
     log_every: PositiveInt = 10
 
     @model_validator(mode="after")
-    def _whole_accumulation(self) -> "Train":
+    def _consistent(self) -> "Train":
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size {self.batch_size} must be a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.zero_terminal_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr has no signal at the last timestep: prediction_type epsilon cannot start"
             )
         return self
 

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metricgold.params import Params, Train, load_params
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(tmp_path, values):
+    path = tmp_path / "params.yaml"
+    path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return path
+
+
+def test_the_project_s_params_load_and_everything_has_a_default(tmp_path):
+    assert load_params(ROOT / "params.yaml").datasets
+    params = load_params(write(tmp_path, {"datasets": ["hypersim"]}))
+    assert (params.predict.num_inference_steps, params.predict.ensemble_size) == (50, 10)
+    assert (params.train.num_steps, params.train.batch_size, params.train.lr) == (30_000, 32, 3e-5)
+    assert (params.log_depth.near_m, params.log_depth.far_m) == (0.5, 80.0)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"datasets": ["a"], "train": {"stepz": 3}}, "train.stepz: Extra inputs are not permitted, got 3"),
+        ({"datasets": ["a"], "train": {"lr": -1}}, "train.lr: .*greater than 0, got -1"),
+        ({"datasets": []}, "datasets: .*at least 1 item"),
+        ({}, "datasets: Field required"),
+        ({"datasets": ["a"], "train": {"batch_size": 5, "micro_batch_size": 2}}, "batch_size 5 must be a multiple"),
+        ({"datasets": ["a"], "train": {"weights": {"b": 1}}}, r"train.weights names \['b'\]"),
+        ({"datasets": ["a"], "train": {"prediction_type": "epsilon"}}, "zero_terminal_snr.*epsilon"),
+        ({"datasets": ["a"], "log_depth": {"near_m": 90}}, "near_m 90.0 must be below far_m 80.0"),
+        ("a: [", "is not YAML"),
+        ("- 1", "Input should be"),
+    ],
+)
+def test_a_fault_is_named_with_its_file_and_key(tmp_path, values, message):
+    path = write(tmp_path, values)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_params(path)
+    assert str(path) in str(caught.value)
+
+
+def test_all_faults_are_named_at_once(tmp_path):
+    path = write(tmp_path, {"datasets": ["a"], "encode": {"height": 0}, "predict": {"ensemble": 1}})
+    with pytest.raises(ValueError, match=r"(?s)encode\.height.*predict\.ensemble"):
+        load_params(path)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="no such file; run from the project's root or pass --params"):
+        load_params(tmp_path / "none.yaml")
+
+
+def test_sections_cannot_be_changed():
+    params = Params(datasets=["a"], train=Train())
+    with pytest.raises(ValueError, match="frozen"):
+        params.train.lr = 1.0

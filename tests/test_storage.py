@@ -1,0 +1,86 @@
+import subprocess
+import sys
+
+import pytest
+
+from metricgold.storage import (
+    digest_file,
+    digest_folder,
+    digest_json,
+    only_writer,
+    read_json,
+    write_aside,
+    write_json,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file"
+    with write_aside(path) as aside:
+        aside.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(RuntimeError), write_aside(path) as aside:
+        aside.write_text("two, half wr")
+        raise RuntimeError
+    assert path.read_text() == "one"
+    assert names(path.parent) == ["file"]
+
+
+def test_a_folder_replaces_another_as_a_whole(tmp_path):
+    folder = tmp_path / "folder"
+    for name in ("old", "new"):
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            (aside / name).write_text(name)
+    assert names(folder) == ["new"] and names(tmp_path) == ["folder"]
+
+
+def test_json_has_equal_bytes_for_equal_values_and_no_nan(tmp_path):
+    write_json(tmp_path / "a", {"b": 1, "a": [1.5]})
+    write_json(tmp_path / "b", {"a": [1.5], "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_json(tmp_path / "a") == {"a": [1.5], "b": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a", float("nan"))
+    assert read_json(tmp_path / "a") == {"a": [1.5], "b": 1}
+    (tmp_path / "b").write_text("{")
+    with pytest.raises(ValueError, match="b is not JSON"):
+        read_json(tmp_path / "b")
+
+
+def test_digests_are_sha256_and_md5_of_the_bytes(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert digest_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert digest_file(tmp_path / "abc", "md5") == "900150983cd24fb0d6963f7d28e17f72"
+    assert digest_json({"b": 1, "a": 2}) == digest_json({"a": 2, "b": 1}) != digest_json({"a": 2, "b": 2})
+
+
+def test_a_folder_s_digest_knows_names_and_bytes(tmp_path):
+    digests = set()
+    for name, text in [("a", "x"), ("b", "x"), ("a", "y"), ("sub/a", "x")]:
+        folder = tmp_path / f"{len(digests)}"
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+        digests.add(digest_folder(folder))
+    assert len(digests) == 4
+
+
+def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
+    folder = tmp_path / "out"
+    code = "import sys, time; from metricgold.storage import only_writer\nwith only_writer(sys.argv[1]):\n"
+    code += "    print('held', flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "held\n"
+    with pytest.raises(BlockingIOError, match="out is being written by another process"), only_writer(folder):
+        pass
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    with only_writer(folder):
+        (tmp_path / "mine").touch()
+    assert (tmp_path / "mine").exists()
