@@ -27,7 +27,7 @@ from metricgold.latents import (
 from metricgold.log_depth import LogDepth
 from metricgold.params import Encode, LogDepthRange
 from metricgold.shards import INDEX, shard_fits, shard_path, write_index, write_shard
-from metricgold.storage import digest_json, only_writer, remove
+from metricgold.storage import digest_file, digest_json, only_writer, remove
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _identity(
         "log_depth": log_depth.model_dump(),
         "vae": vae_digest(backbone),
         "frames": digest_json([ref.name for ref in refs]),
-        "ledger": digest_json(ledger.read_text()) if ledger.is_file() else None,
+        "ledger": digest_file(ledger) if ledger.is_file() else None,
     }
 
 

@@ -60,14 +60,15 @@ def train(
     state = Path(out).with_name(Path(out).name + ".state")
     opened = {name: LatentCache(path) for name, path in caches.items()}
     processing = _check_caches(opened, log_depth, backbone)
+    digest = backbone_digest(backbone)  # gigabytes for the real one: read once
     with only_writer(state):
         run = _Run(params, opened, load_backbone(backbone), state)
-        run.start(_fingerprint(params, log_depth, opened, backbone), fresh=resume == "fresh")
+        run.start(_fingerprint(params, log_depth, opened, digest), fresh=resume == "fresh")
         run.loop(report)
         lineage = {
             "train": params.model_dump(),
             "log_depth": log_depth.model_dump(),
-            "backbone": made_from(backbone) | {"digest": backbone_digest(backbone)},
+            "backbone": made_from(backbone) | {"digest": digest},
             "latents": {name: {"index": cache.digest, "num_frames": len(cache)} for name, cache in opened.items()},
             "step": params.num_steps,
         }
@@ -92,7 +93,7 @@ def _check_caches(caches: dict[str, LatentCache], log_depth: LogDepthRange, back
     return {"processing_height": height, "processing_width": width}
 
 
-def _fingerprint(params: Train, log_depth: LogDepthRange, caches: dict[str, LatentCache], backbone: Path) -> str:
+def _fingerprint(params: Train, log_depth: LogDepthRange, caches: dict[str, LatentCache], backbone_sha256: str) -> str:
     # How often a run saves or speaks does not change what it learns.
     learnt = params.model_dump(exclude={"checkpoint_every", "log_every"})
     return digest_json(
@@ -100,7 +101,7 @@ def _fingerprint(params: Train, log_depth: LogDepthRange, caches: dict[str, Late
             "train": learnt,
             "log_depth": log_depth.model_dump(),
             "caches": {name: cache.digest for name, cache in caches.items()},
-            "backbone": backbone_digest(backbone),
+            "backbone": backbone_sha256,
         }
     )
 
@@ -197,7 +198,7 @@ class _Run:
                     self._tell(row, file, report)
                     self.losses = []
                 if self.step % params.checkpoint_every == 0 or stop.is_set():
-                    # Rows must be on disk before the checkpoint that counts on them, and start afresh after it.
+                    # Rows must be on disk before the checkpoint that counts on them.
                     file.flush()
                     self.save()
                 if stop.is_set():
