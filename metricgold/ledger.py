@@ -1,0 +1,173 @@
+"""What a raw folder holds and how it came there: one SQLite file, a row for each archive and each member.
+
+SQLite and not JSON lines: an archive and its thousands of members change state in one transaction, which a kill
+cannot tear, and "who owns this file" is a look-up, not a scan of a million rows.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from metricgold.storage import digest_json
+
+LISTED, FETCHING, DONE, DROPPED, FAILED = "listed", "fetching", "done", "dropped", "failed"
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS archives (
+    path TEXT PRIMARY KEY,       -- as in the manifest
+    identity TEXT NOT NULL,      -- digest of what the manifest wants of it
+    state TEXT NOT NULL,         -- listed, fetching, done, dropped (was done, members deleted on purpose), failed
+    transfer_bytes INTEGER,      -- to fetch
+    disk_bytes INTEGER,          -- of its members
+    source TEXT,                 -- the mirror that delivered, without credentials
+    time TEXT NOT NULL,          -- of the last change, UTC
+    reason TEXT,                 -- of the last failure
+    num_members INTEGER,
+    members_sha256 TEXT          -- over names, sizes and CRCs
+);
+CREATE TABLE IF NOT EXISTS members (
+    name TEXT PRIMARY KEY,       -- path below the raw folder
+    archive TEXT NOT NULL REFERENCES archives (path),
+    bytes INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL,
+    start INTEGER                -- of its bytes in a plain tar, for repair
+);
+CREATE INDEX IF NOT EXISTS members_of_archive ON members (archive);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRow:
+    path: str
+    identity: str
+    state: str
+    transfer_bytes: int | None
+    disk_bytes: int | None
+    source: str | None
+    time: str
+    reason: str | None
+    num_members: int | None
+    members_sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRow:
+    name: str
+    bytes: int
+    crc32: int
+    start: int | None = None
+
+
+class Ledger:
+    """One data set's account. Threads may share it; processes are kept apart by the raw folder's lock."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make it. Raises ValueError when the file is no ledger."""
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._connection = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=60)
+        try:
+            self._connection.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise ValueError(f"{self.path} is no ledger: {error}; move it away to start over") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def archives(self) -> dict[str, ArchiveRow]:
+        """All rows by path."""
+        with self._lock:
+            return {
+                row[0]: ArchiveRow(*row) for row in self._connection.execute("SELECT * FROM archives ORDER BY path")
+            }
+
+    def archive(self, path: str) -> ArchiveRow | None:
+        with self._lock:
+            row = self._connection.execute("SELECT * FROM archives WHERE path = ?", [path]).fetchone()
+        return ArchiveRow(*row) if row else None
+
+    def members(self, archive: str) -> list[MemberRow]:
+        """Members of an archive by name."""
+        query = "SELECT name, bytes, crc32, start FROM members WHERE archive = ? ORDER BY name"
+        with self._lock:
+            return [MemberRow(*row) for row in self._connection.execute(query, [archive])]
+
+    def listed(self, path: str, identity: str, *, transfer_bytes: int | None, disk_bytes: int | None) -> None:
+        """What is known of an archive before it is fetched."""
+        self._set(path, identity, LISTED, transfer_bytes=transfer_bytes, disk_bytes=disk_bytes)
+
+    def fetching(self, path: str, identity: str) -> None:
+        self._set(path, identity, FETCHING)
+
+    def failed(self, path: str, identity: str, reason: str) -> None:
+        self._set(path, identity, FAILED, reason=reason)
+
+    def done(self, path: str, identity: str, source: str, members: Iterable[MemberRow]) -> None:
+        """All members lie in the raw folder."""
+        rows = sorted(members, key=lambda row: row.name)
+        facts = {
+            "source": source,
+            "reason": None,
+            "num_members": len(rows),
+            "disk_bytes": sum(row.bytes for row in rows),
+            "members_sha256": digest_json({row.name: [row.bytes, row.crc32] for row in rows}),
+        }
+        with self._transaction():
+            self._connection.execute("DELETE FROM members WHERE archive = ?", [path])
+            self._connection.executemany(
+                "INSERT INTO members (name, archive, bytes, crc32, start) VALUES (?, ?, ?, ?, ?)",
+                [(row.name, path, row.bytes, row.crc32, row.start) for row in rows],
+            )
+            self._set(path, identity, DONE, **facts)
+
+    def dropped(self, path: str) -> None:
+        """Its members are deleted; what they were stays known."""
+        with self._transaction():
+            self._connection.execute("DELETE FROM members WHERE archive = ?", [path])
+            self._connection.execute("UPDATE archives SET state = ?, time = ? WHERE path = ?", [DROPPED, _now(), path])
+
+    def forget(self, path: str) -> None:
+        with self._transaction():
+            self._connection.execute("DELETE FROM members WHERE archive = ?", [path])
+            self._connection.execute("DELETE FROM archives WHERE path = ?", [path])
+
+    def owner(self, names: Iterable[str], archive: str) -> tuple[str, str] | None:
+        """A member that another archive has put here already: (name, that archive), or None."""
+        with self._lock:
+            for name in names:
+                query = "SELECT archive FROM members WHERE name = ? AND archive != ?"
+                if row := self._connection.execute(query, [name, archive]).fetchone():
+                    return name, row[0]
+        return None
+
+    def _set(self, path: str, identity: str, state: str, **facts: str | int | None) -> None:
+        values: Mapping = {"path": path, "identity": identity, "state": state, "time": _now(), **facts}
+        columns = ", ".join(values)
+        updates = ", ".join(f"{column} = excluded.{column}" for column in values)
+        with self._lock:
+            self._connection.execute(
+                f"INSERT INTO archives ({columns}) VALUES ({', '.join('?' * len(values))}) "  # noqa: S608 - our names
+                f"ON CONFLICT (path) DO UPDATE SET {updates}",
+                list(values.values()),
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,111 @@
+"""The ledger: states, one owner for each member, and nothing torn by a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from metricgold.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow
+
+ROWS = [MemberRow("b/2.png", 20, 2, start=512), MemberRow("a/1.png", 10, 1)]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "raw/.ledger/ledger.sqlite")
+    yield ledger
+    ledger.close()
+
+
+def test_an_archive_from_listing_to_dropping(ledger):
+    assert ledger.archive("a.zip") is None
+    ledger.listed("a.zip", "id", transfer_bytes=30, disk_bytes=40)
+    assert ledger.archive("a.zip").state == LISTED
+    ledger.fetching("a.zip", "id")
+    row = ledger.archive("a.zip")
+    assert (row.state, row.transfer_bytes, row.disk_bytes) == (FETCHING, 30, 40)
+    ledger.failed("a.zip", "id", "no such host")
+    assert (ledger.archive("a.zip").state, ledger.archive("a.zip").reason) == (FAILED, "no such host")
+    ledger.done("a.zip", "id", "https://example.org/a.zip", ROWS)
+    row = ledger.archive("a.zip")
+    assert (row.state, row.num_members, row.disk_bytes, row.reason) == (DONE, 2, 30, None)
+    assert ledger.members("a.zip") == sorted(ROWS, key=lambda one: one.name)
+    digest = row.members_sha256
+    ledger.dropped("a.zip")
+    assert ledger.members("a.zip") == []
+    assert (ledger.archive("a.zip").state, ledger.archive("a.zip").members_sha256) == (DROPPED, digest)
+
+
+def test_the_digest_says_names_sizes_and_crcs_and_nothing_else(ledger):
+    ledger.done("a.zip", "id", "here", ROWS)
+    digest = ledger.archive("a.zip").members_sha256
+    ledger.done("a.zip", "other", "there", [ROWS[1], MemberRow("b/2.png", 20, 2)])
+    assert ledger.archive("a.zip").members_sha256 == digest
+    for changed in (MemberRow("b/3.png", 20, 2), MemberRow("b/2.png", 21, 2), MemberRow("b/2.png", 20, 3)):
+        ledger.done("a.zip", "id", "here", [ROWS[1], changed])
+        assert ledger.archive("a.zip").members_sha256 != digest
+
+
+def test_a_member_has_one_owner(ledger):
+    ledger.done("a.zip", "id", "here", ROWS)
+    assert ledger.owner(["x", "a/1.png"], "b.zip") == ("a/1.png", "a.zip")
+    assert ledger.owner(["a/1.png"], "a.zip") is None
+    with pytest.raises(Exception, match="UNIQUE"):
+        ledger.done("b.zip", "id", "here", [ROWS[0]])
+    assert ledger.archive("b.zip") is None  # all of it or nothing
+
+
+def test_forgotten_archives_leave_no_members(ledger):
+    ledger.done("a.zip", "id", "here", ROWS)
+    ledger.forget("a.zip")
+    assert ledger.archives() == {}
+    assert ledger.owner(["a/1.png"], "b.zip") is None
+
+
+def test_threads_share_it(ledger):
+    def work(number):
+        ledger.fetching(f"{number}.zip", "id")
+        ledger.done(f"{number}.zip", "id", "here", [MemberRow(f"{number}/{i}", i, i) for i in range(50)])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(40)))
+    assert {row.state for row in ledger.archives().values()} == {DONE}
+    assert sum(len(ledger.members(path)) for path in ledger.archives()) == 2000
+
+
+def test_what_is_no_ledger_is_said(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    path.write_text("hello, this is no database at all" * 100)
+    with pytest.raises(ValueError, match=r"ledger\.sqlite is no ledger: .*; move it away to start over"):
+        Ledger(path)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from metricgold.ledger import Ledger, MemberRow
+ledger = Ledger(Path(sys.argv[1]))
+print("ready", flush=True)
+for number in range(10_000):
+    ledger.done(f"{number}.zip", "id", "here", [MemberRow(f"{number}/{i}", i, i) for i in range(100)])
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.1, 0.3])
+def test_killed_in_the_middle_every_archive_is_whole_or_absent(tmp_path, seconds):
+    path = tmp_path / "ledger.sqlite"
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    child.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(seconds)
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    ledger = Ledger(path)
+    assert all(len(ledger.members(archive)) == 100 for archive in ledger.archives())
+    ledger.close()
