@@ -172,8 +172,10 @@ class Handler(BaseHTTPRequestHandler):
     def serve(self):
         path = unquote(urlsplit(self.path).path)
         if path == "/.control":
+            self.count = int  # answers about the counts are not counted
             self._send(self._control(), "ok")
             return
+        self.count = self.owner.count
         fault = self.owner.next_fault(self.command, path, self.headers.get("Range"))
         with self._answer(path, fault) as answer:
             self._send(_bent(answer, fault), fault)
@@ -188,7 +190,7 @@ class Handler(BaseHTTPRequestHandler):
             self.owner.faults, self.owner.script = values.get("faults", {}), values.get("script", {})
             self.owner.reset_counts()
         owner = self.owner
-        counts = {"bytes_sent": owner.bytes_sent, "requests": owner.requests, "befell": owner.befell}
+        counts = {"bytes_sent": owner.bytes_sent, "num_requests": len(owner.requests), "befell": owner.befell}
         return _page(200, json.dumps(counts).encode(), "application/json")
 
     @contextmanager
@@ -239,12 +241,12 @@ class Handler(BaseHTTPRequestHandler):
     def _send_piece(self, stream, num_bytes: int) -> int:
         if isinstance(stream, io.FileIO):  # the kernel moves it, this process does not see it
             moved = os.sendfile(self.connection.fileno(), stream.fileno(), None, num_bytes)
-            self.owner.count(moved)
+            self.count(moved)
             return moved
         left = piece = memoryview(stream.read(num_bytes))
         while left:
             moved = self.connection.send(left)
-            self.owner.count(moved)
+            self.count(moved)
             left = left[moved:]
         return len(piece)
 
