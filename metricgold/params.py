@@ -39,7 +39,13 @@ class Synthesize(Section):
 
 class Download(Section):
     version: PositiveInt = 1
-    num_workers: PositiveInt = 4
+    num_workers: PositiveInt = 4  # archives at once
+    connections_per_host: PositiveInt = 4  # politeness
+    patience_s: PositiveFloat = 300.0  # without a single byte, over all mirrors, before an archive is given up
+    stall_s: PositiveFloat = 30.0  # a request that delivers next to nothing for so long is broken off
+    scenes: dict[str, list[str]] = {}  # data set -> globs over scenes; without an entry all
+    limit_gb: dict[str, PositiveFloat] = {}  # data set -> GB of extracted data; whole scenes in the manifest's order
+    streamed: list[str] = []  # data sets whose training scenes encode fetches one by one and deletes again
 
 
 class StandIn(Section):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,15 @@ def digest_json(value: Any) -> str:
     """sha256 of a JSON value, independent of key order."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_crc32(path: Path) -> int:
+    """CRC-32 of a file: what zip archives carry, and fast enough to look at terabytes again."""
+    crc32 = 0
+    with Path(path).open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
 
 
 def digest_folder(path: Path) -> str:
