@@ -1,17 +1,24 @@
 """Data manifests: what exists upstream, where, under which licence, and which scenes are held out."""
 
 import csv
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from metricgold.archives import SUFFIXES, is_archive
 
 MANIFESTS = Path(__file__).parents[1] / "data_manifests"
 SCHEMES = ("file", "http", "https", "s3")
+ALGORITHMS = ("md5", "sha256", "sha512")
+OF_NO_BYTES = {hashlib.new(name, usedforsecurity=False).hexdigest() for name in ALGORITHMS}
+WARNING = "warning: "  # begins a line of check_manifest that does not make a manifest wrong
 
 
 def _is_below(path: str) -> str:
@@ -23,13 +30,23 @@ def _is_below(path: str) -> str:
 def _is_url(url: str) -> str:
     if urlsplit(url).scheme not in SCHEMES:
         raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("must not carry credentials, which belong into the environment")
     return url
+
+
+def _is_digest(digest: str) -> str:
+    if digest in OF_NO_BYTES:
+        raise ValueError("is the digest of no bytes at all, expected that of the archive")
+    return digest
 
 
 RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_is_below)]
 Url = Annotated[str, AfterValidator(_is_url)]
-Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+NumBytes = Annotated[int, Field(strict=True, gt=0, lt=10**14)]
+Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$"), AfterValidator(_is_digest)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$"), AfterValidator(_is_digest)]
+Sha512 = Annotated[str, Field(pattern="^[0-9a-f]{128}$"), AfterValidator(_is_digest)]
 
 
 class Entry(BaseModel):
@@ -40,6 +57,7 @@ class Licence(Entry):
     name: str
     url: str
     terms: str  # what passes on to caches and models, in a sentence
+    needs_acceptance: bool = True  # asked for once before the first byte
 
 
 class Depth(Entry):
@@ -63,16 +81,18 @@ class Source(Entry):
 
     path: RelativePath
     url: Url | None = None
-    bytes: PositiveInt | None = None
+    bytes: NumBytes | None = None
     md5: Md5 | None = None
     sha256: Sha256 | None = None
+    sha512: Sha512 | None = None
 
 
 class Archive(Source):
-    """A zip, tar or tar.gz, extracted below `into`."""
+    """A zip, 7z, tar or tar.gz, extracted below `into`."""
 
-    scenes: tuple[str, ...] = ()
+    scenes: tuple[str, ...] = ()  # all that have members here; empty: not known, or it belongs to none
     into: RelativePath = "."
+    members: tuple[str, ...] | None = None  # globs as in the manifest, for this archive alone; None: the manifest's
 
 
 class Splits(Entry):
@@ -103,7 +123,7 @@ class Manifest(Entry):
     licence: Licence
     citation: str
     depth: Depth
-    mirrors: Annotated[tuple[Url, ...], Field(min_length=1)]  # in order of preference
+    mirrors: tuple[Url, ...] = ()  # in order of preference; none only where each source has its url
     checksums: Checksums | None = None
     archives: tuple[Archive, ...] = ()  # empty: all that the checksum list names
     files: tuple[Source, ...] = ()  # fetched as they are
@@ -113,9 +133,13 @@ class Manifest(Entry):
 
     @model_validator(mode="after")
     def _something_to_fetch(self) -> "Manifest":
-        if not self.archives and self.checksums is None:
-            raise ValueError("needs archives, or checksums that name them")
-        paths = [source.path for source in (*self.archives, *self.files)]
+        files_will_do = self.role == "evaluate" and self.files
+        if not self.archives and self.checksums is None and not files_will_do:
+            raise ValueError("needs archives, or checksums that name them; files alone will do for role evaluate")
+        sources = (*self.archives, *self.files)
+        if not self.mirrors and (self.checksums or not all(source.url for source in sources)):
+            raise ValueError("needs mirrors, or a url for each archive and file and no list of checksums")
+        paths = [source.path for source in sources]
         twice = sorted({path for path in paths if paths.count(path) > 1}) if len(set(paths)) < len(paths) else []
         if twice:
             raise ValueError(f"names {twice} twice")
@@ -142,12 +166,14 @@ class Manifest(Entry):
         return split_of
 
     def _split_of_scene(self, scene: str) -> str | None:
-        found = [
-            split for split, globs in self.splits.scenes.items() if any(fnmatchcase(scene, glob) for glob in globs)
-        ]
+        found = _splits_of(scene, self.splits.scenes)
         if len(found) > 1:
             raise ValueError(f"data set {self.name}: scene {scene} is in the splits {found} at once")
         return found[0] if found else None
+
+
+def _splits_of(scene: str, splits: dict[str, tuple[str, ...]]) -> list[str]:
+    return [split for split, globs in splits.items() if any(fnmatchcase(scene, glob) for glob in globs)]
 
 
 def read_split_csv(path: Path) -> dict[str, str]:
@@ -179,11 +205,204 @@ def load_manifest(name: str) -> Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest. ValueError lists every fault as `file: key: what`."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2026-13-01
+        raise ValueError(f"{path}: manifest: is not YAML: {' '.join(str(error).split())}") from error
     try:
-        return Manifest.model_validate(values or {})
+        return Manifest.model_validate({} if values is None else values)
     except ValidationError as error:
-        faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {_fault(e)}" for e in error.errors())
         raise ValueError("\n".join(faults)) from error
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Plain types only; a key given twice is an error, where YAML would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice} given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _fault(error: dict) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"unknown key; known: {', '.join(_model_at(error['loc']).model_fields)}"
+    text = error["msg"].removeprefix("Value error, ")
+    # A missing key has no value, and what our own rules refuse may be long or a secret.
+    return text if error["type"] in ("missing", "value_error") else f"{text}, found {error['input']!r:.80}"
+
+
+def _model_at(loc: tuple) -> type[Entry]:
+    nested = {
+        "licence": Licence,
+        "depth": Depth,
+        "checksums": Checksums,
+        "archives": Archive,
+        "files": Source,
+        "splits": Splits,
+        "exclude": Exclusion,
+    }
+    return nested[loc[0]] if len(loc) > 1 else Manifest
+
+
+# The review: what the schema cannot know
+
+Fault = tuple[str, str]  # key, what is wrong and what was expected
+
+
+def check_manifests(paths: Iterable[Path]) -> list[str]:
+    """check_manifest over many, in their order."""
+    return [line for path in paths for line in check_manifest(path)]
+
+
+def check_manifest(path: Path) -> list[str]:
+    """Everything that is wrong with a manifest, one line each: `file: key: what is wrong and what was expected`.
+
+    A line that begins with WARNING is worth a look and does not make the manifest wrong. Raises nothing for
+    what a file holds, nor for one that cannot be read.
+    """
+    try:
+        manifest = read_manifest(path)
+    except OSError as error:
+        return [f"{path}: manifest: cannot be read: {error.strerror or error}"]
+    except ValueError as error:
+        return str(error).splitlines()
+    faults = [fault for check in CHECKS for fault in check(manifest)]
+    if manifest.name != Path(path).stem:
+        faults.insert(0, ("name", f"is {manifest.name!r}, expected {Path(path).stem!r} as in the file's name"))
+    lines = [f"{path}: {key}: {what}" for key, what in faults]
+    return lines + [f"{WARNING}{path}: {key}: {what}" for key, what in _warnings(manifest)]
+
+
+def _text_faults(manifest: Manifest) -> Iterator[Fault]:
+    said = {
+        "title": manifest.title,
+        "source": manifest.source,
+        "licence.name": manifest.licence.name,
+        "licence.terms": manifest.licence.terms,
+        "citation": manifest.citation,
+        "depth.unit": manifest.depth.unit,
+        "depth.invalid": manifest.depth.invalid,
+    } | {f"exclude.{i}.reason": exclusion.reason for i, exclusion in enumerate(manifest.exclude)}
+    for key, text in said.items():
+        if not text.strip():
+            yield key, "is empty, expected a text"
+    if not manifest.licence.url.startswith(("http://", "https://")):
+        yield "licence.url", f"is {manifest.licence.url!r}, expected where the licence can be read"
+
+
+def _source_faults(manifest: Manifest) -> Iterator[Fault]:
+    for i, archive in enumerate(manifest.archives):
+        if not is_archive(archive.path):
+            yield f"archives.{i}.path", f"{archive.path} ends like no archive, expected {', '.join(SUFFIXES)}"
+    for i, file in enumerate(manifest.files):
+        if is_archive(file.path):
+            yield f"files.{i}.path", f"{file.path} is an archive, expected under archives"
+    seen: dict[str, str] = {}
+    for key, url in _urls(manifest):
+        if url in seen:
+            yield key, f"is the same address as {seen[url]}, expected another"
+        seen.setdefault(url, key)
+
+
+def _urls(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield from ((f"mirrors.{i}", mirror.rstrip("/")) for i, mirror in enumerate(manifest.mirrors))
+    for key in ("archives", "files"):
+        sources = enumerate(getattr(manifest, key))
+        yield from ((f"{key}.{i}.url", source.url) for i, source in sources if source.url)
+
+
+def _split_faults(manifest: Manifest) -> Iterator[Fault]:
+    if manifest.splits is None:
+        yield "splits", "are missing, expected scenes or a csv, so that no scene lies on two sides"
+    elif manifest.splits.csv is not None:
+        if not manifest.checksums and manifest.splits.csv not in {file.path for file in manifest.files}:
+            yield "splits.csv", f"{manifest.splits.csv} is not fetched, expected among files"
+    else:
+        yield from _scene_faults(_scenes(manifest), manifest.splits.scenes)
+
+
+def _scene_faults(named: list[str], splits: dict[str, tuple[str, ...]]) -> Iterator[Fault]:
+    for split, globs in splits.items():
+        for glob in globs:
+            if named and not any(fnmatchcase(scene, glob) for scene in named):
+                yield f"splits.scenes.{split}", f"{glob} matches none of the {len(named)} scenes that archives name"
+    # Where archives name no scenes, those that splits spell out are all that is known.
+    for scene in named or sorted({glob for globs in splits.values() for glob in globs if _is_plain(glob)}):
+        found = _splits_of(scene, splits)
+        if len(found) != 1:
+            where = f"in {' and '.join(found)}" if found else "in no split"
+            yield "splits.scenes", f"scene {scene} is {where}, expected in one split"
+
+
+def _exclusion_faults(manifest: Manifest) -> Iterator[Fault]:
+    scenes = _scenes(manifest)
+    for i, exclusion in enumerate(manifest.exclude):
+        if scenes and not any(overlap(exclusion.frames, f"{scene}/*") for scene in scenes):
+            expected = "expected one that archives name"
+            yield f"exclude.{i}.frames", f"{exclusion.frames} matches nothing below any scene, {expected}"
+
+
+def _member_faults(manifest: Manifest) -> Iterator[Fault]:
+    yield from _globs_off_scenes("members", manifest.members, _scenes(manifest))
+    for i, archive in enumerate(manifest.archives):
+        yield from _globs_off_scenes(f"archives.{i}.members", archive.members or (), archive.scenes)
+
+
+def _globs_off_scenes(key: str, globs: Iterable[str], scenes: Iterable[str]) -> Iterator[Fault]:
+    for i, glob in enumerate(globs):
+        if scenes and not any(overlap(f"/{glob}", f"*/{scene}/*") for scene in scenes):
+            yield f"{key}.{i}", f"{glob} can match nothing below a scene, expected the scene's folder or * before it"
+
+
+def _warnings(manifest: Manifest) -> Iterator[Fault]:
+    sources = () if manifest.checksums else (*manifest.archives, *manifest.files)
+    bare = [source for source in sources if not any(getattr(source, name) for name in ALGORITHMS)]
+    for key, url in _urls(manifest):
+        by_url = None if key.startswith("mirrors") else url
+        paths = [source.path for source in bare if source.url == by_url]
+        if url.startswith("http://") and paths:
+            yield key, f"plain http for {len(paths)} without a checksum, {paths[0]} first; expected https or checksums"
+
+
+CHECKS: tuple[Callable[[Manifest], Iterator[Fault]], ...] = (
+    _text_faults,
+    _source_faults,
+    _split_faults,
+    _exclusion_faults,
+    _member_faults,
+)
+
+
+def _scenes(manifest: Manifest) -> list[str]:
+    return sorted({scene for archive in manifest.archives for scene in archive.scenes})
+
+
+def _is_plain(glob: str) -> bool:
+    return not set(glob) & set("*?[")
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether some name matches both globs. A [set] is taken for any letter, so the answer may be yes too often."""
+    if _is_plain(one):
+        return fnmatchcase(one, other)
+    one, other = (re.sub(r"\[.[^]]*\]", "?", glob) for glob in (one, other))
+    todo, seen = [(0, 0)], set()
+    while todo:
+        i, j = place = todo.pop()
+        if place == (len(one), len(other)):
+            return True
+        if place not in seen:
+            seen.add(place)
+            todo += _next_places(one[i : i + 1], other[j : j + 1], i, j)
+    return False
+
+
+def _next_places(a: str, b: str, i: int, j: int) -> Iterator[tuple[int, int]]:
+    """Where two globs may stand after their letters a at i and b at j; empty letters are an end."""
+    if "*" in (a, b):
+        yield from [(i + 1, j)] if a else []
+        yield from [(i, j + 1)] if b else []
+    elif a and b and ("?" in (a, b) or a == b):
+        yield i + 1, j + 1
