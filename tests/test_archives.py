@@ -5,10 +5,11 @@ import stat
 import struct
 import tarfile
 import zipfile
+import zlib
 
 import pytest
 
-from metricgold import archives
+from metricgold import members
 from metricgold.archives import extract
 
 
@@ -40,7 +41,9 @@ KINDS = pytest.mark.parametrize("kind", ["a.zip", "a.tar", "a.tar.gz"])
 @KINDS
 def test_members_come_out_whole_and_sorted(tmp_path, kind):
     archive = make(tmp_path / kind, [("b/2.txt", b"two"), ("b/1.txt", b"one"), ("c.txt", b"")])
-    assert extract(archive, tmp_path / "out", label="x") == {"b/1.txt": 3, "b/2.txt": 3, "c.txt": 0}
+    found = extract(archive, tmp_path / "out", label="x")
+    assert {name: member.num_bytes for name, member in found.items()} == {"b/1.txt": 3, "b/2.txt": 3, "c.txt": 0}
+    assert all(zlib.crc32((tmp_path / "out" / name).read_bytes()) == member.crc32 for name, member in found.items())
     assert (tmp_path / "out/b/2.txt").read_bytes() == b"two"
 
 
@@ -83,13 +86,13 @@ def test_zip_links_are_refused(tmp_path):
 
 @pytest.mark.parametrize("kind", ["a.zip", "a.tar.gz"])
 def test_bombs_are_refused_before_they_are_written(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(archives, "SMALL_BYTES", 1 << 16)
+    monkeypatch.setattr(members, "SMALL_BYTES", 1 << 16)
     bomb = [("seed", b"1"), ("bomb", bytes(8 << 20))]
     if kind == "a.zip":
         make_zip(tmp_path / kind, bomb, zipfile.ZIP_DEFLATED)
     else:
         make(tmp_path / kind, bomb)
-    with pytest.raises(ValueError, match="x: member bomb: 8,388,609 bytes declared so far, bomb refused"):
+    with pytest.raises(ValueError, match="x: member bomb is a bomb: 8,388,609 bytes declared so far, refused"):
         extract(tmp_path / kind, tmp_path / "out", label="x")
     assert not (tmp_path / "out/bomb").exists()
 

@@ -1,0 +1,220 @@
+"""What may come out of an archive: names, kinds and sizes are judged before a byte is written."""
+
+import lzma
+import struct
+import tarfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+MAX_RATIO = 200  # extracted bytes per archive byte; images and depth stay below 10
+SMALL_BYTES = 1 << 30  # any ratio is fine up to here
+MAX_PART_BYTES = 255  # of one part of a path: what Linux file systems take
+MAX_NAME_BYTES = 1024
+RESERVED = (".part", ".glue", ".members")  # our own files in the folder that is extracted into
+
+# What zipfile, tarfile and py7zr let through when they meet bytes that their authors did not think of.
+BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
+
+
+class BadArchive(ValueError):
+    """An archive that is refused; the message names it and says why."""
+
+
+class Extracted(NamedTuple):
+    num_bytes: int
+    crc32: int
+
+
+@contextmanager
+def refusing(label: str) -> Iterator[None]:
+    """Turn what parsers raise for broken bytes into BadArchive. What the disk or the network raises passes."""
+    try:
+        yield
+    except BadArchive:
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise BadArchive(f"{label}: broken archive: {error}") from error  # gzip's and bz2's own
+    except BROKEN as error:
+        raise BadArchive(f"{label}: broken archive: {error or type(error).__name__}") from error
+
+
+class Gate:
+    """Judges the members of one archive, all of them, in any order.
+
+    Wanted are those that match a glob (all if there is none) and, if `names` is given, are among them. The names of
+    the others have to be safe too, the rest of them does not matter.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        *,
+        globs: Sequence[str] = (),
+        names: Collection[str] | None = None,
+        archive_bytes: int | None = None,
+    ) -> None:
+        self.label = label
+        self.globs = globs
+        self.names = None if names is None else frozenset(names)
+        self.limit_bytes = None if archive_bytes is None else max(SMALL_BYTES, MAX_RATIO * archive_bytes)
+        self.total_bytes = 0
+        self._files: dict[str, str] = {}  # folded name -> name
+        self._folders: set[str] = set()
+
+    def admit(
+        self, name: str, num_bytes: int, *, is_plain: bool, packed_bytes: int | None = None, is_encrypted: bool = False
+    ) -> str | None:
+        """The path below the folder for a member; None when nobody wants it. Raises BadArchive to refuse it."""
+        path = self._safe(name)
+        if not self._is_wanted(path):
+            return None
+        if not is_plain:
+            raise self.refusal(name, "is a link or device, refused")
+        if is_encrypted:
+            raise self.refusal(name, "is encrypted, refused")
+        self._take(path)
+        self._weigh(path, num_bytes, packed_bytes)
+        return path
+
+    def close(self) -> None:
+        """Every member was seen: raises BadArchive when nothing, or not everything that was named, is among them."""
+        if self.names is not None:
+            missing = self.names.difference(self._files.values())
+            if missing:
+                raise self.refusal(min(missing), "is not in it")
+        elif not self._files:
+            raise BadArchive(f"{self.label}: no member matches {list(self.globs) or 'anything'}")
+
+    def refusal(self, name: str, why: str) -> BadArchive:
+        shown = name[:300] if name and _bad_character(name) is None else repr(name[:300])
+        return BadArchive(f"{self.label}: member {shown} {why}")
+
+    def _safe(self, name: str) -> str:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or any(bad in name for bad in "\\:"):
+            raise BadArchive(f"{self.label}: member {name[:300]!r} would leave the folder, refused")
+        if bad := _bad_character(name):
+            raise self.refusal(name, f"has the character {bad!r} in its name, refused")
+        if len(name.encode()) > MAX_NAME_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in path.parts):
+            raise self.refusal(
+                name, f"has a name longer than {MAX_NAME_BYTES} or a part over {MAX_PART_BYTES} bytes, refused"
+            )
+        if path.parts[0] in RESERVED:
+            raise self.refusal(name, "has a name that extraction itself uses, refused")
+        return path.as_posix()
+
+    def _is_wanted(self, path: str) -> bool:
+        if _is_side_car(path) or (self.names is not None and path not in self.names):
+            return False
+        return not self.globs or any(fnmatchcase(path, glob) for glob in self.globs)
+
+    def _weigh(self, path: str, num_bytes: int, packed_bytes: int | None) -> None:
+        if num_bytes < 0:
+            raise self.refusal(path, f"declares {num_bytes:,} bytes, refused")
+        self.total_bytes += num_bytes
+        if self.limit_bytes is not None and self.total_bytes > self.limit_bytes:
+            raise self.refusal(path, f"is a bomb: {self.total_bytes:,} bytes declared so far, refused")
+        if packed_bytes is not None and num_bytes > max(SMALL_BYTES, MAX_RATIO * packed_bytes):
+            raise self.refusal(path, f"is a bomb: {num_bytes:,} bytes declared in {packed_bytes:,}, refused")
+
+    def _take(self, path: str) -> None:
+        # Judged as the most forgetful file system would: macOS and Windows know neither case nor Unicode form.
+        key = _fold(path)
+        if other := self._files.get(key):
+            same = (
+                "lies in it twice" if other == path else f"differs from {other} in case or Unicode form only, refused"
+            )
+            raise self.refusal(path, same)
+        if key in self._folders:
+            raise self.refusal(path, "is a file where another member needs a folder, refused")
+        self._files[key] = path
+        while "/" in key:
+            key = key.rpartition("/")[0]
+            if key in self._folders:
+                break
+            if key in self._files:
+                raise self.refusal(path, f"needs a folder where {self._files[key]} is a file, refused")
+            self._folders.add(key)
+
+
+def _bad_character(name: str) -> str | None:
+    """The first control character or half of a surrogate pair (a byte that is no UTF-8)."""
+    if name.isprintable():
+        return None
+    return next((char for char in name if unicodedata.category(char) in ("Cc", "Cs")), None)
+
+
+def _fold(name: str) -> str:
+    if name.isascii():
+        return name.lower()
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
+
+
+def _is_side_car(name: str) -> bool:
+    parts = name.split("/")
+    return parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store"
+
+
+class Writer:
+    """A member on its way to `into / name`: counted, summed, never longer than declared, in place only when whole."""
+
+    def __init__(self, into: Path, name: str, num_bytes: int) -> None:
+        self.into, self.name, self.num_bytes = into, name, num_bytes
+        self.written, self.crc32 = 0, 0
+        into.mkdir(parents=True, exist_ok=True)
+        self._file = (into / ".part").open("wb")
+
+    def write(self, chunk: bytes) -> int:
+        if self.written + len(chunk) > self.num_bytes:
+            raise zipfile.BadZipFile(f"member {self.name}: more than the {self.num_bytes:,} bytes declared")
+        self.written += self._file.write(chunk)
+        self.crc32 = zlib.crc32(chunk, self.crc32)
+        return len(chunk)
+
+    def place(self) -> Extracted:
+        self._file.close()
+        if self.written != self.num_bytes:
+            raise zipfile.BadZipFile(f"member {self.name}: {self.num_bytes:,} bytes declared, {self.written:,} found")
+        path = self.into / self.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (self.into / ".part").replace(path)
+        return Extracted(self.written, self.crc32)
+
+    def drop(self) -> None:
+        """Nothing is left of a member that was not placed."""
+        self._file.close()
+        (self.into / ".part").unlink(missing_ok=True)
+
+
+def write(chunks: Iterable[bytes], into: Path, name: str, num_bytes: int) -> Extracted:
+    """Write a member of `num_bytes` to `into / name`, whole or not at all."""
+    writer = Writer(into, name, num_bytes)
+    try:
+        for chunk in chunks:
+            writer.write(chunk)
+        return writer.place()
+    finally:
+        writer.drop()
