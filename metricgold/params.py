@@ -82,6 +82,39 @@ class Encode(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE; latents are stored as float16
 
 
+class VaeFloor(Section):
+    """The truth through the VAE and back: which encoding and which range of depth lose least."""
+
+    version: PositiveInt = 1
+    # The range is chosen by this figure, so not `test`.
+    split: Literal["train", "val", "test"] = "train"
+    frames_per_dataset: PositiveInt = 50
+    batch_size: PositiveInt = 8
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE
+    ranges_m: Annotated[list[LogDepthRange], Field(min_length=1)] = [
+        LogDepthRange(near_m=near_m, far_m=far_m)
+        for near_m, far_m in ((0.5, 80.0), (0.3, 80.0), (1.0, 80.0), (0.5, 40.0), (0.5, 150.0))
+    ]  # log_depth is always measured too
+
+
+class DepthVae(Section):
+    """What decodes depth, fine-tuned on log depth; encoder and latents stay as they are."""
+
+    version: PositiveInt = 1
+    num_steps: Count = 0  # 0: the backbone's decoder as it is
+    seed: Count = 0
+    batch_size: PositiveInt = 8
+    crop: PositiveInt = 256  # pixels a side, at most encode's size
+    lr: PositiveFloat = 2e-5
+    warmup_steps: Count = 100
+    gradient_weight: Annotated[float, Field(ge=0)] = 0.5  # of the error's differences between neighbours; 0: none
+    max_grad_norm: PositiveFloat = 1.0
+    mixed_precision: Literal["no", "bf16"] = "no"
+    checkpoint_every: PositiveInt = 500
+    split: Literal["val", "test"] = "test"  # its floor is reported before and after
+    frames_per_dataset: PositiveInt = 50
+
+
 class Noise(Section):
     """Annealed multi-resolution noise (Marigold, arXiv 2312.02145, section 3.2)."""
 
@@ -164,6 +197,8 @@ class Params(Section):
     download: Download = Download()
     backbone: Backbone = Backbone()
     encode: Encode = Encode()
+    vae_floor: VaeFloor = VaeFloor()
+    depth_vae: DepthVae = DepthVae()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     predict: Predict = Predict()
