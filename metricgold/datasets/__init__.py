@@ -1,6 +1,7 @@
 """Raw archives -> frames: one file per data set, one table, one form.
 
-A synthetic twin `<name>-synthetic` is laid out like its original and goes through the same reader.
+A synthetic twin `<name>-synthetic` is laid out like its original and goes through the same reader. Any other name
+is a team's own data, described by the dataset.yaml in its raw folder (metricgold.datasets.folder).
 """
 
 import logging
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from metricgold.datasets import hypersim, tartanair, tartanair2, vkitti2
+from metricgold.datasets import folder, hypersim, tartanair, tartanair2, vkitti2
 from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.frame import Frame
 from metricgold.manifest import Manifest, load_manifest, read_manifest
@@ -26,6 +27,7 @@ READERS: dict[str, Reader] = {
     module.__name__.rpartition(".")[2]: Reader(module.list_frames, module.read_frame)
     for module in (hypersim, vkitti2, tartanair, tartanair2)
 }
+OWN = Reader(folder.list_frames, folder.read_frame)  # of every name that has no reader of its own
 
 
 def open_dataset(name: str, raw: Path, *, split: str | None = None) -> Iterator[Frame]:
@@ -38,15 +40,18 @@ def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
 
     split=None takes everything that lies in `raw` and needs no manifest. A split is decided by
     raw/manifest.yaml, which download writes, else by the project's own manifest of that name, and drops
-    what the manifest excludes. Raises ValueError for an unknown data set or split, for a raw folder without
-    frames, and where a reader needs a file that is not there.
+    what the manifest excludes; for a team's own data raw/dataset.yaml says both. Raises ValueError for an
+    unknown data set or split, for a raw folder without frames, and where a reader needs a file that is not there.
     """
     raw = Path(raw)
-    listing = _reader(name).list_frames(name, raw)
+    reader = _reader_of(name, raw)
+    listing = reader.list_frames(name, raw)
     if not listing.frames and not listing.gaps:
-        raise ValueError(f"{raw}: no frames of {name}; metricgold download {name} fills it")
+        hint = f"{raw / folder.FRAMES} names none" if reader is OWN else f"metricgold download {name} fills it"
+        raise ValueError(f"{raw}: no frames of {name}; {hint}")
     if split is not None:
-        listing = _select(listing, _manifest(name, raw), raw, split)
+        rules = folder.read_statement(raw) if reader is OWN else _manifest(name, raw)
+        listing = _select(listing, rules, raw, split)
     for reason, count in listing.gaps.items():
         log.info("%s: %d frames left out: %s", name, count, reason)
     return listing
@@ -54,13 +59,21 @@ def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
 
 def read_frame(ref: FrameRef) -> Frame:
     """Decode one frame. Raises ValueError naming the member that is missing or broken."""
-    return _reader(ref.dataset).read_frame(ref)
+    return _known_reader(ref.dataset).read_frame(ref)
 
 
-def _reader(name: str) -> Reader:
-    reader = READERS.get(name.removesuffix("-synthetic"))
-    if reader is None:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(READERS)}, each also with -synthetic")
+def _known_reader(name: str) -> Reader:
+    return READERS.get(name.removesuffix("-synthetic"), OWN)
+
+
+def _reader_of(name: str, raw: Path) -> Reader:
+    """The reader that goes with a name and a raw folder. ValueError where they contradict each other."""
+    reader, is_own = _known_reader(name), folder.has_statement(raw)
+    if reader is OWN and not is_own:
+        known = f"{', '.join(READERS)}, each also with -synthetic"
+        raise ValueError(f"unknown data set {name!r}; known: {known}; any other name needs {raw / folder.STATEMENT}")
+    if reader is not OWN and is_own:
+        raise ValueError(f"{raw / folder.STATEMENT}: {name} has a reader of its own; give your data another name")
     return reader
 
 
@@ -69,12 +82,12 @@ def _manifest(name: str, raw: Path) -> Manifest:
     return read_manifest(recorded) if recorded.exists() else load_manifest(name)
 
 
-def _select(listing: Listing, manifest: Manifest, raw: Path, split: str) -> Listing:
-    split_of = manifest.splitter(raw, split)
+def _select(listing: Listing, rules: Manifest | folder.Statement, raw: Path, split: str) -> Listing:
+    split_of = rules.splitter(raw, split)
     frames, gaps = [], Counter(listing.gaps)
     for ref in listing.frames:
         found = split_of(ref.scene, ref.name)
-        reason = "in no split" if found is None else manifest.exclusion(ref.name)
+        reason = "in no split" if found is None else rules.exclusion(ref.name)
         if reason and found in (None, split):
             gaps[reason] += 1
         elif found == split:

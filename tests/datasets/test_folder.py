@@ -1,0 +1,367 @@
+"""The reader of a team's own data: what is stated is what comes out, and what is not stated is an error."""
+
+import pickle
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from metricgold.datasets import folder, list_frames, open_dataset, read_frame
+from metricgold.geometry import rays_from_intrinsics
+
+HEIGHT, WIDTH = 6, 8
+STATED = {
+    "depth": {"unit": "millimetre", "kind": "planar", "invalid": 0, "far": None},
+    "intrinsics": {"first_pixel": 0, "fx": 10.0, "fy": 11.0, "cx": 3.5, "cy": 2.5},
+    "splits": {"train": ["house_*"], "test": ["barn"]},
+}
+MILLIMETRES = np.arange(1000, 1000 + HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH)
+
+
+def state(raw, **changes):
+    """Write dataset.yaml with changes like depth={"unit": "metre"}; a value None drops the section."""
+    stated = {key: dict(value) for key, value in STATED.items()}
+    for key, change in changes.items():
+        stated[key] = {**stated.get(key, {}), **change} if isinstance(change, dict) else change
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / "dataset.yaml").write_text(yaml.safe_dump({k: v for k, v in stated.items() if v is not None}))
+
+
+def write_depth(path, depth):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, depth)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, depth=depth)
+    else:
+        Image.fromarray(depth).save(path)
+
+
+def write_rgb(path, size=(HEIGHT, WIDTH), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), 90, dtype=np.uint8)).save(path, **options)
+
+
+def write_one(raw, stored=MILLIMETRES, suffix=".png", **changes):
+    """One frame in the plain layout, and what is stated of it."""
+    state(raw, **changes)
+    write_rgb(raw / "barn/rgb/0001.png")
+    write_depth(raw / f"barn/depth/0001{suffix}", stored)
+    return raw
+
+
+def write_csv(raw, *lines):
+    (raw / "frames.csv").write_text("\n".join(lines) + "\n")
+
+
+def only(raw, name="mine"):
+    (frame,) = open_dataset(name, raw)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stored"),
+    [
+        (".png", MILLIMETRES),
+        (".npy", MILLIMETRES.astype(np.float32)),
+        (".npy", MILLIMETRES.astype(np.int64)[..., None]),
+        (".npz", MILLIMETRES.astype(np.float64)),
+        (".tif", MILLIMETRES.astype(np.float32)),
+        (".tiff", MILLIMETRES),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(value.dtype),
+)
+def test_every_format_gives_the_same_metres(tmp_path, suffix, stored):
+    frame = only(write_one(tmp_path, stored, suffix))
+    np.testing.assert_array_equal(frame.planar_depth_m, (MILLIMETRES / 1000).astype(np.float32))
+    assert frame.valid_mask.all()
+    assert (frame.scene, frame.name) == ("barn", "barn/0001")
+
+
+@pytest.mark.parametrize(
+    ("unit", "metres"), [("metre", 1), ("centimetre", 0.01), ("millimetre", 0.001), (1 / 256, 1 / 256), (2, 2)]
+)
+def test_units(tmp_path, unit, metres):
+    frame = only(write_one(tmp_path, depth={"unit": unit}))
+    np.testing.assert_allclose(frame.planar_depth_m, MILLIMETRES * metres, rtol=1e-7)
+
+
+def test_ray_distance_becomes_planar_with_the_stated_camera(tmp_path):
+    camera = {"first_pixel": 0, "fx": 5.0, "fy": 6.0, "cx": 1.0, "cy": 4.0}
+    rays = rays_from_intrinsics(np.array([[5.0, 0, 1.5], [0, 6.0, 4.5], [0, 0, 1]]), HEIGHT, WIDTH)
+    ray_distance = 3.0 * np.linalg.norm(rays, axis=-1)  # of a wall 3 m ahead
+    frame = only(
+        write_one(tmp_path, ray_distance, ".npy", depth={"unit": "metre", "kind": "ray distance"}, intrinsics=camera)
+    )
+    np.testing.assert_allclose(frame.planar_depth_m, 3.0, rtol=1e-6)
+    np.testing.assert_array_equal(frame.intrinsics, [[5, 0, 1.5], [0, 6, 4.5], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(("first_pixel", "cx"), [(0, 4.0), (0.5, 3.5)])
+def test_pixel_convention(tmp_path, first_pixel, cx):
+    assert only(write_one(tmp_path, intrinsics={"first_pixel": first_pixel})).intrinsics[0, 2] == cx
+
+
+def test_invalid_and_far_are_stored_values(tmp_path):
+    stored = MILLIMETRES.astype(np.float32) / 1000
+    stored[0, :6] = (-0.1, 0, np.nan, np.inf, 999.9, 1000)
+    depth = {"unit": "metre", "invalid": [-0.1, 1.008], "far": 1000}
+    frame = only(write_one(tmp_path, stored, ".npy", depth=depth))
+    expected = np.ones((HEIGHT, WIDTH), dtype=bool)
+    expected[0, [0, 1, 2, 3, 5]] = False
+    expected[1, 0] = False  # 1.008 in 32 bits
+    np.testing.assert_array_equal(frame.valid_mask, expected)
+
+
+@pytest.mark.parametrize("key", ["unit", "kind", "invalid", "far"])
+def test_what_is_not_stated_is_not_guessed(tmp_path, key):
+    write_one(tmp_path)
+    stated = yaml.safe_load((tmp_path / "dataset.yaml").read_text())
+    del stated["depth"][key]
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(stated))
+    with pytest.raises(ValueError, match=rf"dataset\.yaml: depth\.{key}: missing, and it is never guessed"):
+        list_frames("mine", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": {"unit": "mm"}}, r"depth\.unit: .*'metre', 'centimetre' or 'millimetre'.* found 'mm'"),
+        ({"depth": {"unit": True}}, r"depth\.unit: .*found True"),
+        ({"depth": {"unit": -1.0}}, r"depth\.unit: .*greater than 0"),
+        ({"depth": {"kind": "z"}}, r"depth\.kind: .*'planar' or 'ray distance'"),
+        ({"depth": {"scale": 2}}, r"depth\.scale: Extra inputs are not permitted, found 2"),
+        ({"intrinsics": {"first_pixel": 1}}, r"intrinsics\.first_pixel: "),
+        ({"intrinsics": {"fx": None}}, r"intrinsics: lacks fx: give all of fx, fy, cx, cy or none"),
+        ({"intrinsics": None}, r"intrinsics: missing"),
+        ({"intrinsics": {"fy": 0.0}}, r"intrinsics\.fy: "),
+        ({"colour": {}}, r"colour: Extra inputs"),
+    ],
+    ids=str,
+)
+def test_a_wrong_statement_names_file_key_and_value(tmp_path, changes, message):
+    write_one(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"dataset\.yaml: {message}") as raised:
+        list_frames("mine", tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_broken_yaml(tmp_path):
+    (tmp_path / "dataset.yaml").write_text("depth: [")
+    with pytest.raises(ValueError, match=r"dataset\.yaml: is not YAML"):
+        list_frames("mine", tmp_path)
+    (tmp_path / "dataset.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"dataset\.yaml: depth: missing"):
+        list_frames("mine", tmp_path)
+
+
+# The list of frames
+
+
+def test_rows_of_a_csv_with_their_own_cameras(tmp_path):
+    state(tmp_path, intrinsics={"fx": None, "fy": None, "cx": None, "cy": None})
+    for name in ("a", "b", "c"):
+        write_rgb(tmp_path / f"photos/{name}.jpg")
+    for name in ("a", "b", "d"):
+        write_depth(tmp_path / f"lidar/{name}.png", MILLIMETRES)
+    rows = ["photos/b.jpg,lidar/b.png,house_2,20,21,4,3,", " photos/a.jpg ,lidar/a.png,house_1,10,11,4.5,3,first"]
+    rows += ["photos/c.jpg,lidar/c.png,barn,10,10,4,3,", "photos/d.jpg,lidar/d.png,barn,10,10,4,3,", ""]
+    (tmp_path / "frames.csv").write_text("\ufeffrgb,depth,scene,fx,fy,cx,cy,name\n" + "\r\n".join(rows))
+    frames = list(open_dataset("mine", tmp_path))
+    assert [(frame.name, frame.scene) for frame in frames] == [("first", "house_1"), ("photos/b", "house_2")]
+    np.testing.assert_array_equal(frames[0].intrinsics, [[10, 0, 5], [0, 11, 3.5], [0, 0, 1]])
+    assert list_frames("mine", tmp_path).gaps == {"depth missing": 1, "rgb missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["rgb,depth", "a,b"], r"lacks the columns scene"),
+        (["rgb,depth,scene,unit", "a,b,c,m"], r"unknown columns unit; known: rgb, depth, scene, name"),
+        (["rgb,depth,scene,fx", "a,b,c,1"], r"has the columns fx, which dataset\.yaml states too"),
+        (["rgb,depth,scene", "a,b,"], r"line 2: scene: is empty"),
+        (["rgb,depth,scene", "a,b"], r"line 2: scene: is empty"),
+        (["rgb,depth,scene", "a,b,c,d"], r"line 2: has more cells"),
+        (["rgb,depth,scene", "../a,b,c"], r"line 2: rgb: \.\./a must be a path below"),
+        (["rgb,depth,scene", "a,/etc/b,c"], r"line 2: depth: /etc/b must be a path below"),
+    ],
+    ids=str,
+)
+def test_a_wrong_csv_names_line_and_column(tmp_path, lines, message):
+    write_one(tmp_path)
+    write_csv(tmp_path, *lines)
+    with pytest.raises(ValueError, match=rf"frames\.csv: {message}"):
+        list_frames("mine", tmp_path)
+
+
+@pytest.mark.parametrize("focal", ["wide", "0", "-3", "nan", "inf"])
+def test_a_focal_length_that_is_none(tmp_path, focal):
+    write_one(tmp_path, intrinsics={"fx": None, "fy": None, "cx": None, "cy": None})
+    row = f"barn/rgb/0001.png,barn/depth/0001.png,barn,{focal},9,4,3"
+    write_csv(tmp_path, "rgb,depth,scene,fx,fy,cx,cy", row)
+    with pytest.raises(ValueError, match=rf"frames\.csv: line 2: fx: {focal} is no focal length"):
+        list_frames("mine", tmp_path)
+
+
+def test_without_any_camera(tmp_path):
+    write_one(tmp_path, intrinsics={"fx": None, "fy": None, "cx": None, "cy": None})
+    with pytest.raises(ValueError, match=r"dataset\.yaml: intrinsics\.fx: missing, and there is no frames\.csv"):
+        list_frames("mine", tmp_path)
+    write_csv(tmp_path, "rgb,depth,scene", "barn/rgb/0001.png,barn/depth/0001.png,barn")
+    with pytest.raises(ValueError, match=r"frames\.csv: lacks the columns fx, fy, cx, cy, and dataset\.yaml states no"):
+        list_frames("mine", tmp_path)
+
+
+def test_a_frame_named_twice(tmp_path):
+    write_one(tmp_path)
+    row = "barn/rgb/0001.png,barn/depth/0001.png,barn"
+    write_csv(tmp_path, "rgb,depth,scene", row, row)
+    with pytest.raises(ValueError, match="frame barn/rgb/0001 lies twice"):
+        list_frames("mine", tmp_path)
+
+
+def test_the_plain_layout_pairs_by_name_and_counts_gaps(tmp_path):
+    write_one(tmp_path)
+    for extra in ("barn/rgb/0002.jpg", "house_1/rgb/7.png", "barn/rgb/._0001.png", "barn/rgb/.DS_Store.png"):
+        write_rgb(tmp_path / extra)
+    write_depth(tmp_path / "house_1/depth/7.npy", MILLIMETRES)
+    write_depth(tmp_path / "house_1/depth/8.npy", MILLIMETRES)
+    listing = list_frames("mine", tmp_path)
+    assert [ref.name for ref in listing.frames] == ["barn/0001", "house_1/7"]
+    assert listing.gaps == {"depth missing": 1, "rgb missing": 1}
+    write_rgb(tmp_path / "barn/rgb/0001.jpg")
+    with pytest.raises(ValueError, match=r"0001\.jpg and 0001\.png have one name"):
+        list_frames("mine", tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    state(tmp_path)
+    with pytest.raises(ValueError, match=r"no frames of mine; .*frames\.csv names none"):
+        list_frames("mine", tmp_path)
+
+
+# Splits and names
+
+
+def test_splits_by_scene_and_exclusions(tmp_path):
+    state(tmp_path, exclude=[{"frames": "house_1/2*", "reason": "blurred"}])
+    for scene in ("house_1", "house_2", "barn", "shed"):
+        for number in (1, 2):
+            write_rgb(tmp_path / scene / f"rgb/{number}.png")
+            write_depth(tmp_path / scene / f"depth/{number}.png", MILLIMETRES)
+    train = list_frames("mine", tmp_path, split="train")
+    assert [ref.name for ref in train.frames] == ["house_1/1", "house_2/1", "house_2/2"]
+    assert train.gaps == {"excluded: blurred": 1, "in no split": 2}
+    assert [ref.name for ref in list_frames("mine", tmp_path, split="test").frames] == ["barn/1", "barn/2"]
+    with pytest.raises(ValueError, match=r"dataset\.yaml: splits: has no 'val', known: test, train"):
+        list_frames("mine", tmp_path, split="val")
+    state(tmp_path, splits={"test": ["*"]})
+    with pytest.raises(ValueError, match=r"dataset\.yaml: splits: scene house_1 is in test and train, expected in one"):
+        list_frames("mine", tmp_path, split="train")
+
+
+def test_names_of_other_readers_stay_theirs(tmp_path):
+    write_one(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"dataset\.yaml: vkitti2 has a reader of its own; give your data another name"
+    ):
+        list_frames("vkitti2", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"unknown data set 'mine'; known: hypersim, .*any other name needs .*dataset\.yaml"
+    ):
+        list_frames("mine", tmp_path / "barn")
+
+
+# Broken files
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "message"),
+    [
+        (".png", np.zeros((HEIGHT, WIDTH), np.uint8), r"0001\.png: cannot be read: expected mode I;16, got L"),
+        (".npy", np.ones((HEIGHT, WIDTH - 1)), r"0001\.npy: expected shape \[6, 8\], got \[6, 7\]"),
+        (".npy", np.ones((HEIGHT, WIDTH), dtype=complex), r"0001\.npy: expected numbers"),
+        (".npy", np.ones((HEIGHT, WIDTH, 3)), r"0001\.npy: expected numbers"),
+        (".tif", np.zeros((HEIGHT, WIDTH), np.uint8), r"0001\.tif: cannot be read: expected floating point or 16-bit"),
+        (".png", b"", r"0001\.png: cannot be read"),
+        (".npz", b"PK\x03\x04 broken", r"0001\.npz: cannot be read"),
+        (".tiff", b"II*\x00 broken", r"0001\.tiff: cannot be read"),
+        (".exr", b"v/1\x01", r"0001\.exr: depth is read from \.png, \.npy, \.npz, \.tif, \.tiff"),
+    ],
+    ids=str,
+)
+def test_broken_depth_is_named(tmp_path, suffix, content, message):
+    write_one(tmp_path)
+    (tmp_path / "barn/depth/0001.png").unlink()
+    path = tmp_path / f"barn/depth/0001{suffix}"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write_depth(path, content)
+    with pytest.raises(ValueError, match=message):
+        only(tmp_path)
+
+
+def test_an_npz_of_several_arrays_needs_a_name(tmp_path):
+    write_one(tmp_path)
+    (tmp_path / "barn/depth/0001.png").unlink()
+    np.savez(tmp_path / "barn/depth/0001.npz", near=MILLIMETRES, z=MILLIMETRES + 1)
+    with pytest.raises(ValueError, match=r"holds near, z; depth\.array in dataset\.yaml must say which"):
+        only(tmp_path)
+    state(tmp_path, depth={"array": "z"})
+    assert only(tmp_path).planar_depth_m[0, 0] == np.float32(1.001)
+    state(tmp_path, depth={"array": "far"})
+    with pytest.raises(ValueError, match=r"0001\.npz: cannot be read: .*far"):
+        only(tmp_path)
+
+
+def test_pickles_are_refused(tmp_path):
+    write_one(tmp_path)
+    (tmp_path / "barn/depth/0001.png").unlink()
+    (tmp_path / "barn/depth/0001.npy").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ValueError, match=r"0001\.npy: cannot be read"):
+        only(tmp_path)
+
+
+def test_a_turned_photograph_is_refused(tmp_path):
+    write_one(tmp_path)
+    (tmp_path / "barn/rgb/0001.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_rgb(tmp_path / "barn/rgb/0001.jpg", exif=exif)
+    with pytest.raises(ValueError, match=r"0001\.jpg: cannot be read: its EXIF orientation 6 turns it"):
+        only(tmp_path)
+
+
+def test_the_digest_follows_what_is_stated(tmp_path):
+    write_one(tmp_path)
+    first = folder.digest(tmp_path)
+    assert folder.digest(tmp_path) == first
+    write_csv(tmp_path, "rgb,depth,scene", "barn/rgb/0001.png,barn/depth/0001.png,barn")
+    listed = folder.digest(tmp_path)
+    state(tmp_path, depth={"unit": "metre"})
+    assert len({first, listed, folder.digest(tmp_path)}) == 3
+
+
+def test_references_are_small_and_travel(tmp_path):
+    (ref,) = list_frames("mine", write_one(tmp_path)).frames
+    again = pickle.loads(pickle.dumps(ref))
+    np.testing.assert_array_equal(read_frame(again).planar_depth_m, read_frame(ref).planar_depth_m)
+    assert len(pickle.dumps(ref)) < 2000
+
+
+# Through the stages
+
+
+def test_latents_of_own_data(tmp_path, tiny, tiny_backbone):
+    from metricgold.encode import encode
+    from metricgold.shards import LatentCache
+
+    state(tmp_path / "raw", intrinsics={"cx": 24.0, "cy": 16.0})
+    for scene in ("house_1", "barn"):
+        write_rgb(tmp_path / "raw" / scene / "rgb/1.png", (32, 48))
+        write_depth(tmp_path / "raw" / scene / "depth/1.png", np.full((32, 48), 2500, np.uint16))
+    encode("mine", tiny.encode, tiny.log_depth, tmp_path / "raw", tiny_backbone, tmp_path / "latents")
+    cache = LatentCache(tmp_path / "latents")
+    assert [cache[i].name for i in range(len(cache))] == ["house_1/1"]
