@@ -98,7 +98,7 @@ def list_zip(file: BinaryIO, *, label: str, globs: Sequence[str] = ()) -> dict[s
     `file` has to be seekable. Raises ValueError as `extract` does; what `file` raises as OSError passes.
     """
     gate = Gate(label, globs=globs, archive_bytes=file.seek(0, 2))
-    with refusing(label), _open_zip(file) as zipped:
+    with refusing(label, is_local=False), _open_zip(file) as zipped:
         return {name: member for name, (_, member) in sorted(_zip_entries(zipped, gate).items())}
 
 
@@ -134,7 +134,7 @@ def _zip_ends(file: zipfile.ZipFile, gate: Gate) -> Iterator[tuple[zipfile.ZipIn
     """Every entry in the order of its bytes, and where they end at the latest."""
     infos = sorted(file.infolist(), key=lambda info: info.header_offset)
     starts = [info.header_offset for info in infos]
-    for info, start, following in zip(infos, starts, [*starts[1:], file.start_dir], strict=True):
+    for info, start, following in zip(infos, starts, [*starts, file.start_dir][1:], strict=True):
         encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
         least = start + LOCAL_HEADER.size + len(info.orig_filename.encode(encoding)) + info.compress_size
         if start < 0 or least > following:

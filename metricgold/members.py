@@ -47,16 +47,19 @@ class Extracted(NamedTuple):
 
 
 @contextmanager
-def refusing(label: str) -> Iterator[None]:
-    """Turn what parsers raise for broken bytes into BadArchive. What the disk or the network raises passes."""
+def refusing(label: str, *, is_local: bool = True) -> Iterator[None]:
+    """Turn what parsers raise for broken bytes into BadArchive. What the disk or the network raises passes.
+
+    gzip and bz2 raise OSErrors of their own: those that have no errno. Where a network is read, so may its errors.
+    """
     try:
         yield
     except BadArchive:
         raise
     except OSError as error:
-        if error.errno is not None:
+        if error.errno is not None or not is_local:
             raise
-        raise BadArchive(f"{label}: broken archive: {error}") from error  # gzip's and bz2's own
+        raise BadArchive(f"{label}: broken archive: {error}") from error
     except BROKEN as error:
         raise BadArchive(f"{label}: broken archive: {error or type(error).__name__}") from error
 
