@@ -4,12 +4,12 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.stages import run_stages, stage_graph
+from flows.stages import check_licences, run_stages, stage_graph
 from metricgold.params import load_params
 
 
 @flow(name="prepare-data")
-def prepare_data(datasets: list[str] | None = None) -> dict[str, float]:
+def prepare_data(datasets: list[str] | None = None, accept_licence: bool = False) -> dict[str, float]:
     """Fetch, verify and extract data sets; answers seconds per stage.
 
     Command: prefect deployment run prepare-data -p 'datasets=["hypersim-synthetic"]' (or: metricgold download)
@@ -17,9 +17,13 @@ def prepare_data(datasets: list[str] | None = None) -> dict[str, float]:
     Writes:  data/raw/<data set>/ with its ledger (synthetic ones: data/synthetic/<data set>/ too)
     Hours:   seconds for the demo profile; as long as the line takes for terabytes
 
-    datasets  names that params.yaml lists; all of them if not given
+    datasets        names that params.yaml lists; all of them if not given
+    accept_licence  accepts the data sets' licences, once for each raw folder
+
+    A download that fails is tried again after a minute, ten minutes and an hour; each goes on where the last stood.
     """
     names = datasets or load_params(Path("params.yaml")).datasets
+    check_licences(names, accept=accept_licence)
     return run_stages(stage_graph([f"download@{name}" for name in names]))
 
 

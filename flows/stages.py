@@ -5,8 +5,10 @@ caches nothing. Independent stages run side by side.
 """
 
 import os
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -15,10 +17,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 
 from flows.children import end_children, run_child
+from metricgold.download import check_licence
+from metricgold.manifest import load_manifest
 from metricgold.storage import write_json
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
 SECONDS = Path("reports/seconds.json")
+RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
+_PROGRESS = re.compile(r"progress (\d+(?:\.\d+)?) %")  # what metricgold.progress writes into a log
 
 Graph = dict[str, set[str]]
 
@@ -66,10 +72,41 @@ def reproduce(stage: str) -> list[str]:
 def run_stage(stage: str, num_threads: int) -> float:
     """Bring one stage up to date and answer the seconds it took. Fails with the stage's last lines."""
     started, logger = time.perf_counter(), get_run_logger()
-    run_child(reproduce(stage), logger.info, OMP_NUM_THREADS=str(num_threads))
+    run_child(reproduce(stage), _shown(stage, logger.info), OMP_NUM_THREADS=str(num_threads))
     seconds = time.perf_counter() - started
     logger.info("up to date after %.1f s", seconds)
     return seconds
+
+
+def _shown(stage: str, log: Callable[[str], None]) -> Callable[[str], None]:
+    """`log`, and beside it a progress artifact for lines that tell a share of the work."""
+    artifact = None
+
+    def show(line: str) -> None:
+        nonlocal artifact
+        log(line)
+        if found := _PROGRESS.search(line):
+            percent = float(found[1])
+            if artifact is None:
+                key = re.sub("[^a-z0-9]+", "-", stage.lower())
+                artifact = create_progress_artifact(percent, key=key, description=stage)
+            else:
+                update_progress_artifact(artifact, percent)
+
+    return show
+
+
+def _task_of(stage: str):
+    """The task of a stage; downloads are tried again later, since it is others' machines that fail them."""
+    if stage.startswith("download@"):
+        return run_stage.with_options(retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S)
+    return run_stage
+
+
+def check_licences(datasets: list[str], *, accept: bool = False) -> None:
+    """ValueError for a data set whose licence nobody has accepted: said before hours of work, not retried."""
+    for name in datasets:
+        check_licence(load_manifest(name), Path("data/raw") / name, accept=accept)
 
 
 def threads_of(stage: str, graph: Graph) -> int:
@@ -89,7 +126,7 @@ def run_stages(graph: Graph) -> dict[str, float]:
     futures = {}
     for stage, needs in graph.items():
         ready = [futures[need] for need in needs]
-        futures[stage] = run_stage.submit(stage, threads_of(stage, graph), wait_for=ready)
+        futures[stage] = _task_of(stage).submit(stage, threads_of(stage, graph), wait_for=ready)
     progress = create_progress_artifact(0.0, key="stages", description=f"{len(graph)} stages of dvc.yaml")
     try:
         for count, _ in enumerate(as_completed(list(futures.values())), start=1):

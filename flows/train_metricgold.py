@@ -9,7 +9,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.children import run_child
 from flows.registry import promote_version, register_version
-from flows.stages import DVC, run_stages, stage_graph
+from flows.stages import DVC, check_licences, run_stages, stage_graph
+from metricgold.params import load_params
 from metricgold.storage import read_json
 
 METRICS = Path("metrics/evaluate.json")
@@ -48,6 +49,7 @@ def train_metricgold(
     overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned
     """
     graph = stage_graph()
+    check_licences(load_params(Path("params.yaml")).datasets)
     if overrides:
         run_experiment(overrides)
     else:

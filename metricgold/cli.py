@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from metricgold.params import Params
+    from metricgold.params import Download, Params
 
 # Modules are imported inside the commands: torch alone costs two seconds, --help should not pay them.
 
@@ -75,13 +75,67 @@ def synthesize(ctx: click.Context, dataset: str) -> None:
 
 @main.command()
 @dataset_argument
+@click.option("--plan", "action", flag_value="plan", help="Say what would be fetched and what it needs; fetch nothing.")
+@click.option("--verify", "action", flag_value="verify", help="Read all that is here, fetch again what is broken.")
+@click.option("--accept-licence", is_flag=True, help="Accept the data set's licence; recorded with the date.")
+@click.option("--scenes", multiple=True, metavar="GLOB", help="Only these scenes; may be given more than once.")
+@click.option(
+    "--limit-gb", type=click.FloatRange(min=0, min_open=True), help="Whole scenes, up to so much extracted data."
+)
+@json_option
 @click.pass_context
-def download(ctx: click.Context, dataset: str) -> None:
+def download(
+    ctx: click.Context,
+    dataset: str,
+    action: str | None,
+    accept_licence: bool,
+    scenes: tuple[str, ...],
+    limit_gb: float | None,
+    as_json: bool,
+) -> None:
     """Fetch DATASET's archives, verify and extract them into data/raw/DATASET."""
-    from metricgold.download import download
+    from metricgold import download as stage
     from metricgold.manifest import load_manifest
 
-    download(load_manifest(dataset), Path("data/raw") / dataset, num_workers=_params(ctx).download.num_workers)
+    manifest, into = load_manifest(dataset), Path("data/raw") / dataset
+    params = _selected(_params(ctx).download, dataset, scenes, limit_gb)
+    if action == "plan":
+        _say(stage.plan(manifest, into, params=params, accept_licence=accept_licence), as_json)
+    elif action == "verify":
+        _say(stage.verify(manifest, into, params=params, accept_licence=accept_licence), as_json)
+    else:
+        stage.download(manifest, into, params=params, accept_licence=accept_licence)
+
+
+def _selected(params: "Download", dataset: str, scenes: tuple[str, ...], limit_gb: float | None) -> "Download":
+    """Params of download with what the command line says of this one call."""
+    changes: dict[str, Any] = {}
+    if scenes:
+        changes["scenes"] = params.scenes | {dataset: list(scenes)}
+    if limit_gb is not None:
+        changes["limit_gb"] = params.limit_gb | {dataset: limit_gb}
+    return params.model_copy(update=changes)
+
+
+@main.group()
+def manifest() -> None:
+    """Data manifests: what exists upstream, where, under which licence."""
+
+
+@manifest.command()
+@click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
+def check(names: tuple[str, ...]) -> None:
+    """Say what is wrong with manifests and where; all of the project's if none is named."""
+    from metricgold.manifest import MANIFESTS, WARNING, check_manifests
+
+    paths = [Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml" for name in names]
+    paths = paths or sorted(MANIFESTS.glob("*.yaml"))
+    faults = check_manifests(paths)
+    for line in faults:
+        click.echo(line)
+    if any(not line.startswith(WARNING) for line in faults):
+        raise click.exceptions.Exit(1)
+    click.echo(f"{len(paths)} manifests are right" if len(paths) != 1 else f"{paths[0]} is right")
 
 
 @main.command()

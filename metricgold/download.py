@@ -1,97 +1,253 @@
-"""Fetch what a manifest names, verify it, extract it, and keep account of it.
+"""Fetch what a manifest names into a raw folder (its layout: metricgold.store), as few bytes as possible.
 
-    into/manifest.yaml        the manifest that decided
-    into/.ledger/*.json       one receipt per finished archive: source, digests, members; what a rerun trusts
-    into/ledger.json          written last: all archives are here; no times or sources, equal data give equal bytes
-    into/.part/               archives and members on their way; empty after a run
-
-An archive's members appear in `into` only after all of them were extracted. What a receipt lists and the manifest
-no longer does is removed, so `into` never mixes two versions of a data set.
+Killed, moved to another disk or cut off by a bad server, the next run goes on where the last one stood.
 """
 
-import hashlib
-import http.client
+import errno
+import getpass
 import logging
-import os
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any, NamedTuple
 
 import yaml
 
-from metricgold.archives import extract, is_archive
-from metricgold.manifest import Archive, Manifest, Source
-from metricgold.storage import BLOCK_BYTES, digest_json, only_writer, read_json, remove, write_aside, write_json
+from metricgold.fetch import Fetcher
+from metricgold.ledger import DONE, Ledger
+from metricgold.manifest import Archive, Manifest, Source, read_split_csv
+from metricgold.params import Download
+from metricgold.progress import Advance, ByteProgress, show_bytes
+from metricgold.storage import digest_json, only_writer, read_json, remove, write_aside, write_json
+from metricgold.store import Store
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int], Any]  # told the number of bytes that just arrived
 
-RESERVED = ("manifest.yaml", "ledger.json", ".ledger", ".part")
-NUM_TRIES = 3
-FIRST_WAIT_SECONDS = 1.0
-TIMEOUT_SECONDS = 60
-WORTH_A_LINE_BYTES = 10_000_000
+GB = 1_000_000_000
+MANY_ARCHIVES = 20  # asking so many for their sizes deserves a line
 
 
-def download(manifest: Manifest, into: Path, *, num_workers: int = 4, progress: Progress | None = None) -> Path:
-    """Bring `into` to what the manifest says; answer the path of ledger.json.
+class Group(NamedTuple):
+    """Archives that go together, because some scene needs them all."""
 
-    Finished archives are not fetched again while their members are there. Without `progress` a terminal gets a bar.
-    One archive's fault does not stop the others; all are raised together, each naming its archive: ValueError for
-    what is wrong with bytes or names, OSError when at least one could not be fetched.
+    scenes: tuple[str, ...]  # empty where the manifest does not say
+    sources: tuple[Source, ...]
+
+
+def download(
+    manifest: Manifest,
+    into: Path,
+    *,
+    params: Download | None = None,
+    accept_licence: bool = False,
+    progress: Advance | None = None,
+) -> Path:
+    """Bring `into` to what manifest and params say; answer the path of ledger.json.
+
+    `progress` is told the bytes that arrive, instead of a bar or lines. One archive's fault does not stop the
+    others; all are raised together, each naming its archive: ValueError for what is wrong with bytes, names, scenes
+    or for a licence that nobody accepted, OSError when something could not be fetched or written. A full disk stops
+    the run at once, before it starts where sizes are known.
+    """
+    params = params or Download()
+    with open_store(manifest, into, params, accept_licence=accept_licence, progress=progress) as store:
+        groups = wanted_groups(store, params, skip_training=manifest.name in params.streamed)
+        bring(store, [source for group in groups for source in group.sources], params.num_workers)
+        return _write_ledger(store)
+
+
+@contextmanager
+def open_store(
+    manifest: Manifest,
+    into: Path,
+    params: Download,
+    *,
+    accept_licence: bool = False,
+    is_looking: bool = False,
+    progress: Advance | None = None,
+) -> Iterator[Store]:
+    """The raw folder, locked for this process, with licence, manifest and the manifest's plain files in it.
+
+    is_looking  only listings are wanted: nobody has to accept a licence for that
     """
     into = Path(into)
-    with only_writer(into):
-        into.mkdir(parents=True, exist_ok=True)
-        remove(into / ".part")
-        sources = resolve_sources(manifest)
-        todo = _drop_stale(manifest, sources, into)
-        if todo:
-            remove(into / "ledger.json")
-        _write_manifest(manifest, into)
+    bar = ByteProgress(manifest.name, listener=progress)
+    with only_writer(into), closing(_open_ledger(into)) as ledger, closing(bar):
+        if not is_looking:
+            check_licence(manifest, into, accept=accept_licence)
+        with _fetcher(params, bar) as fetcher:
+            store = Store(manifest, into, ledger, fetcher, bar)
+            store.sources = resolve_sources(store)
+            store.forget_stale(store.sources)
+            _write_manifest(manifest, into)
+            try:
+                bring(store, [source for source in store.sources if not isinstance(source, Archive)], 1, is_all=False)
+                yield store
+            finally:
+                _remove_if_empty(into / ".part")
+
+
+def _open_ledger(into: Path) -> Ledger:
+    into.mkdir(parents=True, exist_ok=True)
+    return Ledger(into / ".ledger" / "ledger.sqlite")
+
+
+def _fetcher(params: Download, bar: ByteProgress) -> Fetcher:
+    return Fetcher(
+        connections_per_host=params.connections_per_host,
+        patience_s=params.patience_s,
+        stall_s=params.stall_s,
+        advance=bar.advance,
+    )
+
+
+def bring(store: Store, sources: Sequence[Source], num_workers: int, *, is_all: bool = True) -> None:
+    """Bring several archives side by side, those that are here left alone. Errors as in download."""
+    todo = [source for source in sources if not store.has(source)]
+    if todo:
+        remove(store.into / "ledger.json")
+        with _pool(store, num_workers) as pool:
+            expected = _expect(store, pool, todo)
+            _check_disk(store, expected, num_workers)
+            store.progress.expect(sum(one.transfer_bytes for one in expected.values()), len(todo))
+            errors = _run_all(pool, store, todo)
+        _raise_together(errors, len(todo))
+    if is_all:
+        log.info("%s: %d of %d archives and files were fetched", store.manifest.name, len(todo), len(sources))
+
+
+def _expect(store: Store, pool: Executor, todo: Sequence[Source]) -> dict[str, Any]:
+    """Sizes of what can be asked; an archive that does not answer now has its say when it is fetched."""
+    if len(todo) >= MANY_ARCHIVES:
+        log.info("%s: asking for the contents of %d archives", store.manifest.name, len(todo))
+
+    def expect(source: Source):
         try:
-            with _bar(todo, manifest.name, progress) as advance, ThreadPoolExecutor(num_workers) as pool:
-                _run_all(pool, lambda source: _finish(manifest, source, into, advance), todo)
-        finally:
-            remove(into / ".part")
-        log.info("%s: %d of %d archives and files were fetched", manifest.name, len(todo), len(sources))
-        return _write_ledger(manifest, sources, into)
+            return store.expect(source)
+        except (OSError, ValueError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS) or _is_dark(store):
+                store.ledger.failed(source.path, store.identity(source), str(error))
+                raise
+            log.warning("%s: size unknown: %s", source.path, error)
+            return None
+
+    found = zip(todo, pool.map(expect, todo), strict=True)
+    return {source.path: one for source, one in found if one is not None}
 
 
-def _run_all(pool: Executor, work: Callable[[Source], None], todo: list[Source]) -> None:
-    futures = [pool.submit(work, source) for source in todo]
+def _check_disk(store: Store, expected: dict[str, Any], num_workers: int) -> None:
+    """OSError before anything is fetched that has no room: all members, and the archives that are on their way."""
+    kept = (one.transfer_bytes for path, one in expected.items() if not path.endswith(".tar"))  # tars only pass through
+    largest = sorted(kept, reverse=True)[:num_workers]
+    needed = sum(one.disk_bytes for one in expected.values()) + sum(largest)
+    there = sum(file.stat().st_blocks * 512 for file in (store.into / ".part").rglob("*") if file.is_file())
+    free = shutil.disk_usage(store.into).free
+    if needed - there > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"disk too small: {show_bytes(needed - there)} needed, {show_bytes(free)} free, "
+            f"{show_bytes(needed - there - free)} missing; see --scenes, --limit-gb and encode --from-remote",
+            str(store.into),
+        )
+
+
+@contextmanager
+def _pool(store: Store, num_workers: int) -> Iterator[Executor]:
+    """Threads that end at once, and all transfers with them, when something leaves the block that way."""
+    with ThreadPoolExecutor(num_workers) as pool:
+        try:
+            yield pool
+        except BaseException:
+            store.fetcher.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run_all(pool: Executor, store: Store, todo: Sequence[Source]) -> list[Exception]:
     errors = []
-    try:
-        for future in as_completed(futures):
-            if isinstance(error := future.exception(), ValueError | OSError):
-                errors.append(error)
-            else:
-                future.result()
-    except BaseException:
-        pool.shutdown(cancel_futures=True)
-        raise
+    for future in as_completed([pool.submit(store.bring, source) for source in todo]):
+        error = future.exception()
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise _disk_full(store, todo) from error
+        if isinstance(error, OSError) and _is_dark(store):
+            raise error
+        if isinstance(error, ValueError | OSError):
+            errors.append(error)
+        else:
+            future.result()
+    return errors
+
+
+def _is_dark(store: Store) -> bool:
+    """Whether nothing has come from anywhere for as long as a single archive is waited for: then all would fail."""
+    return store.progress.idle_s >= store.fetcher.patience_s
+
+
+def _raise_together(errors: Sequence[Exception], num_archives: int) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
         kind = ValueError if all(isinstance(error, ValueError) for error in errors) else OSError
-        raise kind("\n".join([f"{len(errors)} of {len(todo)} failed:", *sorted(map(str, errors))]))
+        raise kind("\n".join([f"{len(errors)} of {num_archives} failed:", *sorted(map(str, errors))]))
+
+
+def _disk_full(store: Store, todo: Sequence[Source]) -> OSError:
+    rows = (store.row(source) for source in todo)
+    left = sum(row.disk_bytes or 0 for row in rows if row and row.state != DONE)
+    free = shutil.disk_usage(store.into).free
+    return OSError(
+        errno.ENOSPC,
+        f"disk full: about {show_bytes(left)} are still to come, {show_bytes(free)} free; make room and run it again",
+        str(store.into),
+    )
+
+
+# The licence
+
+
+def check_licence(manifest: Manifest, into: Path, *, accept: bool = False) -> None:
+    """ValueError unless the data set's licence was accepted for this folder, now or earlier."""
+    licence = manifest.licence
+    if not is_accepted(manifest, into, accept=accept):
+        raise ValueError(
+            f"{manifest.name} is under {licence.name} ({licence.url}): {licence.terms} "
+            f"Accept it once: metricgold download {manifest.name} --accept-licence"
+        )
+
+
+def is_accepted(manifest: Manifest, into: Path, *, accept: bool = False) -> bool:
+    """Whether somebody accepted the licence for this folder; with `accept` that is recorded now."""
+    record, licence = Path(into) / ".ledger" / "licence.json", manifest.licence
+    known = read_json(record) if record.exists() else {}
+    if not licence.needs_acceptance or (known.get("name"), known.get("url")) == (licence.name, licence.url):
+        return True
+    if accept:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(record, {"name": licence.name, "url": licence.url, "accepted": now, "by": _user()})
+        log.info("%s: licence %s accepted", manifest.name, licence.name)
+    return accept
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
 
 
 # What to fetch
 
 
-def resolve_sources(manifest: Manifest) -> list[Source]:
+def resolve_sources(store: Store) -> list[Source]:
     """Archives and files with their checksums filled in from the published list, if there is one."""
-    listed = _published_checksums(manifest)
+    manifest = store.manifest
+    listed = _published_checksums(store)
     algorithm = manifest.checksums.algorithm if manifest.checksums else None
-    sources: Iterable[Source] = (*manifest.archives, *manifest.files)
+    sources: Iterable[Source] = (*manifest.files, *manifest.archives)
     if not manifest.archives:
         known = {file.path for file in manifest.files}
         sources = (*manifest.files, *(Archive(path=path) for path in sorted(listed) if path not in known))
@@ -107,16 +263,12 @@ def _with_checksum(source: Source, algorithm: str | None, digest: str | None) ->
     return source.model_copy(update={algorithm: digest})
 
 
-def _published_checksums(manifest: Manifest) -> dict[str, str]:
-    if manifest.checksums is None:
+def _published_checksums(store: Store) -> dict[str, str]:
+    checksums = store.manifest.checksums
+    if checksums is None:
         return {}
-    chunks: list[bytes] = []
-    _fetch_from_any(manifest, Source(path=manifest.checksums.path), lambda url: chunks.extend(_only(_read(url))))
-    return parse_checksums(b"".join(chunks).decode(), manifest.checksums.path)
-
-
-def _only(chunks: Iterator[bytes]) -> list[bytes]:
-    return list(chunks)  # whole before it is kept: a broken try leaves nothing behind
+    text = store.fetcher.read(store.urls(Source(path=checksums.path)))
+    return parse_checksums(text.decode(errors="replace"), checksums.path)
 
 
 def parse_checksums(text: str, label: str) -> dict[str, str]:
@@ -131,182 +283,134 @@ def parse_checksums(text: str, label: str) -> dict[str, str]:
     return digests
 
 
-# What is there already
+def wanted_groups(store: Store, params: Download, *, skip_training: bool = False) -> list[Group]:
+    """Archives by scene as params ask: `scenes`, then `limit_gb`. Raises ValueError when no scene is meant."""
+    name = store.manifest.name
+    groups = group_by_scene([source for source in store.sources if isinstance(source, Archive)])
+    if globs := params.scenes.get(name):
+        groups = _matching(name, groups, globs)
+    if skip_training:
+        splits_of = scene_splits(store.manifest, store.into)
+        groups = [group for group in groups if not group.scenes or any(splits_of(s) - {"train"} for s in group.scenes)]
+    if limit_gb := params.limit_gb.get(name):
+        groups = _within(store, groups, limit_gb)
+    return groups
 
 
-def _receipt_path(into: Path, source_path: str) -> Path:
-    return into / ".ledger" / f"{quote(source_path, safe='')}.json"
+def group_by_scene(sources: Iterable[Archive]) -> list[Group]:
+    """Sets of archives that share no scene, in the manifest's order; an archive that names none holds all."""
+    sources = list(sources)
+    if any(not source.scenes for source in sources):
+        return [Group((), tuple(sources))] if sources else []
+    groups: list[tuple[dict[str, None], list[Archive]]] = []
+    for source in sources:
+        scenes, members = dict.fromkeys(source.scenes), [source]
+        apart = []
+        for group in groups:
+            if scenes.keys() & group[0].keys():
+                scenes, members = group[0] | scenes, [*group[1], *members]
+            else:
+                apart.append(group)
+        groups = [*apart, (scenes, members)]
+    return [Group(tuple(scenes), tuple(members)) for scenes, members in groups]
 
 
-def _identity(manifest: Manifest, source: Source) -> str:
-    wanted = source.model_dump(exclude={"url", "scenes"}) | {"members": list(manifest.members)}
-    return digest_json(wanted)
-
-
-def _drop_stale(manifest: Manifest, sources: list[Source], into: Path) -> list[Source]:
-    """Remove what receipts list and the manifest does not want; answer the sources that are still to be fetched."""
-    wanted = {_receipt_path(into, source.path): source for source in sources}
-    for path in sorted((into / ".ledger").glob("*.json")):
-        receipt = read_json(path)
-        source = wanted.get(path)
-        if source and receipt["identity"] == _identity(manifest, source) and _is_whole(receipt, into):
-            del wanted[path]
-        else:
-            log.info("%s: removing what came from %s, to be replaced or no longer wanted", into, receipt["path"])
-            _remove_members(receipt, into)
-            path.unlink()
-    return list(wanted.values())
-
-
-def _is_whole(receipt: dict, into: Path) -> bool:
-    try:
-        return all((into / name).stat().st_size == num_bytes for name, num_bytes in receipt["members"].items())
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _remove_members(receipt: dict, into: Path) -> None:
-    folders = set()
-    for name in receipt["members"]:
-        (into / name).unlink(missing_ok=True)
-        folders.update(parent for parent in (into / name).parents if parent.is_relative_to(into) and parent != into)
-    for folder in sorted(folders, reverse=True):
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-# One archive
-
-
-def _finish(manifest: Manifest, source: Source, into: Path, advance: Progress) -> None:
-    """Fetch, verify, extract, move into place, write the receipt, drop the archive."""
-    slug = quote(source.path, safe="")
-    fetched, staged = into / ".part" / slug, into / ".part" / f"{slug}.members"
-    fetched.parent.mkdir(exist_ok=True)
-    digests: dict[str, Any] = {}
-    url = _fetch_from_any(manifest, source, lambda url: digests.update(_fetch(url, source, fetched, advance)))
-    if is_archive(source.path):
-        folder = Path(getattr(source, "into", "."))
-        sizes = extract(fetched, staged, label=url, globs=manifest.members)
-        members = {(folder / name).as_posix(): num_bytes for name, num_bytes in sizes.items()}
-        moves = {into / folder / name: staged / name for name in sizes}
-    else:
-        members, moves = {source.path: digests["bytes"]}, {into / source.path: fetched}
-    _place(moves, members, url)
-    write_json(
-        _receipt_path(into, source.path),
-        {"path": source.path, "identity": _identity(manifest, source), "source": url, "members": members, **digests},
-    )
-    remove(fetched)
-    remove(staged)
-    # Hundreds of small archives would drown a log; the receipts name each of them.
-    level = logging.INFO if digests["bytes"] >= WORTH_A_LINE_BYTES else logging.DEBUG
-    log.log(level, "%s: %s, %d bytes, %d members", manifest.name, source.path, digests["bytes"], len(members))
-
-
-def _place(moves: dict[Path, Path], members: dict[str, int], label: str) -> None:
-    for name in members:
-        if name.split("/")[0] in RESERVED:
-            raise ValueError(f"{label}: member {name} has a name that is kept for the ledger, refused")
-    for target, staged in moves.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staged, target)  # noqa: PTH105 - same as Path.replace, said of two paths
-
-
-def _fetch(url: str, source: Source, path: Path, advance: Progress) -> dict[str, Any]:
-    """Stream a URL to a file and hash on the way. ValueError when it is not what the manifest or its list says."""
-    hashes = {"sha256": hashlib.sha256()} | ({"md5": hashlib.md5(usedforsecurity=False)} if source.md5 else {})
-    num_bytes = 0
-    with path.open("wb") as file:
-        for chunk in _read(url):
-            file.write(chunk)
-            num_bytes += len(chunk)
-            for running in hashes.values():
-                running.update(chunk)
-            advance(len(chunk))
-    found = {"bytes": num_bytes} | {name: running.hexdigest() for name, running in hashes.items()}
-    for key, value in found.items():
-        expected = getattr(source, key)
-        if expected not in (None, value):
-            raise ValueError(f"{key} is {value}, expected {expected}")
+def _matching(name: str, groups: Sequence[Group], globs: Sequence[str]) -> list[Group]:
+    if any(not group.scenes for group in groups):
+        raise ValueError(
+            f"the archives of {name} do not say which scenes they hold: scenes {list(globs)} cannot be told"
+        )
+    found = [group for group in groups if any(fnmatchcase(s, glob) for s in group.scenes for glob in globs)]
+    if not found:
+        known = [scene for group in groups for scene in group.scenes]
+        raise ValueError(
+            f"no scene of {name} matches {list(globs)}; it has {len(known)}, from {known[0]} to {known[-1]}"
+        )
     return found
 
 
-# Bytes from somewhere
+def _within(store: Store, groups: Sequence[Group], limit_gb: float) -> list[Group]:
+    """The first groups whose members fit into the limit together."""
+    kept, num_bytes = [], 0
+    for group in groups:
+        num_bytes += sum(store.expect(source).disk_bytes for source in group.sources)
+        if num_bytes > limit_gb * GB:
+            break
+        kept.append(group)
+    if not kept:
+        raise ValueError(
+            f"{store.manifest.name}: limit_gb {limit_gb:g} holds no scene; the first has {show_bytes(num_bytes)}"
+        )
+    log.info("%s: %d of %d groups of scenes fit into %g GB", store.manifest.name, len(kept), len(groups), limit_gb)
+    return kept
 
 
-def _fetch_from_any(manifest: Manifest, source: Source, fetch: Callable[[str], Any]) -> str:
-    """Try every mirror in turn, a few times over; answer the URL that worked."""
-    urls = [source.url] if source.url else [_join(mirror, source.path) for mirror in manifest.mirrors]
-    faults: dict[str, Exception] = {}
-    for number in range(NUM_TRIES):
-        left = [url for url in urls if not isinstance(faults.get(url), ValueError | FileNotFoundError)]
-        for url in left:
-            try:
-                fetch(url)
-                return url
-            except (OSError, ValueError) as error:
-                log.warning("%s: %s", url, error)
-                faults[url] = error
-        if left and number < NUM_TRIES - 1 and not all(url.startswith("file:") for url in left):
-            time.sleep(FIRST_WAIT_SECONDS * 2**number)
-    kind = ValueError if all(isinstance(fault, ValueError) for fault in faults.values()) else OSError
-    raise kind("; ".join(f"{source.path} from {url}: {fault}" for url, fault in faults.items()))
+def scene_splits(manifest: Manifest, raw: Path) -> Callable[[str], set[str]]:
+    """A function scene -> splits that its frames are in."""
+    if manifest.splits is None:
+        return lambda _scene: set()
+    if manifest.splits.csv is None:
+        splits = manifest.splits.scenes
+        return lambda scene: {name for name, globs in splits.items() if any(fnmatchcase(scene, g) for g in globs)}
+    found: dict[str, set[str]] = {}
+    for frame, split in read_split_csv(raw / manifest.splits.csv).items():
+        found.setdefault(frame.split("/")[0], set()).add(split)
+    return lambda scene: found.get(scene, set())
 
 
-def _join(mirror: str, path: str) -> str:
-    return f"{mirror.rstrip('/')}/{quote(path) if mirror.startswith('http') else path}"
+# Before and after
 
 
-def _read(url: str) -> Iterator[bytes]:
-    """Bytes of a URL in blocks. FileNotFoundError when there is no such thing, OSError for all else."""
-    readers = {"file": _read_file, "http": _read_http, "https": _read_http, "s3": _read_s3}
-    return readers[urlsplit(url).scheme](url)
+def plan(
+    manifest: Manifest, into: Path, *, params: Download | None = None, accept_licence: bool = False
+) -> dict[str, Any]:
+    """What download would do: archives and bytes to fetch, disk needed and free, licence. Fetches only listings.
+
+    Sizes that upstream does not tell are counted in `archives_of_unknown_size`.
+    """
+    params, into = params or Download(), Path(into)
+    accepted = is_accepted(manifest, into, accept=accept_licence)
+    with open_store(manifest, into, params, is_looking=True) as store:
+        groups = wanted_groups(store, params, skip_training=manifest.name in params.streamed)
+        sources = [source for group in groups for source in group.sources]
+        todo = [source for source in sources if not store.has(source)]
+        with _pool(store, params.num_workers) as pool:
+            expected = _expect(store, pool, todo)
+    return {
+        "dataset": manifest.name,
+        "licence": f"{manifest.licence.name}, {manifest.licence.url}",
+        "licence_accepted": accepted,
+        "archives": len(sources),
+        "archives_here": len(sources) - len(todo),
+        "archives_of_unknown_size": len(todo) - len(expected),
+        "bytes_to_fetch": sum(one.transfer_bytes for one in expected.values()),
+        "bytes_on_disk_after": sum(one.disk_bytes for one in expected.values()),
+        "bytes_free": shutil.disk_usage(into).free,
+    }
 
 
-def _read_file(url: str) -> Iterator[bytes]:
-    # file://data/x is relative to the working directory, file:///data/x is absolute.
-    with Path(unquote(url.removeprefix("file://"))).open("rb") as file:
-        while chunk := file.read(BLOCK_BYTES):
-            yield chunk
-
-
-def _read_http(url: str) -> Iterator[bytes]:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310 - manifests allow no other
-            yield from _whole(answer, answer.headers.get("Content-Length"), url)
-    except urllib.error.HTTPError as error:
-        kind = FileNotFoundError if error.code in (404, 410) else OSError
-        raise kind(f"HTTP {error.code} {error.reason}") from error
-    except http.client.HTTPException as error:
-        raise OSError(f"HTTP answer broken: {error!r}") from error
-
-
-def _read_s3(url: str) -> Iterator[bytes]:
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    bucket, key = urlsplit(url).netloc, url.removeprefix("s3://").partition("/")[2]
-    try:
-        answer = boto3.client("s3").get_object(Bucket=bucket, Key=key)
-        yield from _whole(answer["Body"], answer["ContentLength"], url)
-    except ClientError as error:
-        missing = error.response["Error"]["Code"] in ("NoSuchKey", "NoSuchBucket", "404")
-        raise (FileNotFoundError if missing else OSError)(str(error)) from error
-    except BotoCoreError as error:
-        raise OSError(str(error)) from error
-
-
-def _whole(stream: Any, content_length: str | int | None, url: str) -> Iterator[bytes]:
-    left = None if content_length is None else int(content_length)
-    while chunk := stream.read(BLOCK_BYTES):
-        left = None if left is None else left - len(chunk)
-        yield chunk
-    if left:
-        raise OSError(f"answer ended {left} bytes early")
-
-
-# What is left behind
+def verify(
+    manifest: Manifest, into: Path, *, params: Download | None = None, accept_licence: bool = False
+) -> dict[str, Any]:
+    """Read every member that the ledger knows and fetch again those whose bytes changed, and only those."""
+    params = params or Download()
+    with open_store(manifest, into, params, accept_licence=accept_licence) as store:
+        here = [source for source in store.sources if (row := store.row(source)) and row.state == DONE]
+        with _pool(store, params.num_workers) as pool:
+            broken = {source.path: names for source, names in zip(here, pool.map(store.broken, here), strict=True)}
+        for source in here:
+            if names := broken[source.path]:
+                log.warning("%s: %d members are broken, first %s", source.path, len(names), names[0])
+                store.repair(source, names)
+        names = [name for found in broken.values() for name in found]
+        ledger = _write_ledger(store)
+    return {
+        "dataset": manifest.name,
+        "archives": len(here),
+        "repaired": len(names),
+        "members": names,
+        "ledger": str(ledger),
+    }
 
 
 def _write_manifest(manifest: Manifest, into: Path) -> None:
@@ -315,35 +419,28 @@ def _write_manifest(manifest: Manifest, into: Path) -> None:
         aside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
 
 
-def _write_ledger(manifest: Manifest, sources: list[Source], into: Path) -> Path:
-    archives, owner = {}, {}
-    for source in sources:
-        receipt = read_json(_receipt_path(into, source.path))
-        for name in receipt["members"]:
-            if name in owner:
-                raise ValueError(f"{into / name} lies in both {owner[name]} and {source.path}")
-            owner[name] = source.path
-        archives[source.path] = {
-            "bytes": receipt["bytes"],
-            "sha256": receipt["sha256"],
-            "members": len(receipt["members"]),
-            "members_sha256": digest_json(receipt["members"]),
-        }
-    # Where archives came from may change between runs; what decides frames may not without a trace.
-    decided_by = manifest.model_dump(mode="json", include={"name", "members", "splits", "exclude"})
-    ledger = {"dataset": manifest.name, "archives": archives, "manifest_sha256": digest_json(decided_by)}
-    write_json(into / "ledger.json", ledger)
-    return into / "ledger.json"
+def _write_ledger(store: Store) -> Path:
+    """What lies here and what decided it. Where it came from may change without a trace, its bytes may not."""
+    scenes = {source.path: list(getattr(source, "scenes", ())) for source in store.sources}
+    archives = {
+        path: ledger_entry(row, scenes[path]) for path, row in store.ledger.archives().items() if row.state == DONE
+    }
+    decided_by = store.manifest.model_dump(mode="json", include={"name", "members", "splits", "exclude"})
+    ledger = {"dataset": store.manifest.name, "archives": archives, "manifest_sha256": digest_json(decided_by)}
+    write_json(store.into / "ledger.json", ledger)
+    return store.into / "ledger.json"
 
 
-@contextmanager
-def _bar(todo: list[Source], name: str, progress: Progress | None) -> Iterator[Progress]:
-    if progress is not None:
-        yield progress
-        return
-    from tqdm import tqdm
+def ledger_entry(row: Any, scenes: Collection[str]) -> dict[str, Any]:
+    """An archive in ledger.json."""
+    return {
+        "scenes": sorted(scenes),
+        "members": row.num_members,
+        "bytes": row.disk_bytes,
+        "members_sha256": row.members_sha256,
+    }
 
-    total = sum(source.bytes or 0 for source in todo) or None
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=quiet) as bar:
-        yield bar.update
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -26,7 +26,7 @@ class ByteProgress:
         self.name, self.listener = name, listener
         self.bytes_done = self.total_bytes = self.parts_done = self.num_parts = 0
         self._lock = threading.Lock()
-        self._started = self._last_line = time.monotonic()
+        self._started = self._last_line = self._last_byte = time.monotonic()
         self._bar = None
 
     def expect(self, total_bytes: int, num_parts: int) -> None:
@@ -41,14 +41,20 @@ class ByteProgress:
     def advance(self, num_bytes: int) -> None:
         """Bytes that arrived."""
         with self._lock:
+            self._last_byte = time.monotonic()
             self.bytes_done += num_bytes
             if self.listener is not None:
                 self.listener(num_bytes)
             elif self._bar is not None:
                 self._bar.update(num_bytes)
-            elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
-                self._last_line = time.monotonic()
+            elif self._last_byte - self._last_line >= SECONDS_BETWEEN_LINES:
+                self._last_line = self._last_byte
                 log.info("%s", self.line())
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last byte, or since the start."""
+        return time.monotonic() - self._last_byte
 
     @contextmanager
     def part(self, name: str, total_bytes: int | None) -> Iterator[Advance]:

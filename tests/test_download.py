@@ -1,35 +1,47 @@
 """Download from real files and a real HTTP server: verified, resumable after a kill, equal bytes."""
 
+import errno
 import hashlib
 import io
 import json
+import os
+import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+from server import FaultServer
 
 from metricgold import download as module
+from metricgold import fetch
 from metricgold.datasets import list_frames, read_frame
 from metricgold.datasets.synthetic import render_scene, synthesize
-from metricgold.download import download, parse_checksums, resolve_sources
-from metricgold.manifest import Manifest, load_manifest, read_manifest
-from metricgold.params import Synthesize
-from metricgold.storage import digest_file, digest_folder, only_writer
+from metricgold.download import download, group_by_scene, parse_checksums, plan, verify
+from metricgold.ledger import Ledger
+from metricgold.manifest import Archive, Manifest, load_manifest, read_manifest
+from metricgold.params import Download, Synthesize
+from metricgold.storage import digest_file, only_writer
 
 FACTS = {
     "name": "tiny",
     "role": "train",
     "title": "Tiny",
     "source": "https://example.org",
-    "licence": {"name": "CC BY 4.0", "url": "https://example.org/licence", "terms": "Attribution."},
+    "licence": {
+        "name": "CC BY 4.0",
+        "url": "https://example.org/licence",
+        "terms": "Attribution.",
+        "needs_acceptance": False,
+    },
     "citation": "Nobody, 2026",
     "depth": {"unit": "metre", "kind": "planar", "invalid": "0"},
 }
@@ -68,9 +80,27 @@ def write_sums(folder):
 
 def contents(raw):
     """Data files by name; what download keeps for itself left out."""
+    return sorted(data(raw))
+
+
+def data(raw):
+    """Bytes of all data files by name."""
     own = ("manifest.yaml", "ledger.json")
-    files = (path.relative_to(raw).as_posix() for path in raw.rglob("*") if path.is_file())
-    return sorted(name for name in files if name not in own and not name.startswith(".ledger/"))
+    files = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*") if path.is_file()}
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if name not in own and not name.startswith((".ledger/", ".part/"))
+    }
+
+
+def rows(raw):
+    """The ledger's archives."""
+    ledger = Ledger(raw / ".ledger/ledger.sqlite")
+    try:
+        return ledger.archives()
+    finally:
+        ledger.close()
 
 
 SUMS = {"checksums": {"path": "SHA256SUMS", "algorithm": "sha256"}, "archives": []}
@@ -82,7 +112,8 @@ def test_all_that_the_checksum_list_names(upstream, tmp_path):
     ledger = download(manifest, tmp_path / "raw")
     assert ledger == tmp_path / "raw/ledger.json"
     assert contents(tmp_path / "raw") == EXTRACTED
-    assert json.loads(ledger.read_text())["archives"]["a.zip"]["sha256"] == digest_file(upstream / "a.zip")
+    entry = json.loads(ledger.read_text())["archives"]["a.zip"]
+    assert (entry["members"], entry["bytes"]) == (1, 3000)
     assert read_manifest(tmp_path / "raw/manifest.yaml") == manifest
     assert not (tmp_path / "raw/.part").exists()
 
@@ -95,8 +126,8 @@ def test_file_urls_may_be_relative(upstream, tmp_path, monkeypatch):
 
 def test_equal_data_equal_bytes(upstream, tmp_path):
     manifest = manifest_of(f"file://{upstream}", **SUMS)
-    first = download(manifest, tmp_path / "one", num_workers=1).read_bytes()
-    again = download(manifest, tmp_path / "two", num_workers=8).read_bytes()
+    first = download(manifest, tmp_path / "one", params=Download(num_workers=1)).read_bytes()
+    again = download(manifest, tmp_path / "two", params=Download(num_workers=8)).read_bytes()
     assert first == again
     upstream.rename(tmp_path / "moved")
     moved = manifest_of(f"file://{tmp_path}/nowhere", f"file://{tmp_path}/moved", **SUMS)
@@ -104,25 +135,27 @@ def test_equal_data_equal_bytes(upstream, tmp_path):
 
 
 def test_a_second_call_fetches_nothing_more(upstream, tmp_path):
-    arrived = []
     manifest = manifest_of(f"file://{upstream}", **SUMS)
-    download(manifest, tmp_path / "raw", progress=arrived.append)
-    assert sum(arrived) == sum((upstream / name).stat().st_size for name in ("a.zip", "b/b.tar", "split.csv"))
-    before = digest_folder(tmp_path / "raw")
-    arrived.clear()
-    download(manifest, tmp_path / "raw", progress=arrived.append)
-    assert arrived == []
-    assert digest_folder(tmp_path / "raw") == before
+    download(manifest, tmp_path / "raw")
+    before = {path: path.stat() for path in (tmp_path / "raw").rglob("*.*") if ".ledger" not in path.parts}
+    for name in ("a.zip", "b/b.tar", "split.csv"):
+        (upstream / name).unlink()  # nobody looks
+    download(manifest, tmp_path / "raw")
+    assert contents(tmp_path / "raw") == EXTRACTED
+    for name in EXTRACTED:
+        path = tmp_path / "raw" / name
+        assert path.stat().st_ino == before[path].st_ino
 
 
 def test_a_lost_or_cut_member_is_fetched_again(upstream, tmp_path):
     manifest = manifest_of(f"file://{upstream}", **SUMS)
     download(manifest, tmp_path / "raw")
-    before = digest_folder(tmp_path / "raw")
+    before, ledger = data(tmp_path / "raw"), (tmp_path / "raw/ledger.json").read_bytes()
     (tmp_path / "raw/scene1/rgb/1.png").unlink()
     (tmp_path / "raw/scene1/depth/1.npy").write_bytes(b"d")
     download(manifest, tmp_path / "raw")
-    assert digest_folder(tmp_path / "raw") == before
+    assert data(tmp_path / "raw") == before
+    assert (tmp_path / "raw/ledger.json").read_bytes() == ledger
 
 
 def test_what_upstream_no_longer_has_goes(upstream, tmp_path):
@@ -158,7 +191,7 @@ def test_members_and_into(upstream, tmp_path):
     [
         ({"sha256": "0" * 64}, r"a\.zip from file.*: sha256 is [0-9a-f]{64}, expected 0{64}"),
         ({"md5": "0" * 32}, r"a\.zip from file.*: md5 is [0-9a-f]{32}, expected 0{32}"),
-        ({"bytes": 7}, r"a\.zip from file.*: bytes is \d+, expected 7"),
+        ({"bytes": 7}, r"a\.zip from file.*: it has \d+ bytes, 7 were expected"),
     ],
 )
 def test_an_archive_that_is_not_what_was_published(upstream, tmp_path, facts, message):
@@ -169,13 +202,14 @@ def test_an_archive_that_is_not_what_was_published(upstream, tmp_path, facts, me
     assert not (tmp_path / "raw/ledger.json").exists()
 
 
-def test_manifest_and_published_list_must_agree(upstream):
+def test_manifest_and_published_list_must_agree(upstream, tmp_path):
     archives = [{"path": "a.zip", "sha256": "0" * 64}]
+    manifest = manifest_of(f"file://{upstream}", checksums=SUMS["checksums"], archives=archives)
     with pytest.raises(ValueError, match=r"a\.zip: the manifest's sha256 is 0{64}, the published list has"):
-        resolve_sources(manifest_of(f"file://{upstream}", checksums=SUMS["checksums"], archives=archives))
+        download(manifest, tmp_path / "raw")
 
 
-@pytest.mark.parametrize("name", ["../outside", "ledger.json", ".ledger/a.zip.json"])
+@pytest.mark.parametrize("name", ["../outside", "ledger.json", ".ledger/ledger.sqlite"])
 def test_nothing_escapes_and_the_ledger_is_not_forged(upstream, tmp_path, name):
     write_zip(upstream / "a.zip", {"scene1/rgb/1.png": b"red", name: b"evil"})
     with pytest.raises(ValueError, match=rf"a\.zip: member '?{name}.*refused"):
@@ -213,65 +247,33 @@ def test_checksum_lists():
 
 # Over HTTP
 
-
-class Server(ThreadingHTTPServer):
-    """Serves a folder; `faults` names what goes wrong next on a path: an HTTP status, or "cut"."""
-
-    def __init__(self, folder):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.faults, self.asked = folder, {}, []
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        fault = next(iter(self.server.faults.get(self.path, [])), None)
-        if fault is not None:
-            self.server.faults[self.path].pop(0)
-        file = self.server.folder / self.path[1:]
-        if isinstance(fault, int) or not file.exists():
-            self.send_error(fault or 404)
-            return
-        content = file.read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
-
-    def log_message(self, *args):
-        pass
+QUICK = Download(patience_s=2, stall_s=0.5)
 
 
 @pytest.fixture
 def server(upstream, monkeypatch):
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
-    server = Server(upstream)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.01)
+    with FaultServer(upstream) as server:
+        yield server
+
+
+def asked(server, path):
+    return [span for _, name, span in server.requests if name == path]
 
 
 def test_http_with_a_busy_server_and_a_cut_line(server, tmp_path):
-    server.faults = {"/SHA256SUMS": ["cut"], "/a.zip": [503, "cut"], "/b/b.tar": ["cut"]}
-    download(manifest_of(server.url, **SUMS), tmp_path / "raw")
+    server.script = {"/SHA256SUMS": ["truncate"], "/a.zip": ["503", "truncate"], "/b/b.tar": ["reset"]}
+    download(manifest_of(server.url, **SUMS), tmp_path / "raw", params=QUICK)
     assert contents(tmp_path / "raw") == EXTRACTED
-    assert server.asked.count("/a.zip") == 3
 
 
 def test_http_gives_up_with_every_address_and_reason(server, tmp_path):
-    server.faults = {"/a.zip": [503] * 9}
+    server.faults = {"503": 1.0}
     manifest = manifest_of(f"{server.url}/gone", server.url, archives=[{"path": "a.zip"}])
-    with pytest.raises(OSError, match=r"a\.zip from http.*/gone/a\.zip: HTTP 404 .*; a\.zip from http.*: HTTP 503 "):
-        download(manifest, tmp_path / "raw")
-    assert server.asked.count("/gone/a.zip") == 1  # what is not there is not asked for again
-    assert server.asked.count("/a.zip") == 3
+    with pytest.raises(OSError, match=r"a\.zip from http.*/gone/a\.zip: .*503.*http.*/a\.zip: .*503"):
+        download(manifest, tmp_path / "raw", params=QUICK)
+    assert rows(tmp_path / "raw")["a.zip"].state == "failed"
+    assert "503" in rows(tmp_path / "raw")["a.zip"].reason
 
 
 def test_the_next_mirror_is_asked_when_one_hands_out_something_else(server, upstream, tmp_path):
@@ -279,25 +281,71 @@ def test_the_next_mirror_is_asked_when_one_hands_out_something_else(server, upst
     (upstream / "bad/a.zip").write_bytes(b"<html>Sign in</html>")
     digest = hashlib.md5((upstream / "a.zip").read_bytes()).hexdigest()
     manifest = manifest_of(f"{server.url}/bad", server.url, archives=[{"path": "a.zip", "md5": digest}])
-    download(manifest, tmp_path / "raw")
+    download(manifest, tmp_path / "raw", params=QUICK)
     assert contents(tmp_path / "raw") == ["scene1/rgb/1.png"]
+    assert rows(tmp_path / "raw")["a.zip"].source == f"{server.url}/a.zip"
 
 
 def test_an_own_address_beats_the_mirrors(server, tmp_path):
     files = [{"path": "split.csv", "url": f"{server.url}/split.csv"}]
     manifest = manifest_of(f"file://{server.folder}", files=files)
     download(manifest, tmp_path / "raw")
-    assert server.asked == ["/split.csv"]
+    assert {path for _, path, _ in server.requests} == {"/split.csv"}
     assert contents(tmp_path / "raw") == EXTRACTED
+
+
+def test_a_server_without_ranges_serves_whole_archives(server, tmp_path):
+    server.faults = {"no_range": 1.0}
+    download(manifest_of(server.url, **SUMS), tmp_path / "raw", params=QUICK)
+    assert contents(tmp_path / "raw") == EXTRACTED
+
+
+def test_of_a_zip_only_the_wanted_members_travel(server, upstream, tmp_path):
+    rng = np.random.default_rng(0)
+    members = {f"s/{n}.{kind}": rng.bytes(200_000) for n in range(8) for kind in ("png", "flow", "seg")}
+    write_zip(upstream / "c.zip", members)
+    manifest = manifest_of(server.url, archives=[{"path": "c.zip"}], members=["*.png"])
+    download(manifest, tmp_path / "raw", params=QUICK)
+    assert data(tmp_path / "raw") == {name: content for name, content in members.items() if name.endswith(".png")}
+    assert server.bytes_sent < 8 * 200_000 * 1.02 + 70_000  # 70 kB: the zip's directory
+
+
+def test_wrong_bytes_are_asked_for_again_and_nothing_else_is(server, upstream, tmp_path):
+    rng = np.random.default_rng(0)
+    write_zip(upstream / "c.zip", {f"s/{n}.png": rng.bytes(2_000_000) for n in range(10)})
+    manifest = manifest_of(server.url, archives=[{"path": "c.zip"}])
+    server.script = {"/c.zip": ["ok", "wrong_bytes"]}
+    download(manifest, tmp_path / "raw", params=QUICK)
+    assert len(contents(tmp_path / "raw")) == 10
+    assert server.bytes_sent < 12 * 2_000_000 + 200_000  # at most the member that the flipped bit hit, once more
+
+
+def test_bytes_that_stay_wrong_are_refused(server, upstream, tmp_path):
+    content = bytearray((upstream / "a.zip").read_bytes())
+    content[60] ^= 1
+    (upstream / "a.zip").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"a\.zip from http.*member scene1/rgb/1\.png.*CRC-32"):
+        download(manifest_of(server.url, archives=[{"path": "a.zip"}]), tmp_path / "raw", params=QUICK)
+    assert contents(tmp_path / "raw") == []
 
 
 def test_s3(s3_bucket, upstream, tmp_path):  # noqa: F811
     for name in ("SHA256SUMS", "a.zip", "b/b.tar", "split.csv"):
         s3_client().upload_file(str(upstream / name), s3_bucket, f"tiny/{name}")
-    download(manifest_of(f"s3://{s3_bucket}/tiny", **SUMS), tmp_path / "raw")
+    download(manifest_of(f"s3://{s3_bucket}/tiny", **SUMS), tmp_path / "raw", params=QUICK)
     assert contents(tmp_path / "raw") == EXTRACTED
-    with pytest.raises(OSError, match=rf"a\.zip from s3://{s3_bucket}/gone/a\.zip: .*NoSuchKey"):
-        download(manifest_of(f"s3://{s3_bucket}/gone", archives=[{"path": "a.zip"}]), tmp_path / "other")
+    with pytest.raises(OSError, match=rf"a\.zip from s3://{s3_bucket}/gone/a\.zip: "):
+        manifest = manifest_of(f"s3://{s3_bucket}/gone", archives=[{"path": "a.zip"}])
+        download(manifest, tmp_path / "other", params=QUICK)
+
+
+def test_no_network(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.01)
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        with pytest.raises(OSError, match=rf"a\.zip from {url}/a\.zip: .*[Rr]efused"):
+            download(manifest_of(url, archives=[{"path": "a.zip"}]), tmp_path / "raw", params=QUICK)
 
 
 # Kills
@@ -307,6 +355,7 @@ import os, signal, sys, yaml
 from pathlib import Path
 from metricgold.download import download
 from metricgold.manifest import read_manifest
+from metricgold.params import Download
 
 left = int(sys.argv[3])
 
@@ -316,36 +365,217 @@ def arrive(num_bytes):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-download(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), num_workers=2, progress=arrive)
+download(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), params=Download(num_workers=2), progress=arrive)
 """
 
 
 @pytest.fixture
 def many(tmp_path):
+    """Eight zips and a tar behind HTTP; the manifest and the server."""
     folder = tmp_path / "many"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(8):
         write_zip(folder / f"{number}.zip", {f"s{number}/{member}.bin": rng.bytes(300_000) for member in range(4)})
+    with tarfile.open(folder / "t.tar", "w") as file:
+        for member in range(4):
+            info = tarfile.TarInfo(f"t/{member}.bin")
+            info.size = 300_000
+            file.addfile(info, io.BytesIO(rng.bytes(300_000)))
     write_sums(folder)
-    manifest = tmp_path / "many.yaml"
-    manifest.write_text(json.dumps(manifest_of(f"file://{folder}", **SUMS).model_dump(mode="json", exclude_unset=True)))
-    return manifest
+    with FaultServer(folder) as server:
+        manifest = tmp_path / "many.yaml"
+        values = manifest_of(server.url, **SUMS).model_dump(mode="json", exclude_unset=True)
+        manifest.write_text(json.dumps(values))
+        yield manifest, server
 
 
-@pytest.mark.parametrize("num_bytes", [0, 3_000_000, 7_500_000])
+@pytest.mark.parametrize("num_bytes", [0, 4_000_000, 9_500_000])
 def test_killed_and_called_again(many, tmp_path, num_bytes):
+    manifest, server = many
     whole = tmp_path / "whole"
-    download(read_manifest(many), whole)
-    command = [sys.executable, "-c", KILLED, str(many), str(tmp_path / "raw"), str(num_bytes)]
+    download(read_manifest(manifest), whole)
+    server.reset_counts()
+    command = [sys.executable, "-c", KILLED, str(manifest), str(tmp_path / "raw"), str(num_bytes)]
     died = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[1], timeout=60)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert not (tmp_path / "raw/ledger.json").exists()
-    finished = list((tmp_path / "raw/.ledger").glob("*.json"))
-    arrived = []
-    download(read_manifest(many), tmp_path / "raw", progress=arrived.append)
-    assert digest_folder(tmp_path / "raw") == digest_folder(whole)
-    assert len(finished) * 1_200_000 + sum(arrived) == pytest.approx(8 * 1_200_000, rel=0.01)
+    download(read_manifest(manifest), tmp_path / "raw")
+    assert data(tmp_path / "raw") == data(whole)
+    assert (tmp_path / "raw/ledger.json").read_bytes() == (whole / "ledger.json").read_bytes()
+    assert server.bytes_sent < 9 * 1_200_000 + 3_000_000  # what was in flight when it died, no more
+
+
+# Looking again
+
+
+def damage(path):
+    """Other bytes of the same length."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(bytes(content))
+
+
+def test_verify_repairs_what_is_broken_and_only_that(server, upstream, tmp_path):
+    rng = np.random.default_rng(0)
+    write_zip(upstream / "c.zip", {f"c/{n}.png": rng.bytes(500_000) for n in range(6)})
+    with tarfile.open(upstream / "d.tar", "w") as file:
+        for n in range(6):
+            info = tarfile.TarInfo(f"d/{n}.npy")
+            info.size = 500_000
+            file.addfile(info, io.BytesIO(rng.bytes(500_000)))
+    archives = [{"path": path} for path in ("a.zip", "c.zip", "d.tar")]
+    manifest = manifest_of(server.url, archives=archives, files=[{"path": "split.csv"}])
+    raw = tmp_path / "raw"
+    download(manifest, raw, params=QUICK)
+    before, ledger = data(raw), (raw / "ledger.json").read_bytes()
+    damage(raw / "c/3.png")
+    (raw / "d/2.npy").unlink()
+    damage(raw / "split.csv")
+    server.reset_counts()
+    said = verify(manifest, raw, params=QUICK)
+    assert sorted(said["members"]) == ["c/3.png", "d/2.npy", "split.csv"]
+    assert data(raw) == before
+    assert (raw / "ledger.json").read_bytes() == ledger
+    assert server.bytes_sent < 2 * 500_000 + 200_000
+    assert asked(server, "/a.zip") == []
+    server.reset_counts()
+    assert verify(manifest, raw, params=QUICK)["repaired"] == 0
+    assert server.requests == []
+
+
+def test_plan_fetches_listings_only_and_needs_no_licence(server, upstream, tmp_path):
+    rng = np.random.default_rng(0)
+    write_zip(upstream / "c.zip", {f"s/{n}.{kind}": rng.bytes(400_000) for n in range(4) for kind in ("png", "flow")})
+    licence = FACTS["licence"] | {"needs_acceptance": True}
+    manifest = manifest_of(server.url, archives=[{"path": "c.zip"}], members=["*.png"], licence=licence)
+    said = plan(manifest, tmp_path / "raw", params=QUICK)
+    assert said["licence_accepted"] is False
+    assert (said["archives"], said["archives_here"], said["archives_of_unknown_size"]) == (1, 0, 0)
+    assert said["bytes_on_disk_after"] == 1_600_000
+    assert said["bytes_to_fetch"] == pytest.approx(1_600_000, rel=0.02)
+    assert server.bytes_sent < 70_000
+    assert contents(tmp_path / "raw") == []
+    server.reset_counts()
+    download(manifest, tmp_path / "raw", params=QUICK, accept_licence=True)
+    assert server.bytes_sent < 1_600_000 * 1.02 + 70_000
+
+
+# Licence, choice of scenes, disk
+
+
+def test_the_licence_is_accepted_once(upstream, tmp_path):
+    licence = FACTS["licence"] | {"needs_acceptance": True}
+    manifest = manifest_of(f"file://{upstream}", licence=licence)
+    with pytest.raises(ValueError, match=r"tiny is under CC BY 4\.0 \(https.*--accept-licence"):
+        download(manifest, tmp_path / "raw")
+    assert contents(tmp_path / "raw") == []
+    download(manifest, tmp_path / "raw", accept_licence=True)
+    record = json.loads((tmp_path / "raw/.ledger/licence.json").read_text())
+    assert record["name"] == "CC BY 4.0" and record["accepted"][:2] == "20"
+    download(manifest, tmp_path / "raw")
+    other = manifest_of(f"file://{upstream}", licence=licence | {"name": "CC BY-NC 4.0"})
+    with pytest.raises(ValueError, match=r"CC BY-NC 4\.0"):  # other terms, asked again
+        download(other, tmp_path / "raw")
+
+
+@pytest.fixture
+def scenes(upstream):
+    for scene in ("s1", "s2", "s3"):
+        for kind in ("rgb", "depth"):
+            write_zip(upstream / f"{scene}_{kind}.zip", {f"{scene}/{kind}.bin": os.urandom(400_000)})
+    archives = [
+        {"path": f"{scene}_{kind}.zip", "scenes": [scene]} for kind in ("rgb", "depth") for scene in ("s1", "s2", "s3")
+    ]
+    return manifest_of(
+        f"file://{upstream}", archives=archives, splits={"scenes": {"train": ["s1", "s3"], "test": ["s2"]}}
+    )
+
+
+def test_scenes_and_limit(scenes, tmp_path):
+    raw = tmp_path / "raw"
+    download(scenes, raw, params=Download(scenes={"tiny": ["s[23]"]}))
+    assert contents(raw) == ["s2/depth.bin", "s2/rgb.bin", "s3/depth.bin", "s3/rgb.bin"]
+    download(scenes, raw, params=Download(scenes={"tiny": ["s1"]}))  # adds, does not take away
+    assert len(contents(raw)) == 6
+    assert len(json.loads((raw / "ledger.json").read_text())["archives"]) == 6
+    limited = tmp_path / "limited"
+    download(scenes, limited, params=Download(limit_gb={"tiny": 0.0017}))
+    assert contents(limited) == ["s1/depth.bin", "s1/rgb.bin", "s2/depth.bin", "s2/rgb.bin"]
+    with pytest.raises(ValueError, match=r"limit_gb 0\.0001 holds no scene; the first has 800\.0 kB"):
+        download(scenes, tmp_path / "none", params=Download(limit_gb={"tiny": 0.0001}))
+    with pytest.raises(ValueError, match=r"no scene of tiny matches \['x\*'\]; it has 3, from s1 to s3"):
+        download(scenes, tmp_path / "none", params=Download(scenes={"tiny": ["x*"]}))
+
+
+def test_a_streamed_data_set_keeps_what_is_measured_on(scenes, tmp_path):
+    download(scenes, tmp_path / "raw", params=Download(streamed=["tiny"]))
+    assert contents(tmp_path / "raw") == ["s2/depth.bin", "s2/rgb.bin"]
+
+
+def test_groups_share_no_scene():
+    archives = [
+        Archive(path=f"{n}.zip", scenes=names) for n, names in enumerate([["a"], ["b"], ["a", "c"], ["c", "b"]])
+    ]
+    assert [group.scenes for group in group_by_scene(archives[:3])] == [("b",), ("a", "c")]
+    assert len(group_by_scene(archives)) == 1
+    assert group_by_scene([*archives, Archive(path="all.tar")])[0].scenes == ()
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def test_a_disk_too_small_is_said_before_anything_is_fetched(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Usage(10_000, 5_000, 5_000))
+    manifest = manifest_of(server.url, archives=[{"path": "b/b.tar"}])
+    with pytest.raises(OSError, match=r"disk too small: 10\.2 kB needed, 5\.0 kB free, 5\.2 kB missing"):
+        download(manifest, tmp_path / "raw", params=QUICK)
+    assert contents(tmp_path / "raw") == []
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_the_next_goes_on(many, tmp_path, monkeypatch):
+    manifest, server = many
+    place, left = module.Store._place, [3]
+
+    def full_after_three(self, *args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return place(self, *args)
+
+    monkeypatch.setattr(module.Store, "_place", full_after_three)
+    with pytest.raises(OSError, match=r"disk full: about .* are still to come, .* free; make room and run it again"):
+        download(read_manifest(manifest), tmp_path / "raw")
+    assert len(contents(tmp_path / "raw")) == 3 * 4
+    assert not (tmp_path / "raw/ledger.json").exists()
+    monkeypatch.undo()
+    server.reset_counts()
+    download(read_manifest(manifest), tmp_path / "raw")
+    assert len(contents(tmp_path / "raw")) == 9 * 4
+    assert server.bytes_sent < 6 * 1_200_000 + 500_000
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(upstream, tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw").chmod(stat.S_IREAD | stat.S_IEXEC)
+    with pytest.raises(PermissionError, match="raw"):
+        download(manifest_of(f"file://{upstream}"), tmp_path / "raw")
+
+
+def test_the_raw_folder_is_a_file(upstream, tmp_path):
+    (tmp_path / "raw").write_text("")
+    with pytest.raises(OSError, match="raw"):
+        download(manifest_of(f"file://{upstream}"), tmp_path / "raw")
+
+
+def test_moved_to_another_disk(many, tmp_path):
+    manifest, server = many
+    download(read_manifest(manifest), tmp_path / "raw")
+    shutil.move(tmp_path / "raw", tmp_path / "elsewhere")
+    server.reset_counts()
+    download(read_manifest(manifest), tmp_path / "elsewhere")
+    assert {path for _, path, _ in server.requests} == {"/SHA256SUMS"}
 
 
 # The twins, the whole way: rendered, packed, fetched, extracted, read, and compared with the exact truth

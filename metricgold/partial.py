@@ -1,0 +1,206 @@
+"""A file of which some byte ranges have arrived: sparse data, and beside it a journal of what is there.
+
+The journal (`<path>.have`) has one JSON line for each step, appended after the step's bytes were written, so a kill at
+any moment leaves both in agreement. A power cut may not: bytes are not forced to the disk, checksums have to tell.
+"""
+
+import errno
+import json
+import os
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from metricgold.storage import remove, write_aside
+
+Range = tuple[int, int]  # [start, end)
+
+
+class Ranges:
+    """Sorted ranges that neither touch nor overlap."""
+
+    def __init__(self, ranges: Iterable[Range] = ()):
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        for start, end in ranges:
+            self.add(start, end)
+
+    def __iter__(self) -> Iterator[Range]:
+        return zip(self._starts, self._ends, strict=True)
+
+    def add(self, start: int, end: int) -> None:
+        """Unite with [start, end)."""
+        if start < end:
+            first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
+            start, end = min([start, *self._starts[first:last]]), max([end, *self._ends[first:last]])
+            self._starts[first:last], self._ends[first:last] = [start], [end]
+
+    def drop(self, start: int, end: int) -> None:
+        """Take [start, end) out."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        if start < end and first < last:
+            left = (self._starts[first], start), (end, self._ends[last - 1])
+            left = [(before, after) for before, after in left if before < after]
+            self._starts[first:last], self._ends[first:last] = [one for one, _ in left], [two for _, two in left]
+
+    def gaps(self, start: int, end: int) -> Iterator[Range]:
+        """What of [start, end) is not covered, in order."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        for covered_start, covered_end in zip(self._starts[first:last], self._ends[first:last], strict=True):
+            if start < covered_start:
+                yield start, covered_start
+            start = covered_end
+        if start < end:
+            yield start, end
+
+
+class Partial:
+    """Some bytes of a file; safe for threads. Made by `resume`, `create` or `view`.
+
+    `total_bytes` is None until `settle` where it was not known. `origins`: where bytes came from -> validator there.
+    """
+
+    def __init__(
+        self, path: Path, total_bytes: int | None, origins: dict[str, str | None], have: Ranges, *, is_view: bool
+    ):
+        self.path, self.total_bytes, self.origins = path, total_bytes, origins
+        self._have, self._is_view = have, is_view
+        self._lock = threading.Lock()
+        self._data = os.open(path, os.O_RDONLY if is_view else os.O_RDWR)
+        self._journal = None if is_view else os.open(_journal_path(path), os.O_WRONLY | os.O_APPEND)
+
+    @classmethod
+    def resume(cls, path: Path) -> "Partial | None":
+        """What an earlier run left; None when there is nothing that can be relied on."""
+        path = Path(path)
+        try:
+            total_bytes, origins, have = _replay(_journal_path(path).read_bytes())
+            if path.stat().st_size != total_bytes:
+                return None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        _write_journal(path, total_bytes, origins, have)  # shorter, and without a torn end
+        return cls(path, total_bytes, origins, have, is_view=False)
+
+    @classmethod
+    def create(cls, path: Path, total_bytes: int | None, *, origin: str, validator: str | None) -> "Partial":
+        """An empty one; what lay there is dropped. Without a total it can be resumed only once it is settled."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(_journal_path(path))  # before the data: no journal may ever speak of other bytes
+        remove(path)
+        with path.open("xb") as file:
+            file.truncate(total_bytes or 0)
+        _write_journal(path, total_bytes, {origin: validator}, Ranges())
+        return cls(path, total_bytes, {origin: validator}, Ranges(), is_view=False)
+
+    @classmethod
+    def view(cls, path: Path, *, origin: str) -> "Partial":
+        """A local file seen as one that has arrived; never written, never removed."""
+        total_bytes = path.stat().st_size
+        return cls(path, total_bytes, {origin: None}, Ranges([(0, total_bytes)]), is_view=True)
+
+    @property
+    def is_view(self) -> bool:
+        return self._is_view
+
+    @property
+    def prefix(self) -> int:
+        """Number of bytes from the start without a gap."""
+        with self._lock:
+            start, end = next(iter(self._have), (0, 0))
+        return 0 if start else end
+
+    def missing(self, ranges: Iterable[Range]) -> list[Range]:
+        """What of these ranges is not there, sorted, each byte once. What lies outside of the file is left out."""
+        wanted = Ranges((max(0, start), min(end, self.total_bytes)) for start, end in ranges)
+        with self._lock:
+            return [gap for start, end in wanted for gap in self._have.gaps(start, end)]
+
+    def write(self, start: int, chunk: bytes) -> None:
+        """Put bytes in their place and into the journal. OSError when the disk is full, with its errno."""
+        end = start + len(chunk)
+        assert start >= 0 and (self.total_bytes is None or end <= self.total_bytes), (start, end, self.total_bytes)
+        with self._lock:  # also against a close in between: the number of a closed file may be another file's
+            left = memoryview(chunk)
+            while left:
+                left = left[os.pwrite(self._data, left, end - len(left)) :]
+            self._note({"have": [start, end]})
+            self._have.add(start, end)
+
+    def forget(self, start: int, end: int) -> None:
+        """These bytes are wrong."""
+        with self._lock:
+            self._note({"forget": [start, end]})
+            self._have.drop(start, end)
+
+    def add_origin(self, origin: str, validator: str | None) -> None:
+        """Bytes come from there, too, or something else lies there now."""
+        with self._lock:
+            self._note({"origin": origin, "validator": validator})
+            self.origins[origin] = validator
+
+    def settle(self) -> None:
+        """The prefix is all there is."""
+        self.total_bytes = self.prefix
+        with self._lock:
+            _write_journal(self.path, self.total_bytes, self.origins, self._have)
+            os.close(self._journal)
+            self._journal = os.open(_journal_path(self.path), os.O_WRONLY | os.O_APPEND)
+
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes [start, end), which must be there. OSError when the file was cut behind our back."""
+        with self._lock:
+            chunk = os.pread(self._data, end - start, start)
+        if len(chunk) != end - start:
+            raise OSError(f"{self.path}: bytes {start} to {end} were asked for, {len(chunk)} read")
+        return chunk
+
+    def close(self) -> None:
+        """Free the files; all stays on the disk."""
+        with self._lock:
+            for file in filter(lambda file: file not in (None, -1), (self._data, self._journal)):
+                os.close(file)
+            self._data = self._journal = -1  # no file has this number: later use is an OSError
+
+    def remove(self) -> None:
+        """Close, and delete journal and data; a view only closes."""
+        self.close()
+        if not self._is_view:
+            remove(_journal_path(self.path))
+            remove(self.path)
+
+    def _note(self, step: dict[str, Any]) -> None:
+        line = json.dumps(step).encode() + b"\n"
+        size = os.lseek(self._journal, 0, os.SEEK_END)
+        if os.write(self._journal, line) != len(line):
+            os.ftruncate(self._journal, size)  # no torn line in the middle
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(_journal_path(self.path)))
+
+
+def _journal_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.have")
+
+
+def _write_journal(path: Path, total_bytes: int | None, origins: dict[str, str | None], have: Ranges) -> None:
+    lines = [{"total_bytes": total_bytes, "origins": origins}, *({"have": span} for span in have)]
+    with write_aside(_journal_path(path), durable=False) as aside:
+        aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _replay(journal: bytes) -> tuple[int, dict[str, str | None], Ranges]:
+    """Total, origins and ranges. ValueError, KeyError or TypeError when any line but a torn last one is not ours."""
+    head, *steps = [json.loads(line) for line in journal.split(b"\n")[:-1]] or [{}]
+    total_bytes, origins, have = head["total_bytes"], head["origins"], Ranges()
+    for step in steps:
+        if "origin" in step:
+            origins[step["origin"]] = step["validator"]
+            continue
+        change = have.add if "have" in step else have.drop
+        start, end = step["have" if "have" in step else "forget"]
+        if not 0 <= start <= end <= total_bytes:
+            raise ValueError(f"range {start} to {end} in a file of {total_bytes} bytes")
+        change(start, end)
+    return total_bytes, origins, have

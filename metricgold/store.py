@@ -1,0 +1,368 @@
+"""One data set's raw folder: archives come in, their members lie there, the ledger knows each of them.
+
+    into/manifest.yaml            the manifest that decided
+    into/.ledger/ledger.sqlite    archives and members: state, bytes, CRC, source, time; what a rerun trusts
+    into/.ledger/licence.json     who may: the licence as accepted, with the date
+    into/.part/                   archives and members on their way; empty after a run
+    into/ledger.json              written last: all that was asked for is here; equal data give equal bytes
+
+Of a zip only the members that are wanted travel, a plain tar is extracted while it arrives, all else comes whole.
+An archive's members appear in `into` only after all of them were extracted and verified.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from metricgold.archives import ZipMember, extract, extract_tar, is_archive, join_ranges, list_zip
+from metricgold.fetch import Fetcher, RemoteFile
+from metricgold.ledger import DONE, ArchiveRow, Ledger, MemberRow
+from metricgold.manifest import ALGORITHMS, Manifest, Source
+from metricgold.progress import ByteProgress, show_bytes
+from metricgold.remote import shown
+from metricgold.storage import BLOCK_BYTES, digest_crc32, digest_json, remove
+
+log = logging.getLogger(__name__)
+
+RESERVED = ("manifest.yaml", "ledger.json", ".ledger", ".part")
+NUM_TRIES = 3  # of an archive whose bytes were wrong, each with another mirror first
+TAIL_BYTES = 65_536 + 22  # first contact: holds the end of every zip's directory
+DIRECTORY_BYTES = 4 << 20  # a zip's directory is rarely longer
+WORTH_A_LINE_BYTES = 10_000_000
+
+
+class Expected(NamedTuple):
+    """What an archive will cost: bytes to fetch, bytes of its members."""
+
+    transfer_bytes: int
+    disk_bytes: int
+
+
+class Store:
+    """Archives of one manifest, in and out of one raw folder. Threads may share it; see download.open_store."""
+
+    def __init__(self, manifest: Manifest, into: Path, ledger: Ledger, fetcher: Fetcher, progress: ByteProgress):
+        self.manifest, self.into, self.ledger = manifest, Path(into), ledger
+        self.fetcher, self.progress = fetcher, progress
+        self._placing = threading.Lock()
+
+    # What is there
+
+    def identity(self, source: Source) -> str:
+        """Digest of what the manifest wants of an archive; where it comes from is left out."""
+        wanted = source.model_dump(exclude={"url", "scenes", "members"}) | {"members": list(self.globs(source))}
+        return digest_json(wanted)
+
+    def globs(self, source: Source) -> tuple[str, ...]:
+        """Globs of the members that are wanted of an archive."""
+        own = getattr(source, "members", None)
+        return self.manifest.members if own is None else own
+
+    def urls(self, source: Source) -> list[str]:
+        """Where it lies, in order of preference."""
+        return [source.url] if source.url else [_join(mirror, source.path) for mirror in self.manifest.mirrors]
+
+    def row(self, source: Source) -> ArchiveRow | None:
+        """The ledger's row, if it is about what the manifest wants now."""
+        row = self.ledger.archive(source.path)
+        return row if row and row.identity == self.identity(source) else None
+
+    def has(self, source: Source) -> bool:
+        """Whether all members lie here in their sizes."""
+        row = self.row(source)
+        return row is not None and row.state == DONE and not self.missing(source)
+
+    def missing(self, source: Source) -> list[str]:
+        """Members in the ledger that are not here or have another size."""
+        return [row.name for row in self.ledger.members(source.path) if _size(self.into / row.name) != row.bytes]
+
+    def broken(self, source: Source) -> list[str]:
+        """Members in the ledger whose bytes are not those that arrived; every byte is read."""
+        return [
+            row.name
+            for row in self.ledger.members(source.path)
+            if _size(self.into / row.name) != row.bytes or digest_crc32(self.into / row.name) != row.crc32
+        ]
+
+    def forget_stale(self, sources: Collection[Source]) -> None:
+        """Remove what came from archives that the manifest no longer names or wants in another way."""
+        wanted = {source.path: self.identity(source) for source in sources}
+        for path, row in self.ledger.archives().items():
+            if wanted.get(path) != row.identity:
+                if row.state == DONE:
+                    log.info("%s: removing what came from %s, replaced or no longer wanted", self.into, path)
+                self._delete([member.name for member in self.ledger.members(path)])
+                self.ledger.forget(path)
+                _remove_parts(self.into, path)
+
+    # What it will cost
+
+    def expect(self, source: Source) -> Expected:
+        """Bytes to fetch and on disk; asks upstream once and keeps the answer in the ledger."""
+        row = self.row(source)
+        if row is None or row.transfer_bytes is None or row.disk_bytes is None:
+            found = self._list(source)
+            self.ledger.listed(source.path, self.identity(source), **found._asdict())
+            return found
+        return Expected(row.transfer_bytes, row.disk_bytes)
+
+    def _list(self, source: Source) -> Expected:
+        with closing(self._open(source, self.urls(source), tail_bytes=TAIL_BYTES)) as remote:
+            if source.path.endswith(".tar"):
+                remote.remove()  # it will be streamed
+            if not source.path.endswith(".zip"):
+                return Expected(remote.total_bytes, remote.total_bytes)
+            members = self._listing(remote, source)
+            whole = bool(_digests(source))
+            parts = [(0, remote.total_bytes)] if whole else join_ranges([(m.start, m.end) for m in members.values()])
+            return Expected(sum(end - start for start, end in parts), sum(m.num_bytes for m in members.values()))
+
+    def _listing(self, remote: RemoteFile, source: Source) -> dict[str, ZipMember]:
+        with closing(remote.reader()) as reader:
+            return list_zip(reader, label=self._label(source, remote), globs=self.globs(source))
+
+    # In and out
+
+    def bring(self, source: Source) -> None:
+        """Fetch, verify, extract, move into place, account for it. Nothing happens when it is here.
+
+        Raises ValueError for wrong bytes or names, OSError when no mirror delivers or the disk does not take it;
+        both name the archive, and the ledger keeps the reason.
+        """
+        if self.has(source):
+            return
+        row, identity = self.row(source), self.identity(source)
+        self.ledger.fetching(source.path, identity)
+        try:
+            with self.progress.part(source.path, row.transfer_bytes if row else source.bytes):
+                origin, members = self._take(source)
+                self._account(source, origin, members)
+        except (ValueError, OSError) as error:
+            self.ledger.failed(source.path, identity, str(error))
+            raise
+
+    def drop(self, source: Source) -> None:
+        """Delete an archive's members on purpose; the ledger remembers what they were."""
+        self._delete([member.name for member in self.ledger.members(source.path)])
+        self.ledger.dropped(source.path)
+
+    def repair(self, source: Source, names: Sequence[str]) -> None:
+        """Bring single members again, as few bytes as the archive's kind allows."""
+        rows = {row.name: row for row in self.ledger.members(source.path)}
+        self._delete(names)
+        if source.path.endswith(".zip") and not _digests(source):
+            _, members = self._take(source, only={self._inside(source, name) for name in names})
+        elif all(rows[name].start is not None for name in names):
+            members = self._take_slices(source, [rows[name] for name in names])
+        else:
+            _, members = self._take(source)
+        for member in members:
+            if member.name in rows and (member.bytes, member.crc32) != (
+                rows[member.name].bytes,
+                rows[member.name].crc32,
+            ):
+                raise ValueError(f"{source.path}: member {member.name} is another one upstream now; download it anew")
+        self._cleanup(source)
+
+    # One archive
+
+    def _take(self, source: Source, only: Collection[str] | None = None) -> tuple[str, list[MemberRow]]:
+        """Members in place, and where they came from. Wrong bytes are asked for again, of another mirror first."""
+        urls, faults = self.urls(source), []
+        is_local = all(url.startswith("file:") for url in urls)
+        for number in range(1 if is_local and len(urls) == 1 else max(NUM_TRIES, len(urls))):
+            turn = number % len(urls)
+            try:
+                return self._take_once(source, [*urls[turn:], *urls[:turn]], only)
+            except ValueError as error:
+                log.warning("%s: %s", self.manifest.name, error)
+                faults.append(str(error))
+                self._cleanup(source)
+        raise ValueError("; ".join(dict.fromkeys(faults)))
+
+    def _take_once(self, source: Source, urls: list[str], only: Collection[str] | None):
+        staged = self._staged(source)
+        if source.path.endswith(".tar"):
+            origin, members = self._take_tar(source, urls, staged)
+        else:
+            with closing(self._open(source, urls, tail_bytes=TAIL_BYTES)) as remote:
+                if is_archive(source.path):
+                    take = self._take_zip if source.path.endswith(".zip") else self._take_whole
+                    members = take(source, remote, staged, only)
+                else:
+                    members = self._take_file(source, remote, staged)
+                origin = remote.url
+        return origin, self._place(source, staged, members)
+
+    def _open(self, source: Source, urls: Sequence[str], *, tail_bytes: int = 0) -> RemoteFile:
+        path = self.into / ".part" / _slug(source.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return self.fetcher.open(urls, path, tail_bytes=tail_bytes, total_bytes=source.bytes)
+
+    def _take_zip(self, source: Source, remote: RemoteFile, staged: Path, only: Collection[str] | None):
+        self._check_whole(source, remote)
+        label, found = self._label(source, remote), {}
+        for number in range(NUM_TRIES):
+            members = self._listing(remote, source)
+            wanted = {name: member for name, member in members.items() if only is None or name in only}
+            remote.need(join_ranges([(member.start, member.end) for member in wanted.values()]))
+            broken: list[str] = []
+            found |= extract(
+                remote.partial.path, staged, label=label, names=wanted.keys() - found.keys(), broken=broken
+            )
+            if not broken:
+                return [MemberRow(name, *member) for name, member in found.items()]
+            log.warning("%s: %d members arrived broken, first %s", label, len(broken), broken[0])
+            for name in broken:
+                remote.doubt(wanted[name].start, wanted[name].end)
+            if number:  # twice wrong: what the directory says of them may be wrong instead
+                remote.doubt(max(0, remote.total_bytes - DIRECTORY_BYTES), remote.total_bytes)
+        raise ValueError(f"{label}: member {broken[0]} does not have its CRC-32, {NUM_TRIES} times over")
+
+    def _take_tar(self, source: Source, urls: list[str], staged: Path):
+        label = f"{source.path} from {shown(urls[0])}"
+        origins: list[str] = []
+
+        def open_at(start: int) -> Iterator[bytes]:
+            stream = self.fetcher.stream(urls, start, total_bytes=source.bytes)
+            yield from stream
+            origins.append(stream.url)
+
+        algorithms = tuple(_digests(source))
+        result = extract_tar(open_at, staged, label=label, globs=self.globs(source), algorithms=algorithms)
+        _compare(source, result.digests | {"bytes": result.num_bytes}, label)
+        rows = [MemberRow(name, found.num_bytes, found.crc32, found.start) for name, found in result.members.items()]
+        return (origins or [shown(urls[0])])[-1], rows
+
+    def _take_whole(self, source: Source, remote: RemoteFile, staged: Path, only: Collection[str] | None):
+        self._check_whole(source, remote)
+        remote.need([(0, remote.total_bytes)])
+        found = extract(remote.partial.path, staged, label=self._label(source, remote), globs=self.globs(source))
+        return [MemberRow(name, *member) for name, member in found.items()]
+
+    def _take_file(self, source: Source, remote: RemoteFile, staged: Path) -> list[MemberRow]:
+        self._check_whole(source, remote)
+        remote.need([(0, remote.total_bytes)])
+        staged.mkdir(parents=True, exist_ok=True)
+        target = staged / "file"
+        if remote.url.startswith("file:"):
+            shutil.copyfile(remote.partial.path, target)
+        else:
+            remote.partial.path.replace(target)
+        return [MemberRow(source.path, remote.total_bytes, digest_crc32(target))]
+
+    def _take_slices(self, source: Source, rows: Sequence[MemberRow]) -> list[MemberRow]:
+        """Members of a plain tar by their place in it."""
+        staged = self._staged(source)
+        with closing(self._open(source, self.urls(source), tail_bytes=1)) as remote:
+            remote.need([(row.start, row.start + row.bytes) for row in rows])
+            for row in rows:
+                path = staged / self._inside(source, row.name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write_range(remote, row.start, row.start + row.bytes, path)
+        members = [
+            MemberRow(name, row.bytes, digest_crc32(staged / name), row.start)
+            for row in rows
+            for name in [self._inside(source, row.name)]
+        ]
+        for row, member in zip(rows, members, strict=True):
+            if member.crc32 != row.crc32:
+                raise ValueError(f"{source.path}: member {row.name} is another one upstream now; download it anew")
+        return self._place(source, staged, members)
+
+    def _check_whole(self, source: Source, remote: RemoteFile) -> None:
+        if algorithms := tuple(_digests(source)):
+            _compare(source, remote.digests(algorithms), self._label(source, remote))
+
+    # Into place
+
+    def _place(self, source: Source, staged: Path, members: Sequence[MemberRow]) -> list[MemberRow]:
+        """Move extracted members into the raw folder; their rows with the names that they have there."""
+        folder = Path(getattr(source, "into", "."))
+        placed = {row.name: (folder / row.name).as_posix() for row in members}
+        for name in placed.values():
+            if name.split("/")[0] in RESERVED:
+                raise ValueError(f"{source.path}: member {name} has a name that is kept for the ledger, refused")
+        is_plain = not is_archive(source.path)
+        with self._placing:
+            if taken := self.ledger.owner(placed.values(), source.path):
+                raise ValueError(f"{self.into / taken[0]} lies in both {taken[1]} and {source.path}")
+            for name, target in placed.items():
+                (self.into / target).parent.mkdir(parents=True, exist_ok=True)
+                (staged / ("file" if is_plain else name)).replace(self.into / target)
+        return [MemberRow(placed[row.name], row.bytes, row.crc32, row.start) for row in members]
+
+    def _account(self, source: Source, origin: str, members: Sequence[MemberRow]) -> None:
+        num_bytes = sum(row.bytes for row in members)
+        if num_bytes >= WORTH_A_LINE_BYTES:
+            os.sync()  # a row must not outlive, in a power cut, the files that it speaks of
+        self.ledger.done(source.path, self.identity(source), origin, members)
+        self._cleanup(source)
+        # Hundreds of small archives would drown a log; the ledger names each of them.
+        level = logging.INFO if num_bytes >= WORTH_A_LINE_BYTES else logging.DEBUG
+        log.log(level, "%s: %s, %d members, %s", self.manifest.name, source.path, len(members), show_bytes(num_bytes))
+
+    def _inside(self, source: Source, name: str) -> str:
+        return Path(name).relative_to(getattr(source, "into", ".")).as_posix()
+
+    def _staged(self, source: Source) -> Path:
+        return self.into / ".part" / f"{_slug(source.path)}.members"
+
+    def _label(self, source: Source, remote: RemoteFile) -> str:
+        return f"{source.path} from {remote.url}"
+
+    def _cleanup(self, source: Source) -> None:
+        _remove_parts(self.into, source.path)
+
+    def _delete(self, names: Collection[str]) -> None:
+        folders = set()
+        for name in names:
+            (self.into / name).unlink(missing_ok=True)
+            folders.update(parent for parent in Path(name).parents if parent != Path())
+        for folder in sorted(folders, reverse=True):
+            if (self.into / folder).is_dir() and not any((self.into / folder).iterdir()):
+                (self.into / folder).rmdir()
+
+
+def _join(mirror: str, path: str) -> str:
+    return f"{mirror.rstrip('/')}/{quote(path) if mirror.startswith('http') else path}"
+
+
+def _slug(path: str) -> str:
+    # The last letter is one that quote() never leaves, so that no archive's parts look like another's.
+    return f"{quote(path, safe='')}@"
+
+
+def _remove_parts(into: Path, path: str) -> None:
+    for left in (into / ".part").glob(f"{_slug(path)}*"):
+        remove(left)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _digests(source: Source) -> dict[str, str]:
+    return {name: digest for name in ALGORITHMS if (digest := getattr(source, name))}
+
+
+def _compare(source: Source, found: Mapping[str, str | int], label: str) -> None:
+    for key, value in found.items():
+        expected = getattr(source, key)
+        if expected not in (None, value):
+            raise ValueError(f"{label}: {key} is {value}, expected {expected}")
+
+
+def _write_range(remote: RemoteFile, start: int, end: int, path: Path) -> None:
+    with path.open("wb") as file:
+        for begin in range(start, end, BLOCK_BYTES):
+            file.write(remote.partial.read(begin, min(begin + BLOCK_BYTES, end)))
