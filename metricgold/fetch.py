@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 from weakref import WeakSet
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, wait_random_exponential
@@ -168,7 +168,7 @@ class _Mirrors:
 
     def __init__(self, urls: Sequence[str]):
         self.urls = list(dict.fromkeys(urls))
-        self.name = unquote(urlsplit(self.urls[0]).path.rpartition("/")[2]) or shown(self.urls[0])
+        self.name = unquote(shown(self.urls[0]).rpartition("/")[2])
         self.last_byte_at = time.monotonic()
         self._lock = threading.Lock()
         self._faults: dict[str, FetchError] = {}
