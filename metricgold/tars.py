@@ -1,6 +1,7 @@
 """Plain tars, extracted while they arrive; what a kill leaves behind is enough to go on.
 
-    into/.members   one JSON line for each member, written before its content: name (null: not wanted), start, num_bytes
+    into/.members   a JSON line for each member before its content arrives: name, start, num_bytes; without a name for
+                    what nobody wants: a stretch that is not kept, or (0 bytes) a place from which to go on
     into/.glue      the bytes between contents, in order: headers, padding, small members that nobody wants
     into/.part      the member that is arriving
 
