@@ -81,6 +81,9 @@ class Gate:
     ) -> None:
         self.label = label
         self.globs = globs
+        # A manifest may spell out a thousand members: those are looked up, not compared one by one.
+        self._spelt_out = {glob for glob in globs if not any(wild in glob for wild in "*?[")}
+        self._patterns = [glob for glob in globs if glob not in self._spelt_out]
         self.names = None if names is None else frozenset(names)
         self.limit_bytes = None if archive_bytes is None else max(SMALL_BYTES, MAX_RATIO * archive_bytes)
         self.total_bytes = 0
@@ -132,7 +135,7 @@ class Gate:
     def _is_wanted(self, path: str) -> bool:
         if _is_side_car(path) or (self.names is not None and path not in self.names):
             return False
-        return not self.globs or any(fnmatchcase(path, glob) for glob in self.globs)
+        return not self.globs or path in self._spelt_out or any(fnmatchcase(path, glob) for glob in self._patterns)
 
     def _weigh(self, path: str, num_bytes: int, packed_bytes: int | None) -> None:
         if num_bytes < 0:
