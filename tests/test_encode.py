@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from metricgold.backbone import load_vae
-from metricgold.datasets import open_dataset
-from metricgold.encode import encode
+from metricgold.datasets import list_frames, open_dataset
+from metricgold.encode import encode, open_encoder, source_digest
 from metricgold.latents import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
 from metricgold.params import load_params
 from metricgold.shards import LatentCache
-from metricgold.storage import digest_folder
+from metricgold.storage import digest_folder, write_json
 
 
 def run(tiny, raw, backbone, out, **changes):
@@ -62,17 +62,148 @@ def test_broken_frames_are_dropped_and_counted(tiny, tiny_raw, tiny_backbone, tm
     assert "000001_left.png" in caplog.text
 
 
-def test_whole_shards_are_kept_and_foreign_ones_are_not(tiny, tiny_raw, tiny_backbone, tmp_path):
+def files(out):
+    """Name -> (inode, time of writing, bytes) of everything in a cache."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+
+
+def bytes_of(out):
+    return {name: content for name, (_, _, content) in files(out).items()}
+
+
+def refs_of(tiny, raw):
+    """Scene -> its training frames."""
+    refs = {}
+    for ref in list_frames(tiny.datasets[0], raw, split="train").frames:
+        refs.setdefault(ref.scene, []).append(ref)
+    return refs
+
+
+def opened(tiny, backbone, out, **changes):
+    params = tiny.encode.model_copy(update=changes)
+    return open_encoder(tiny.datasets[0], params, tiny.log_depth, backbone, out)
+
+
+@pytest.mark.parametrize("order", [("env101", "env102"), ("env102", "env101")])
+def test_scene_by_scene_in_any_order_gives_the_bytes_of_all_at_once(
+    tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path, order
+):
+    out, raw = tmp_path / "out", shutil.copytree(tiny_raw, tmp_path / "raw")
+    for scene in order:
+        one = shutil.copytree(raw, tmp_path / "one")
+        for other in {*order, "env901"} - {scene}:
+            shutil.rmtree(one / other)
+        with opened(tiny, tiny_backbone, out) as encoder:
+            done = [name for name in order if encoder.has_scene(name, None)]
+            assert done == list(order[: order.index(scene)])
+            encoder.encode_scene(scene, refs_of(tiny, one)[scene][::-1], None)
+            shutil.rmtree(one)  # nothing of a scene is needed once it is encoded
+            encoder.finish()
+    assert bytes_of(out) == bytes_of(tiny_latents)
+
+
+def test_a_new_scene_touches_no_other(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
+    raw = shutil.copytree(tiny_raw, tmp_path / "raw")
+    (raw / "env102").rename(tmp_path / "env102")
+    out = tmp_path / "out"
+    run(tiny, raw, tiny_backbone, out)
+    before = files(out)
+    (tmp_path / "env102").rename(raw / "env102")
+    run(tiny, raw, tiny_backbone, out)
+    assert bytes_of(out) == bytes_of(tiny_latents)
+    after = files(out)
+    assert len(before) == 4 and all(after[name] == before[name] for name in before if name != "index.json")
+    shutil.rmtree(raw / "env102")
+    run(tiny, raw, tiny_backbone, out)
+    assert bytes_of(out) == {name: content for name, (_, _, content) in before.items()}
+
+
+def test_a_damaged_shard_alone_is_encoded_again(tiny, tiny_raw, tiny_backbone, tmp_path):
+    out = tmp_path / "out"
+    run(tiny, tiny_raw, tiny_backbone, out)
+    before, damaged = files(out), out / "env102-000.h5"
+    content = bytearray(damaged.read_bytes())
+    content[-100] ^= 1
+    damaged.write_bytes(content)
+    with opened(tiny, tiny_backbone, out) as encoder:
+        assert encoder.has_scene("env101", None) and not encoder.has_scene("env102", None)
+    run(tiny, tiny_raw, tiny_backbone, out)
+    after = files(out)
+    assert bytes_of(out) == {name: content for name, (_, _, content) in before.items()}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"env102-000.h5", "env102.scene.json", "index.json"}
+
+
+@pytest.mark.parametrize("lost", ["env101-001.h5", "env101.scene.json", "index.json"])
+def test_a_run_that_ended_too_early_goes_on(tiny, tiny_raw, tiny_backbone, tmp_path, lost):
+    """Beside what a kill and a larger data set of before may leave."""
+    out = tmp_path / "out"
+    run(tiny, tiny_raw, tiny_backbone, out)
+    whole, kept = bytes_of(out), files(out)["env101-000.h5"]
+    (out / lost).unlink()
+    (out / ".env101-001.h5.1.part").write_bytes(b"half a shard")
+    (out / "env999-000.h5").write_bytes(b"of another run")
+    run(tiny, tiny_raw, tiny_backbone, out)
+    assert bytes_of(out) == whole and files(out)["env101-000.h5"] == kept
+
+
+def test_other_params_or_another_source_encode_anew(tiny, tiny_raw, tiny_backbone, tmp_path):
     out = tmp_path / "out"
     digest = run(tiny, tiny_raw, tiny_backbone, out).digest
-    kept, lost = out / "shard-00000.h5", out / "shard-00001.h5"
-    before = kept.stat().st_mtime_ns
-    lost.unlink()
-    (out / "shard-00009.h5").write_bytes(b"of another run")
-    assert run(tiny, tiny_raw, tiny_backbone, out).digest == digest
-    assert kept.stat().st_mtime_ns == before and lost.exists() and not (out / "shard-00009.h5").exists()
+    before = files(out)
     assert run(tiny, tiny_raw, tiny_backbone, out, version=2).digest != digest
-    assert kept.stat().st_mtime_ns != before
+    assert not {name: stat for name, stat in files(out).items() if before.get(name) == stat}
+    with opened(tiny, tiny_backbone, out, version=2) as encoder:
+        assert encoder.has_scene("env101", None) and not encoder.has_scene("env101", "another archive")
+    with opened(tiny, tiny_backbone, out) as encoder:
+        assert not list(out.iterdir()), "what other params made takes room and is of no use"
+        assert not encoder.has_scene("env101", None)
+
+
+def test_the_ledger_tells_which_scenes_an_archive_changes(tiny, tiny_raw, tiny_backbone, tmp_path):
+    def ledger(env101):
+        entries = {"a.zip": (["env101"], env101), "b.zip": (["env102"], "2"), "cameras.csv": ([], "3")}
+        archives = {path: {"scenes": scenes, "members_sha256": sha} for path, (scenes, sha) in entries.items()}
+        write_json(raw / "ledger.json", {"archives": archives})
+        return archives
+
+    raw, out = shutil.copytree(tiny_raw, tmp_path / "raw"), tmp_path / "out"
+    archives = ledger("1")
+    sources = {scene: source_digest(archives, scene) for scene in ("env101", "env102")}
+    assert run(tiny, raw, tiny_backbone, out).identity["scenes"] == sources
+    before = files(out)
+    ledger("another")
+    cache, after = run(tiny, raw, tiny_backbone, out), files(out)
+    assert {scene for scene in sources if cache.identity["scenes"][scene] != sources[scene]} == {"env101"}
+    assert {name for name in after if after[name] == before[name] and name.startswith("env")} == {
+        "env102-000.h5", "env102-001.h5", "env102.scene.json"
+    }  # fmt: skip
+    archives["cameras.csv"]["members_sha256"] = "another"
+    assert all(source_digest(archives, scene) != sources[scene] for scene in sources)
+
+
+def test_a_scene_without_frames_is_remembered_with_its_gaps(tiny, tiny_raw, tiny_backbone, tmp_path):
+    out, refs = tmp_path / "out", refs_of(tiny, tiny_raw)
+    with opened(tiny, tiny_backbone, out) as encoder:
+        encoder.encode_scene("empty", [], "source", {"depth missing": 2})
+        with pytest.raises(ValueError, match=r"no frame left to train on.*depth missing"):
+            encoder.finish()
+    with opened(tiny, tiny_backbone, out) as encoder:
+        assert encoder.has_scene("empty", "source")
+        encoder.encode_scene("env101", refs["env101"], None, {"rgb missing": 1})
+        encoder.finish({"depth missing": 1})
+    cache = LatentCache(out)
+    assert cache.index["dropped"] == {"depth missing": 3, "rgb missing": 1}
+    assert cache.identity["scenes"] == {"env101": None} and len(cache) == 4
+
+
+def test_two_encoders_do_not_share_a_folder(tiny, tiny_backbone, tmp_path):
+    with (
+        opened(tiny, tiny_backbone, tmp_path / "out"),
+        pytest.raises(BlockingIOError, match="being written by another"),
+        opened(tiny, tiny_backbone, tmp_path / "out"),
+    ):
+        pass
 
 
 def test_a_size_that_does_not_suit_the_vae_is_refused(tiny, tiny_raw, tiny_backbone, tmp_path):
@@ -101,7 +232,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(project, tiny):
     shutil.rmtree(out)
     for want in np.sort(rng.integers(0, 70, size=3)):
         child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while child.poll() is None and len(list(out.glob("shard-*"))) < want:
+        while child.poll() is None and len(list(out.glob("*.h5"))) < want:
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.05))
         child.kill()

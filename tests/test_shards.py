@@ -1,26 +1,56 @@
-import json
 import multiprocessing
+import pickle
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from metricgold import shards
 from metricgold.latents import LatentFrame
-from metricgold.shards import LatentCache, shard_fits, shard_path, write_index, write_shard
+from metricgold.shards import (
+    LatentCache,
+    find_shard,
+    is_part_of,
+    is_whole,
+    read_record,
+    record_path,
+    shard_path,
+    write_index,
+    write_record,
+    write_shard,
+)
+from metricgold.storage import digest_folder, write_json
 
-IDENTITY = {"vae": "abc", "log_depth": {"near_m": 0.5, "far_m": 80.0}}
+COMMON = {"vae": "abc", "log_depth": {"near_m": 0.5, "far_m": 80.0}}
 
 
-def frame(i):
+def frame(scene, i):
     rng = np.random.default_rng(i)
     latent = rng.normal(size=(2, 4, 3, 5)).astype(np.float16)
-    return LatentFrame(latent[0], latent[1], rng.random((3, 5)) > 0.5, rng.normal(size=(3, 3)), f"scene{i}", f"ä/{i}")
+    return LatentFrame(latent[0], latent[1], rng.random((3, 5)) > 0.5, rng.normal(size=(3, 3)), scene, f"ä/{i}")
+
+
+def write_scene(folder, scene, frames_of_shards, dropped=(), gaps=None):
+    identity = COMMON | {"scene": scene, "source": f"source of {scene}"}
+    found = [
+        write_shard(shard_path(folder, scene, number), [frame(scene, i) for i in numbers], dropped, identity)
+        for number, numbers in enumerate(frames_of_shards)
+    ]
+    return write_record(folder, scene, identity, gaps or {}, found)
 
 
 def write_cache(folder):
-    write_shard(shard_path(folder, 0), [frame(0), frame(1)], ["unreadable"], IDENTITY)
-    write_shard(shard_path(folder, 1), [], ["unreadable", "no valid latent"], IDENTITY)
-    write_shard(shard_path(folder, 2), [frame(2)], [], IDENTITY)
-    write_index(folder, 3, IDENTITY, gaps={"depth missing": 4})
+    """Frames 0, 1 | 2 of one scene, none of the second, 3 of the third."""
+    records = {
+        "out of order": write_scene(folder, "out of order", [[3]]),
+        "a": write_scene(folder, "a", [[0, 1], [2]], ["unreadable"]),
+        "b/c": write_scene(folder, "b/c", [[]], ["no valid latent"], {"depth missing": 1}),
+        "d": write_scene(folder, "d", []),
+    }
+    write_index(folder, COMMON, records, gaps={"depth missing": 4})
     return LatentCache(folder)
 
 
@@ -34,47 +64,85 @@ def assert_same(one, other):
 
 def test_what_is_written_is_read_in_any_order(tmp_path):
     cache = write_cache(tmp_path / "cache")
-    assert len(cache) == 3
-    for i in (2, 0, 1, 0):
-        assert_same(cache[i], frame(i))
-    with pytest.raises(IndexError, match="frame 3 of 3"):
-        cache[3]
+    expected = [frame("a", 0), frame("a", 1), frame("a", 2), frame("out of order", 3)]
+    assert len(cache) == 4
+    for i in (2, 0, 3, 1, 0):
+        assert_same(cache[i], expected[i])
+    with pytest.raises(IndexError, match="frame 4 of 4"):
+        cache[4]
 
 
 def test_the_index_tells_identity_and_why_frames_are_missing(tmp_path):
     cache = write_cache(tmp_path / "cache")
-    assert cache.identity == IDENTITY
-    assert cache.index["dropped"] == {"unreadable": 2, "no valid latent": 1, "depth missing": 4}
+    # A scene without a frame in the split changes nothing that is trained on.
+    sources = {scene: f"source of {scene}" for scene in ("a", "b/c", "out of order")}
+    assert cache.identity == COMMON | {"scenes": sources}
+    assert cache.index["dropped"] == {"unreadable": 2, "no valid latent": 1, "depth missing": 5}
+    files = ["a-000.h5", "a-001.h5", "b%2Fc-000.h5", "out%20of%20order-000.h5"]
+    assert [shard["file"] for shard in cache.index["shards"]] == files
 
 
 def test_equal_inputs_equal_bytes(tmp_path):
     one, two = write_cache(tmp_path / "one"), write_cache(tmp_path / "two")
     assert one.digest == two.digest
-    for file in ("shard-00000.h5", "shard-00001.h5", "index.json"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert digest_folder(one.path) == digest_folder(two.path)
+
+
+@given(st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=5, unique=True))
+def test_scenes_never_share_a_file_or_leave_the_folder(scenes):
+    folder = Path("cache")
+    scenes = dict.fromkeys([*scenes, f"{scenes[0]}-000", "index", "..", ".", "a/b", "%2E."])
+    paths = [path for scene in scenes for path in (record_path(folder, scene), shard_path(folder, scene, 0))]
+    paths.append(folder / "index.json")
+    assert len(set(paths)) == len(paths)
+    assert all(path.parent == folder and not path.name.startswith(".") for path in paths)
 
 
 def test_no_index_no_cache(tmp_path):
-    write_shard(shard_path(tmp_path, 0), [frame(0)], [], IDENTITY)
+    write_scene(tmp_path, "a", [[0]])
     with pytest.raises(ValueError, match=r"index\.json is missing"):
         LatentCache(tmp_path)
 
 
+def test_no_frame_no_index(tmp_path):
+    record = write_scene(tmp_path, "a", [[]], ["unreadable"])
+    with pytest.raises(ValueError, match=r"no frame left to train on.*unreadable"):
+        write_index(tmp_path, COMMON, {"a": record}, {})
+    assert not (tmp_path / "index.json").exists()
+
+
 def test_a_broken_shard_is_named(tmp_path):
     cache = write_cache(tmp_path / "cache")
-    shard_path(cache.path, 2).write_bytes(b"no HDF5")
-    with pytest.raises(ValueError, match="shard-00002"):
+    shard_path(cache.path, "a", 1).write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match="a-001"):
         cache[2]
 
 
-def test_a_shard_fits_its_own_identity_only(tmp_path):
-    path = shard_path(tmp_path, 0)
-    assert not shard_fits(path, IDENTITY)
-    write_shard(path, [frame(0)], [], IDENTITY)
-    assert shard_fits(path, json.loads(json.dumps(IDENTITY)))
-    assert not shard_fits(path, IDENTITY | {"vae": "xyz"})
+def test_a_shard_is_found_by_its_own_identity_only(tmp_path):
+    path = shard_path(tmp_path, "a", 0)
+    assert find_shard(path, COMMON) is None
+    written = write_shard(path, [frame("a", 0)], ["unreadable"], COMMON)
+    assert find_shard(path, COMMON) == find_shard(path, COMMON, written["sha256"]) == written
+    assert (written["num_frames"], written["dropped"]) == (1, {"unreadable": 1})
+    assert find_shard(path, COMMON | {"vae": "xyz"}) is None
+    assert is_part_of(path, {"vae": "abc"}) and not is_part_of(path, {"vae": "xyz"})
+    assert find_shard(path, COMMON, "0" * 64) is None
     path.write_bytes(path.read_bytes()[:100])
-    assert not shard_fits(path, IDENTITY)
+    assert find_shard(path, COMMON) is None and not is_part_of(path, {})
+
+
+def test_a_record_tells_a_damaged_shard_from_a_whole_one(tmp_path):
+    record = write_scene(tmp_path, "a", [[0], [1]])
+    assert read_record(tmp_path, "a") == record and is_whole(tmp_path, record)
+    path = shard_path(tmp_path, "a", 1)
+    whole = path.read_bytes()
+    for broken in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        path.write_bytes(broken)
+        assert not is_whole(tmp_path, record)
+    path.unlink()
+    assert not is_whole(tmp_path, record)
+    record_path(tmp_path, "a").write_text("{")
+    assert read_record(tmp_path, "a") is None and not is_part_of(record_path(tmp_path, "a"), COMMON)
 
 
 def _names(cache):
@@ -86,3 +154,28 @@ def test_workers_get_handles_of_their_own(tmp_path):
     expected = _names(cache)  # handles are open here
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_names, [cache, cache]) == [expected, expected]
+    assert _names(pickle.loads(pickle.dumps(cache))) == expected
+
+
+def test_few_shards_are_open_at_once_and_all_are_read(tmp_path, monkeypatch):
+    write_index(tmp_path, COMMON, {"a": write_scene(tmp_path, "a", [[i] for i in range(5)])}, {})
+    cache, opened, open_file = LatentCache(tmp_path), [], shards.h5py.File
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(shards.h5py, "File", lambda path: opened.append(open_file(path)) or opened[-1])
+    for i in (0, 1, 0, 2, 0, 3, 4, 1):
+        assert cache[i].name == f"ä/{i}"
+        assert sum(map(bool, opened)) <= 2  # a closed file is false
+    # What was used last stays: the first shard was opened once for its three reads.
+    assert len(opened) == 6
+
+
+def test_an_index_over_many_small_scenes_opens_fast(tmp_path):
+    """400,000 frames, six to a scene as in the demo: the most shards there can be."""
+    scenes = [f"scene{number}" for number in range(66_667)]
+    entries = [{"scene": scene, "file": f"{scene}-000.h5", "num_frames": 6, "sha256": "0" * 64} for scene in scenes]
+    identity = COMMON | {"scenes": dict.fromkeys(scenes, "0" * 64)}
+    index = {"identity": identity, "num_frames": 400_002, "dropped": {}, "shards": entries}
+    write_json(tmp_path / "index.json", index)
+    started = time.process_time()
+    assert len(LatentCache(tmp_path)) == 400_002
+    assert time.process_time() - started < 1

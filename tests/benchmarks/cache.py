@@ -6,7 +6,7 @@ import numpy as np
 
 from metricgold.datasets.hypersim import read_frame
 from metricgold.latents import LatentFrame, encode_rgb, fit_frame, rgb_to_tensor
-from metricgold.shards import INDEX, LatentCache, shard_path, write_index, write_shard
+from metricgold.shards import INDEX, LatentCache, shard_path, write_index, write_record, write_shard
 from metricgold.storage import write_json
 
 from . import least_seconds
@@ -29,14 +29,16 @@ def reading(folder: Path) -> dict[str, float]:
 def _write_cache(folder: Path) -> LatentCache:
     rng = np.random.default_rng(0)
     size = (HEIGHT // FACTOR, WIDTH // FACTOR)
-    for number in range(NUM_SHARDS):
+    records = {}
+    for scene in (f"scene{number}" for number in range(NUM_SHARDS)):
         latents = rng.standard_normal((FRAMES_PER_SHARD, 2, 4, *size), np.float32).astype(np.float16)
         frames = [
-            LatentFrame(rgb, depth, np.ones(size, bool), np.eye(3), f"scene{number}", f"scene{number}/{n:04d}")
+            LatentFrame(rgb, depth, np.ones(size, bool), np.eye(3), scene, f"{scene}/{n:04d}")
             for n, (rgb, depth) in enumerate(latents)
         ]
-        write_shard(shard_path(folder, number), frames, [], {})
-    write_index(folder, NUM_SHARDS, {}, {})
+        shard = write_shard(shard_path(folder, scene, 0), frames, [], {})
+        records[scene] = write_record(folder, scene, {"source": None}, {}, [shard])
+    write_index(folder, {}, records, {})
     return LatentCache(folder)
 
 
@@ -65,7 +67,12 @@ def _encoding_seconds(folder: Path) -> float:
 def opening(folder: Path) -> dict[str, float]:
     """Of an index over 400,000 samples; shards are opened when they are read."""
     shards = [
-        {"file": shard_path(folder, number).name, "num_frames": FRAMES_PER_SHARD, "sha256": f"{number:064x}"}
+        {
+            "scene": f"scene{number}",
+            "file": shard_path(folder, f"scene{number}", 0).name,
+            "num_frames": FRAMES_PER_SHARD,
+            "sha256": f"{number:064x}",
+        }
         for number in range(-(-400_000 // FRAMES_PER_SHARD))
     ]
     num_frames = FRAMES_PER_SHARD * len(shards)
