@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from benchmarks import BOUNDS, CannotRun, least_seconds
+from benchmarks import BOUNDS, CannotRun, formats, least_seconds
 from benchmarks.__main__ import LEFT_OUT, MEASURES, run, write_report
+from benchmarks.containers import CONTAINERS, make_shards
 
 
 def test_every_name_of_the_table_is_measured_or_left_out_with_a_reason():
@@ -46,3 +47,26 @@ def test_contestants_take_turns_after_one_call_to_warm_up():
     calls = []
     assert len(least_seconds(lambda: calls.append("a"), lambda: calls.append("b"), rounds=2)) == 2
     assert calls == ["a", "b"] * 3
+
+
+@pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)
+def test_every_container_gives_back_what_it_was_given(container, tmp_path):
+    pytest.importorskip(container.package)
+    shards = make_shards(2, 4)
+    (written,) = formats.place(tmp_path, [container], 2)
+    for path, samples in zip(written.paths, shards, strict=True):
+        container.write(path, samples)
+    formats.check(written, shards)
+    assert written.num_bytes() > 8 * 2 * 2 * 4 * 60 * 80 * 0.75
+    with pytest.raises(ValueError, match="not what was written"):
+        formats.check(written, shards[::-1])
+
+
+def test_every_index_opens(tmp_path):
+    for opener in formats.write_indices(tmp_path, 1000).values():
+        seconds, _ = formats.index_cost(opener, tmp_path)
+        assert seconds > 0
+
+
+def test_table_in_markdown():
+    assert formats.table([{"a": "1", "b": "2"}]).splitlines() == ["| a | b |", "| --- | ---: |", "| 1 | 2 |"]
