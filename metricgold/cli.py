@@ -151,14 +151,22 @@ def backbone(ctx: click.Context) -> None:
 
 @main.command()
 @dataset_argument
+@click.option("--from-remote", is_flag=True, help="Scene by scene: fetch, encode, delete. For small disks.")
+@click.option("--accept-licence", is_flag=True, help="With --from-remote: as in download.")
 @click.pass_context
-def encode(ctx: click.Context, dataset: str) -> None:
+def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: bool) -> None:
     """Stream DATASET's frames through the VAE into data/latents/DATASET."""
-    from metricgold.encode import encode
-
     params = _params(ctx)
-    raw, out = Path("data/raw") / dataset, Path("data/latents") / dataset
-    encode(dataset, params.encode, params.log_depth, raw, Path("models/backbone"), out)
+    raw, backbone, out = Path("data/raw") / dataset, Path("models/backbone"), Path("data/latents") / dataset
+    if from_remote or dataset in params.download.streamed:
+        from metricgold.manifest import load_manifest
+        from metricgold.streamed import encode_from_remote
+
+        encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)
+    else:
+        from metricgold.encode import encode
+
+        encode(dataset, params.encode, params.log_depth, raw, backbone, out)
 
 
 @main.command()

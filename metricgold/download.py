@@ -115,7 +115,7 @@ def bring(store: Store, sources: Sequence[Source], num_workers: int, *, is_all: 
             _check_disk(store, expected, num_workers)
             store.progress.expect(sum(one.transfer_bytes for one in expected.values()), len(todo))
             errors = _run_all(pool, store, todo)
-        _raise_together(errors, len(todo))
+        raise_together(errors, len(todo))
     if is_all:
         log.info("%s: %d of %d archives and files were fetched", store.manifest.name, len(todo), len(sources))
 
@@ -187,7 +187,7 @@ def _is_dark(store: Store) -> bool:
     return store.progress.idle_s >= store.fetcher.patience_s
 
 
-def _raise_together(errors: Sequence[Exception], num_archives: int) -> None:
+def raise_together(errors: Sequence[Exception], num_archives: int) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
