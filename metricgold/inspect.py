@@ -654,7 +654,7 @@ def _camera_row(looks: Sequence[Look]) -> dict[str, Any]:
         "fov": f"{fov_deg(one):.1f}° x {degrees(atan(cy / fy) + atan((height - cy) / fy)):.1f}°",
         "focal": f"{fx:.1f}, {fy:.1f}",
         "principal": f"{cx:.1f}, {cy:.1f}",
-        "offset": f"{cx / width - 0.5:+.1%}, {cy / height - 0.5:+.1%}",
+        "offset": ", ".join(f"{round(at - 0.5, 3) + 0.0:+.1%}" for at in (cx / width, cy / height)),  # never -0.0 %
         "frames": len(looks),
         "scenes": ", ".join(scenes[:3]) + more,
     }
