@@ -6,6 +6,7 @@ way the same files come out: unet/, vae/, scheduler/, empty_prompt/ and backbone
 made from.
 """
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from tqdm import tqdm
 
@@ -24,7 +26,7 @@ from metricgold.latents import filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
 from metricgold.model import EmptyPrompt
 from metricgold.params import Backbone, LogDepthRange, StandIn
-from metricgold.storage import digest_file, digest_folder, only_writer, read_json, write_aside, write_json
+from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +83,13 @@ def load_backbone(folder: Path) -> dict[str, Any]:
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Read a backbone's VAE alone."""
+    return AutoencoderKL.from_pretrained(_vae_folder(folder), torch_dtype=dtype)
+
+
+def _vae_folder(folder: Path) -> Path:
     if not (Path(folder) / "vae").is_dir():
         raise ValueError(f"{folder} is no backbone: vae/ is missing; run `metricgold backbone`")
-    return AutoencoderKL.from_pretrained(Path(folder) / "vae", torch_dtype=dtype)
+    return Path(folder) / "vae"
 
 
 def backbone_digest(folder: Path) -> str:
@@ -92,8 +98,37 @@ def backbone_digest(folder: Path) -> str:
 
 
 def vae_digest(folder: Path) -> str:
-    """sha256 over the files of a backbone's VAE: the identity of every latent made with it."""
-    return digest_folder(Path(folder) / "vae")
+    """sha256 over the encoder of a backbone's VAE: the identity of every latent made with it.
+
+    Nothing else counts: a decoder fine-tuned on log depth leaves latents as they are, and they are stored unscaled.
+    """
+    vae = _vae_folder(folder)
+    config, path = read_json(vae / "config.json"), vae / "diffusion_pytorch_model.safetensors"
+    # Not to be seen in the names and shapes of the weights.
+    layers = {key: config.get(key) for key in ("act_fn", "norm_num_groups")}
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(("encoder.", "quant_conv."))]  # noqa: SIM118
+            weights = {name: _digest_tensor(file.get_tensor(name)) for name in names}
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}; run `metricgold backbone` again") from error
+    return digest_json({"layers": layers, "weights": weights})
+
+
+def _digest_tensor(tensor: torch.Tensor) -> str:
+    head = f"{tensor.dtype} {list(tensor.shape)} ".encode()
+    return hashlib.sha256(head + tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def load_depth_vae(folder: Path, backbone: Path) -> AutoencoderKL:
+    """Read the VAE that depth-vae wrote, for the pipeline. ValueError when its latents are not the backbone's."""
+    if not (Path(folder) / "depth_vae.json").is_file():
+        raise ValueError(f"{folder} is no VAE for depth: depth_vae.json is missing; run `metricgold depth-vae`")
+    if vae_digest(folder) != vae_digest(backbone):
+        raise ValueError(f"{folder} has another encoder than {backbone}; run `metricgold depth-vae` again")
+    vae = load_vae(folder)
+    vae.register_to_config(_name_or_path="")
+    return vae
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ class EmptyPrompt(ModelMixin, ConfigMixin):
 class MetricGoldPipeline(DiffusionPipeline):
     """One image to depth in metres.
 
+    vae                                  images are only encoded and depth only decoded, so that its decoder may be
+                                         one fine-tuned on log depth (metricgold.depth_vae)
     near_m, far_m                        range of the log depth that the U-Net was trained on
     processing_height, processing_width  size the U-Net was trained at; inputs are scaled to its area
     """

@@ -1,13 +1,22 @@
 """The real Stable Diffusion loader on a tiny folder of the exact same format, and the stand-in."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from metricgold.backbone import load_backbone, new_unet, new_vae, prepare_backbone, vae_digest, widen_conv_in
+from metricgold.backbone import (
+    load_backbone,
+    load_vae,
+    new_unet,
+    new_vae,
+    prepare_backbone,
+    vae_digest,
+    widen_conv_in,
+)
 from metricgold.params import Backbone, LogDepthRange
 from metricgold.storage import digest_folder
 
@@ -146,3 +155,34 @@ def test_equal_inputs_equal_bytes(tmp_path, tiny, tiny_raw, tiny_backbone):
     again = prepare_backbone(tiny.backbone, tiny.log_depth, {tiny.datasets[0]: tiny_raw}, tmp_path / "again")
     assert digest_folder(again) == digest_folder(tiny_backbone)
     assert vae_digest(again) == vae_digest(tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    "part, same", [("decoder.conv_out.bias", True), ("post_quant_conv.bias", True), ("quant_conv.bias", False),
+                   ("encoder.conv_in.bias", False)]
+)  # fmt: skip
+def test_the_vae_s_digest_is_that_of_what_makes_latents(tiny_backbone, tmp_path, part, same):
+    other = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    vae = load_vae(other)
+    with torch.no_grad():
+        vae.get_parameter(part)[0] += 1e-3
+    vae.register_to_config(scaling_factor=0.5, sample_size=7)  # latents are stored unscaled
+    vae.save_pretrained(other / "vae")
+    assert (vae_digest(other) == vae_digest(tiny_backbone)) == same
+
+
+def test_the_vae_s_digest_knows_layers_that_weights_do_not_show(tiny_backbone, tmp_path):
+    other = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    path = other / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"norm_num_groups": 4}))
+    assert vae_digest(other) != vae_digest(tiny_backbone)
+
+
+def test_a_vae_that_cannot_be_hashed_is_named(tiny_backbone, tmp_path):
+    with pytest.raises(ValueError, match="is no backbone: vae/ is missing"):
+        vae_digest(tmp_path)
+    other = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    weights = other / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read: .*run `metricgold backbone` again"):
+        vae_digest(other)

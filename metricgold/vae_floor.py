@@ -1,0 +1,383 @@
+"""The VAE floor: true depth through the VAE and back, without a U-Net. No prediction can be much better.
+
+How much the VAE loses depends on how depth is laid onto [-1, 1] (first experiment of arXiv 2411.10886). With near
+and far in metres
+
+    d = clip(2 (g(z) - g(near)) / (g(far) - g(near)) - 1, -1, 1)
+
+    log      g(z) = ln z     what the U-Net is trained on (metricgold.log_depth)
+    linear   g(z) = z
+    inverse  g(z) = -1 / z   near is -1 here too
+
+One protocol for all of them: frames at the size at which `encode` reads them, figures per image, then the mean over
+images, then over data sets. What counts is every valid pixel inside the widest of all ranges: what a narrower range
+clips counts with its error, so that no range wins by looking away. The best range is the one with the smallest
+AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE of photographs
+compares encodings fairly.)
+"""
+
+import csv
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from metricgold.backbone import load_vae
+from metricgold.datasets import FrameRef, list_frames, read_frame
+from metricgold.evaluate import depth_edges, evenly_spaced
+from metricgold.frame import Frame
+from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, fit_frame, rgb_to_tensor, vae_factor
+from metricgold.log_depth import LogDepth
+from metricgold.panels import metre_ticks
+from metricgold.params import LogDepthRange, VaeFloor
+from metricgold.storage import write_aside, write_json
+
+log = logging.getLogger(__name__)
+
+# g and its inverse.
+WARPS = {
+    "log": (torch.log, torch.exp),
+    "linear": (torch.clone, torch.clone),
+    "inverse": (lambda z: -1 / z, lambda g: -1 / g),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Metres onto [-1, 1] and back by the formula above; near_m maps to -1, far_m to +1, the rest saturates."""
+
+    warp: str
+    near_m: float
+    far_m: float
+
+    def __str__(self) -> str:
+        return f"{self.warp}/{self.near_m:g}-{self.far_m:g}"
+
+    def normalize(self, depth_m: torch.Tensor) -> torch.Tensor:
+        warp, near, far = self._warped_range()
+        clipped_m = depth_m.clamp(self.near_m, self.far_m)
+        return (2 * (warp(clipped_m) - near) / (far - near) - 1).clamp(-1, 1)
+
+    def denormalize(self, d: torch.Tensor) -> torch.Tensor:
+        _, near, far = self._warped_range()
+        depth_m = WARPS[self.warp][1](near + (d.clamp(-1, 1) + 1) / 2 * (far - near))
+        return depth_m.clamp(self.near_m, self.far_m)
+
+    def _warped_range(self) -> tuple[Any, float, float]:
+        warp = WARPS[self.warp][0]
+        near, far = warp(torch.tensor([self.near_m, self.far_m], dtype=torch.float64)).tolist()
+        return warp, near, far
+
+
+def vae_floor(
+    params: VaeFloor,
+    log_depth: LogDepthRange,
+    raw_folders: dict[str, Path],
+    backbone: Path,
+    metrics: Path,
+    plots: Path,
+    *,
+    size: tuple[int, int],
+    device: str = "",
+) -> dict[str, float]:
+    """Measure log, linear and inverse depth over `log_depth` and every range of the params; write the JSON `metrics`.
+
+    Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names, fitted to
+    `size`, height and width. `plots` receives vae_floor.csv (every encoding by range of true depth) and
+    vae_floor.png. The JSON is flat, for DVC: `<data set>/<encoding>/<near>-<far>/abs_rel` and `delta1`, the same
+    under `mean`, by depth for the range of the params (`.../abs_rel/2-4`), `best/near_m` and `best/far_m`, and for
+    each data set what mirroring latents costs (flip_asymmetry). It is written last. Raises ValueError when the size
+    does not suit the VAE, or naming a data set without a frame to measure.
+    """
+    vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
+    check_size(vae, size)
+    ranges = list(dict.fromkeys([log_depth, *params.ranges_m]))
+    encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
+    edges_m = depth_edges(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
+    measured, flips = {}, {}
+    for name, raw in raw_folders.items():
+        refs = some_frames(name, raw, params.split, params.frames_per_dataset)
+        flip = FlipAsymmetry(Encoding("log", log_depth.near_m, log_depth.far_m), edges_m)
+        batches = frame_batches(refs, size, params.batch_size, f"vae-floor {name}")
+        measured[name] = measure_floor(vae, batches, encodings, edges_m, beside=flip.add)
+        flips[name] = flip.report()
+    present, best = Encoding("log", log_depth.near_m, log_depth.far_m), best_range(measured)
+    report = _report(measured, flips, present, best)
+    _say(report, present, best)
+    _write_by_depth(Path(plots) / "vae_floor.csv", measured)
+    _draw(Path(plots) / "vae_floor.png", measured, present)
+    write_json(metrics, report)
+    return report
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_size(vae: AutoencoderKL, size: tuple[int, int]) -> None:
+    """ValueError unless both sides are multiples of what the VAE halves."""
+    factor = vae_factor(vae)
+    if size[0] % factor or size[1] % factor:
+        raise ValueError(f"frames need a size in multiples of the VAE's {factor}, got {size[0]} x {size[1]}")
+
+
+def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]]) -> Encoding:
+    """The encoding of log depth with the smallest AbsRel, mean over data sets; of equals the first."""
+    candidates = [encoding for encoding in next(iter(measured.values())) if encoding.warp == "log"]
+    return min(candidates, key=lambda encoding: np.mean([floors[encoding].abs_rel for floors in measured.values()]))
+
+
+# --- frames -------------------------------------------------------------------------------------------------
+
+
+def some_frames(name: str, raw: Path, split: str, limit: int | None) -> list[FrameRef]:
+    """At most `limit` frames of a split, evenly spaced. ValueError naming data set and split when there is none."""
+    found = list_frames(name, raw, split=split).frames
+    if not found:
+        raise ValueError(f"{name}: {raw} holds no frame of split {split!r}; choose another or download its scenes")
+    return [found[i] for i in evenly_spaced(len(found), limit)]
+
+
+def frame_batches(refs: Sequence[FrameRef], size: tuple[int, int], batch_size: int, desc: str) -> Iterator[list[Frame]]:
+    """Frames fitted to `size`, with a progress bar; one that cannot be read is warned of and left out."""
+    with tqdm(total=len(refs), desc=desc, unit="frame", disable=None) as bar:
+        for start in range(0, len(refs), batch_size):
+            part = refs[start : start + batch_size]
+            frames = [frame for ref in part if (frame := readable(ref, size)) is not None]
+            if frames:
+                yield frames
+            bar.update(len(part))
+
+
+def readable(ref: FrameRef, size: tuple[int, int]) -> Frame | None:
+    """One frame fitted to `size`; None, with a warning, when it cannot be read."""
+    try:
+        return fit_frame(read_frame(ref), *size)
+    except (ValueError, OSError) as error:
+        log.warning("%s left out: %s", ref.name, error)
+        return None
+
+
+# --- measuring ----------------------------------------------------------------------------------------------
+
+
+class Truth:
+    """True depth of a batch, and which of its pixels count: the valid ones from edges_m[0] to edges_m[-1]."""
+
+    def __init__(self, frames: Sequence[Frame], edges_m: np.ndarray) -> None:
+        depth_m, self.valid = (
+            np.stack([getattr(f, field) for f in frames]) for field in ("planar_depth_m", "valid_mask")
+        )
+        self.counted = self.valid & (depth_m >= edges_m[0]) & (depth_m <= edges_m[-1])  # [B, H, W]
+        self.depth_m = depth_m
+        self.counted_m = depth_m[self.counted].astype(np.float64)  # [N]
+        self.image = np.nonzero(self.counted)[0]
+        last = len(edges_m) - 2
+        self.interval = np.clip(np.searchsorted(edges_m, self.counted_m, side="right") - 1, 0, last)
+
+    def normalized(self, encoding: Encoding, device: torch.device) -> torch.Tensor:
+        """[B, H, W] in [-1, 1]; what is not valid goes in as far, as in every cache."""
+        d = encoding.normalize(torch.from_numpy(self.depth_m).to(device))
+        return d.masked_fill(~torch.from_numpy(self.valid).to(device), 1.0)
+
+
+class Floor:
+    """AbsRel and delta1 of one encoding on one data set: per image, and summed by interval of true depth."""
+
+    def __init__(self, edges_m: np.ndarray) -> None:
+        self.edges_m = edges_m
+        self.images: list[tuple[float, float]] = []  # AbsRel and delta1 of each
+        self.sums = np.zeros((3, len(edges_m) - 1))  # relative error, hits, pixels
+
+    def add(self, decoded_m: np.ndarray, truth: Truth) -> None:
+        """Score a batch [B, H, W] in metres; an image without a pixel that counts is left out."""
+        p, g = decoded_m[truth.counted].astype(np.float64), truth.counted_m
+        figures = np.stack([np.abs(p - g) / g, np.maximum(p / g, g / p) < 1.25, np.ones_like(g)])
+        total = lambda place, length: np.stack([np.bincount(place, row, length) for row in figures])  # noqa: E731
+        self.sums += total(truth.interval, self.sums.shape[1])
+        by_image = total(truth.image, len(decoded_m))
+        self.images += [(error / pixels, hits / pixels) for error, hits, pixels in by_image.T if pixels]
+
+    @property
+    def abs_rel(self) -> float:
+        return float(np.mean([image[0] for image in self.images]))
+
+    @property
+    def delta1(self) -> float:
+        return float(np.mean([image[1] for image in self.images]))
+
+    def by_depth(self) -> list[dict[str, float]]:
+        """from_m, to_m, abs_rel, delta1 over all pixels of each interval; empty intervals are left out."""
+        return [
+            {
+                "from_m": float(self.edges_m[i]),
+                "to_m": float(self.edges_m[i + 1]),
+                "abs_rel": float(error / pixels),
+                "delta1": float(hits / pixels),
+                "num_pixels": int(pixels),
+            }
+            for i, (error, hits, pixels) in enumerate(self.sums.T)
+            if pixels
+        ]
+
+    def figures(self, prefix: str, *, by_depth: bool = False) -> dict[str, float]:
+        """The figures as flat metrics, each key below `prefix`."""
+        flat = {f"{prefix}/{key}": getattr(self, key) for key in ("abs_rel", "delta1")}
+        for one in self.by_depth() if by_depth else ():
+            interval = f"{one['from_m']:g}-{one['to_m']:g}"
+            flat |= {f"{prefix}/{key}/{interval}": one[key] for key in ("abs_rel", "delta1")}
+        return flat
+
+
+@torch.no_grad()
+def measure_floor(
+    vae: AutoencoderKL,
+    batches: Iterator[list[Frame]],
+    encodings: Sequence[Encoding],
+    edges_m: np.ndarray,
+    *,
+    beside: Any = None,
+) -> dict[Encoding, Floor]:
+    """Each encoding's floor over the frames. `beside(vae, frames, truth)` sees every batch too.
+
+    Raises ValueError when no frame has depth between the outer edges.
+    """
+    floors = {encoding: Floor(edges_m) for encoding in encodings}
+    for frames in batches:
+        truth = Truth(frames, edges_m)
+        for encoding, floor in floors.items():
+            decoded = decode_log_depth(vae, encode_log_depth(vae, truth.normalized(encoding, vae.device)))
+            floor.add(encoding.denormalize(decoded).cpu().numpy(), truth)
+        if beside is not None:
+            beside(vae, frames, truth)
+    if not all(floor.images for floor in floors.values()):
+        raise ValueError(f"no frame with valid depth between {edges_m[0]:g} and {edges_m[-1]:g} m to measure")
+    return floors
+
+
+class FlipAsymmetry:
+    """What it costs to mirror latents instead of images: a VAE's convolutions are not symmetric.
+
+    image_rms, depth_rms  RMS of encode(flip x) - flip(encode x) over the RMS of encode x, in latents
+    abs_rel               of log depth decoded from mirrored latents, mirrored back: compare with the floor itself
+    """
+
+    def __init__(self, encoding: Encoding, edges_m: np.ndarray) -> None:
+        self.encoding, self.mirrored = encoding, Floor(edges_m)
+        self.squares: dict[str, np.ndarray] = {}  # of differences and of latents
+
+    def add(self, vae: AutoencoderKL, frames: Sequence[Frame], truth: Truth) -> None:
+        rgb = rgb_to_tensor(np.stack([frame.rgb for frame in frames])).to(vae.device)
+        self._compare("image_rms", encode_rgb(vae, rgb), encode_rgb(vae, rgb.flip(-1)))
+        d = truth.normalized(self.encoding, vae.device)
+        latent = encode_log_depth(vae, d)
+        self._compare("depth_rms", latent, encode_log_depth(vae, d.flip(-1)))
+        decoded = decode_log_depth(vae, latent.flip(-1)).flip(-1)
+        self.mirrored.add(self.encoding.denormalize(decoded).cpu().numpy(), truth)
+
+    def report(self) -> dict[str, float]:
+        ratios = {name: float(np.sqrt(difference / whole)) for name, (difference, whole) in self.squares.items()}
+        return ratios | {"abs_rel": self.mirrored.abs_rel}
+
+    def _compare(self, name: str, latent: torch.Tensor, of_mirrored: torch.Tensor) -> None:
+        squares = [tensor.double().square().sum().item() for tensor in (of_mirrored - latent.flip(-1), latent)]
+        self.squares[name] = self.squares.get(name, 0) + np.array(squares)
+
+
+# --- reports ------------------------------------------------------------------------------------------------
+
+
+def _report(
+    measured: Mapping[str, Mapping[Encoding, Floor]],
+    flips: Mapping[str, Mapping[str, float]],
+    present: Encoding,
+    best: Encoding,
+) -> dict[str, float]:
+    report = {"best/near_m": best.near_m, "best/far_m": best.far_m}
+    for name, floors in measured.items():
+        report[f"{name}/num_frames"] = len(floors[present].images)
+        report |= {f"{name}/flip/{key}": value for key, value in flips[name].items()}
+        for encoding, floor in floors.items():
+            of_present = (encoding.near_m, encoding.far_m) == (present.near_m, present.far_m)
+            report |= floor.figures(f"{name}/{encoding}", by_depth=of_present)
+    for encoding in next(iter(measured.values())):
+        for key in ("abs_rel", "delta1"):
+            values = [getattr(floors[encoding], key) for floors in measured.values()]
+            report[f"mean/{encoding}/{key}"] = float(np.mean(values))
+    return report
+
+
+def _say(report: Mapping[str, float], present: Encoding, best: Encoding) -> None:
+    floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
+    log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
+
+
+def _write_by_depth(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]]) -> None:
+    """data set, encoding, its range, interval of true depth and its geometric middle, figures: a plot for DVC."""
+    with write_aside(path) as aside, aside.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["dataset", "encoding", "range", "interval", "depth_m", "abs_rel", "delta1", "num_pixels"])
+        for name, floors in measured.items():
+            for encoding, floor in floors.items():
+                _, range_m = str(encoding).split("/")
+                for one in floor.by_depth():
+                    interval = f"{one['from_m']:g}-{one['to_m']:g} m"
+                    figures = (f"{value:.6g}" for value in (_middle_m(one), one["abs_rel"], one["delta1"]))
+                    rows.writerow([name, encoding.warp, f"{range_m} m", interval, *figures, one["num_pixels"]])
+
+
+def _middle_m(interval: Mapping[str, float]) -> float:
+    return (interval["from_m"] * interval["to_m"]) ** 0.5
+
+
+def _draw(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present: Encoding) -> None:
+    """A column for each data set: on top the encodings over the present range, below log depth over every range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 + 3.5 * len(measured), 6.5), dpi=100, layout="constrained")
+    axes = figure.subplots(2, len(measured), squeeze=False, sharex=True, sharey="row")
+    for (top, bottom), (name, floors) in zip(axes.T, measured.items(), strict=True):
+        top.set_title(name, size=10)
+        for encoding, floor in floors.items():
+            range_m = f"{encoding.near_m:g} to {encoding.far_m:g} m"
+            if (encoding.near_m, encoding.far_m) == (present.near_m, present.far_m):
+                _draw_line(top, floor, f"{encoding.warp}, {range_m}")
+            if encoding.warp == "log":
+                _draw_line(bottom, floor, f"log, {range_m}")
+        bottom.set_xlabel("true planar depth, m")
+    for ax in axes.flat:
+        _dress(ax, next(iter(measured.values()))[present].edges_m)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("AbsRel of the VAE alone")
+    for ax in axes[:, -1]:
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", metadata={"Software": None})
+
+
+def _draw_line(ax, floor: Floor, label: str) -> None:
+    intervals = floor.by_depth()
+    # A logarithmic axis cannot show an error of nought.
+    errors = [max(one["abs_rel"], 1e-4) for one in intervals]
+    ax.plot([_middle_m(one) for one in intervals], errors, "o-", ms=3, lw=1.2, label=label)
+
+
+def _dress(ax, edges_m: np.ndarray) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    ax.set(xscale="log", yscale="log", xlim=(edges_m[0], edges_m[-1]))
+    ax.xaxis.set_major_locator(FixedLocator(metre_ticks((edges_m[0], edges_m[-1]))))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_locator(NullLocator())
+    ax.grid(alpha=0.3)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
