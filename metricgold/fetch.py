@@ -671,6 +671,8 @@ class Stream:
         known = self._validators.get(url) if span else None
         reply = stack.enter_context(request(url, *span, validator=known, stall_s=self._fetcher.stall_s))
         self._agree(reply)
+        if span:
+            self._mirrors.praise(url)
         self._chunks = _skip(reply.chunks, self._position - reply.start)
         first = next(self._chunks, b"")
         if not first and self.total_bytes not in (None, self._position):
