@@ -139,6 +139,20 @@ def check(names: tuple[str, ...]) -> None:
 
 
 @main.command()
+@dataset_argument
+@click.option("--split", default=None, help="Only this split; everything if not given.")
+@json_option
+@click.pass_context
+def inspect(ctx: click.Context, dataset: str, split: str | None, as_json: bool) -> None:
+    """Look at DATASET's frames: a page in reports/inspect, figures in metrics/inspect, a histogram in plots/inspect."""
+    from metricgold.inspect import inspect
+
+    kinds = {"reports": "html", "metrics": "json", "plots": "csv"}
+    page, metrics, plot = (Path(top) / "inspect" / f"{dataset}.{kind}" for top, kind in kinds.items())
+    _say(inspect(dataset, Path("data/raw") / dataset, page, metrics, plot, split=split), as_json)
+
+
+@main.command()
 @click.pass_context
 def backbone(ctx: click.Context) -> None:
     """Prepare VAE, U-Net, schedule and empty prompt in models/backbone."""
