@@ -174,6 +174,34 @@ def test_prepare_data_stops_after_the_download(at_server, project):
     assert set(seconds) == {"synthesize@vkitti2-synthetic", "download@vkitti2-synthetic"}
 
 
+def test_a_licence_is_asked_for_before_anything_starts(project):
+    """In the flow's own words, at once, and not again after an hour."""
+    from flows.stages import check_licences
+
+    with pytest.raises(ValueError, match=r"hypersim is under CC BY-SA 3\.0 .* --accept-licence"):
+        check_licences(["vkitti2-synthetic", "hypersim"])
+    assert calls(project) == []
+    check_licences(["hypersim"], accept=True)
+    check_licences(["hypersim"])
+    assert (project / "data/raw/hypersim/.ledger/licence.json").exists()
+
+
+def test_a_download_is_tried_again_and_shows_how_far_it_is(monkeypatch):
+    from flows import stages
+
+    assert stages._task_of("download@hypersim").retries == 3
+    assert stages._task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]
+    assert stages._task_of("train").retries == 0
+    shown, logged = [], []
+    monkeypatch.setattr(stages, "update_progress_artifact", lambda _artifact, percent: shown.append(percent))
+    monkeypatch.setattr(stages, "create_progress_artifact", lambda percent, key, **_: shown.append((percent, key)) or 1)
+    show = stages._shown("download@hypersim", logged.append)
+    for line in ("progress 4.4 %: hypersim, 12.3 of 280.1 GB", "a line", "progress 100.0 %: hypersim"):
+        show(line)
+    assert shown == [(4.4, "download-hypersim"), 100.0]
+    assert len(logged) == 3
+
+
 @pytest.mark.slow
 def test_batch_depth_and_promote_model(at_server, small):
     from prefect.exceptions import ParameterTypeError
