@@ -5,9 +5,13 @@ ray = M_cam_from_uv (u, v, 1), it is distance * (-ray_z / |ray|). In tilt-shift 
 is not perpendicular to the optical axis, this stays the distance along that axis, not from the tilted plane.
 More than half of the scenes differ from the nominal 60 degree camera, so M_cam_from_uv is read per scene from
 metadata_camera_parameters.csv at the top of the raw folder; without its row a scene is refused, not guessed.
+
+The colour of a frame may be brightest where nothing was hit, so the exposure is taken from pixels that show an
+entity; where the file of entity ids is missing, from those that have a distance.
 """
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, paired_ids
-from metricgold.datasets.members import expect_shape, read_hdf5
+from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, paired_ids
+from metricgold.datasets.members import expect_floats, expect_shape, naming, read_hdf5
 from metricgold.frame import Frame
 from metricgold.geometry import pixel_centres, planar_from_ray_distance
+
+log = logging.getLogger(__name__)
 
 CAMERA_CSV = "metadata_camera_parameters.csv"
 _HALF_WIDTH = tan(radians(60) / 2)
@@ -30,7 +36,8 @@ def list_frames(dataset: str, raw: Path, *, default_camera: tuple[float, ...] | 
     """Frames of <scene>/images/scene_cam_XX_{final,geometry}_hdf5; FrameRef.camera is M_cam_from_uv by rows.
 
     `default_camera` (e.g. NOMINAL_CAMERA) stands in for scenes without a row in the csv; without it they
-    raise ValueError.
+    raise ValueError. Gaps in the numbers of a trajectory's frames are counted up to its last one; a missing file of
+    entity ids leaves no frame out and is logged.
     """
     cameras = read_cameras(raw / CAMERA_CSV) if (raw / CAMERA_CSV).exists() else {}
     frames, gaps = [], Counter()
@@ -40,18 +47,32 @@ def list_frames(dataset: str, raw: Path, *, default_camera: tuple[float, ...] | 
         if camera is None:
             raise ValueError(f"{raw / CAMERA_CSV}: no row for scene {scene}, so its depth cannot be made planar")
         frames += _list_scene(dataset, scene, images, camera, gaps)
+    without_entities = sum(ref.entity_path is None for ref in frames)
+    if without_entities:
+        log.warning("%s: %d frames lack render_entity_id, distance stands in for it", dataset, without_entities)
     return Listing.of(frames, gaps)
 
 
 def read_cameras(path: Path) -> dict[str, tuple[float, ...]]:
-    """Scene -> M_cam_from_uv as nine numbers by rows."""
+    """Scene -> M_cam_from_uv as nine numbers by rows. ValueError names the file and what is wrong in it."""
     columns = [f"M_cam_from_uv_{row}{column}" for row in range(3) for column in range(3)]
-    with path.open(newline="") as file:
+    with naming(path), path.open(newline="") as file:
         rows = csv.DictReader(file)
         missing = {"scene_name", *columns} - set(rows.fieldnames or ())
         if missing:
-            raise ValueError(f"{path}: lacks the columns {sorted(missing)}")
-        return {row["scene_name"]: tuple(float(row[column]) for column in columns) for row in rows}
+            raise ValueError(f"lacks the columns {sorted(missing)}")
+        return {row["scene_name"]: _camera_of(row["scene_name"], [row[column] for column in columns]) for row in rows}
+
+
+def _camera_of(scene: str, texts: list[str]) -> tuple[float, ...]:
+    try:
+        camera = tuple(map(float, texts))
+    except (TypeError, ValueError):
+        camera = (np.nan,) * 9
+    # It must see a plane full of directions, the middle one ahead.
+    if not np.isfinite(camera).all() or np.linalg.det(np.reshape(camera, (3, 3))) == 0 or camera[8] >= 0:
+        raise ValueError(f"scene {scene}: M_cam_from_uv is no camera: {texts}")
+    return camera
 
 
 def _list_scene(dataset: str, scene: str, images: Path, camera, gaps: Counter) -> Iterator[FrameRef]:
@@ -61,6 +82,7 @@ def _list_scene(dataset: str, scene: str, images: Path, camera, gaps: Counter) -
         entities = member_ids(geometry, "frame.", ".render_entity_id.hdf5")
         colours = member_ids(final, "frame.", ".color.hdf5")
         depths = member_ids(geometry, "frame.", ".depth_meters.hdf5")
+        gaps.update({"number missing": missing_numbers(colours | depths)})
         for frame in paired_ids(colours, depths, gaps):
             yield FrameRef(
                 dataset,
@@ -76,19 +98,20 @@ def _list_scene(dataset: str, scene: str, images: Path, camera, gaps: Counter) -
 def read_frame(ref: FrameRef) -> Frame:
     """Tone-mapped rgb, planar depth; NaN distance and entity -1 are invalid. ValueError names a broken member."""
     colour, ray_distance_m = read_hdf5(ref.rgb_path), read_hdf5(ref.depth_path)
-    height, width = ray_distance_m.shape[:2]
-    expect_shape(ref.depth_path, ray_distance_m, (height, width))
-    expect_shape(ref.rgb_path, colour, (height, width, 3))
-    known = _entity_mask(ref.entity_path, (height, width))
-    cosine, intrinsics = _camera(ref.camera, height, width)
-    planar_depth_m = ray_distance_m.astype(np.float32) * cosine
+    expect_floats(ref.rgb_path, colour)
+    expect_floats(ref.depth_path, ray_distance_m)
+    size = ray_distance_m.shape
+    if len(size) != 2 or min(size) < 2:
+        raise ValueError(f"{ref.depth_path}: expected shape [H, W], got {list(size)}")
+    expect_shape(ref.rgb_path, colour, (*size, 3))
+    known = np.isfinite(ray_distance_m) if ref.entity_path is None else _entity_mask(ref.entity_path, size)
+    cosine, intrinsics = _camera(ref.camera, *size)
+    planar_depth_m = np.multiply(ray_distance_m, cosine, dtype=np.float32, casting="same_kind")
     return Frame.checked(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
 
 
-def _entity_mask(path: Path | None, size: tuple[int, int]) -> np.ndarray:
-    if path is None:
-        return np.ones(size, dtype=bool)
-    entity_ids = read_hdf5(path)
+def _entity_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
+    entity_ids = read_hdf5(path).astype(np.int32, copy=False)
     expect_shape(path, entity_ids, size)
     if (entity_ids == 0).any():
         raise ValueError(f"{path}: entity id 0, which no HyperSim frame may hold")
@@ -122,25 +145,29 @@ def fit_pinhole(rays: np.ndarray) -> np.ndarray:
 
 
 def tone_map(colour: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Linear HDR colour [H, W, 3] to rgb uint8 [H, W, 3], as the data set's own tools do it.
+    """Linear HDR colour [H, W, 3] to rgb uint8 [H, W, 3], as the data set's own tools do it, in float32.
 
     The 90th percentile p of 0.3 R + 0.59 G + 0.11 B over the known pixels bool [H, W] becomes 0.8 after the
-    power 1/2.2: scale = 0.8^2.2 / p, or 1 without a known pixel, or 0 when p < 1e-4.
+    power 1/2.2: scale = 0.8^2.2 / p, or 1 without a known pixel, or 0 when p < 1e-4. Rounded to the nearest of
+    256 levels.
     """
-    scale = _exposure(colour.astype(np.float32), known)
+    with np.errstate(invalid="ignore", over="ignore"):  # colours that are NaN or infinite have no brightness
+        scale = _exposure(colour, known)
     if colour.dtype == np.float16:
         # Only 65,536 different values: the power is taken of each once.
         table = _to_display(np.arange(1 << 16, dtype=np.uint16).view(np.float16), scale)
-        return table[colour.view(np.uint16)]
+        return table.take(colour.view(np.uint16), mode="clip")  # no index is too large, and clip need not look
     return _to_display(colour, scale)
 
 
 def _exposure(colour: np.ndarray, known: np.ndarray) -> float:
-    brightness = colour @ np.array([0.3, 0.59, 0.11], dtype=np.float32)
+    brightness = np.zeros(known.shape, np.float32)
+    for channel, weight in enumerate((0.3, 0.59, 0.11)):
+        brightness += weight * colour[..., channel].astype(np.float32)
     brightness = brightness[known & np.isfinite(brightness)]
     if not brightness.size:
         return 1.0
-    bright = float(np.percentile(brightness, 90))
+    bright = float(np.percentile(brightness, 90, overwrite_input=True))
     return 0.8**2.2 / bright if bright >= 1e-4 else 0.0
 
 

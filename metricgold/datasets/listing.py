@@ -36,7 +36,7 @@ class Listing:
         for one, other in pairwise(frames):
             if one.name == other.name:
                 raise ValueError(f"frame {one.name} lies twice: {one.rgb_path} and {other.rgb_path}")
-        return cls(frames, dict(sorted(gaps.items())))
+        return cls(frames, dict(sorted((+gaps).items())))  # + leaves out what was counted 0 times
 
 
 def member_ids(folder: Path, prefix: str, suffix: str) -> set[str]:
@@ -56,3 +56,9 @@ def paired_ids(rgb_ids: set[str], depth_ids: set[str], gaps: Counter) -> list[st
         if missing:
             gaps[reason] += len(missing)
     return sorted(rgb_ids & depth_ids)
+
+
+def missing_numbers(ids: set[str]) -> int:
+    """How many of the numbers from 0 to the greatest of these ids are not among them."""
+    numbers = {int(one) for one in ids if one.isdecimal()}
+    return max(numbers, default=-1) + 1 - len(numbers)

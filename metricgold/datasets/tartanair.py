@@ -1,21 +1,27 @@
 """TartanAir v1, left camera: RGB PNG and float32 .npy of planar depth in metres; 90 degrees wide.
 
-The sky is no constant: in the frames seen it is a sphere some 4.1 km away, so its planar depth changes over the
-image by a third. It is told from surfaces by its distance along the ray.
+The sky is no constant and no infinity, it is geometry: in the frames seen a sphere some 4.1 km away, so that its planar
+depth changes over the image by a third. It is told from surfaces by its distance along the ray: what lies behind
+the last wide gap of a frame, or beyond the limit of its environment where there is no gap. Limits stand here
+and not in the data manifest: they say how a number is read, also without a manifest, and whoever changes one bumps
+encode.version.
 """
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, paired_ids
-from metricgold.datasets.members import expect_shape, read_npy, read_pixels
+from metricgold.datasets.members import expect_floats, expect_shape, read_npy, read_pixels
 from metricgold.frame import Frame
 from metricgold.geometry import pinhole, rays_from_intrinsics
 
 FAR_RAY_DISTANCE_M = 1000.0
 FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther
+SKY_FROM_M = 300.0  # nothing nearer is ever taken for sky
+SKY_GAP = 2.0  # ratio of ray distances; ground near the horizon leaves gaps up to this from one row to the next
 
 
 def list_frames(dataset: str, raw: Path) -> Listing:
@@ -48,17 +54,33 @@ def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: 
 def read_frame(ref: FrameRef) -> Frame:
     """Zero and the sky are invalid; intrinsics follow from the width. ValueError names a broken member."""
     planar_depth_m = read_npy(ref.depth_path)
-    if planar_depth_m.dtype.kind != "f":
-        raise ValueError(f"{ref.depth_path}: expected floating point metres, got {planar_depth_m.dtype}")
+    expect_floats(ref.depth_path, planar_depth_m)
     return frame_from(ref, planar_depth_m, FAR_RAY_DISTANCE_M_OF.get(ref.scene, FAR_RAY_DISTANCE_M))
 
 
 def frame_from(ref: FrameRef, planar_depth_m: np.ndarray, far_ray_distance_m: float) -> Frame:
-    """A frame of a 90 degree camera whose surfaces end at `far_ray_distance_m` along the ray."""
+    """A frame of a 90 degree camera whose surfaces end at the sky, or at `far_ray_distance_m` along the ray."""
     rgb = read_pixels(ref.rgb_path, "RGB")
     height, width = rgb.shape[:2]
     expect_shape(ref.depth_path, planar_depth_m, (height, width))
-    intrinsics = pinhole(width / 2, height, width)
-    ray_lengths = np.linalg.norm(rays_from_intrinsics(intrinsics, height, width), axis=-1)
-    valid_mask = planar_depth_m * ray_lengths < far_ray_distance_m
-    return Frame.checked(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)
+    ray_distance_m = planar_depth_m * _ray_lengths(height, width)
+    valid_mask = ray_distance_m < min(far_ray_distance_m, sky_ray_distance_m(ray_distance_m))
+    return Frame.checked(rgb, planar_depth_m, valid_mask, pinhole(width / 2, height, width), ref.scene, ref.name)
+
+
+def sky_ray_distance_m(ray_distance_m: np.ndarray) -> float:
+    """Where along the ray the sky begins: behind the last gap that is SKY_GAP wide and ends at SKY_FROM_M or later.
+
+    inf where a frame [H, W] has no such gap: without sky, or with nothing else. What is far, alone behind a gap, in a
+    frame without sky is taken for sky: a loss of pixels beyond SKY_FROM_M, where sky for a surface would be an error.
+    """
+    seen = ray_distance_m[(ray_distance_m > 0) & (ray_distance_m < np.inf)]
+    steps = np.unique(np.maximum(seen, SKY_FROM_M / SKY_GAP))  # up to there one is as near as the other
+    behind = steps[1:][(steps[1:] >= SKY_GAP * steps[:-1]) & (steps[1:] >= SKY_FROM_M)]
+    return behind[-1] if behind.size else np.inf
+
+
+@lru_cache(maxsize=8)
+def _ray_lengths(height: int, width: int) -> np.ndarray:
+    # One size for all frames of a data set.
+    return np.linalg.norm(rays_from_intrinsics(pinhole(width / 2, height, width), height, width), axis=-1)  # [H, W]

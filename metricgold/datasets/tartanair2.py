@@ -1,4 +1,8 @@
-"""TartanAir v2, front left pinhole: depth is float32 metres whose four bytes lie in an 8-bit RGBA PNG."""
+"""TartanAir v2, front left pinhole: depth is float32 metres whose four bytes lie in an 8-bit RGBA PNG.
+
+The sky is told from surfaces as in the first version, by its gap and by a limit; its distance is another in each
+environment. A PNG without alpha has lost the exponents and is refused.
+"""
 
 from pathlib import Path
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from metricgold.datasets.depth_png import read_depth_png
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, paired_ids
 from metricgold.datasets.members import expect_shape, naming, read_pixels
 from metricgold.frame import Frame
+from metricgold.geometry import crop_intrinsics
 
 FAR = 65535
+CROP_HEIGHT, CROP_WIDTH = 352, 1216  # of KITTI's depth benchmark
 
 
 def list_frames(dataset: str, raw: Path) -> Listing:
@@ -28,9 +31,8 @@ def _list_variation(dataset: str, variation: Path, gaps: Counter) -> Iterator[Fr
     folders = {kind: variation / "frames" / kind for kind in ("rgb", "depth")}
     for camera in sorted({folder.name for kind in folders.values() for folder in kind.glob("Camera_*")}):
         rgb, depth = folders["rgb"] / camera, folders["depth"] / camera
-        number = int(camera.removeprefix("Camera_"))
         for frame in paired_ids(member_ids(rgb, "rgb_", ".jpg"), member_ids(depth, "depth_", ".png"), gaps):
-            if (int(frame), number) not in cameras:
+            if (frame, camera) not in cameras:
                 gaps["intrinsics missing"] += 1
                 continue
             yield FrameRef(
@@ -39,17 +41,29 @@ def _list_variation(dataset: str, variation: Path, gaps: Counter) -> Iterator[Fr
                 name=f"{scene}/{variation.name}/{camera}/{frame}",
                 rgb_path=rgb / f"rgb_{frame}.jpg",
                 depth_path=depth / f"depth_{frame}.png",
-                camera=cameras[int(frame), number],
+                camera=cameras[frame, camera],
             )
 
 
-def read_intrinsics(path: Path) -> dict[tuple[int, int], tuple[float, ...]]:
-    """(frame, camera) -> fx, fy, cx, cy as the file has them; empty when there is no file."""
+def read_intrinsics(path: Path) -> dict[tuple[str, str], tuple[float, ...]]:
+    """(frame, camera) as files and folders are called -> fx, fy, cx, cy of that frame; empty when there is no file.
+
+    Raises ValueError naming the file and the row that is something else.
+    """
     if not path.exists():
         return {}
     with naming(path):
-        rows = [line.split() for line in path.read_text().splitlines()[1:] if line.strip()]
-        return {(int(frame), int(camera)): tuple(map(float, numbers)) for frame, camera, *numbers in rows}
+        return dict(_read_row(line) for line in path.read_text().splitlines()[1:] if line.strip())
+
+
+def _read_row(line: str) -> tuple[tuple[str, str], tuple[float, ...]]:
+    try:
+        frame, camera, fx, fy, cx, cy = map(float, line.split())
+        if not (np.isfinite([cx, cy]).all() and 0 < fx < np.inf and 0 < fy < np.inf):
+            raise ValueError
+        return (f"{int(frame):05d}", f"Camera_{int(camera)}"), (fx, fy, cx, cy)
+    except (ValueError, OverflowError):
+        raise ValueError(f"expected frame, camera, fx, fy, cx, cy, got {line!r:.100}") from None
 
 
 def read_frame(ref: FrameRef) -> Frame:
@@ -61,3 +75,22 @@ def read_frame(ref: FrameRef) -> Frame:
     # The file counts pixel centres from 0 (cx = 620.5 for 1242 columns), a Frame from 0.5.
     intrinsics = np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
     return Frame.checked(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)
+
+
+def kitti_benchmark_crop(frame: Frame) -> Frame:
+    """The lowest 352 rows and middle 1216 columns, as KITTI's depth benchmark cuts them; intrinsics carried along.
+
+    Raises ValueError for a frame that is smaller.
+    """
+    height, width = frame.valid_mask.shape
+    if height < CROP_HEIGHT or width < CROP_WIDTH:
+        raise ValueError(f"frame {frame.name}: {width}x{height} is smaller than the crop {CROP_WIDTH}x{CROP_HEIGHT}")
+    top, left = height - CROP_HEIGHT, (width - CROP_WIDTH) // 2
+    part = np.s_[top:, left : left + CROP_WIDTH]
+    return replace(
+        frame,
+        rgb=frame.rgb[part],
+        planar_depth_m=frame.planar_depth_m[part],
+        valid_mask=frame.valid_mask[part],
+        intrinsics=crop_intrinsics(frame.intrinsics, left, top),
+    )

@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,6 +115,26 @@ def test_tartanair_side_cars_are_no_gaps(tartanair):
         read_npy(SAMPLES / "tartanair_v1/inoriros/applesidecar/._000137_left_depth.npy")
 
 
+@pytest.mark.parametrize("corner", [np.s_[:90, 560:], np.s_[100:101, 7:9]])
+def test_tartanair_sky_sphere_behind_a_real_room(tartanair, corner):
+    """The sphere as it stands in other frames of this room, at 4,061 to 4,117 m along the ray, seen through a window.
+
+    In those frames surfaces end at 4.3 m and the planar depth of the sky runs from 2,544 to 2,984 m.
+    """
+    path = tartanair / "hospital/hospital/Easy/P000/depth_left/000120_left_depth.npy"
+    planar_depth_m = read_npy(path)
+    y, x = np.mgrid[0.5:480, 0.5:640]
+    ray_lengths = np.sqrt(((x - 320) / 320) ** 2 + ((y - 240) / 320) ** 2 + 1)
+    sphere_m = np.random.default_rng(0).uniform(4061, 4117, (480, 640)) / ray_lengths
+    planar_depth_m[corner] = sphere_m[corner].astype(np.float16)  # as rendered: half precision
+    np.save(path, planar_depth_m)
+    frame = list(open_dataset("tartanair", tartanair))[-1]
+    is_sky = np.zeros((480, 640), dtype=bool)
+    is_sky[corner] = True
+    np.testing.assert_array_equal(frame.valid_mask, ~is_sky)
+    assert frame.planar_depth_m.max() == 1.8994140625
+
+
 @pytest.mark.parametrize(
     ("path", "units_per_metre", "pixels", "num_valid"),
     [
@@ -168,3 +189,33 @@ def test_real_distance_map_with_wrong_camera_differs(hypersim_frame):
     )
     ratio = read_frame(replace(ref, name="nominal")).planar_depth_m / hypersim_frame.planar_depth_m
     assert abs(ratio - 1).max() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("scene", "mean_error", "max_error"),
+    # As in constant_focal_error_by_scene.csv, which was worked out without this reader.
+    [("ai_001_001", 0, 0), ("ai_021_002", 0.07428, 0.17834), ("ai_038_009", 0.03374, 0.12465)],
+)
+def test_the_usual_focal_length_is_wrong_by_up_to_18_percent(scene, mean_error, max_error):
+    camera = hypersim.read_cameras(SAMPLES / "metadata/hypersim/metadata_camera_parameters.csv")[scene]
+    rays = hypersim.rays_from_camera(camera, 768, 1024)
+    right = rays[..., 2] / np.linalg.norm(rays, axis=-1)
+    x, y = np.meshgrid(np.arange(1024) + 0.5 - 512, np.arange(768) + 0.5 - 384)
+    errors = abs(886.81 / np.sqrt(x**2 + y**2 + 886.81**2) / right - 1)
+    assert errors.max() == pytest.approx(max_error, abs=1e-5)
+    assert errors.mean() == pytest.approx(mean_error, abs=1e-5)
+
+
+def test_hypersim_arrays_are_those_of_h5py():
+    for path in (SAMPLES / HYPERSIM_COLOUR, SAMPLES / HYPERSIM_DEPTH):
+        with h5py.File(path) as file:
+            np.testing.assert_array_equal(read_hdf5(path), file["dataset"][()])
+
+
+def test_a_png_with_a_wrong_checksum_is_refused():
+    """Pillow opens it and says nothing."""
+    path = SAMPLES / "odd_images/pngsuite/xcsn0g01.png"
+    with Image.open(path) as image:
+        image.load()
+    with pytest.raises(ValueError, match=r"xcsn0g01\.png: cannot be read: broken PNG file"):
+        read_pixels(path, image.mode)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets import list_frames, open_dataset
+from metricgold.datasets import list_frames, open_dataset, tartanair
+from metricgold.datasets.tartanair import sky_ray_distance_m
 from metricgold.geometry import pinhole, rays_from_intrinsics
 
 HEIGHT, WIDTH = 6, 8
@@ -41,6 +42,56 @@ def test_ray_distance_decides_not_planar_depth(tmp_path):
     assert not frame.valid_mask[0, 0]
 
 
+INF = np.inf
+
+
+@pytest.mark.parametrize(
+    ("distances_m", "sky_from_m"),
+    [
+        ([2.1, 4.3, 4061, 4087, 4117], 4061),  # a room with a window
+        ([3, 9, 150, 200, 4061, 4117], 4061),  # surfaces to 200 m stay
+        ([3, 200, 4061], 4061),  # also with nothing before them: the last gap counts, not the widest
+        ([5, 40, 320, 600, 950, 4061], 4061),  # mountains under the sky
+        ([5, 40, 700, 705], 700),  # a dome nearer than the limit
+        ([1.5, 10_000, 3e38], 3e38),  # several skies: the limit takes the others
+        ([2, 8, 80, 160, 299], INF),  # no sky: nothing so near is one
+        ([5, 40, 90, 170, 330, 620], INF),  # no sky: ground that leaves no gap
+        ([4061, 4117], INF),  # nothing but sky has no gap; the limit takes it
+        ([0, -3, np.nan, INF, 7], INF),  # what is no distance is no sky either
+        ([0, 0, 4061], INF),
+        ([], INF),
+    ],
+)
+def test_sky_lies_behind_the_last_gap(distances_m, sky_from_m):
+    frame = np.random.default_rng(0).permutation(np.repeat(np.array(distances_m, dtype=np.float64), 3))
+    assert sky_ray_distance_m(frame[None]) == sky_from_m
+
+
+def test_a_dome_behind_a_gap_is_invalid_and_near_surfaces_are_not(tmp_path):
+    rays = rays_from_intrinsics(pinhole(WIDTH / 2, HEIGHT, WIDTH), HEIGHT, WIDTH)
+    depth_m = (600 / np.linalg.norm(rays, axis=-1)).astype(np.float32)
+    depth_m[2:] = [[200], [90], [12], [0]]
+    write_frame(tmp_path, depth_m=depth_m)
+    (frame,) = open_dataset("tartanair", tmp_path)
+    assert frame.valid_mask.all(axis=1).tolist() == [False, False, True, True, True, False]
+    assert not frame.valid_mask[[0, 1, 5]].any()
+
+
+def test_an_environment_may_have_a_limit_of_its_own(tmp_path, monkeypatch):
+    write_frame(tmp_path, depth_m=np.full((HEIGHT, WIDTH), 150, dtype=np.float32))
+    monkeypatch.setitem(tartanair.FAR_RAY_DISTANCE_M_OF, "ocean", 100.0)
+    (frame,) = open_dataset("tartanair", tmp_path)
+    assert not frame.valid_mask.any()
+
+
+def test_an_npy_that_claims_more_than_it_holds_is_refused(tmp_path):
+    write_frame(tmp_path)
+    path = tmp_path / "ocean/ocean/Easy/P001/depth_left/000000_left_depth.npy"
+    path.write_bytes(path.read_bytes().replace(b"(6, 8)", b"(9**9,)").replace(b"(9**9,)", b"(9e9, )"))
+    with pytest.raises(ValueError, match=r"000000_left_depth\.npy: cannot be read"):
+        list(open_dataset("tartanair", tmp_path))
+
+
 def test_folders_with_and_without_repeated_environment(tmp_path):
     write_frame(tmp_path, "ocean/ocean/Hard/P000")
     write_frame(tmp_path, "office/Easy/P004", frame=7)
@@ -64,13 +115,13 @@ def test_side_cars_and_gaps(tmp_path):
 
 def test_pickles_are_refused(tmp_path):
     write_frame(tmp_path, depth_m=np.array([{"no": "depth"}], dtype=object))
-    with pytest.raises(ValueError, match=r"000000_left_depth\.npy: cannot be read: .*allow_pickle"):
+    with pytest.raises(ValueError, match=r"000000_left_depth\.npy: cannot be read: .*Python objects"):
         list(open_dataset("tartanair", tmp_path))
 
 
 def test_integers_are_refused(tmp_path):
     write_frame(tmp_path, depth_m=np.full((HEIGHT, WIDTH), 4000, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"000000_left_depth\.npy: expected floating point metres, got uint16"):
+    with pytest.raises(ValueError, match=r"000000_left_depth\.npy: expected floating point numbers, got uint16"):
         list(open_dataset("tartanair", tmp_path))
 
 

@@ -59,6 +59,26 @@ def test_a_depth_without_alpha_is_refused(tmp_path):
         list(open_dataset("tartanair2", tmp_path))
 
 
+def test_sky_behind_a_gap(tmp_path):
+    """A frame that ends at 200 m under a sky at 800 m, nearer than the limit that holds for all environments."""
+    depth_m = np.full((HEIGHT, WIDTH), 800, dtype=np.float32)
+    depth_m[1], depth_m[2:] = 200, 1.5
+    write_frame(tmp_path, depth_m)
+    (frame,) = open_dataset("tartanair2", tmp_path)
+    assert frame.valid_mask.all(axis=1).tolist() == [False, True, True, True]
+
+
+def test_an_opaque_or_premultiplied_alpha_changes_the_depth_and_is_no_frame_of_ours(tmp_path):
+    """Alpha holds the exponent: 255 makes every number NaN or huge and negative, so that nothing is valid."""
+    write_frame(tmp_path, np.ones((HEIGHT, WIDTH)))
+    (ref,) = list_frames("tartanair2", tmp_path).frames
+    with Image.open(ref.depth_path) as image:
+        image.putalpha(255)
+        image.save(ref.depth_path)
+    (frame,) = open_dataset("tartanair2", tmp_path)
+    assert not frame.valid_mask.any()
+
+
 def test_splits(tmp_path):
     for environment in ("Ruins", "Office", "JapaneseCity"):
         write_frame(tmp_path, np.ones((HEIGHT, WIDTH)), f"{environment}/Data_hard/P001")

@@ -8,6 +8,9 @@ import pytest
 from PIL import Image
 
 from metricgold.datasets import list_frames, open_dataset, read_frame
+from metricgold.datasets.vkitti2 import kitti_benchmark_crop
+from metricgold.frame import Frame
+from metricgold.geometry import rays_from_intrinsics
 
 HEIGHT, WIDTH = 6, 10
 
@@ -64,6 +67,60 @@ def test_missing_members_and_intrinsics_are_counted(tmp_path):
     listing = list_frames("vkitti2", tmp_path)
     assert [ref.name[-1] for ref in listing.frames] == ["0"]
     assert listing.gaps == {"depth missing": 1, "intrinsics missing": 1, "rgb missing": 1}
+
+
+@pytest.mark.parametrize(
+    "row", ["0 0 725 725 620.5", "0 0 725 725 620.5 187 1", "0 0 725 x 620.5 187", "0 0 0 725 1 1"]
+)
+def test_a_row_that_is_no_camera_is_named(tmp_path, row):
+    write_frame(tmp_path)
+    (tmp_path / "Scene01/clone/intrinsic.txt").write_text(f"frame cameraID K K K K\n{row}\n")
+    with pytest.raises(ValueError, match=rf"intrinsic\.txt: cannot be read: expected frame, camera, .* got '{row}'"):
+        list_frames("vkitti2", tmp_path)
+
+
+def test_names_that_are_no_numbers_have_no_intrinsics(tmp_path):
+    write_frame(tmp_path)
+    for kind, suffix in (("rgb", "jpg"), ("depth", "png")):
+        folder = tmp_path / f"Scene01/clone/frames/{kind}/Camera_0"
+        (folder / f"{kind}_copy.{suffix}").write_bytes((folder / f"{kind}_00000.{suffix}").read_bytes())
+    listing = list_frames("vkitti2", tmp_path)
+    assert len(listing.frames) == 1
+    assert listing.gaps == {"intrinsics missing": 1}
+
+
+def test_kitti_benchmark_crop():
+    """Of 375 x 1242 the lowest 352 rows and the middle 1216 columns: 23 rows and 13 columns are cut away."""
+    depth_m = np.arange(1, 1 + 375 * 1242, dtype=np.float32).reshape(375, 1242)
+    intrinsics = np.array([[725.0087, 0, 621], [0, 725.0087, 187.5], [0, 0, 1]])
+    rgb = np.stack([depth_m % 256] * 3, axis=-1).astype(np.uint8)
+    whole = Frame.checked(rgb, depth_m, depth_m % 7 > 0, intrinsics, "Scene01", "x")
+    cropped = kitti_benchmark_crop(whole)
+    for field in ("rgb", "planar_depth_m", "valid_mask"):
+        np.testing.assert_array_equal(getattr(cropped, field), getattr(whole, field)[23:, 13:1229])
+    np.testing.assert_array_equal(cropped.intrinsics, [[725.0087, 0, 608], [0, 725.0087, 164.5], [0, 0, 1]])
+    # The same pixel sees along the same ray.
+    rays, part = rays_from_intrinsics(whole.intrinsics, 375, 1242), rays_from_intrinsics(cropped.intrinsics, 352, 1216)
+    np.testing.assert_allclose(part, rays[23:, 13:1229], atol=1e-12)
+    assert kitti_benchmark_crop(cropped).rgb.shape == (352, 1216, 3)
+
+
+def test_crop_of_a_smaller_frame_is_refused(tmp_path):
+    write_frame(tmp_path)
+    (frame,) = open_dataset("vkitti2", tmp_path)
+    with pytest.raises(ValueError, match=r"Scene01/clone/Camera_0/00000: 10x6 is smaller than the crop 1216x352"):
+        kitti_benchmark_crop(frame)
+
+
+def test_a_wrong_checksum_of_depth_is_found(tmp_path):
+    """Pillow alone would hand out other depth."""
+    write_frame(tmp_path)
+    path = tmp_path / "Scene01/clone/frames/depth/Camera_0/depth_00000.png"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 12] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"depth_00000\.png: cannot be read: broken PNG file"):
+        list(open_dataset("vkitti2", tmp_path))
 
 
 def test_an_8_bit_depth_is_refused(tmp_path):
