@@ -22,6 +22,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 PIECE_BYTES = 64 << 10
+PACED_BYTES = 8 << 10  # what is on its way when a client dies counts as sent
 SLOW_S = 0.1  # between two bytes of a slow answer
 HTML = b"<!doctype html><html><body>Please sign in</body></html>"
 EXPIRED = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
@@ -228,9 +229,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_bytes(self, stream, num_bytes: int) -> int:
         """Send so many bytes, or all that there are; answer how many."""
+        piece_bytes = PACED_BYTES if self.owner.bytes_per_s else PIECE_BYTES
         started, sent = time.monotonic(), 0
         while sent < num_bytes:
-            moved = self._send_piece(stream, min(PIECE_BYTES, num_bytes - sent))
+            moved = self._send_piece(stream, min(piece_bytes, num_bytes - sent))
             if not moved:
                 break
             sent += moved

@@ -1,0 +1,32 @@
+"""Downloads that are killed at random moments from servers that fail at random: right bytes, few bytes."""
+
+import pytest
+from benchmarks import BOUNDS, chaos
+from benchmarks.upstream import serve
+from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+
+BOUND = BOUNDS["download.faulty_bytes_ratio"]
+EVERY_FAULT = {"503", "429", "reset", "truncate", "no_range", "wrong_bytes", "wrong_range", "html", "expired", "slow"}
+
+
+@pytest.mark.slow
+def test_fifty_kills_and_two_mirrors_of_which_one_is_often_bad(tmp_path):
+    tally = chaos.over_http(tmp_path, num_kills=50)
+    print(tally)
+    assert tally.kills == 50
+    assert tally.befell.keys() >= EVERY_FAULT
+    assert BOUND.holds(tally.ratio), tally
+
+
+@pytest.mark.slow
+def test_eight_kills_and_a_real_s3_server(tmp_path, s3_environment, s3_bucket):  # noqa: F811
+    world = chaos.write_world(tmp_path / "upstream", num_archives=2)
+    for path in (tmp_path / "upstream").iterdir():
+        s3_client().upload_file(str(path), s3_bucket, f"tiny/{path.name}")
+    with serve(upstream=s3_environment["AWS_ENDPOINT_URL"], bytes_per_s=chaos.BYTES_PER_S) as server:
+        server.reset(script=chaos.write_script(world, chaos.BAD, f"/{s3_bucket}/tiny/", seed=0))
+        mirrors, environment = [f"s3://{s3_bucket}/tiny"], {"AWS_ENDPOINT_URL": server.url}
+        tally = chaos.run(world, mirrors, [server], tmp_path / "run", num_kills=8, environment=environment)
+    print(tally)
+    assert tally.kills == 8
+    assert BOUND.holds(tally.ratio), tally
