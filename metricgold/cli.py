@@ -183,6 +183,32 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
         encode(dataset, params.encode, params.log_depth, raw, backbone, out)
 
 
+@main.command("vae-floor")
+@click.pass_context
+def vae_floor(ctx: click.Context) -> None:
+    """Measure what the VAE alone loses, by encoding, range and depth, into metrics/vae_floor.json and plots/."""
+    from metricgold.vae_floor import vae_floor
+
+    params = _params(ctx)
+    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
+    size = (params.encode.height, params.encode.width)
+    backbone, metrics = Path("models/backbone"), Path("metrics/vae_floor.json")
+    vae_floor(params.vae_floor, params.log_depth, raw_folders, backbone, metrics, Path("plots"), size=size)
+
+
+@main.command("depth-vae")
+@click.pass_context
+def depth_vae(ctx: click.Context) -> None:
+    """Fine-tune what decodes depth into models/depth-vae; with num_steps 0 the backbone's decoder is handed on."""
+    from metricgold.depth_vae import depth_vae
+
+    params = _params(ctx)
+    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
+    size = (params.encode.height, params.encode.width)
+    backbone, out, metrics = Path("models/backbone"), Path("models/depth-vae"), Path("metrics/depth_vae.json")
+    depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
+
+
 @main.command()
 @click.option("--resume", type=click.Choice(["auto", "fresh"]), default="auto", show_default=True)
 @click.pass_context

@@ -47,7 +47,7 @@ def test_every_make_target_exists():
 
 def test_every_dvc_stage_exists():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    rows = re.findall(r"^\| (\w+) \| `metricgold (\w+)", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| ([\w-]+) \| `metricgold ([\w-]+)", README, flags=re.MULTILINE)
     assert all(word == command for word, command in rows)
     assert [word for word, _ in rows][: len(stages)] == list(stages), "`dvc repro` runs the first rows, in this order"
     assert {text.split()[1] for text in commands("dvc") if len(text.split()) > 1} <= set(stages)
