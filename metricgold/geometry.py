@@ -37,6 +37,12 @@ def crop_intrinsics(intrinsics: np.ndarray, left: float, top: float) -> np.ndarr
     return cropped
 
 
+def mirror_intrinsics(intrinsics: np.ndarray, width: int) -> np.ndarray:
+    """Intrinsics after an image of this width, and the world with it, is mirrored left to right."""
+    mirrored = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
+    return mirrored @ intrinsics @ np.diag([-1.0, 1, 1])
+
+
 def rays_from_intrinsics(intrinsics: np.ndarray, height: int, width: int) -> np.ndarray:
     """Ray through every pixel centre with z = 1, float64 [H, W, 3]."""
     x, y = pixel_centres(height, width)

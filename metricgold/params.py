@@ -80,6 +80,9 @@ class Encode(Section):
     batch_size: PositiveInt = 16
     frames_per_shard: PositiveInt = 256
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE; latents are stored as float16
+    max_dtype_error: PositiveFloat = 0.01  # of decoded depth against float32's, mean and relative
+    views: PositiveInt = 1  # of each frame: the whole of it, then random crops, mirrored or not
+    min_crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # sides of the smallest crop, as a share of the largest
 
 
 class VaeFloor(Section):

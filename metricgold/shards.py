@@ -1,23 +1,51 @@
-"""The latent cache of one data set: HDF5 shards, a record for each scene, and an index written last.
+"""The latent cache of one data set: a folder of HDF5 shards, a record for each scene, an index written last.
 
-    index.json           identity, frame counts, dropped frames by reason, shards with their scene and sha256
-    <scene>-000.h5       frames of one scene, sorted by name: rgb_latent, depth_latent float16 [n, c, h, w]
-                         (unscaled VAE means), valid_mask bool [n, h, w], intrinsics float64 [n, 3, 3],
-                         name as UTF-8; attribute `identity`: what every latent in it depends on
-    <scene>.scene.json   written after the scene's last shard: its identity, gaps, and its shards with their sha256
+    <scene>-000.h5, ...  shards: frames of one scene, sorted by name
+    <scene>.scene.json   written after the scene's last shard: format; identity; gaps: frames that upstream lists and
+                         the raw folder lacks, by reason; shards: file, num_frames, dropped by reason, sha256
+    index.json           written last, so that a folder with it is whole: format; identity; num_frames; dropped: all
+                         frames left out, by reason; shards in order of scene: scene, file, num_frames, sha256
 
-Equal inputs give equal bytes. A shard appears whole or not at all and holds one scene, so a killed run goes on at
-the first shard that is missing, and a new scene touches no other's files.
+An identity says what latents depend on: data set, split, params of encode, log depth and digest of the VAE; in a
+record also its scene and source, the digest of what the scene was read from (null: not known); in a shard also
+frames, the digest of the names that it was made from; in the index also the source of each scene. What has another
+identity or FORMAT is refused, and replaced by `metricgold encode`. A shard in numbers, n frames of H x W pixels and
+c x h x w latents:
+
+    attributes           format, num_frames; as JSON identity and dropped
+    frame                records [n], in one piece; without frames nothing from here on
+        intrinsics       float64 [3, 3]     of the encoded image, pixels, pixel centres at +0.5
+        rgb_latent       float16 [c, h, w]  unscaled means of the VAE's posterior
+        depth_latent     float16 [c, h, w]
+        latent_mask      bool [h, w]        every pixel below this latent is valid
+        name             UTF-8, filled up with zeros
+    valid_mask           uint8, in one piece: a zlib stream a frame of the bits of its bool [H, W], one behind the
+                         other; attribute shape: H, W
+    valid_mask_begin     int64 [n + 1]      where each stream begins, and the last one ends
+
+With nothing but h5py, zlib and numpy, for frame i of a shard:
+
+    record, masks = file["frame"][i], file["valid_mask"]
+    begin, end = file["valid_mask_begin"][i : i + 2]
+    bits = np.frombuffer(zlib.decompress(masks[begin:end]), np.uint8)
+    valid_mask = np.unpackbits(bits, count=np.prod(masks.attrs["shape"])).reshape(masks.attrs["shape"])
+
+Here HDF5 only tells where the pieces lie, and the kernel reads them: twice as fast. Equal inputs give equal bytes. A
+shard appears whole or not at all and holds one scene, so a killed run goes on at the first shard that is missing, and
+a new scene touches no other's files.
 """
 
 import json
 import os
+import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from io import FileIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import h5py
@@ -26,12 +54,14 @@ import numpy as np
 from metricgold.latents import LatentFrame
 from metricgold.storage import digest_file, read_json, write_aside, write_json
 
+FORMAT = 2  # 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
-# Each open file holds a descriptor, of which a process often has 1024, and 0.6 MB; opening one again costs a
-# millisecond.
-MAX_OPEN_SHARDS = 64
-_ARRAYS = ("rgb_latent", "depth_latent", "valid_mask", "intrinsics")
+MAX_OPEN_SHARDS = 64  # a process often has 1024 descriptors; opening one again costs 20 microseconds
+# Numbers of eight bytes first: then they lie at multiples of eight in a record that was read alone.
+_ARRAYS = ("intrinsics", "rgb_latent", "depth_latent", "latent_mask")
 _RECORD_SUFFIX = ".scene.json"
+# What broken bytes may raise; HDF5 finds many words for them.
+_BROKEN = (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError)
 
 
 def shard_path(cache: Path, scene: str, number: int) -> Path:
@@ -48,22 +78,48 @@ def _file_name(scene: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
+# Shards
+
+
 def write_shard(
     path: Path, frames: Sequence[LatentFrame], dropped: Sequence[str], identity: dict[str, Any]
 ) -> dict[str, Any]:
     """Write one shard aside and rename it; answers what find_shard will.
 
-    dropped: the reason of each frame that is not in it.
+    frames: of one size, with their valid_mask; dropped: the reason of each frame that is not in it.
     """
-    with write_aside(path) as aside, h5py.File(aside, "w") as file:
-        file.attrs["identity"] = json.dumps(identity, sort_keys=True)
-        file.attrs["dropped"] = json.dumps(Counter(dropped), sort_keys=True)
-        file.attrs["num_frames"] = len(frames)
-        for field in _ARRAYS if frames else ():
-            # In one piece: a row is found without an index of chunks, which halves a first read.
-            file.create_dataset(field, data=np.stack([getattr(frame, field) for frame in frames]))
-        file.create_dataset("name", data=[frame.name for frame in frames], dtype=h5py.string_dtype())
-    return find_shard(path, identity)
+    counts = dict(sorted(Counter(dropped).items()))
+    attributes = {"format": FORMAT, "num_frames": len(frames)}
+    attributes |= {"identity": json.dumps(identity, sort_keys=True), "dropped": json.dumps(counts)}
+    content = _pack_shard(frames, attributes)
+    with write_aside(path) as aside:
+        aside.write_bytes(content)
+    return {"file": path.name, "num_frames": len(frames), "dropped": counts, "sha256": sha256(content).hexdigest()}
+
+
+def _pack_shard(frames: Sequence[LatentFrame], attributes: Mapping[str, Any]) -> bytes:
+    # In memory: where a disk is full, HDF5 would fail again whenever it is asked to close its file.
+    with h5py.File("shard", "w", driver="core", backing_store=False) as file:
+        file.attrs.update(attributes)
+        if frames:
+            file["frame"] = _pack_records(frames)
+            streams = [zlib.compress(np.packbits(frame.valid_mask), 1) for frame in frames]
+            file["valid_mask"] = np.frombuffer(b"".join(streams), np.uint8)
+            file["valid_mask"].attrs["shape"] = frames[0].valid_mask.shape
+            file["valid_mask_begin"] = np.cumsum([0, *map(len, streams)], dtype=np.int64)
+        file.flush()
+        return file.id.get_file_image()
+
+
+def _pack_records(frames: Sequence[LatentFrame]) -> np.ndarray:
+    names = np.array([frame.name.encode() for frame in frames])
+    first = {field: getattr(frames[0], field) for field in _ARRAYS}
+    fields = [(field, array.dtype, array.shape) for field, array in first.items()]
+    records = np.empty(len(frames), [*fields, ("name", names.dtype)])
+    records["name"] = names
+    for field in _ARRAYS:
+        records[field] = [getattr(frame, field) for frame in frames]
+    return records
 
 
 def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) -> dict[str, Any] | None:
@@ -76,28 +132,32 @@ def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) 
         if sha256 not in (None, found):
             return None
         with h5py.File(path) as file:
-            if json.loads(file.attrs["identity"]) != identity:
+            if file.attrs["format"] != FORMAT or json.loads(file.attrs["identity"]) != identity:
                 return None
             num_frames, dropped = int(file.attrs["num_frames"]), json.loads(file.attrs["dropped"])
-    except (OSError, KeyError, ValueError, RuntimeError):  # HDF5 finds many words for broken bytes
+    except _BROKEN:
         return None
     return {"file": path.name, "num_frames": num_frames, "dropped": dropped, "sha256": found}
 
 
 def is_part_of(path: Path, common: dict[str, Any]) -> bool:
-    """Whether a file is a shard or a record whose identity holds all of `common`."""
+    """Whether a file is a shard or a record of this FORMAT whose identity holds all of `common`."""
     try:
-        identity = _read_identity(path)
-        return {key: identity[key] for key in common} == common
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError):
+        found_format, identity = _read_identity(path)
+        return found_format == FORMAT and {key: identity[key] for key in common} == common
+    except _BROKEN:
         return False
 
 
-def _read_identity(path: Path) -> dict[str, Any]:
+def _read_identity(path: Path) -> tuple[int, dict[str, Any]]:
     if path.name.endswith(_RECORD_SUFFIX):
-        return read_json(path)["identity"]
+        record = read_json(path)
+        return record["format"], record["identity"]
     with h5py.File(path) as file:
-        return json.loads(file.attrs["identity"])
+        return file.attrs["format"], json.loads(file.attrs["identity"])
+
+
+# Records and index
 
 
 def write_record(
@@ -107,7 +167,7 @@ def write_record(
 
     gaps: by reason, the frames that upstream lists and the raw folder lacks; shards: what find_shard says of each.
     """
-    record = {"identity": identity, "gaps": dict(gaps), "shards": list(shards)}
+    record = {"format": FORMAT, "identity": identity, "gaps": dict(gaps), "shards": list(shards)}
     if read_record(cache, scene) != record:
         write_json(record_path(cache, scene), record)
     return record
@@ -116,8 +176,9 @@ def write_record(
 def read_record(cache: Path, scene: str) -> dict[str, Any] | None:
     """What write_record wrote; None when there is none that can be read."""
     try:
-        return read_json(record_path(cache, scene))
-    except (OSError, ValueError):
+        record = read_json(record_path(cache, scene))
+        return record if record["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -130,14 +191,17 @@ def is_whole(cache: Path, record: dict[str, Any]) -> bool:
 
 
 def write_index(
-    cache: Path, common: dict[str, Any], records: Mapping[str, dict[str, Any]], gaps: Mapping[str, int]
+    cache: Path,
+    common: dict[str, Any],
+    records: Mapping[str, dict[str, Any]],
+    measured: Mapping[str, float] | None = None,
 ) -> Path:
     """Describe the scenes' shards; its presence means that the cache is whole.
 
-    common: the identity that all shards share; records by scene; gaps that belong to no scene in particular.
+    common: the identity that all shards share; records by scene; measured: figures to be kept beside them.
     Raises ValueError when no frame is left.
     """
-    shards, sources, dropped = [], {}, Counter(gaps)
+    shards, sources, dropped = [], {}, Counter()
     for scene, record in sorted(records.items()):
         dropped.update(record["gaps"])
         for shard in record["shards"]:
@@ -147,17 +211,32 @@ def write_index(
     num_frames = sum(shard["num_frames"] for shard in shards)
     if not num_frames:
         raise ValueError(f"{cache}: no frame left to train on; dropped: {dict(dropped)}")
-    identity = common | {"scenes": sources}
-    index = {"identity": identity, "num_frames": num_frames, "dropped": dict(dropped), "shards": shards}
+    index = {"format": FORMAT, "identity": common | {"scenes": sources}, "num_frames": num_frames}
+    index |= {"dropped": dict(dropped), "shards": shards, **({"measured": dict(measured)} if measured else {})}
     write_json(Path(cache) / INDEX, index)
     return Path(cache) / INDEX
 
 
-class LatentCache:
-    """Random access to a finished cache: len(), [i] -> LatentFrame, .identity.
+# Reading
 
-    Frames lie in order of scene, then name. Safe to hand to worker processes: HDF5 handles are opened where they
-    are used and never shared. Raises ValueError when the folder holds no index or a shard is missing.
+
+class _Layout(NamedTuple):
+    """Where the pieces of a shard lie. Kept when the file is closed: HDF5 takes a millisecond to tell."""
+
+    file_state: tuple[int, ...]  # of the file that it was read from
+    record: np.dtype
+    frame_offset: int
+    mask_offset: int
+    mask_begins: np.ndarray  # [n + 1]
+    mask_shape: tuple[int, ...]
+
+
+class LatentCache:
+    """Random access to a finished cache: len(), [i] -> LatentFrame without valid_mask, .valid_mask(i), .identity.
+
+    Frames lie in order of scene, then name. Safe to hand to worker processes, forked or spawned: nothing that they
+    share is moved by reading. Threads take turns. Raises ValueError when the folder holds no index of this FORMAT, or
+    a shard is missing or broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -165,9 +244,12 @@ class LatentCache:
         if not (self.path / INDEX).is_file():
             raise ValueError(f"{path} is no finished latent cache: {INDEX} is missing; run `metricgold encode`")
         self.index = read_json(self.path / INDEX)
+        found = self.index.get("format") if isinstance(self.index, dict) else None
+        if found != FORMAT:
+            raise ValueError(f"{self.path / INDEX}: format is {found}, expected {FORMAT}; encode it again")
         self._ends = list(accumulate(shard["num_frames"] for shard in self.index["shards"]))
-        self._files: OrderedDict[int, h5py.File] = OrderedDict()  # the longest unused first
-        self._pid = os.getpid()
+        self._files: OrderedDict[int, FileIO] = OrderedDict()  # the longest unused first
+        self._layouts: dict[int, _Layout] = {}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -182,28 +264,86 @@ class LatentCache:
         return self.index["num_frames"]
 
     def __getitem__(self, i: int) -> LatentFrame:
+        number, row = self._place(i)
+        file, layout = self._open(number)
+        size = layout.record.itemsize
+        content = self._read(number, file, layout.frame_offset + row * size, size)
+        record = np.frombuffer(content, layout.record)[0]
+        scene = self.index["shards"][number]["scene"]
+        return LatentFrame(**{field: record[field] for field in _ARRAYS}, scene=scene, name=record["name"].decode())
+
+    def valid_mask(self, i: int) -> np.ndarray:
+        """Pixel mask bool [H, W] of frame i."""
+        number, row = self._place(i)
+        file, layout = self._open(number)
+        begin, end = layout.mask_begins[row : row + 2].tolist()
+        content = self._read(number, file, layout.mask_offset + begin, end - begin)
+        try:
+            bits = np.frombuffer(zlib.decompress(content), np.uint8)
+            num_pixels = int(np.prod(layout.mask_shape))
+            return np.unpackbits(bits, count=num_pixels).view(bool).reshape(layout.mask_shape)
+        except (zlib.error, ValueError) as error:
+            raise self._broken(number, error) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict(), "_layouts": {}}
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """Shard and row of a frame."""
         if not 0 <= i < len(self):
             raise IndexError(f"frame {i} of {len(self)} in {self.path}")
         number = bisect_right(self._ends, i)
-        row = i - (self._ends[number - 1] if number else 0)
-        file = self._open(number)
-        arrays = {field: file[field][row] for field in _ARRAYS}
-        return LatentFrame(**arrays, scene=self.index["shards"][number]["scene"], name=file["name"][row].decode())
+        return number, i - (self._ends[number - 1] if number else 0)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": OrderedDict()}
-
-    def _open(self, number: int) -> h5py.File:
-        if os.getpid() != self._pid:
-            # After a fork the parent's handles must be neither used nor closed.
-            self._files, self._pid = OrderedDict(), os.getpid()
+    def _open(self, number: int) -> tuple[FileIO, _Layout]:
         if number not in self._files:
-            path = self.path / self.index["shards"][number]["file"]
             try:
-                self._files[number] = h5py.File(path)
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read as a shard: {error}; encode it again") from error
+                file = FileIO(self._path(number))
+                self._layouts[number] = self._layout_of(number, file)
+            except _BROKEN as error:
+                raise self._broken(number, error) from error
+            self._files[number] = file
             if len(self._files) > MAX_OPEN_SHARDS:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(number)
-        return self._files[number]
+        return self._files[number], self._layouts[number]
+
+    def _layout_of(self, number: int, file: FileIO) -> _Layout:
+        """What HDF5 said of this very file, or says of it now: a shard that was replaced has other places."""
+        status = os.fstat(file.fileno())
+        file_state = (status.st_ino, status.st_mtime_ns, status.st_size)
+        known = self._layouts.get(number)
+        if known is not None and known.file_state == file_state:
+            return known
+        layout = _read_layout(file, file_state)
+        if len(layout.mask_begins) != self.index["shards"][number]["num_frames"] + 1:
+            raise ValueError(f"{len(layout.mask_begins) - 1} frames, {INDEX} knows of another number")
+        return layout
+
+    def _read(self, number: int, file: FileIO, offset: int, num_bytes: int) -> bytes:
+        # pread leaves the file's position alone, which a fork shares.
+        content = os.pread(file.fileno(), num_bytes, offset)
+        if len(content) != num_bytes:
+            raise self._broken(number, f"ends {num_bytes - len(content)} bytes too early")
+        return content
+
+    def _path(self, number: int) -> Path:
+        return self.path / self.index["shards"][number]["file"]
+
+    def _broken(self, number: int, reason: Any) -> ValueError:
+        return ValueError(f"{self._path(number)} cannot be read as a shard: {reason}; encode it again")
+
+
+def _read_layout(file: FileIO, file_state: tuple[int, ...]) -> _Layout:
+    with h5py.File(file, "r") as shard:
+        if shard.attrs["format"] != FORMAT:
+            raise ValueError(f"format is {shard.attrs['format']}, expected {FORMAT}")
+        frame, masks = shard["frame"], shard["valid_mask"]
+        return _Layout(
+            file_state,
+            frame.dtype,
+            frame.id.get_offset(),
+            masks.id.get_offset(),
+            shard["valid_mask_begin"][:],
+            tuple(masks.attrs["shape"].tolist()),
+        )

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from metricgold.datasets import list_frames
+from metricgold.datasets import Listing, NoFramesError, list_frames
 from metricgold.download import Group, bring, ledger_entry, open_store, raise_together, scene_splits, wanted_groups
-from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest
+from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
 from metricgold.ledger import DONE, DROPPED
 from metricgold.manifest import Manifest
 from metricgold.params import Params
@@ -62,9 +62,8 @@ def encode_from_remote(
 
 def training_groups(store: Store, params: Params) -> list[Group]:
     """Groups of archives that hold a scene of the training split."""
-    splits_of = scene_splits(store.manifest, store.into)
     groups = wanted_groups(store, params.download)
-    return [group for group in groups if not group.scenes or any(SPLIT in splits_of(scene) for scene in group.scenes)]
+    return [group for group in groups if not group.scenes or _scenes_to_train_on(store, group)]
 
 
 def _digest_of(store: Store) -> Callable[[str], str | None]:
@@ -80,9 +79,13 @@ def _is_encoded(store: Store, encoder: SceneEncoder, group: Group) -> bool:
     rows = [store.row(source) for source in group.sources]
     if not group.scenes or any(row is None or row.state not in (DONE, DROPPED) for row in rows):
         return False
-    digest_of, splits_of = _digest_of(store), scene_splits(store.manifest, store.into)
-    scenes = [scene for scene in group.scenes if SPLIT in splits_of(scene)]
-    return all([encoder.has_scene(scene, digest_of(scene)) for scene in scenes])
+    digest_of = _digest_of(store)
+    return all([encoder.has_scene(scene, digest_of(scene)) for scene in _scenes_to_train_on(store, group)])
+
+
+def _scenes_to_train_on(store: Store, group: Group) -> list[str]:
+    splits_of = scene_splits(store.manifest, store.into)
+    return [scene for scene in group.scenes if SPLIT in splits_of(scene)]
 
 
 def _fetched(store: Store, num_workers: int, groups: Sequence[Group]) -> Iterator[tuple[Group, Exception | None]]:
@@ -113,14 +116,23 @@ def _encode_group(store: Store, encoder: SceneEncoder, group: Group) -> None:
     view = store.into / ".part" / "view"
     try:
         _make_view(store, group, view)
-        listing = list_frames(store.manifest.name, view, split=SPLIT)
+        listing = _list(store.manifest.name, view)
         digest_of = _digest_of(store)
-        for scene in listing.scenes if not group.scenes else group.scenes:
+        for scene in sorted({*training_scenes(listing), *_scenes_to_train_on(store, group)}):
             refs = [ref for ref in listing.frames if ref.scene == scene]
-            if refs or scene in listing.scenes:
-                encoder.encode_scene(scene, refs, digest_of(scene), listing.gaps_of(scene))
+            if not refs:
+                log.warning("%s: %s has no frame to train on", store.manifest.name, scene)
+            encoder.encode_scene(scene, refs, digest_of(scene), listing.gaps_of(scene))
+        encoder.wait()  # what they were made from is about to be deleted
     finally:
         remove(view)
+
+
+def _list(name: str, raw: Path) -> Listing:
+    try:
+        return list_frames(name, raw, split=SPLIT)
+    except NoFramesError:
+        return Listing([])
 
 
 def _make_view(store: Store, group: Group, view: Path) -> None:

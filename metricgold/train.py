@@ -271,7 +271,7 @@ class _Run:
         params = self.params
         arrays = {
             name: np.stack([_mirrored(getattr(f, name), draw.flip) for draw, f in zip(draws, frames, strict=True)])
-            for name in ("rgb_latent", "depth_latent", "valid_mask")
+            for name in ("rgb_latent", "depth_latent", "latent_mask")
         }
         rgb, depth = (torch.from_numpy(arrays[name]).float() * self.scaling for name in ("rgb_latent", "depth_latent"))
         key = int(np.random.SeedSequence([params.seed, self.step, 1]).generate_state(1, np.uint64)[0] >> 1)
@@ -283,7 +283,7 @@ class _Run:
             timesteps / num_timesteps if params.noise.annealed else torch.ones(len(draws))
         )
         noise = multi_resolution_noise(depth.shape, strength, generator)
-        valid = torch.from_numpy(arrays["valid_mask"])[:, None]  # [B, 1, h, w]
+        valid = torch.from_numpy(arrays["latent_mask"])[:, None]  # [B, 1, h, w]
         return {"rgb": rgb, "depth": depth, "valid": valid, "noise": noise, "timesteps": timesteps}
 
     def _loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -39,7 +39,8 @@ def test_latents_are_the_vae_s_of_the_training_frames(tiny, tiny_raw, tiny_backb
         np.testing.assert_allclose(cache[i].rgb_latent, rgb_latent, atol=2e-3)
         np.testing.assert_allclose(cache[i].depth_latent, depth_latent, atol=2e-3)
         # The sky is not measured, so the latents above the horizon are not valid.
-        assert not cache[i].valid_mask[0].any() and cache[i].valid_mask[-1].all()
+        assert not cache[i].latent_mask[0].any() and cache[i].latent_mask[-1].all()
+        np.testing.assert_array_equal(cache.valid_mask(i), frames[i].valid_mask)
         np.testing.assert_array_equal(cache[i].intrinsics, frames[i].intrinsics)
 
 
@@ -191,9 +192,9 @@ def test_a_scene_without_frames_is_remembered_with_its_gaps(tiny, tiny_raw, tiny
     with opened(tiny, tiny_backbone, out) as encoder:
         assert encoder.has_scene("empty", "source")
         encoder.encode_scene("env101", refs["env101"], None, {"rgb missing": 1})
-        encoder.finish({"depth missing": 1})
+        encoder.finish()
     cache = LatentCache(out)
-    assert cache.index["dropped"] == {"depth missing": 3, "rgb missing": 1}
+    assert cache.index["dropped"] == {"depth missing": 2, "rgb missing": 1}
     assert cache.identity["scenes"] == {"env101": None} and len(cache) == 4
 
 

@@ -1,8 +1,16 @@
+import errno
+import json
 import multiprocessing
+import os
 import pickle
+import textwrap
 import time
+import tracemalloc
+import zlib
+from io import FileIO
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +30,7 @@ from metricgold.shards import (
     write_record,
     write_shard,
 )
-from metricgold.storage import digest_folder, write_json
+from metricgold.storage import digest_folder, read_json, write_json
 
 COMMON = {"vae": "abc", "log_depth": {"near_m": 0.5, "far_m": 80.0}}
 
@@ -30,7 +38,8 @@ COMMON = {"vae": "abc", "log_depth": {"near_m": 0.5, "far_m": 80.0}}
 def frame(scene, i):
     rng = np.random.default_rng(i)
     latent = rng.normal(size=(2, 4, 3, 5)).astype(np.float16)
-    return LatentFrame(latent[0], latent[1], rng.random((3, 5)) > 0.5, rng.normal(size=(3, 3)), scene, f"ä/{i}")
+    masks = rng.random((3, 5)) > 0.5, rng.random((6, 10)) > 0.5  # of latents, of pixels: no whole number of bytes
+    return LatentFrame(*latent, masks[0], rng.normal(size=(3, 3)), scene, f"ä/{i}", masks[1])
 
 
 def write_scene(folder, scene, frames_of_shards, dropped=(), gaps=None):
@@ -50,12 +59,12 @@ def write_cache(folder):
         "b/c": write_scene(folder, "b/c", [[]], ["no valid latent"], {"depth missing": 1}),
         "d": write_scene(folder, "d", []),
     }
-    write_index(folder, COMMON, records, gaps={"depth missing": 4})
+    write_index(folder, COMMON, records)
     return LatentCache(folder)
 
 
 def assert_same(one, other):
-    for field in ("rgb_latent", "depth_latent", "valid_mask", "intrinsics"):
+    for field in ("rgb_latent", "depth_latent", "latent_mask", "intrinsics"):
         array, expected = getattr(one, field), getattr(other, field)
         assert array.dtype == expected.dtype
         np.testing.assert_array_equal(array, expected)
@@ -68,6 +77,9 @@ def test_what_is_written_is_read_in_any_order(tmp_path):
     assert len(cache) == 4
     for i in (2, 0, 3, 1, 0):
         assert_same(cache[i], expected[i])
+        assert cache[i].valid_mask is None
+        np.testing.assert_array_equal(cache.valid_mask(i), expected[i].valid_mask)
+        assert cache.valid_mask(i).dtype == bool
     with pytest.raises(IndexError, match="frame 4 of 4"):
         cache[4]
 
@@ -77,7 +89,7 @@ def test_the_index_tells_identity_and_why_frames_are_missing(tmp_path):
     # A scene without a frame in the split changes nothing that is trained on.
     sources = {scene: f"source of {scene}" for scene in ("a", "b/c", "out of order")}
     assert cache.identity == COMMON | {"scenes": sources}
-    assert cache.index["dropped"] == {"unreadable": 2, "no valid latent": 1, "depth missing": 5}
+    assert cache.index["dropped"] == {"unreadable": 2, "no valid latent": 1, "depth missing": 1}
     files = ["a-000.h5", "a-001.h5", "b%2Fc-000.h5", "out%20of%20order-000.h5"]
     assert [shard["file"] for shard in cache.index["shards"]] == files
 
@@ -107,15 +119,105 @@ def test_no_index_no_cache(tmp_path):
 def test_no_frame_no_index(tmp_path):
     record = write_scene(tmp_path, "a", [[]], ["unreadable"])
     with pytest.raises(ValueError, match=r"no frame left to train on.*unreadable"):
-        write_index(tmp_path, COMMON, {"a": record}, {})
+        write_index(tmp_path, COMMON, {"a": record})
     assert not (tmp_path / "index.json").exists()
 
 
-def test_a_broken_shard_is_named(tmp_path):
+def test_h5py_alone_reads_a_shard_as_the_page_says(tmp_path):
+    lines = shards.__doc__.split("of a shard:\n\n")[1].split("\n\n")[0]
+    for i in (0, 1):
+        with h5py.File(shard_path(write_cache(tmp_path).path, "a", 0)) as file:
+            names = {"file": file, "i": i, "np": np, "zlib": zlib}
+            exec(textwrap.dedent(lines), names)
+            assert file["frame"].chunks is None
+        record, expected = names["record"], frame("a", i)
+        np.testing.assert_array_equal(names["valid_mask"], expected.valid_mask)
+        np.testing.assert_array_equal(record["depth_latent"], expected.depth_latent)
+        assert record["name"].decode() == expected.name
+
+
+def _cut(content):
+    return content[: len(content) // 3]
+
+
+def _cut_tail(content):
+    return content[:-40]
+
+
+def _spoil_masks(content):
+    at = content.rindex(zlib.compress(np.packbits(frame("a", 2).valid_mask), 1))
+    return content[:at] + b"no stream" + content[at + 9 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _cut_tail, _spoil_masks, lambda _: b"", lambda _: b"no HDF5"])
+def test_a_broken_shard_is_named(tmp_path, damage):
     cache = write_cache(tmp_path / "cache")
-    shard_path(cache.path, "a", 1).write_bytes(b"no HDF5")
-    with pytest.raises(ValueError, match="a-001"):
+    path = shard_path(cache.path, "a", 1)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"a-001\.h5 cannot be read as a shard: .*; encode it again"):
+        cache[2], cache.valid_mask(2)
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path):
+    cache = write_cache(tmp_path / "cache")
+    shard_path(cache.path, "a", 1).unlink()
+    with pytest.raises(ValueError, match=r"a-001\.h5 cannot be read as a shard: .*No such file"):
         cache[2]
+
+
+def test_a_shard_that_is_cut_while_it_is_open_is_named(tmp_path):
+    cache = write_cache(tmp_path / "cache")
+    cache[2]
+    os.truncate(shard_path(cache.path, "a", 1), 2100)
+    with pytest.raises(ValueError, match=r"a-001\.h5 .*ends \d+ bytes too early"):
+        cache[2]
+
+
+def test_a_shard_that_was_replaced_is_not_read_in_old_places(tmp_path, monkeypatch):
+    cache = write_cache(tmp_path / "cache")
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 1)
+    assert cache[2].name == "ä/2"
+    cache[3]  # closes the other
+    identity = {"padding": "x" * 5000}  # moves all that lies behind it
+    write_shard(shard_path(cache.path, "a", 1), [frame("a", 7)], [], identity)
+    assert_same(cache[2], frame("a", 7))
+    np.testing.assert_array_equal(cache.valid_mask(2), frame("a", 7).valid_mask)
+    cache[3]
+    write_shard(shard_path(cache.path, "a", 1), [frame("a", 7), frame("a", 8)], [], identity)
+    with pytest.raises(ValueError, match=r"2 frames, index\.json knows of another number; encode it again"):
+        cache[2]
+
+
+@pytest.mark.parametrize("found", [1, None])
+def test_another_format_is_refused(tmp_path, found):
+    cache = write_cache(tmp_path)
+    path = record_path(tmp_path, "a")
+    for file in (tmp_path / "index.json", path):
+        write_json(file, read_json(file) | {"format": found})
+    with pytest.raises(ValueError, match=rf"index\.json: format is {found}, expected 2; encode it again"):
+        LatentCache(tmp_path)
+    assert read_record(tmp_path, "a") is None and not is_part_of(path, {})
+    with h5py.File(shard_path(tmp_path, "a", 1), "r+") as file:
+        file.attrs["format"] = found or 0
+        identity = json.loads(file.attrs["identity"])
+    assert find_shard(shard_path(tmp_path, "a", 1), identity) is None
+    assert not is_part_of(shard_path(tmp_path, "a", 1), {})
+    with pytest.raises(ValueError, match=r"format is .*, expected 2; encode it again"):
+        cache[2]
+
+
+def test_a_disk_that_is_full_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = shard_path(tmp_path, "a", 0)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_shard(path, [frame("a", 0)], [], COMMON)
+    assert not list(tmp_path.iterdir())
+
+
+def full_disk(path, content):
+    with path.open("wb") as file:
+        file.write(content[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def test_a_shard_is_found_by_its_own_identity_only(tmp_path):
@@ -158,15 +260,17 @@ def test_workers_get_handles_of_their_own(tmp_path):
 
 
 def test_few_shards_are_open_at_once_and_all_are_read(tmp_path, monkeypatch):
-    write_index(tmp_path, COMMON, {"a": write_scene(tmp_path, "a", [[i] for i in range(5)])}, {})
-    cache, opened, open_file = LatentCache(tmp_path), [], shards.h5py.File
+    write_index(tmp_path, COMMON, {"a": write_scene(tmp_path, "a", [[i] for i in range(5)])})
+    cache, opened, asked = LatentCache(tmp_path), [], []
     monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
-    monkeypatch.setattr(shards.h5py, "File", lambda path: opened.append(open_file(path)) or opened[-1])
+    monkeypatch.setattr(shards, "FileIO", lambda path: opened.append(FileIO(path)) or opened[-1])
+    read_layout = shards._read_layout
+    monkeypatch.setattr(shards, "_read_layout", lambda *args: asked.append(args) or read_layout(*args))
     for i in (0, 1, 0, 2, 0, 3, 4, 1):
         assert cache[i].name == f"ä/{i}"
-        assert sum(map(bool, opened)) <= 2  # a closed file is false
-    # What was used last stays: the first shard was opened once for its three reads.
-    assert len(opened) == 6
+        assert sum(not file.closed for file in opened) <= 2
+    # What was used last stays: the first shard was opened once for its three reads. HDF5 was asked once for each.
+    assert len(opened) == 6 and len(asked) == 5
 
 
 def test_an_index_over_many_small_scenes_opens_fast(tmp_path):
@@ -174,8 +278,14 @@ def test_an_index_over_many_small_scenes_opens_fast(tmp_path):
     scenes = [f"scene{number}" for number in range(66_667)]
     entries = [{"scene": scene, "file": f"{scene}-000.h5", "num_frames": 6, "sha256": "0" * 64} for scene in scenes]
     identity = COMMON | {"scenes": dict.fromkeys(scenes, "0" * 64)}
-    index = {"identity": identity, "num_frames": 400_002, "dropped": {}, "shards": entries}
+    index = {"format": 2, "identity": identity, "num_frames": 400_002, "dropped": {}, "shards": entries}
     write_json(tmp_path / "index.json", index)
+    tracemalloc.start()
+    try:
+        assert len(LatentCache(tmp_path)) == 400_002
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
     started = time.process_time()
-    assert len(LatentCache(tmp_path)) == 400_002
+    LatentCache(tmp_path)
     assert time.process_time() - started < 1

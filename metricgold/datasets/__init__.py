@@ -5,17 +5,22 @@ is a team's own data, described by the dataset.yaml in its raw folder (metricgol
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from metricgold.datasets import folder, hypersim, tartanair, tartanair2, vkitti2
-from metricgold.datasets.listing import FrameRef, Listing
+from metricgold.datasets.listing import FrameRef, Listing, no_gaps
 from metricgold.frame import Frame
 from metricgold.manifest import Manifest, load_manifest, read_manifest
 
 log = logging.getLogger(__name__)
+
+IN_NO_SPLIT = "in no split"  # the reason for which such frames are gaps
+
+
+class NoFramesError(ValueError):
+    """A raw folder has neither frames nor gaps."""
 
 
 class Reader(NamedTuple):
@@ -41,14 +46,15 @@ def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
     split=None takes everything that lies in `raw` and needs no manifest. A split is decided by
     raw/manifest.yaml, which download writes, else by the project's own manifest of that name, and drops
     what the manifest excludes; for a team's own data raw/dataset.yaml says both. Raises ValueError for an
-    unknown data set or split, for a raw folder without frames, and where a reader needs a file that is not there.
+    unknown data set or split and where a reader needs a file that is not there, NoFramesError
+    for a raw folder without frames. With a split, gaps are those of its scenes and of frames in no split.
     """
     raw = Path(raw)
     reader = _reader_of(name, raw)
     listing = reader.list_frames(name, raw)
     if not listing.frames and not listing.gaps:
         hint = f"{raw / folder.FRAMES} names none" if reader is OWN else f"metricgold download {name} fills it"
-        raise ValueError(f"{raw}: no frames of {name}; {hint}")
+        raise NoFramesError(f"{raw}: no frames of {name}; {hint}")
     if split is not None:
         rules = folder.read_statement(raw) if reader is OWN else _manifest(name, raw)
         listing = _select(listing, rules, raw, split)
@@ -84,12 +90,16 @@ def _manifest(name: str, raw: Path) -> Manifest:
 
 def _select(listing: Listing, rules: Manifest | folder.Statement, raw: Path, split: str) -> Listing:
     split_of = rules.splitter(raw, split)
-    frames, gaps = [], Counter(listing.gaps)
+    frames, gaps, scenes = [], no_gaps(), {scene for scene in listing.scenes if split_of(scene, "") == split}
     for ref in listing.frames:
         found = split_of(ref.scene, ref.name)
-        reason = "in no split" if found is None else rules.exclusion(ref.name)
+        if found == split:
+            scenes.add(ref.scene)
+        reason = IN_NO_SPLIT if found is None else rules.exclusion(ref.name)
         if reason and found in (None, split):
-            gaps[reason] += 1
+            gaps[ref.scene][reason] += 1
         elif found == split:
             frames.append(ref)
+    for scene in scenes:
+        gaps[scene].update(listing.gaps_of(scene))
     return Listing.of(frames, gaps)

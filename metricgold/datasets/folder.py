@@ -32,7 +32,7 @@ metricgold.images reads, but one whose EXIF turns it is refused: nobody can know
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -42,7 +42,7 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from metricgold.datasets.listing import FrameRef, Listing, paired_ids
+from metricgold.datasets.listing import FrameRef, Listing, no_gaps, paired_ids
 from metricgold.datasets.members import expect_shape, naming, read_npy, read_pixels
 from metricgold.frame import Frame
 from metricgold.geometry import planar_from_ray_distance, rays_from_intrinsics
@@ -191,7 +191,7 @@ def list_frames(dataset: str, raw: Path) -> Listing:
 
     Raises ValueError naming file and key for everything that is not stated as it should be.
     """
-    statement, gaps = read_statement(raw), Counter()
+    statement, gaps = read_statement(raw), no_gaps()
     has_csv = (raw / FRAMES).exists()
     rows = _rows_of_csv(raw, statement, gaps) if has_csv else _rows_of_folders(raw, statement, gaps)
     return Listing.of([FrameRef(dataset, *row) for row in rows], gaps)
@@ -217,14 +217,14 @@ def _recording(statement: Statement, camera: tuple[float, ...]) -> Recording:
     )
 
 
-def _rows_of_csv(raw: Path, statement: Statement, gaps: Counter) -> Iterator[_Row]:
+def _rows_of_csv(raw: Path, statement: Statement, gaps: Mapping[str, Counter]) -> Iterator[_Row]:
     names_in = lru_cache(maxsize=1024)(_names_in)
     for line, row in _read_rows(raw / FRAMES, statement):
         where = f"{raw / FRAMES}: line {line}"
         files = {kind: _below(raw, row[kind], f"{where}: {kind}") for kind in ("rgb", "depth")}
         missing = [kind for kind, file in files.items() if file.name not in names_in(file.parent)]
         if missing:
-            gaps[f"{' and '.join(missing)} missing"] += 1
+            gaps[row["scene"]][f"{' and '.join(missing)} missing"] += 1
             continue
         camera = statement.intrinsics.camera or _camera_of_row(row, where)
         name = row.get("name") or PurePosixPath(row["rgb"]).with_suffix("").as_posix()
@@ -292,14 +292,14 @@ def _camera_of_row(row: dict[str, str], where: str) -> tuple[float, ...]:
     return tuple(camera)
 
 
-def _rows_of_folders(raw: Path, statement: Statement, gaps: Counter) -> Iterator[_Row]:
+def _rows_of_folders(raw: Path, statement: Statement, gaps: Mapping[str, Counter]) -> Iterator[_Row]:
     camera = statement.intrinsics.camera
     scenes = sorted({folder.parent for kind in ("rgb", "depth") for folder in raw.glob(f"*/{kind}")})
     if camera is None and scenes:
         raise ValueError(f"{raw / STATEMENT}: intrinsics.fx: missing, and there is no {FRAMES} that has it row by row")
     for scene in scenes:
         rgbs, depths = _files_by_id(scene / "rgb"), _files_by_id(scene / "depth")
-        for one in paired_ids(set(rgbs), set(depths), gaps):
+        for one in paired_ids(set(rgbs), set(depths), gaps[scene.name]):
             name = f"{scene.name}/{one}"
             yield scene.name, name, rgbs[one], depths[one], None, _recording(statement, camera)
 

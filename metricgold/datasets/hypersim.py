@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, paired_ids
+from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, no_gaps, paired_ids
 from metricgold.datasets.members import expect_floats, expect_shape, naming, read_hdf5
 from metricgold.frame import Frame
 from metricgold.geometry import pixel_centres, planar_from_ray_distance
@@ -40,13 +40,13 @@ def list_frames(dataset: str, raw: Path, *, default_camera: tuple[float, ...] | 
     entity ids leaves no frame out and is logged.
     """
     cameras = read_cameras(raw / CAMERA_CSV) if (raw / CAMERA_CSV).exists() else {}
-    frames, gaps = [], Counter()
+    frames, gaps = [], no_gaps()
     for images in sorted(raw.glob("*/images")):
         scene = images.parent.name
         camera = cameras.get(scene, default_camera)
         if camera is None:
             raise ValueError(f"{raw / CAMERA_CSV}: no row for scene {scene}, so its depth cannot be made planar")
-        frames += _list_scene(dataset, scene, images, camera, gaps)
+        frames += _list_scene(dataset, scene, images, camera, gaps[scene])
     without_entities = sum(ref.entity_path is None for ref in frames)
     if without_entities:
         log.warning("%s: %d frames lack render_entity_id, distance stands in for it", dataset, without_entities)

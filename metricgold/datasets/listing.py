@@ -1,6 +1,7 @@
 """What lies in a raw folder, found by names alone: references to frames, and the gaps beside them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -22,21 +23,44 @@ class FrameRef:
     camera: tuple[float, ...] | None = None
 
 
+def no_gaps() -> defaultdict[str, Counter]:
+    """For readers to count into: [scene][reason] += 1."""
+    return defaultdict(Counter)
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Frames sorted by name, and how many were left out for which reason."""
+    """Frames sorted by name, and how many were left out of which scene for which reason."""
 
     frames: list[FrameRef]
-    gaps: dict[str, int] = field(default_factory=dict)
+    gaps_by_scene: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def gaps(self) -> dict[str, int]:
+        """By reason, over all scenes."""
+        total = Counter()
+        for gaps in self.gaps_by_scene.values():
+            total.update(gaps)
+        return dict(sorted(total.items()))
+
+    def gaps_of(self, scene: str) -> dict[str, int]:
+        return self.gaps_by_scene.get(scene, {})
+
+    @property
+    def scenes(self) -> list[str]:
+        """All that have a frame or a gap, sorted."""
+        return sorted({ref.scene for ref in self.frames} | self.gaps_by_scene.keys())
 
     @classmethod
-    def of(cls, frames: list[FrameRef], gaps: Counter) -> "Listing":
-        """Sort; ValueError when two frames share a name."""
+    def of(cls, frames: list[FrameRef], gaps: Mapping[str, Counter]) -> "Listing":
+        """Sort; ValueError when two frames share a name. gaps: by scene."""
         frames = sorted(frames, key=lambda ref: ref.name)
         for one, other in pairwise(frames):
             if one.name == other.name:
                 raise ValueError(f"frame {one.name} lies twice: {one.rgb_path} and {other.rgb_path}")
-        return cls(frames, dict(sorted((+gaps).items())))  # + leaves out what was counted 0 times
+        # + leaves out what was counted 0 times.
+        counted = {scene: dict(sorted((+reasons).items())) for scene, reasons in sorted(gaps.items())}
+        return cls(frames, {scene: reasons for scene, reasons in counted.items() if reasons})
 
 
 def member_ids(folder: Path, prefix: str, suffix: str) -> set[str]:

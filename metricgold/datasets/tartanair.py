@@ -7,13 +7,12 @@ and not in the data manifest: they say how a number is read, also without a mani
 encode.version.
 """
 
-from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, paired_ids
+from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
 from metricgold.datasets.members import expect_floats, expect_shape, read_npy, read_pixels
 from metricgold.frame import Frame
 from metricgold.geometry import pinhole, rays_from_intrinsics
@@ -31,7 +30,7 @@ def list_frames(dataset: str, raw: Path) -> Listing:
 
 def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: str, depth_suffix: str) -> Listing:
     """Frames of <env>[/<env>]/<level>/P*/{image,depth}_<camera>, in both versions of the data set."""
-    frames, gaps = [], Counter()
+    frames, gaps = [], no_gaps()
     for level in levels:
         for folder in (*raw.glob(f"*/{level}/P*"), *raw.glob(f"*/*/{level}/P*")):
             scene = folder.relative_to(raw).parts[0]  # zips repeat the environment's name
@@ -46,7 +45,7 @@ def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: 
                     rgb_path=images / f"{frame}_{camera}.png",
                     depth_path=depths / f"{frame}_{camera}_depth{depth_suffix}",
                 )
-                for frame in paired_ids(rgb_ids, depth_ids, gaps)
+                for frame in paired_ids(rgb_ids, depth_ids, gaps[scene])
             ]
     return Listing.of(frames, gaps)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from metricgold.datasets.depth_png import read_depth_png
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, paired_ids
+from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
 from metricgold.datasets.members import expect_shape, naming, read_pixels
 from metricgold.frame import Frame
 from metricgold.geometry import crop_intrinsics
@@ -19,9 +19,9 @@ CROP_HEIGHT, CROP_WIDTH = 352, 1216  # of KITTI's depth benchmark
 
 def list_frames(dataset: str, raw: Path) -> Listing:
     """Frames of SceneXX/<variation>/frames/{rgb,depth}/Camera_N; FrameRef.camera is fx, fy, cx, cy of intrinsic.txt."""
-    frames, gaps = [], Counter()
+    frames, gaps = [], no_gaps()
     for folder in sorted(raw.glob("Scene*/*/frames")):
-        frames += _list_variation(dataset, folder.parent, gaps)
+        frames += _list_variation(dataset, folder.parent, gaps[folder.parent.parent.name])
     return Listing.of(frames, gaps)
 
 

@@ -1,0 +1,30 @@
+"""Work for other machines: a Dask cluster as an executor. Needs the extra `dask`."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+
+LOCAL = "local:"
+
+
+@contextmanager
+def open_executor(address: str) -> Iterator[Executor]:
+    """`tcp://host:port` of a scheduler, or `local:N` for N processes here that have one thread each.
+
+    Workers need this package and see the same folders under the same paths. Raises ValueError for another form of
+    address and without the package, OSError where no scheduler answers.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
+    number = address.removeprefix(LOCAL)
+    if address.startswith(LOCAL) and number.isdecimal() and int(number):
+        local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=None)
+        with local as cluster, Client(cluster) as client:
+            yield client.get_executor(pure=False)
+    elif "://" in address:
+        with Client(address) as client:
+            yield client.get_executor(pure=False)
+    else:
+        raise ValueError(f"{address} is no address of a cluster: expected tcp://host:port or {LOCAL}N")
