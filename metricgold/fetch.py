@@ -1,6 +1,5 @@
 """Bytes from one of several mirrors: tried again, changed over, resumed, never more than a host can be asked for."""
 
-import hashlib
 import io
 import logging
 import random
@@ -30,7 +29,7 @@ from metricgold.remote import (
     request,
     shown,
 )
-from metricgold.storage import BLOCK_BYTES
+from metricgold.storage import BLOCK_BYTES, new_hash
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -369,8 +368,11 @@ class RemoteFile:
         return _Reader(self)
 
     def digests(self, algorithms: Iterable[str]) -> dict[str, str]:
-        """Algorithm -> hex digest over the whole file; what is missing is fetched meanwhile. Raises as `need`."""
-        hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+        """Algorithm (hashlib's names, crc32) -> hex digest over the whole file; fetches what is missing meanwhile.
+
+        Raises as `need`.
+        """
+        hashes = {name: new_hash(name) for name in algorithms}
         stop = self._fetcher.new_stop()
         crew = _Crew(self.need, iter([[(0, self.total_bytes)]]), 1, stop)
         position = 0

@@ -11,16 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from metricgold.storage import digest_json
 
-LISTED, FETCHING, DONE, DROPPED, FAILED = "listed", "fetching", "done", "dropped", "failed"
+LISTED, FETCHING, PLACING, DONE, DROPPED, FAILED = "listed", "fetching", "placing", "done", "dropped", "failed"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS archives (
     path TEXT PRIMARY KEY,       -- as in the manifest
     identity TEXT NOT NULL,      -- digest of what the manifest wants of it
-    state TEXT NOT NULL,         -- listed, fetching, done, dropped (was done, members deleted on purpose), failed
+    state TEXT NOT NULL,         -- listed, fetching, placing (members on their way into place),
+                                 -- done, dropped (was done, members deleted on purpose), failed
     transfer_bytes INTEGER,      -- to fetch
     disk_bytes INTEGER,          -- of its members
     source TEXT,                 -- the mirror that delivered, without credentials
@@ -54,8 +56,7 @@ class ArchiveRow:
     members_sha256: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class MemberRow:
+class MemberRow(NamedTuple):
     name: str
     bytes: int
     crc32: int
@@ -108,8 +109,15 @@ class Ledger:
     def failed(self, path: str, identity: str, reason: str) -> None:
         self._set(path, identity, FAILED, reason=reason)
 
+    def placing(self, path: str, identity: str, source: str, members: Iterable[MemberRow]) -> None:
+        """All members are extracted and verified, and begin to move into the raw folder."""
+        self._settle(path, identity, PLACING, source, members)
+
     def done(self, path: str, identity: str, source: str, members: Iterable[MemberRow]) -> None:
         """All members lie in the raw folder."""
+        self._settle(path, identity, DONE, source, members)
+
+    def _settle(self, path: str, identity: str, state: str, source: str, members: Iterable[MemberRow]) -> None:
         rows = sorted(members, key=lambda row: row.name)
         facts = {
             "source": source,
@@ -124,7 +132,7 @@ class Ledger:
                 "INSERT INTO members (name, archive, bytes, crc32, start) VALUES (?, ?, ?, ?, ?)",
                 [(row.name, path, row.bytes, row.crc32, row.start) for row in rows],
             )
-            self._set(path, identity, DONE, **facts)
+            self._set(path, identity, state, **facts)
 
     def dropped(self, path: str) -> None:
         """Its members are deleted; what they were stays known."""

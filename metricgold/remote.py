@@ -25,7 +25,8 @@ from metricgold.storage import BLOCK_BYTES
 
 RECEIVE_BYTES = BLOCK_BYTES // 4
 MIN_BYTES_PER_S = 1_000
-MAX_HELD_S = 1.0  # what trickles in is handed on after this time, whole chunk or not
+WORTH_HANDING_ON_BYTES = 1 << 16  # a kill loses what is held back, and each step costs a line in a journal
+MAX_HELD_S = 0.05  # what trickles in is handed on after this time, however little it is
 BUSY_CODES = (408, 425, 429)
 
 
@@ -377,8 +378,8 @@ def _gather(blocks: Iterator[bytes]) -> Iterator[bytes]:
         for block in blocks:
             held.append(block)
             num_bytes += len(block)
-            if num_bytes > BLOCK_BYTES - RECEIVE_BYTES or time.monotonic() - since > MAX_HELD_S:
-                yield b"".join(held)
+            if num_bytes >= WORTH_HANDING_ON_BYTES or time.monotonic() - since > MAX_HELD_S:
+                yield held[0] if len(held) == 1 else b"".join(held)
                 held, num_bytes, since = [], 0, time.monotonic()
     except FetchError:
         if held:

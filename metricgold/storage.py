@@ -81,6 +81,24 @@ def digest_json(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+class Crc32:
+    """CRC-32 with the face of a hashlib object."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def update(self, chunk: bytes) -> None:
+        self.value = zlib.crc32(chunk, self.value)
+
+    def hexdigest(self) -> str:
+        return f"{self.value:08x}"
+
+
+def new_hash(algorithm: str) -> Any:
+    """A running hash of a hashlib name, or of `crc32`."""
+    return Crc32() if algorithm == "crc32" else hashlib.new(algorithm, usedforsecurity=False)
+
+
 def digest_crc32(path: Path) -> int:
     """CRC-32 of a file: what zip archives carry, and fast enough to look at terabytes again."""
     crc32 = 0

@@ -3,7 +3,7 @@
     into/manifest.yaml            the manifest that decided
     into/.ledger/ledger.sqlite    archives and members: state, bytes, CRC, source, time; what a rerun trusts
     into/.ledger/licence.json     who may: the licence as accepted, with the date
-    into/.part/                   archives and members on their way; empty after a run
+    into/.part/                   archives and members on their way; gone after a run that found everything
     into/ledger.json              written last: all that was asked for is here; equal data give equal bytes
 
 Of a zip only the members that are wanted travel, a plain tar is extracted while it arrives, all else comes whole.
@@ -11,7 +11,6 @@ An archive's members appear in `into` only after all of them were extracted and 
 """
 
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from urllib.parse import quote
 
 from metricgold.archives import ZipMember, extract, extract_tar, is_archive, join_ranges, list_zip
 from metricgold.fetch import Fetcher, RemoteFile
-from metricgold.ledger import DONE, ArchiveRow, Ledger, MemberRow
+from metricgold.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
 from metricgold.manifest import ALGORITHMS, Manifest, Source
 from metricgold.progress import ByteProgress, show_bytes
 from metricgold.remote import shown
@@ -91,9 +90,17 @@ class Store:
         ]
 
     def forget_stale(self, sources: Collection[Source]) -> None:
-        """Remove what came from archives that the manifest no longer names or wants in another way."""
+        """Remove what came from archives that the manifest no longer names or wants in another way.
+
+        And what killed runs left: files written aside, parts of archives that are here.
+        """
+        for left in (*self.into.glob(".*.part"), *(self.into / ".part").glob(".*")):
+            if left.name != ".part":
+                remove(left)
         wanted = {source.path: self.identity(source) for source in sources}
         for path, row in self.ledger.archives().items():
+            if row.state in (DONE, DROPPED):
+                _remove_parts(self.into, path)
             if wanted.get(path) != row.identity:
                 if row.state == DONE:
                     log.info("%s: removing what came from %s, replaced or no longer wanted", self.into, path)
@@ -138,13 +145,17 @@ class Store:
         if self.has(source):
             return
         row, identity = self.row(source), self.identity(source)
-        self.ledger.fetching(source.path, identity)
+        if row is None or row.state not in (DONE, PLACING):
+            self.ledger.fetching(source.path, identity)
         try:
             with self.progress.part(source.path, row.transfer_bytes if row else source.bytes):
-                origin, members = self._take(source)
-                self._account(source, origin, members)
+                if row is not None and row.state == DONE:
+                    self.repair(source, self.missing(source))
+                elif not self._finish_placing(source, row):
+                    self._settle(source, *self._take(source))
         except (ValueError, OSError) as error:
-            self.ledger.failed(source.path, identity, str(error))
+            if row is None or row.state != DONE:  # else its row stays true of what is here
+                self.ledger.failed(source.path, identity, str(error))
             raise
 
     def drop(self, source: Source) -> None:
@@ -162,18 +173,23 @@ class Store:
             members = self._take_slices(source, [rows[name] for name in names])
         else:
             _, members = self._take(source)
+        members = self._named(source, members)
         for member in members:
             if member.name in rows and (member.bytes, member.crc32) != (
                 rows[member.name].bytes,
                 rows[member.name].crc32,
             ):
                 raise ValueError(f"{source.path}: member {member.name} is another one upstream now; download it anew")
-        self._cleanup(source)
+        self._move(source, [member for member in members if member.name in names])
+        _remove_parts(self.into, source.path)
 
     # One archive
 
     def _take(self, source: Source, only: Collection[str] | None = None) -> tuple[str, list[MemberRow]]:
-        """Members in place, and where they came from. Wrong bytes are asked for again, of another mirror first."""
+        """Where the members came from, and those that now lie in the staging folder.
+
+        Wrong bytes are asked for again, of another mirror first.
+        """
         urls, faults = self.urls(source), []
         is_local = all(url.startswith("file:") for url in urls)
         for number in range(1 if is_local and len(urls) == 1 else max(NUM_TRIES, len(urls))):
@@ -183,7 +199,7 @@ class Store:
             except ValueError as error:
                 log.warning("%s: %s", self.manifest.name, error)
                 faults.append(str(error))
-                self._cleanup(source)
+                _remove_parts(self.into, source.path)
         raise ValueError("; ".join(dict.fromkeys(faults)))
 
     def _take_once(self, source: Source, urls: list[str], only: Collection[str] | None):
@@ -198,7 +214,7 @@ class Store:
                 else:
                     members = self._take_file(source, remote, staged)
                 origin = remote.url
-        return origin, self._place(source, staged, members)
+        return origin, members
 
     def _open(self, source: Source, urls: Sequence[str], *, tail_bytes: int = 0) -> RemoteFile:
         path = self.into / ".part" / _slug(source.path)
@@ -247,15 +263,14 @@ class Store:
         return [MemberRow(name, *member) for name, member in found.items()]
 
     def _take_file(self, source: Source, remote: RemoteFile, staged: Path) -> list[MemberRow]:
-        self._check_whole(source, remote)
-        remote.need([(0, remote.total_bytes)])
-        staged.mkdir(parents=True, exist_ok=True)
-        target = staged / "file"
+        found = self._check_whole(source, remote, "crc32")
+        target = staged / source.path
+        target.parent.mkdir(parents=True, exist_ok=True)
         if remote.url.startswith("file:"):
             shutil.copyfile(remote.partial.path, target)
         else:
             remote.partial.path.replace(target)
-        return [MemberRow(source.path, remote.total_bytes, digest_crc32(target))]
+        return [MemberRow(source.path, remote.total_bytes, int(found["crc32"], 16))]
 
     def _take_slices(self, source: Source, rows: Sequence[MemberRow]) -> list[MemberRow]:
         """Members of a plain tar by their place in it."""
@@ -271,42 +286,59 @@ class Store:
             for row in rows
             for name in [self._inside(source, row.name)]
         ]
-        for row, member in zip(rows, members, strict=True):
-            if member.crc32 != row.crc32:
-                raise ValueError(f"{source.path}: member {row.name} is another one upstream now; download it anew")
-        return self._place(source, staged, members)
+        return members
 
-    def _check_whole(self, source: Source, remote: RemoteFile) -> None:
-        if algorithms := tuple(_digests(source)):
-            _compare(source, remote.digests(algorithms), self._label(source, remote))
+    def _check_whole(self, source: Source, remote: RemoteFile, *more: str) -> dict[str, str]:
+        """Fetch the whole and compare what the manifest says of it; the digests, those of `more` too."""
+        if not (algorithms := (*_digests(source), *more)):
+            return {}
+        found = remote.digests(algorithms)
+        _compare(source, {name: found[name] for name in _digests(source)}, self._label(source, remote))
+        return found
 
     # Into place
 
-    def _place(self, source: Source, staged: Path, members: Sequence[MemberRow]) -> list[MemberRow]:
-        """Move extracted members into the raw folder; their rows with the names that they have there."""
-        folder = Path(getattr(source, "into", "."))
-        placed = {row.name: (folder / row.name).as_posix() for row in members}
-        for name in placed.values():
-            if name.split("/")[0] in RESERVED:
-                raise ValueError(f"{source.path}: member {name} has a name that is kept for the ledger, refused")
-        is_plain = not is_archive(source.path)
+    def _settle(self, source: Source, origin: str, members: Sequence[MemberRow]) -> None:
+        """Move staged members into the raw folder and account for them; a kill in between loses nothing."""
+        rows, identity = self._named(source, members), self.identity(source)
         with self._placing:
-            if taken := self.ledger.owner(placed.values(), source.path):
+            if taken := self.ledger.owner((row.name for row in rows), source.path):
                 raise ValueError(f"{self.into / taken[0]} lies in both {taken[1]} and {source.path}")
-            for name, target in placed.items():
-                (self.into / target).parent.mkdir(parents=True, exist_ok=True)
-                (staged / ("file" if is_plain else name)).replace(self.into / target)
-        return [MemberRow(placed[row.name], row.bytes, row.crc32, row.start) for row in members]
-
-    def _account(self, source: Source, origin: str, members: Sequence[MemberRow]) -> None:
-        num_bytes = sum(row.bytes for row in members)
-        if num_bytes >= WORTH_A_LINE_BYTES:
-            os.sync()  # a row must not outlive, in a power cut, the files that it speaks of
-        self.ledger.done(source.path, self.identity(source), origin, members)
-        self._cleanup(source)
+            self.ledger.placing(source.path, identity, origin, rows)
+        self._move(source, rows)
+        self.ledger.done(source.path, identity, origin, rows)
+        _remove_parts(self.into, source.path)
         # Hundreds of small archives would drown a log; the ledger names each of them.
+        num_bytes = sum(row.bytes for row in rows)
         level = logging.INFO if num_bytes >= WORTH_A_LINE_BYTES else logging.DEBUG
-        log.log(level, "%s: %s, %d members, %s", self.manifest.name, source.path, len(members), show_bytes(num_bytes))
+        log.log(level, "%s: %s, %d members, %s", self.manifest.name, source.path, len(rows), show_bytes(num_bytes))
+
+    def _finish_placing(self, source: Source, row: ArchiveRow | None) -> bool:
+        """Go on with the moves of a run that was killed; False where that is not how it ended."""
+        if row is None or row.state != PLACING:
+            return False
+        rows, staged = self.ledger.members(source.path), self._staged(source)
+        places = ((row, (self.into / row.name, staged / self._inside(source, row.name))) for row in rows)
+        if not all(row.bytes in map(_size, paths) for row, paths in places):
+            return False
+        self._settle(source, row.source, [row._replace(name=self._inside(source, row.name)) for row in rows])
+        return True
+
+    def _named(self, source: Source, members: Sequence[MemberRow]) -> list[MemberRow]:
+        """Rows with the names that members have in the raw folder."""
+        folder = Path(getattr(source, "into", "."))
+        rows = [row._replace(name=(folder / row.name).as_posix()) for row in members]
+        for row in rows:
+            if row.name.split("/")[0] in RESERVED:
+                raise ValueError(f"{source.path}: member {row.name} has a name that is kept for the ledger, refused")
+        return rows
+
+    def _move(self, source: Source, rows: Sequence[MemberRow]) -> None:
+        for row in rows:
+            staged, target = self._staged(source) / self._inside(source, row.name), self.into / row.name
+            if staged.exists():  # else a run that was killed has moved it
+                target.parent.mkdir(parents=True, exist_ok=True)
+                staged.replace(target)
 
     def _inside(self, source: Source, name: str) -> str:
         return Path(name).relative_to(getattr(source, "into", ".")).as_posix()
@@ -316,9 +348,6 @@ class Store:
 
     def _label(self, source: Source, remote: RemoteFile) -> str:
         return f"{source.path} from {remote.url}"
-
-    def _cleanup(self, source: Source) -> None:
-        _remove_parts(self.into, source.path)
 
     def _delete(self, names: Collection[str]) -> None:
         folders = set()

@@ -406,6 +406,29 @@ def test_killed_and_called_again(many, tmp_path, num_bytes):
     assert server.bytes_sent < 9 * 1_200_000 + 3_000_000  # what was in flight when it died, no more
 
 
+def test_killed_while_members_move_into_place(many, tmp_path, monkeypatch):
+    """All bytes had come: the next run asks for none of them."""
+    manifest, server = many
+    move = module.Store._move
+
+    def half(self, source, rows):
+        move(self, source, rows[: len(rows) // 2])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.Store, "_move", half)
+        with pytest.raises(KeyboardInterrupt):
+            download(read_manifest(manifest), tmp_path / "raw", params=Download(num_workers=1))
+    assert [row.state for row in rows(tmp_path / "raw").values()].count("placing") >= 1
+    moved = contents(tmp_path / "raw")
+    assert len(moved) in (2, 4)
+    sent = server.bytes_sent
+    download(read_manifest(manifest), tmp_path / "raw")
+    assert len(contents(tmp_path / "raw")) == 9 * 4
+    assert server.bytes_sent < 9 * 1_200_000 + 500_000 and sent > 1_200_000
+    assert not (tmp_path / "raw/.part").exists()
+
+
 # Looking again
 
 
@@ -535,15 +558,15 @@ def test_a_disk_too_small_is_said_before_anything_is_fetched(server, tmp_path, m
 
 def test_a_disk_that_fills_up_stops_the_run_and_the_next_goes_on(many, tmp_path, monkeypatch):
     manifest, server = many
-    place, left = module.Store._place, [3]
+    move, left = module.Store._move, [3]
 
     def full_after_three(self, *args):
         left[0] -= 1
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return place(self, *args)
+        return move(self, *args)
 
-    monkeypatch.setattr(module.Store, "_place", full_after_three)
+    monkeypatch.setattr(module.Store, "_move", full_after_three)
     with pytest.raises(OSError, match=r"disk full: about .* are still to come, .* free; make room and run it again"):
         download(read_manifest(manifest), tmp_path / "raw")
     assert len(contents(tmp_path / "raw")) == 3 * 4

@@ -25,7 +25,8 @@ def test_eight_kills_and_a_real_s3_server(tmp_path, s3_environment, s3_bucket): 
         s3_client().upload_file(str(path), s3_bucket, f"tiny/{path.name}")
     with serve(upstream=s3_environment["AWS_ENDPOINT_URL"], bytes_per_s=chaos.BYTES_PER_S) as server:
         server.reset(script=chaos.write_script(world, chaos.BAD, f"/{s3_bucket}/tiny/", seed=0))
-        mirrors, environment = [f"s3://{s3_bucket}/tiny"], {"AWS_ENDPOINT_URL": server.url}
+        mirrors = [f"s3://{s3_bucket}/tiny"]
+        environment = s3_environment | {"AWS_ENDPOINT_URL": server.url}  # all: children have another parent's
         tally = chaos.run(world, mirrors, [server], tmp_path / "run", num_kills=8, environment=environment)
     print(tally)
     assert tally.kills == 8
