@@ -15,10 +15,12 @@ from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, 
 from metricgold.ledger import DONE, DROPPED
 from metricgold.manifest import Manifest
 from metricgold.params import Params
-from metricgold.storage import remove
+from metricgold.storage import read_json, remove, write_json
 from metricgold.store import Store
 
 log = logging.getLogger(__name__)
+
+PASSING = ".ledger/passing.json"  # in the raw folder: archives that are fetched in order to be deleted again
 
 
 def encode_from_remote(
@@ -42,9 +44,10 @@ def encode_from_remote(
         open_store(manifest, raw, params.download, accept_licence=accept_licence) as store,
         open_encoder(manifest.name, params.encode, params.log_depth, backbone, out, device=device) as encoder,
     ):
-        todo = [group for group in training_groups(store, params) if not _is_encoded(store, encoder, group)]
+        groups = training_groups(store, params)
+        todo = [group for group in groups if not _is_encoded(store, encoder, group)]
         log.info("%s: %d groups of scenes to fetch and encode", manifest.name, len(todo))
-        kept = {source.path for group in todo for source in group.sources if store.has(source)}
+        kept = _settle_who_stays(store, groups, todo)
         for number, (group, error) in enumerate(_fetched(store, params.download.num_workers, todo), start=1):
             if error is not None:
                 log.warning("%s: %s", manifest.name, error)
@@ -57,6 +60,7 @@ def encode_from_remote(
             log.info("progress %.1f %%: %s, %d of %d groups of scenes are latents",
                      100 * number / len(todo), manifest.name, number, len(todo))  # fmt: skip
         raise_together(errors, len(todo))
+        remove(store.into / PASSING)
         return encoder.finish()
 
 
@@ -64,6 +68,24 @@ def training_groups(store: Store, params: Params) -> list[Group]:
     """Groups of archives that hold a scene of the training split."""
     groups = wanted_groups(store, params.download)
     return [group for group in groups if not group.scenes or _scenes_to_train_on(store, group)]
+
+
+def _settle_who_stays(store: Store, groups: Sequence[Group], todo: Sequence[Group]) -> set[str]:
+    """Paths of archives that lay here before; all others are noted, so that a killed run leaves none for good.
+
+    What a killed run has noted, encoded and not deleted is deleted now. A download that was finished since then means
+    what it fetched to stay.
+    """
+    note = store.into / PASSING
+    noted = set(read_json(note)) if note.is_file() and not (store.into / "ledger.json").is_file() else set()
+    for source in (source for group in groups if group not in todo for source in group.sources):
+        row = store.row(source)
+        if source.path in noted and row is not None and row.state == DONE:
+            store.drop(source)
+    sources = [source for group in todo for source in group.sources]
+    kept = {source.path for source in sources if source.path not in noted and store.has(source)}
+    write_json(note, sorted({source.path for source in sources} - kept))
+    return kept
 
 
 def _digest_of(store: Store) -> Callable[[str], str | None]:

@@ -1,14 +1,20 @@
 """Frames to latents: what is kept, what is dropped and why, and what survives a kill."""
 
+import errno
+import multiprocessing
 import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from metricgold import encode as module
 from metricgold.backbone import load_vae
 from metricgold.datasets import list_frames, open_dataset
 from metricgold.encode import encode, open_encoder, source_digest
@@ -16,7 +22,8 @@ from metricgold.latents import encode_log_depth, encode_rgb, filled_log_depth, r
 from metricgold.log_depth import LogDepth
 from metricgold.params import load_params
 from metricgold.shards import LatentCache
-from metricgold.storage import digest_folder, write_json
+from metricgold.storage import read_json, write_json
+from metricgold.views import open_processes
 
 
 def run(tiny, raw, backbone, out, **changes):
@@ -221,23 +228,159 @@ def test_nothing_left_is_refused_and_leaves_no_index(tiny, tiny_raw, tiny_backbo
     assert not (tmp_path / "out" / "index.json").exists()
 
 
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(project, tiny):
-    """`metricgold encode` in child processes, killed -9; the last one is left alone."""
-    out, rng = project / "data" / "latents" / tiny.datasets[0], np.random.default_rng()
-    command = [sys.executable, "-m", "metricgold.cli", "encode", tiny.datasets[0]]
+@pytest.mark.parametrize("views", [1, 3])
+def test_processes_and_threads_give_the_same_bytes(tiny, tiny_raw, tiny_backbone, tmp_path, monkeypatch, views):
+    threads = run(tiny, tiny_raw, tiny_backbone, tmp_path / "threads", views=views)
+    opened = []
+    monkeypatch.setattr(module, "WORTH_PROCESSES_BYTES", 0)
+    monkeypatch.setattr(module, "_num_cores", lambda: 3)
+    monkeypatch.setattr(module, "open_processes", lambda number: opened.append(number) or open_processes(1))
+    run(tiny, tiny_raw, tiny_backbone, tmp_path / "processes", views=views)
+    assert opened == [3], "opened once for all shards"
+    assert bytes_of(tmp_path / "processes") == bytes_of(threads.path)
+
+
+def test_views_lie_beside_their_frames(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
+    whole, cache = LatentCache(tiny_latents), run(tiny, tiny_raw, tiny_backbone, tmp_path / "out", views=3)
+    names = [whole[i].name for i in range(8)]
+    assert [cache[i].name for i in range(24)] == [f"{name}{view}" for name in names for view in ("", "#1", "#2")]
+    # Another batch, so the last bit may differ.
+    for i in range(8):
+        np.testing.assert_allclose(cache[3 * i].rgb_latent, whole[i].rgb_latent, atol=2e-3)
+    focal_px = np.array([cache[i].intrinsics[0, 0] for i in range(24)]).reshape(8, 3)
+    assert (focal_px[:, 1:] > focal_px[:, :1]).all()
+    identity = cache.identity["encode"]
+    assert (identity["views"], identity["min_crop"]) == (3, 0.5)
+
+
+def test_a_name_that_looks_like_a_view_s_is_refused(tiny, tiny_raw, tiny_backbone, tmp_path):
+    ref = replace(refs_of(tiny, tiny_raw)["env101"][0], name="env101/a#1")
+    with (
+        opened(tiny, tiny_backbone, tmp_path, views=2) as encoder,
+        pytest.raises(ValueError, match="frame env101/a#1: #"),
+    ):
+        encoder.encode_scene("env101", [ref], None)
+
+
+def test_an_executor_encodes_whole_scenes_to_the_same_bytes(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
+    """Threads here; a cluster in tests/test_cluster.py."""
+    args = (tiny.datasets[0], tiny.encode, tiny.log_depth, tiny_raw, tiny_backbone, tmp_path / "out")
+    with ThreadPoolExecutor(2) as executor:
+        encode(*args, executor=executor)
+        assert bytes_of(tmp_path / "out") == bytes_of(tiny_latents)
+        (tmp_path / "out" / "env102-001.h5").unlink()
+        before = files(tmp_path / "out")["env101-000.h5"]
+        encode(*args, executor=executor)
+    assert bytes_of(tmp_path / "out") == bytes_of(tiny_latents) and files(tmp_path / "out")["env101-000.h5"] == before
+
+
+class _ElsewhereExecutor(ThreadPoolExecutor):
+    """Says that all is done and leaves nothing here."""
+
+    def submit(self, function, made_by, job):
+        return super().submit(lambda: (job[0], {"shards": []}))
+
+
+def test_workers_that_write_to_another_disk_are_found_out(tiny, tiny_raw, tiny_backbone, tmp_path):
+    args = (tiny.datasets[0], tiny.encode, tiny.log_depth, tiny_raw, tiny_backbone, tmp_path / "out")
+    with _ElsewhereExecutor(1) as executor, pytest.raises(ValueError, match=r"scene env10\d was encoded elsewhere"):
+        encode(*args, executor=executor)
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_a_smaller_type_is_measured_and_kept_beside_the_identity(tiny, tiny_raw, tiny_backbone, tmp_path):
+    cache = run(tiny, tiny_raw, tiny_backbone, tmp_path / "out", dtype="bfloat16", max_dtype_error=0.2)
+    assert 0 < cache.index["measured"]["dtype_error"] < 0.2
+    assert "max_dtype_error" not in cache.identity["encode"] and "dtype_error" not in cache.identity
+    with pytest.raises(ValueError, match=r"encode\.dtype bfloat16 changes depth by .* expected at most .* 1e-06"):
+        run(tiny, tiny_raw, tiny_backbone, tmp_path / "strict", dtype="bfloat16", max_dtype_error=1e-6)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_what_is_not_a_number_is_no_small_error(tiny, tiny_backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "dtype_error", lambda *_: float("nan"))
+    with (
+        pytest.raises(ValueError, match="changes depth by nan"),
+        opened(tiny, tiny_backbone, tmp_path, dtype="float16"),
+    ):
+        pass
+
+
+def test_gaps_count_where_they_belong(tiny, tiny_raw, tiny_backbone, tmp_path):
+    raw, out = shutil.copytree(tiny_raw, tmp_path / "raw"), tmp_path / "out"
+    for scene in ("env101", "env901"):  # a test scene's gaps are no business of this cache
+        (raw / scene / "Easy" / "P000" / "depth_left" / "000000_left_depth.npy").unlink()
+    shutil.copytree(raw / "env101", raw / "env103")
+    for path in (raw / "env103").rglob("*.npy"):
+        path.unlink()
+    shutil.copytree(raw / "env101", raw / "env5")  # in no split
+    cache = run(tiny, raw, tiny_backbone, out)
+    assert cache.index["dropped"] == {"depth missing": 5}
+    records = {path.name: read_json(path)["gaps"] for path in out.glob("*.scene.json")}
+    gaps = {"env101": {"depth missing": 1}, "env102": {}, "env103": {"depth missing": 4}}
+    assert records == {f"{scene}.scene.json": reasons for scene, reasons in gaps.items()}
+
+
+def test_a_full_disk_ends_the_run_and_the_next_goes_on(
+    tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path, monkeypatch
+):
+    out, write_bytes, num_written = tmp_path / "out", Path.write_bytes, 0
+
+    def write(path, content):
+        nonlocal num_written
+        num_written += path.name.endswith(".part")
+        if num_written < 3:
+            return write_bytes(path, content)
+        write_bytes(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(OSError, match=f"disk full; what is finished is kept.*{out}") as caught:
+        run(tiny, tiny_raw, tiny_backbone, out)
+    assert caught.value.errno == errno.ENOSPC
+    assert set(bytes_of(out)) == {"env101-000.h5", "env101-001.h5", "env101.scene.json"}
+    monkeypatch.undo()
+    before = files(out)
+    run(tiny, tiny_raw, tiny_backbone, out)
+    assert bytes_of(out) == bytes_of(tiny_latents)
+    assert all(files(out)[name] == before[name] for name in before)
+
+
+def _encode_project(project, raw, out):
     params = load_params(project / "params.yaml")
-    raw = project / "data" / "raw" / tiny.datasets[0]
-    encode(tiny.datasets[0], params.encode, params.log_depth, raw, project / "models" / "backbone", out)
-    undisturbed = digest_folder(out)
-    shutil.rmtree(out)
-    for want in np.sort(rng.integers(0, 70, size=3)):
-        child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while child.poll() is None and len(list(out.glob("*.h5"))) < want:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.05))
+    encode(params.datasets[0], params.encode, params.log_depth, raw, project / "models" / "backbone", out)
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_moments_it_ends_with_the_same_bytes(project, tiny):
+    """In processes that have torch already, killed -9; the last one is left alone."""
+    raw, out, rng = project / "data" / "raw" / tiny.datasets[0], project / "out", np.random.default_rng()
+    _encode_project(project, raw, project / "undisturbed")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["metricgold.encode"])
+    wanted = np.sort(rng.integers(0, 78, size=30))  # shards, of 80
+    for want in wanted:
+        child = context.Process(target=_encode_project, args=(project, raw, out))
+        child.start()
+        while child.is_alive() and len(list(out.glob("*.h5"))) < want:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
         child.kill()
-        child.wait()
+        child.join()
     assert not (out / "index.json").exists(), "the kills came too late to mean anything"
-    subprocess.run(command, cwd=project, check=True, capture_output=True)
-    assert digest_folder(out) == undisturbed
+    _encode_project(project, raw, out)
+    assert bytes_of(out) == bytes_of(project / "undisturbed")
+
+
+@pytest.mark.slow
+def test_two_encoders_started_by_mistake(project, tiny):
+    """`metricgold encode` twice, side by side: one works, the other says why not, the cache is right."""
+    command = [sys.executable, "-m", "metricgold.cli", "encode", tiny.datasets[0]]
+    out = project / "data" / "latents" / tiny.datasets[0]
+    both = [subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [one.communicate()[1] for one in both]
+    assert sorted(one.returncode for one in both) == [0, 1]
+    refused = said[[one.returncode for one in both].index(1)]
+    assert "is being written by another process" in refused and "Traceback" not in refused
+    _encode_project(project, project / "data" / "raw" / tiny.datasets[0], project / "undisturbed")
+    assert bytes_of(out) == bytes_of(project / "undisturbed")

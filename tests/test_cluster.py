@@ -1,0 +1,79 @@
+"""Scenes encoded by a Dask cluster: the same bytes as here."""
+
+import errno
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from metricgold.cluster import open_executor
+from metricgold.encode import encode
+
+distributed = pytest.importorskip("distributed")
+
+
+def bytes_of(out):
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def encode_on(address, tiny, raw, backbone, out):
+    with open_executor(address) as executor:
+        encode(tiny.datasets[0], tiny.encode, tiny.log_depth, raw, backbone, out, executor=executor)
+
+
+@pytest.fixture
+def scheduler():
+    """Address of two workers that are threads of this process."""
+    cluster = distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp",
+        silence_logs=logging.ERROR,
+    )  # fmt: skip
+    with cluster:
+        yield cluster.scheduler_address
+
+
+def test_a_cluster_gives_the_same_bytes(scheduler, tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
+    encode_on(scheduler, tiny, tiny_raw, tiny_backbone, tmp_path / "out")
+    assert bytes_of(tmp_path / "out") == bytes_of(tiny_latents)
+
+
+def test_a_disk_that_is_full_there_is_said_here(scheduler, tiny, tiny_raw, tiny_backbone, tmp_path, monkeypatch):
+    def write_bytes(path, _content):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    with pytest.raises(OSError, match="disk full; what is finished is kept"):
+        encode_on(scheduler, tiny, tiny_raw, tiny_backbone, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.slow
+def test_local_processes_give_the_same_bytes(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
+    encode_on("local:2", tiny, tiny_raw, tiny_backbone, tmp_path / "out")
+    assert bytes_of(tmp_path / "out") == bytes_of(tiny_latents)
+
+
+@pytest.mark.parametrize("address", ["local:0", "local:many", "somewhere", "local:"])
+def test_another_form_of_address_is_refused(address):
+    expected = f"{address} is no address of a cluster: expected tcp://host:port or local:N"
+    with pytest.raises(ValueError, match=expected), open_executor(address):
+        pass
+
+
+def test_no_scheduler_is_said():
+    from dask import config
+
+    with (
+        config.set({"distributed.comm.timeouts.connect": "0.2s"}),
+        pytest.raises(OSError, match=r"127\.0\.0\.1:9"),
+        open_executor("tcp://127.0.0.1:9"),
+    ):
+        pass
+
+
+def test_the_package_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    expected = r"needs the package distributed: pip install 'metricgold\[dask\]'"
+    with pytest.raises(ValueError, match=expected), open_executor("local:2"):
+        pass

@@ -1,0 +1,125 @@
+"""Views of a frame: what a random crop shows is what its intrinsics say, in metres of the same scene."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from metricgold.datasets import list_frames
+from metricgold.frame import Frame
+from metricgold.geometry import rays_from_intrinsics
+from metricgold.latents import fit_frame
+from metricgold.views import open_processes, read_views, view_frame
+
+HEIGHT, WIDTH = 24, 40
+INTRINSICS = np.array([[50.0, 1.5, 21.3], [0, 47.0, 16.7], [0, 0, 1]])
+
+
+def numbered_frame(name="scene/frame"):
+    """Every pixel's depth is its number, so that a crop tells where each of its pixels was taken."""
+    depth_m = 1 + np.arange(30 * 44, dtype=np.float32).reshape(30, 44)
+    rgb = np.random.default_rng(0).integers(0, 255, (30, 44, 3), dtype=np.uint8)
+    return Frame.checked(rgb, depth_m, depth_m % 97 != 0, INTRINSICS, "scene", name)
+
+
+def views(number, min_crop=0.4):
+    return [view_frame(numbered_frame(f"frame{i}"), number, HEIGHT, WIDTH, min_crop) for i in range(40)]
+
+
+def is_mirrored(view):
+    return bool((np.diff(view.planar_depth_m[12][view.valid_mask[12]]) <= 0).all())
+
+
+def test_view_0_is_the_whole_frame():
+    frame = numbered_frame()
+    view, fitted = view_frame(frame, 0, HEIGHT, WIDTH, 0.5), fit_frame(frame, HEIGHT, WIDTH)
+    for field in ("rgb", "planar_depth_m", "valid_mask", "intrinsics"):
+        np.testing.assert_array_equal(getattr(view, field), getattr(fitted, field))
+    assert view.name == "scene/frame"
+
+
+def test_every_pixel_of_a_crop_lies_where_its_intrinsics_say():
+    for view in views(1):
+        # Without mirroring its ray is that of the frame; a mirrored one looks the other way.
+        rays = rays_from_intrinsics(view.intrinsics, HEIGHT, WIDTH) * [-1 if is_mirrored(view) else 1, 1, 1]
+        x, y, _ = np.moveaxis(rays @ INTRINSICS.T, -1, 0)
+        taken = 1 + np.floor(y) * 44 + np.floor(x)
+        inner = view.valid_mask & (abs(x - np.round(x)) > 1e-6) & (abs(y - np.round(y)) > 1e-6)
+        assert inner.mean() > 0.9
+        np.testing.assert_array_equal(view.planar_depth_m[inner], taken[inner])
+
+
+def test_crops_differ_in_size_place_and_side():
+    crops = views(1)
+    zooms = (
+        np.array([view.intrinsics[1, 1] for view in crops])
+        / fit_frame(numbered_frame(), HEIGHT, WIDTH).intrinsics[1, 1]
+    )
+    assert zooms.min() >= 1 and zooms.max() <= 1 / 0.4 and zooms.min() < 1.2 and zooms.max() > 1.8
+    assert 8 < sum(map(is_mirrored, crops)) < 32
+    assert len({view.name for view in crops + views(2)}) == 80
+    for view in crops:
+        assert view.rgb.shape == (HEIGHT, WIDTH, 3)
+        assert set(view.planar_depth_m[view.valid_mask]) <= set(1 + np.arange(30 * 44))
+
+
+def test_a_view_is_a_function_of_name_and_number():
+    one, same, other = (view_frame(numbered_frame(), number, HEIGHT, WIDTH, 0.5) for number in (1, 1, 2))
+    np.testing.assert_array_equal(one.rgb, same.rgb)
+    assert one.name == "scene/frame#1" and (one.intrinsics != other.intrinsics).any()
+
+
+def test_the_whole_is_the_largest_crop():
+    view = view_frame(numbered_frame(), 1, 30, 44, 1.0)
+    flip = np.s_[:, ::-1] if is_mirrored(view) else np.s_[:]
+    np.testing.assert_array_equal(view.planar_depth_m[flip], numbered_frame().planar_depth_m)
+
+
+def test_processes_give_what_threads_give(tiny, tiny_raw):
+    refs = list_frames(tiny.datasets[0], tiny_raw, split="train").frames
+    with open_processes(1) as pool:
+        pids = {pool.submit(os.getpid).result()}
+        for ref in refs[:2]:
+            one, other = pool.submit(read_views, ref, 32, 48, 2, 0.5).result(), read_views(ref, 32, 48, 2, 0.5)
+            assert [view.name for view in one] == [view.name for view in other] == [ref.name, f"{ref.name}#1"]
+            np.testing.assert_array_equal(one[1].rgb, other[1].rgb)
+            assert pool.submit(_has_torch).result() is False
+    assert pids != {os.getpid()}
+
+
+def _has_torch():
+    return "torch" in sys.modules
+
+
+PARENT = """\
+import os, time
+from metricgold.views import open_processes
+if __name__ == "__main__":
+    with open_processes(1) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        time.sleep(60)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(200):
+        if not _lives(child):
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the process lives on without its parent")
+
+
+def _lives(pid):
+    # One that ended stays a zombie until somebody asks for it.
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
