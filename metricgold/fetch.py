@@ -57,7 +57,7 @@ class Fetcher:
         connections_per_host: int = 4,
         patience_s: float = 300.0,
         stall_s: float = 30.0,
-        part_bytes: int = 8 << 20,
+        part_bytes: int = 64 << 20,
         advance: Callable[[int], Any] = lambda num_bytes: None,
     ):
         self.connections_per_host, self.part_bytes = connections_per_host, part_bytes

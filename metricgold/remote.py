@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError, Res
 
 from metricgold.storage import BLOCK_BYTES
 
-RECEIVE_BYTES = BLOCK_BYTES // 4
+RECEIVE_BYTES = BLOCK_BYTES // 2
 MIN_BYTES_PER_S = 1_000
 WORTH_HANDING_ON_BYTES = 1 << 16  # a kill loses what is held back, and each step costs a line in a journal
 MAX_HELD_S = 0.05  # what trickles in is handed on after this time, however little it is

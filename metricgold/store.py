@@ -303,7 +303,8 @@ class Store:
         rows, identity = self._named(source, members), self.identity(source)
         with self._placing:
             if taken := self.ledger.owner((row.name for row in rows), source.path):
-                raise ValueError(f"{self.into / taken[0]} lies in both {taken[1]} and {source.path}")
+                one, other = sorted((taken[1], source.path))
+                raise ValueError(f"{self.into / taken[0]} lies in both {one} and {other}")
             self.ledger.placing(source.path, identity, origin, rows)
         self._move(source, rows)
         self.ledger.done(source.path, identity, origin, rows)
