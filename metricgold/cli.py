@@ -219,7 +219,9 @@ def train(ctx: click.Context, resume: str) -> None:
     params = _params(ctx)
     caches = {name: Path("data/latents") / name for name in params.datasets}
     backbone, out, plot = Path("models/backbone"), Path("models/metricgold"), Path("plots/train.csv")
-    train(params.train, params.log_depth, caches, backbone, out, resume=resume, plot=plot)
+    # Without steps it is the backbone's own decoder, which a train by hand need not have handed on.
+    depth_vae = folder if (folder := Path("models/depth-vae")).exists() or params.depth_vae.num_steps else None
+    train(params.train, params.log_depth, caches, backbone, out, depth_vae=depth_vae, resume=resume, plot=plot)
 
 
 @main.command()

@@ -11,7 +11,6 @@ import csv
 import json
 import logging
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,13 +24,14 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from metricgold.backbone import backbone_digest, load_backbone, made_from, vae_digest
+from metricgold.backbone import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
 from metricgold.latents import LatentFrame
 from metricgold.mixture import Draw, Mixture
 from metricgold.model import MetricGoldPipeline
 from metricgold.noise import multi_resolution_noise
 from metricgold.params import LogDepthRange, Train
 from metricgold.shards import LatentCache
+from metricgold.sigterm import stop_on_sigterm
 from metricgold.storage import digest_json, only_writer, read_json, remove, write_aside, write_json
 
 log = logging.getLogger(__name__)
@@ -46,12 +46,14 @@ def train(
     backbone: Path,
     out: Path,
     *,
+    depth_vae: Path | None = None,
     resume: str = "auto",
     plot: Path | None = None,
     report: Callable[[dict[str, float]], None] | None = None,
 ) -> Path:
     """Train and write the pipeline folder `out`; state for resuming lies in `<out>.state`.
 
+    depth_vae: what `metricgold depth-vae` made; the result decodes depth with it. Training itself never decodes.
     resume: "auto" goes on from a checkpoint of exactly these params and data, "fresh" starts over. `report`
     receives every row of metrics.jsonl, `plot` is the same as csv. SIGTERM saves a checkpoint and exits 143.
     Raises ValueError when the caches do not fit the backbone or each other, BlockingIOError when another run
@@ -62,13 +64,17 @@ def train(
     processing = _check_caches(opened, log_depth, backbone)
     digest = backbone_digest(backbone)  # gigabytes for the real one: read once
     with only_writer(state):
-        run = _Run(params, opened, load_backbone(backbone), state)
+        parts = load_backbone(backbone)
+        if depth_vae is not None:
+            parts["vae"] = load_depth_vae(depth_vae, backbone)
+        run = _Run(params, opened, parts, state)
         run.start(_fingerprint(params, log_depth, opened, digest), fresh=resume == "fresh")
         run.loop(report)
         lineage = {
             "train": params.model_dump(),
             "log_depth": log_depth.model_dump(),
             "backbone": made_from(backbone) | {"digest": digest},
+            "depth_vae": read_json(depth_vae / "depth_vae.json") if depth_vae else None,
             "latents": {name: {"index": cache.digest, "num_frames": len(cache)} for name, cache in opened.items()},
             "step": params.num_steps,
         }
@@ -185,7 +191,7 @@ class _Run:
     def loop(self, report: Callable[[dict[str, float]], None] | None) -> None:
         params = self.params
         bar = tqdm(total=params.num_steps, initial=self.step, desc="train", unit="step", disable=None)
-        with _stop_on_sigterm() as stop, self._batches() as batches, (self.state / "metrics.jsonl").open("a") as file:
+        with stop_on_sigterm() as stop, self._batches() as batches, (self.state / "metrics.jsonl").open("a") as file:
             for draws_and_frames in batches:
                 loss, grad_norm = self._update(*draws_and_frames)
                 self.step += 1
@@ -391,17 +397,3 @@ def _nested(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]
         i, name = key.split(".")
         state.setdefault(int(i), {})[name] = tensor
     return state
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; handlers exist in the main thread only."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
 COPIED = ("dvc.yaml", "params.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore", "data_manifests")
-COPIED += (".dvc/config", ".dvc/.gitignore", "metricgold/evaluate.py", "metricgold/metrics.py", "metricgold/vae_floor.py")
+COPIED += (".dvc/config", ".dvc/.gitignore")
+COPIED += tuple(f"metricgold/{name}.py" for name in ("evaluate", "metrics", "vae_floor"))
 
 
 def quiet_environment(**more: str) -> dict[str, str]:
