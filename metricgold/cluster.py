@@ -20,7 +20,7 @@ def open_executor(address: str) -> Iterator[Executor]:
         raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
     number = address.removeprefix(LOCAL)
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
-        local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=None)
+        local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0")
         with local as cluster, Client(cluster) as client:
             yield client.get_executor(pure=False)
     elif "://" in address:
