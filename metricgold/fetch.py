@@ -34,6 +34,7 @@ from metricgold.storage import BLOCK_BYTES, new_hash
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Attempt = Callable[[str, ExitStack], T]  # url, what is to be closed after it -> what was wanted
+Advance = Callable[[int], Any]  # told a number of bytes
 
 FIRST_WAIT_S = 1.0
 MAX_WAIT_S = 60.0
@@ -43,6 +44,10 @@ CONTACT_BYTES = 1 << 20
 READ_AHEAD_BYTES = 1 << 16
 MAX_READ_BYTES = 1 << 28
 LOOK_UP_S = 0.1  # how soon a thread that waits sees that all is to stop
+
+
+def _to_nobody(num_bytes: int) -> None:
+    pass
 
 
 class Fetcher:
@@ -58,7 +63,7 @@ class Fetcher:
         patience_s: float = 300.0,
         stall_s: float = 30.0,
         part_bytes: int = 64 << 20,
-        advance: Callable[[int], Any] = lambda num_bytes: None,
+        advance: Advance = _to_nobody,
     ):
         self.connections_per_host, self.part_bytes = connections_per_host, part_bytes
         self.patience_s, self.stall_s = patience_s, stall_s
@@ -85,18 +90,27 @@ class Fetcher:
             stop.set()
 
     def open(
-        self, urls: Sequence[str], path: Path, *, tail_bytes: int = 0, total_bytes: int | None = None
+        self,
+        urls: Sequence[str],
+        path: Path,
+        *,
+        tail_bytes: int = 0,
+        total_bytes: int | None = None,
+        advance: Advance = _to_nobody,
     ) -> "RemoteFile":
         """A remote file whose bytes are to lie at `path`, after first contact.
 
         What an earlier run left there is used if the mirror still has the same. `tail_bytes`: begin with so many from
-        the end. `total_bytes`: what it must have. Raises OSError, or ValueError when all mirrors have something else.
+        the end. `total_bytes`: what it must have. `advance`: told of this file's bytes, beside the fetcher's own.
+        Raises OSError, or ValueError when all mirrors have something else.
         """
-        return RemoteFile(self, urls, path, tail_bytes=tail_bytes, total_bytes=total_bytes)
+        return RemoteFile(self, urls, path, tail_bytes=tail_bytes, total_bytes=total_bytes, advance=advance)
 
-    def stream(self, urls: Sequence[str], start: int = 0, *, total_bytes: int | None = None) -> "Stream":
+    def stream(
+        self, urls: Sequence[str], start: int = 0, *, total_bytes: int | None = None, advance: Advance = _to_nobody
+    ) -> "Stream":
         """Bytes from `start` to the end, in order, not kept. Raises as `open`."""
-        return Stream(self, urls, start, total_bytes=total_bytes)
+        return Stream(self, urls, start, total_bytes=total_bytes, advance=advance)
 
     def read(self, urls: Sequence[str]) -> bytes:
         """All bytes of something small. Raises as `open`."""
@@ -123,9 +137,10 @@ class Fetcher:
                 stop.set()
         return stop
 
-    def arrive(self, num_bytes: int) -> None:
+    def arrive(self, num_bytes: int, advance: Advance) -> None:
         with self._lock:
             self._advance(num_bytes)
+            advance(num_bytes)
 
     @contextmanager
     def slot(self, url: str, stop: threading.Event) -> Iterator[None]:
@@ -326,9 +341,16 @@ class RemoteFile:
     """
 
     def __init__(
-        self, fetcher: Fetcher, urls: Sequence[str], path: Path, *, tail_bytes: int = 0, total_bytes: int | None = None
+        self,
+        fetcher: Fetcher,
+        urls: Sequence[str],
+        path: Path,
+        *,
+        tail_bytes: int = 0,
+        total_bytes: int | None = None,
+        advance: Advance = _to_nobody,
     ):
-        self._fetcher, self._mirrors, self._path = fetcher, _Mirrors(urls), Path(path)
+        self._fetcher, self._mirrors, self._path, self._advance = fetcher, _Mirrors(urls), Path(path), advance
         self._expected_bytes, self._tail_bytes = total_bytes, tail_bytes
         self._stop = fetcher.new_stop()
         self._needing = threading.Lock()
@@ -476,7 +498,7 @@ class RemoteFile:
         if self.partial is not None:
             self.partial.close()
         self.partial, self.url = view, shown(url)
-        self._fetcher.arrive(view.total_bytes)
+        self._fetcher.arrive(view.total_bytes, self._advance)
 
     def _begin(self, url: str, stack: ExitStack) -> None:
         span = (-self._tail_bytes, None) if self._tail_bytes else (0, CONTACT_BYTES)
@@ -547,7 +569,7 @@ class RemoteFile:
                 self.partial.write(position, chunk)
                 position += len(chunk)
                 self._mirrors.last_byte_at = time.monotonic()
-                self._fetcher.arrive(len(chunk))
+                self._fetcher.arrive(len(chunk), self._advance)
                 with self._arrived:
                     self._arrived.notify_all()
                 _check(self._stop)
@@ -604,9 +626,18 @@ class Stream:
     `total_bytes`: None until the end where the server does not say. `url`: without secrets, the last that delivered.
     """
 
-    def __init__(self, fetcher: Fetcher, urls: Sequence[str], start: int = 0, *, total_bytes: int | None = None):
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        urls: Sequence[str],
+        start: int = 0,
+        *,
+        total_bytes: int | None = None,
+        advance: Advance = _to_nobody,
+    ):
         self._open = ExitStack()
         self._fetcher, self._mirrors, self._stop = fetcher, _Mirrors(urls), fetcher.new_stop()
+        self._advance = advance
         self._position, self._expected_bytes = start, total_bytes
         self._validators: dict[str, str | None] = {}
         self._chunks: Iterator[bytes] = iter(())
@@ -626,7 +657,7 @@ class Stream:
         if self.total_bytes is not None and self._position > self.total_bytes:
             raise ValueError(f"{self._mirrors.name} from {self.url}: more than {self.total_bytes} bytes came")
         self._mirrors.last_byte_at = time.monotonic()
-        self._fetcher.arrive(len(chunk))
+        self._fetcher.arrive(len(chunk), self._advance)
         return chunk
 
     def __enter__(self) -> "Stream":

@@ -58,16 +58,13 @@ class ByteProgress:
 
     @contextmanager
     def part(self, name: str, total_bytes: int | None) -> Iterator[Advance]:
-        """One archive of the run: gives what to call with bytes that arrived, counts it done when it ends well."""
+        """One archive of the run: gives what to call with its bytes, counts it done when it ends well.
+
+        The run's own `advance` is called beside it.
+        """
         bar = self._part_bar(name, total_bytes)
-
-        def advance(num_bytes: int) -> None:
-            self.advance(num_bytes)
-            if bar is not None:
-                bar.update(num_bytes)
-
         try:
-            yield advance
+            yield (lambda num_bytes: None) if bar is None else bar.update
             with self._lock:
                 self.parts_done += 1
         finally:

@@ -23,7 +23,7 @@ from metricgold.archives import ZipMember, extract, extract_tar, is_archive, joi
 from metricgold.fetch import Fetcher, RemoteFile
 from metricgold.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
 from metricgold.manifest import ALGORITHMS, Manifest, Source
-from metricgold.progress import ByteProgress, show_bytes
+from metricgold.progress import Advance, ByteProgress, show_bytes
 from metricgold.remote import shown
 from metricgold.storage import BLOCK_BYTES, digest_crc32, digest_json, remove
 
@@ -50,6 +50,7 @@ class Store:
         self.manifest, self.into, self.ledger = manifest, Path(into), ledger
         self.fetcher, self.progress = fetcher, progress
         self._placing = threading.Lock()
+        self._advances: dict[str, Advance] = {}  # of the archives that are on their way
 
     # What is there
 
@@ -148,7 +149,8 @@ class Store:
         if row is None or row.state not in (DONE, PLACING):
             self.ledger.fetching(source.path, identity)
         try:
-            with self.progress.part(source.path, row.transfer_bytes if row else source.bytes):
+            with self.progress.part(source.path, row.transfer_bytes if row else source.bytes) as advance:
+                self._advances[source.path] = advance
                 if row is not None and row.state == DONE:
                     self.repair(source, self.missing(source))
                 elif not self._finish_placing(source, row):
@@ -219,7 +221,8 @@ class Store:
     def _open(self, source: Source, urls: Sequence[str], *, tail_bytes: int = 0) -> RemoteFile:
         path = self.into / ".part" / _slug(source.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return self.fetcher.open(urls, path, tail_bytes=tail_bytes, total_bytes=source.bytes)
+        advance = self._advances.get(source.path, lambda num_bytes: None)
+        return self.fetcher.open(urls, path, tail_bytes=tail_bytes, total_bytes=source.bytes, advance=advance)
 
     def _take_zip(self, source: Source, remote: RemoteFile, staged: Path, only: Collection[str] | None):
         self._check_whole(source, remote)
@@ -244,9 +247,10 @@ class Store:
     def _take_tar(self, source: Source, urls: list[str], staged: Path):
         label = f"{source.path} from {shown(urls[0])}"
         origins: list[str] = []
+        advance = self._advances.get(source.path, lambda num_bytes: None)
 
         def open_at(start: int) -> Iterator[bytes]:
-            stream = self.fetcher.stream(urls, start, total_bytes=source.bytes)
+            stream = self.fetcher.stream(urls, start, total_bytes=source.bytes, advance=advance)
             yield from stream
             origins.append(stream.url)
 

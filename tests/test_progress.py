@@ -14,8 +14,8 @@ def test_a_line_says_share_bytes_archives_rate_and_time_left(monkeypatch):
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     progress = ByteProgress("tiny")
     progress.expect(2_000_000_000, 4)
-    with progress.part("a.zip", None) as advance:
-        advance(500_000_000)
+    with progress.part("a.zip", None):
+        progress.advance(500_000_000)
     now[0] = 10.0
     assert progress.line() == "progress 25.0 %: tiny, 500.0 MB of 2.0 GB, 1 of 4 archives, 50.0 MB/s, 30 s left"
 
@@ -35,11 +35,25 @@ def test_a_listener_hears_every_byte_and_nothing_is_logged(monkeypatch, caplog):
     heard = []
     progress = ByteProgress("tiny", listener=heard.append)
     progress.expect(10, 1)
-    with progress.part("a.zip", 10) as advance:
-        advance(4)
-        advance(6)
+    with progress.part("a.zip", 10):
+        progress.advance(4)
+        progress.advance(6)
     assert heard == [4, 6]
     assert not caplog.records
+
+
+def test_on_a_terminal_large_archives_have_bars_of_their_own(monkeypatch, capsys):
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
+    progress = ByteProgress("tiny")
+    progress.expect(30_000_000, 2)
+    with progress.part("a.zip", 20_000_000) as advance, progress.part("small.zip", 10) as small:
+        advance(5_000_000)
+        small(10)
+        progress.advance(5_000_010)
+        assert progress._bar.n == 5_000_010
+    progress.close()
+    shown = capsys.readouterr().err
+    assert "tiny" in shown and "a.zip" in shown and "small.zip" not in shown
 
 
 def test_a_part_that_fails_is_not_counted(tmp_path):
