@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,9 +112,9 @@ def _selected(params: "Download", dataset: str, scenes: tuple[str, ...], limit_g
     """Params of download with what the command line says of this one call."""
     changes: dict[str, Any] = {}
     if scenes:
-        changes["scenes"] = params.scenes | {dataset: list(scenes)}
+        changes["scenes"] = (params.scenes or {}) | {dataset: list(scenes)}
     if limit_gb is not None:
-        changes["limit_gb"] = params.limit_gb | {dataset: limit_gb}
+        changes["limit_gb"] = (params.limit_gb or {}) | {dataset: limit_gb}
     return params.model_copy(update=changes)
 
 
@@ -167,20 +168,26 @@ def backbone(ctx: click.Context) -> None:
 @dataset_argument
 @click.option("--from-remote", is_flag=True, help="Scene by scene: fetch, encode, delete. For small disks.")
 @click.option("--accept-licence", is_flag=True, help="With --from-remote: as in download.")
+@click.option("--dask", metavar="ADDRESS", help="Scenes on a Dask cluster: tcp://host:port, or local:N processes here.")
 @click.pass_context
-def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: bool) -> None:
+def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: bool, dask: str | None) -> None:
     """Stream DATASET's frames through the VAE into data/latents/DATASET."""
     params = _params(ctx)
     raw, backbone, out = Path("data/raw") / dataset, Path("models/backbone"), Path("data/latents") / dataset
-    if from_remote or dataset in params.download.streamed:
+    from_remote = from_remote or dataset in (params.download.streamed or ())
+    if from_remote and dask:
+        raise click.UsageError(f"--dask needs the raw data of {dataset} on a shared disk, which --from-remote deletes")
+    if from_remote:
         from metricgold.manifest import load_manifest
         from metricgold.streamed import encode_from_remote
 
         encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)
     else:
+        from metricgold.cluster import open_executor
         from metricgold.encode import encode
 
-        encode(dataset, params.encode, params.log_depth, raw, backbone, out)
+        with open_executor(dask) if dask else nullcontext() as executor:
+            encode(dataset, params.encode, params.log_depth, raw, backbone, out, executor=executor)
 
 
 @main.command("vae-floor")

@@ -55,7 +55,7 @@ def download(
     """
     params = params or Download()
     with open_store(manifest, into, params, accept_licence=accept_licence, progress=progress) as store:
-        groups = wanted_groups(store, params, skip_training=manifest.name in params.streamed)
+        groups = wanted_groups(store, params, skip_training=manifest.name in (params.streamed or ()))
         bring(store, [source for group in groups for source in group.sources], params.num_workers)
         return _write_ledger(store)
 
@@ -287,12 +287,12 @@ def wanted_groups(store: Store, params: Download, *, skip_training: bool = False
     """Archives by scene as params ask: `scenes`, then `limit_gb`. Raises ValueError when no scene is meant."""
     name = store.manifest.name
     groups = group_by_scene([source for source in store.sources if isinstance(source, Archive)])
-    if globs := params.scenes.get(name):
+    if globs := (params.scenes or {}).get(name):
         groups = _matching(name, groups, globs)
     if skip_training:
         splits_of = scene_splits(store.manifest, store.into)
         groups = [group for group in groups if not group.scenes or any(splits_of(s) - {"train"} for s in group.scenes)]
-    if limit_gb := params.limit_gb.get(name):
+    if limit_gb := (params.limit_gb or {}).get(name):
         groups = _within(store, groups, limit_gb)
     return groups
 
@@ -371,7 +371,7 @@ def plan(
     params, into = params or Download(), Path(into)
     accepted = is_accepted(manifest, into, accept=accept_licence)
     with open_store(manifest, into, params, is_looking=True) as store:
-        groups = wanted_groups(store, params, skip_training=manifest.name in params.streamed)
+        groups = wanted_groups(store, params, skip_training=manifest.name in (params.streamed or ()))
         sources = [source for group in groups for source in group.sources]
         todo = [source for source in sources if not store.has(source)]
         with _pool(store, params.num_workers) as pool:

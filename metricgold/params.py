@@ -43,9 +43,10 @@ class Download(Section):
     connections_per_host: PositiveInt = 4  # politeness
     patience_s: PositiveFloat = 300.0  # without a single byte, over all mirrors, before an archive is given up
     stall_s: PositiveFloat = 30.0  # a request that delivers next to nothing for so long is broken off
-    scenes: dict[str, list[str]] = {}  # data set -> globs over scenes; without an entry all
-    limit_gb: dict[str, PositiveFloat] = {}  # data set -> GB of extracted data; whole scenes in the manifest's order
-    streamed: list[str] = []  # data sets whose training scenes encode fetches one by one and deletes again
+    # Null and not empty, for DVC cannot read back the inline {} and [] that it writes.
+    scenes: dict[str, list[str]] | None = None  # data set -> globs over scenes; without an entry all
+    limit_gb: dict[str, PositiveFloat] | None = None  # data set -> GB extracted; whole scenes in the manifest's order
+    streamed: list[str] | None = None  # data sets whose training scenes encode fetches one by one and deletes again
 
 
 class StandIn(Section):

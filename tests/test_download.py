@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import tarfile
@@ -576,14 +575,6 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_next_goes_on(many, tmp_path,
     download(read_manifest(manifest), tmp_path / "raw")
     assert len(contents(tmp_path / "raw")) == 9 * 4
     assert server.bytes_sent < 6 * 1_200_000 + 500_000
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_write_permission(upstream, tmp_path):
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw").chmod(stat.S_IREAD | stat.S_IEXEC)
-    with pytest.raises(PermissionError, match="raw"):
-        download(manifest_of(f"file://{upstream}"), tmp_path / "raw")
 
 
 def test_the_raw_folder_is_a_file(upstream, tmp_path):

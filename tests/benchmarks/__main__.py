@@ -13,7 +13,7 @@ from typing import Any
 
 from metricgold.storage import write_json
 
-from . import BOUNDS, CannotRun, batch, cache, download, frames
+from . import BOUNDS, CannotRun, batch, cache, cluster, download, frames
 
 REPORT = Path("reports/bench.json")
 
@@ -28,6 +28,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("cache.samples_per_s_core", "cache.speedup_vs_encode"): cache.reading,
     ("cache.index_open_s",): cache.opening,
     ("batch.free_model_images_per_s_core",): batch.free_model,
+    ("dask.speedup_2",): cluster.speedup,
 }
 _GPU = "needs a GPU; not measured yet"
 _S3 = "needs an S3 server; not measured yet"
@@ -39,7 +40,6 @@ LEFT_OUT = {
     "batch.overhead": _S3,
     "batch.s3_rate_vs_boto3": _S3,
     "batch.rss_growth_mb": _S3,
-    "dask.speedup_2": "Dask does not drive any stage yet",
 }
 
 
