@@ -6,7 +6,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import MANIFEST
 from server import FaultServer
 
 from metricgold.download import download
@@ -42,9 +41,8 @@ def mirror(tiny_raw, tmp_path):
 
 
 @pytest.fixture
-def manifest(mirror, tmp_path):
-    (tmp_path / "manifest.yaml").write_text(MANIFEST)
-    facts = read_manifest(tmp_path / "manifest.yaml").model_dump(exclude_unset=True)
+def manifest(mirror, tiny_raw):
+    facts = read_manifest(tiny_raw / "manifest.yaml").model_dump(exclude_unset=True)
     facts["licence"]["needs_acceptance"] = False
     archives = [{"path": f"{scene}.zip", "scenes": [scene]} for scene in SCENES]
     return Manifest(**facts | {"mirrors": [mirror.url], "archives": archives, "checksums": None})
