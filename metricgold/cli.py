@@ -53,6 +53,11 @@ def _say(value: dict[str, Any], as_json: bool) -> None:
             click.echo(f"{key}: {item}")
 
 
+def _is_own(dataset: str) -> bool:
+    """Whether a team's own data lie in data/raw, described by their dataset.yaml."""
+    return (Path("data/raw") / dataset / "dataset.yaml").is_file()
+
+
 dataset_argument = click.argument("dataset")
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
@@ -66,12 +71,12 @@ def synthesize(ctx: click.Context, dataset: str) -> None:
     from metricgold.manifest import load_manifest
     from metricgold.storage import write_json
 
-    name, out = load_manifest(dataset).name, Path("data/synthetic") / dataset
-    if name.endswith("-synthetic"):
-        synthesize(name, _params(ctx).synthesize, out)
+    out = Path("data/synthetic") / dataset
+    if not _is_own(dataset) and load_manifest(dataset).name.endswith("-synthetic"):
+        synthesize(dataset, _params(ctx).synthesize, out)
     else:
         # DVC has one row of stages for every data set, whether there is something to render or not.
-        write_json(out / "note.json", {"dataset": name, "note": "real data: its archives come from upstream"})
+        write_json(out / "note.json", {"dataset": dataset, "note": "real data: nothing to render"})
 
 
 @main.command()
@@ -94,7 +99,15 @@ def download(
     limit_gb: float | None,
     as_json: bool,
 ) -> None:
-    """Fetch DATASET's archives, verify and extract them into data/raw/DATASET."""
+    """Fetch DATASET's archives, verify and extract them into data/raw/DATASET; of own data there only take note."""
+    if _is_own(dataset):
+        from metricgold.datasets.folder import write_ledger
+
+        if action or scenes or limit_gb:
+            raise click.UsageError(f"data/raw/{dataset} is your own: there is nothing to fetch")
+        write_ledger(dataset, Path("data/raw") / dataset)
+        return
+
     from metricgold import download as stage
     from metricgold.manifest import load_manifest
 
@@ -141,16 +154,17 @@ def check(names: tuple[str, ...]) -> None:
 
 @main.command()
 @dataset_argument
-@click.option("--split", default=None, help="Only this split; everything if not given.")
 @json_option
 @click.pass_context
-def inspect(ctx: click.Context, dataset: str, split: str | None, as_json: bool) -> None:
+def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
     """Look at DATASET's frames: a page in reports/inspect, figures in metrics/inspect, a histogram in plots/inspect."""
     from metricgold.inspect import inspect
 
+    params = _params(ctx).inspect
     kinds = {"reports": "html", "metrics": "json", "plots": "csv"}
     page, metrics, plot = (Path(top) / "inspect" / f"{dataset}.{kind}" for top, kind in kinds.items())
-    _say(inspect(dataset, Path("data/raw") / dataset, page, metrics, plot, split=split), as_json)
+    raw = Path("data/raw") / dataset
+    _say(inspect(dataset, raw, page, metrics, plot, split=params.split, num_frames=params.num_frames), as_json)
 
 
 @main.command()

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 GB = 1_000_000_000
 MANY_ARCHIVES = 20  # asking so many for their sizes deserves a line
+PASSING = ".ledger/passing.json"  # in the raw folder: archives that are fetched in order to be deleted again
 
 
 class Group(NamedTuple):
@@ -56,7 +57,11 @@ def download(
     params = params or Download()
     with open_store(manifest, into, params, accept_licence=accept_licence, progress=progress) as store:
         groups = wanted_groups(store, params, skip_training=manifest.name in (params.streamed or ()))
-        bring(store, [source for group in groups for source in group.sources], params.num_workers)
+        sources = [source for group in groups for source in group.sources]
+        if not all(map(store.has, sources)):
+            remove(store.into / "ledger.json")
+        bring(store, sources, params.num_workers)
+        note_passing(store, read_passing(store) - {source.path for source in sources})
         return _write_ledger(store)
 
 
@@ -85,10 +90,18 @@ def open_store(
             store.forget_stale(store.sources)
             _write_manifest(manifest, into)
             try:
-                bring(store, [source for source in store.sources if not isinstance(source, Archive)], 1, is_all=False)
+                _bring_files(store)
                 yield store
             finally:
                 _remove_if_empty(into / ".part")
+
+
+def _bring_files(store: Store) -> None:
+    """The manifest's plain files, which may decide splits; without one of them ledger.json is not true."""
+    files = [source for source in store.sources if not isinstance(source, Archive)]
+    if not all(map(store.has, files)):
+        remove(store.into / "ledger.json")
+    bring(store, files, 1, is_all=False)
 
 
 def _open_ledger(into: Path) -> Ledger:
@@ -109,7 +122,6 @@ def bring(store: Store, sources: Sequence[Source], num_workers: int, *, is_all: 
     """Bring several archives side by side, those that are here left alone. Errors as in download."""
     todo = [source for source in sources if not store.has(source)]
     if todo:
-        remove(store.into / "ledger.json")
         with _pool(store, num_workers) as pool:
             expected = _expect(store, pool, todo)
             _check_disk(store, expected, num_workers)
@@ -422,13 +434,28 @@ def _write_manifest(manifest: Manifest, into: Path) -> None:
 def _write_ledger(store: Store) -> Path:
     """What lies here and what decided it. Where it came from may change without a trace, its bytes may not."""
     scenes = {source.path: list(getattr(source, "scenes", ())) for source in store.sources}
+    rows, passing = store.ledger.archives().items(), read_passing(store)
     archives = {
-        path: ledger_entry(row, scenes[path]) for path, row in store.ledger.archives().items() if row.state == DONE
+        path: ledger_entry(row, scenes[path]) for path, row in rows if row.state == DONE and path not in passing
     }
     decided_by = store.manifest.model_dump(mode="json", include={"name", "members", "splits", "exclude"})
     ledger = {"dataset": store.manifest.name, "archives": archives, "manifest_sha256": digest_json(decided_by)}
     write_json(store.into / "ledger.json", ledger)
     return store.into / "ledger.json"
+
+
+def read_passing(store: Store) -> set[str]:
+    """Archives that metricgold.streamed fetches in order to delete them again; what a killed run left is among them."""
+    note = store.into / PASSING
+    return set(read_json(note)) if note.is_file() else set()
+
+
+def note_passing(store: Store, paths: Collection[str]) -> None:
+    """Replace the note; no paths, no note."""
+    if paths:
+        write_json(store.into / PASSING, sorted(paths))
+    else:
+        remove(store.into / PASSING)
 
 
 def ledger_entry(row: Any, scenes: Collection[str]) -> dict[str, Any]:

@@ -363,9 +363,7 @@ class SceneEncoder:
         coming: deque[Future[list[Frame] | str]] = deque()
         try:
             for ref in refs:
-                coming.append(
-                    readers.submit(read_views, ref, params.height, params.width, params.views, params.min_crop)
-                )
+                coming.append(readers.submit(read_views, ref, params))
                 if len(coming) * params.views > 2 * params.batch_size:
                     yield coming.popleft().result()
             while coming:

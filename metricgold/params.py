@@ -49,6 +49,12 @@ class Download(Section):
     streamed: list[str] | None = None  # data sets whose training scenes encode fetches one by one and deletes again
 
 
+class Inspect(Section):
+    version: PositiveInt = 1
+    split: Literal["train", "val", "test"] | None = None  # None: all that lies there
+    num_frames: PositiveInt = 1000  # decoded and looked at, evenly over scenes; names and headers of all
+
+
 class StandIn(Section):
     """A small VAE and U-Net of the same classes as SD2's, trained on the data sets' own images."""
 
@@ -82,6 +88,7 @@ class Encode(Section):
     frames_per_shard: PositiveInt = 256
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE; latents are stored as float16
     max_dtype_error: PositiveFloat = 0.01  # of decoded depth against float32's, mean and relative
+    kitti_crop: bool = False  # Virtual KITTI as KITTI's depth benchmark cuts it, 352 x 1216
     views: PositiveInt = 1  # of each frame: the whole of it, then random crops, mirrored or not
     min_crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # sides of the smallest crop, as a share of the largest
 
@@ -199,6 +206,7 @@ class Params(Section):
     log_depth: LogDepthRange = LogDepthRange()
     synthesize: Synthesize = Synthesize()
     download: Download = Download()
+    inspect: Inspect = Inspect()
     backbone: Backbone = Backbone()
     encode: Encode = Encode()
     vae_floor: VaeFloor = VaeFloor()

@@ -10,17 +10,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metricgold.datasets import Listing, NoFramesError, list_frames
-from metricgold.download import Group, bring, ledger_entry, open_store, raise_together, scene_splits, wanted_groups
+from metricgold.download import (
+    Group,
+    bring,
+    ledger_entry,
+    note_passing,
+    open_store,
+    raise_together,
+    read_passing,
+    scene_splits,
+    wanted_groups,
+)
 from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
 from metricgold.ledger import DONE, DROPPED
 from metricgold.manifest import Manifest
 from metricgold.params import Params
-from metricgold.storage import read_json, remove, write_json
+from metricgold.storage import remove
 from metricgold.store import Store
 
 log = logging.getLogger(__name__)
-
-PASSING = ".ledger/passing.json"  # in the raw folder: archives that are fetched in order to be deleted again
 
 
 def encode_from_remote(
@@ -44,8 +52,9 @@ def encode_from_remote(
         open_store(manifest, raw, params.download, accept_licence=accept_licence) as store,
         open_encoder(manifest.name, params.encode, params.log_depth, backbone, out, device=device) as encoder,
     ):
-        groups = training_groups(store, params)
-        todo = [group for group in groups if not _is_encoded(store, encoder, group)]
+        train_on = _scenes_to_train_on(store)
+        groups = [group for group in wanted_groups(store, params.download) if not group.scenes or train_on(group)]
+        todo = [group for group in groups if not _is_encoded(store, encoder, group, train_on(group))]
         log.info("%s: %d groups of scenes to fetch and encode", manifest.name, len(todo))
         kept = _settle_who_stays(store, groups, todo)
         for number, (group, error) in enumerate(_fetched(store, params.download.num_workers, todo), start=1):
@@ -53,38 +62,31 @@ def encode_from_remote(
                 log.warning("%s: %s", manifest.name, error)
                 errors.append(error)
                 continue
-            _encode_group(store, encoder, group)
+            _encode_group(store, encoder, group, train_on(group))
             for source in group.sources:
                 if source.path not in kept:
                     store.drop(source)
-            log.info("progress %.1f %%: %s, %d of %d groups of scenes are latents",
-                     100 * number / len(todo), manifest.name, number, len(todo))  # fmt: skip
+            share = 100 * number / len(todo)
+            log.info("progress %.1f %%: %s, %d of %d groups of scenes", share, manifest.name, number, len(todo))
         raise_together(errors, len(todo))
-        remove(store.into / PASSING)
+        note_passing(store, ())
         return encoder.finish()
-
-
-def training_groups(store: Store, params: Params) -> list[Group]:
-    """Groups of archives that hold a scene of the training split."""
-    groups = wanted_groups(store, params.download)
-    return [group for group in groups if not group.scenes or _scenes_to_train_on(store, group)]
 
 
 def _settle_who_stays(store: Store, groups: Sequence[Group], todo: Sequence[Group]) -> set[str]:
     """Paths of archives that lay here before; all others are noted, so that a killed run leaves none for good.
 
-    What a killed run has noted, encoded and not deleted is deleted now. A download that was finished since then means
-    what it fetched to stay.
+    What a killed run has noted, encoded and not deleted is deleted now. A download takes off the note what it means
+    to stay.
     """
-    note = store.into / PASSING
-    noted = set(read_json(note)) if note.is_file() and not (store.into / "ledger.json").is_file() else set()
+    noted = read_passing(store)
     for source in (source for group in groups if group not in todo for source in group.sources):
         row = store.row(source)
         if source.path in noted and row is not None and row.state == DONE:
             store.drop(source)
     sources = [source for group in todo for source in group.sources]
     kept = {source.path for source in sources if source.path not in noted and store.has(source)}
-    write_json(note, sorted({source.path for source in sources} - kept))
+    note_passing(store, {source.path for source in sources} - kept)
     return kept
 
 
@@ -96,18 +98,19 @@ def _digest_of(store: Store) -> Callable[[str], str | None]:
     return lambda scene: source_digest(entries, scene)
 
 
-def _is_encoded(store: Store, encoder: SceneEncoder, group: Group) -> bool:
+def _is_encoded(store: Store, encoder: SceneEncoder, group: Group, scenes: Sequence[str]) -> bool:
     """Whether every training scene of the group is in the cache, made from these archives."""
     rows = [store.row(source) for source in group.sources]
     if not group.scenes or any(row is None or row.state not in (DONE, DROPPED) for row in rows):
         return False
     digest_of = _digest_of(store)
-    return all([encoder.has_scene(scene, digest_of(scene)) for scene in _scenes_to_train_on(store, group)])
+    return all([encoder.has_scene(scene, digest_of(scene)) for scene in scenes])
 
 
-def _scenes_to_train_on(store: Store, group: Group) -> list[str]:
+def _scenes_to_train_on(store: Store) -> Callable[[Group], list[str]]:
+    """A function group -> its scenes of the training split; a large csv behind it is read once."""
     splits_of = scene_splits(store.manifest, store.into)
-    return [scene for scene in group.scenes if SPLIT in splits_of(scene)]
+    return lambda group: [scene for scene in group.scenes if SPLIT in splits_of(scene)]
 
 
 def _fetched(store: Store, num_workers: int, groups: Sequence[Group]) -> Iterator[tuple[Group, Exception | None]]:
@@ -134,13 +137,13 @@ def _fetched(store: Store, num_workers: int, groups: Sequence[Group]) -> Iterato
             raise
 
 
-def _encode_group(store: Store, encoder: SceneEncoder, group: Group) -> None:
+def _encode_group(store: Store, encoder: SceneEncoder, group: Group, scenes: Sequence[str]) -> None:
     view = store.into / ".part" / "view"
     try:
         _make_view(store, group, view)
         listing = _list(store.manifest.name, view)
         digest_of = _digest_of(store)
-        for scene in sorted({*training_scenes(listing), *_scenes_to_train_on(store, group)}):
+        for scene in sorted({*training_scenes(listing), *scenes}):
             refs = [ref for ref in listing.frames if ref.scene == scene]
             if not refs:
                 log.warning("%s: %s has no frame to train on", store.manifest.name, scene)

@@ -16,19 +16,24 @@ from threading import Thread
 import numpy as np
 
 from metricgold.datasets import FrameRef, read_frame
+from metricgold.datasets.vkitti2 import kitti_benchmark_crop
 from metricgold.frame import Frame
 from metricgold.latents import cut_frame, fit_frame, mirror_frame
+from metricgold.params import Encode
 
 MARK = "#"  # between the name of a frame and the number of a view
 
 
-def read_views(ref: FrameRef, height: int, width: int, num_views: int, min_crop: float) -> list[Frame] | str:
+def read_views(ref: FrameRef, params: Encode) -> list[Frame] | str:
     """Decode a frame and make its views; where it cannot be read, what is wrong with it instead."""
     try:
         frame = read_frame(ref)
+        if params.kitti_crop and ref.dataset.startswith("vkitti2"):
+            frame = kitti_benchmark_crop(frame)
     except (ValueError, OSError) as error:
         return str(error)
-    return [view_frame(frame, number, height, width, min_crop) for number in range(num_views)]
+    size = params.height, params.width
+    return [view_frame(frame, number, *size, params.min_crop) for number in range(params.views)]
 
 
 def view_frame(frame: Frame, number: int, height: int, width: int, min_crop: float) -> Frame:

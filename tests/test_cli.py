@@ -62,8 +62,18 @@ def test_the_whole_way(tmp_path, monkeypatch, tiny):
     values["promote"] = {"max_abs_rel": 100.0}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
 
-    for word in ("synthesize", "download", "backbone", "encode", "vae-floor", "depth-vae", "train", "evaluate"):
-        run(word, *([name] if word in ("synthesize", "download", "encode") else []))
+    for word in (
+        "synthesize",
+        "download",
+        "inspect",
+        "backbone",
+        "encode",
+        "vae-floor",
+        "depth-vae",
+        "train",
+        "evaluate",
+    ):
+        run(word, *([name] if word in ("synthesize", "download", "inspect", "encode") else []))
     metrics = json.loads((tmp_path / "metrics" / "evaluate.json").read_text())
     assert metrics["num_frames"] == 3 and metrics["vae_floor_abs_rel"] > 0 and metrics["abs_rel"] > 0
     assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"train.csv", "evaluate.png", "examples"}

@@ -9,11 +9,13 @@ import time
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from metricgold.datasets import list_frames
 from metricgold.frame import Frame
 from metricgold.geometry import rays_from_intrinsics
 from metricgold.latents import fit_frame
+from metricgold.params import Encode
 from metricgold.views import open_processes, read_views, view_frame
 
 HEIGHT, WIDTH = 24, 40
@@ -85,7 +87,8 @@ def test_processes_give_what_threads_give(tiny, tiny_raw):
     with open_processes(1) as pool:
         pids = {pool.submit(os.getpid).result()}
         for ref in refs[:2]:
-            one, other = pool.submit(read_views, ref, 32, 48, 2, 0.5).result(), read_views(ref, 32, 48, 2, 0.5)
+            params = Encode(height=32, width=48, views=2)
+            one, other = pool.submit(read_views, ref, params).result(), read_views(ref, params)
             assert [view.name for view in one] == [view.name for view in other] == [ref.name, f"{ref.name}#1"]
             np.testing.assert_array_equal(one[1].rgb, other[1].rgb)
             assert pool.submit(_has_torch).result() is False
@@ -98,6 +101,7 @@ def _has_torch():
 
 PARENT = """\
 import os, time
+from metricgold.params import Encode
 from metricgold.views import open_processes
 if __name__ == "__main__":
     with open_processes(1) as pool:
@@ -123,3 +127,23 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
 def _lives(pid):
     # One that ended stays a zombie until somebody asks for it.
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_virtual_kitti_as_the_benchmark_cuts_it(tmp_path):
+    """The lowest 352 rows and middle 1216 columns, whatever size is encoded."""
+    folder = tmp_path / "Scene01/clone"
+    rgb, depth = folder / "frames/rgb/Camera_0/rgb_00000.jpg", folder / "frames/depth/Camera_0/depth_00000.png"
+    for path in (rgb, depth):
+        path.parent.mkdir(parents=True)
+    rows = np.repeat(np.arange(375, dtype=np.uint16)[:, None] + 100, 1242, axis=1)
+    Image.fromarray(np.zeros((375, 1242, 3), np.uint8)).save(rgb)
+    Image.fromarray(rows).save(depth)
+    (folder / "intrinsic.txt").write_text(
+        "frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]\n0 0 725.0087 725.0087 620.5 187\n"
+    )
+    (ref,) = list_frames("vkitti2", tmp_path).frames
+    (whole,) = read_views(ref, Encode(height=352, width=1216))
+    (cut,) = read_views(ref, Encode(height=352, width=1216, kitti_crop=True))
+    assert cut.planar_depth_m[0, 0] == np.float32(1.23) and cut.planar_depth_m[-1, -1] == np.float32(4.74)
+    assert whole.planar_depth_m[0, 0] < 1.1
+    assert cut.intrinsics[0, 0] == 725.0087  # cut, not scaled

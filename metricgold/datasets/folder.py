@@ -48,7 +48,7 @@ from metricgold.frame import Frame
 from metricgold.geometry import planar_from_ray_distance, rays_from_intrinsics
 from metricgold.images import read_rgb
 from metricgold.manifest import Exclusion
-from metricgold.storage import digest_file, digest_json
+from metricgold.storage import digest_file, digest_json, write_json
 
 STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"
@@ -169,6 +169,28 @@ def digest(raw: Path) -> str:
     """What is stated, for the identity of what is made from it: sha256 over dataset.yaml and frames.csv."""
     files = [path for path in (Path(raw) / STATEMENT, Path(raw) / FRAMES) if path.is_file()]
     return digest_json({path.name: digest_file(path) for path in files})
+
+
+def write_ledger(dataset: str, raw: Path) -> Path:
+    """What lies here by scene, in the form that downloaded data have; answers the path of ledger.json.
+
+    It changes with names, sizes and the statement, not with bytes alone: no terabyte is hashed for it.
+    """
+    files: dict[str, dict[str, int]] = {}
+    for ref in list_frames(dataset, raw).frames:
+        sizes = {path.relative_to(raw).as_posix(): path.stat().st_size for path in (ref.rgb_path, ref.depth_path)}
+        files.setdefault(ref.scene, {}).update(sizes)
+    archives = {
+        scene: {
+            "scenes": [scene],
+            "members": len(sizes),
+            "bytes": sum(sizes.values()),
+            "members_sha256": digest_json(sizes),
+        }
+        for scene, sizes in files.items()
+    }
+    write_json(Path(raw) / "ledger.json", {"dataset": dataset, "archives": archives, "stated_sha256": digest(raw)})
+    return Path(raw) / "ledger.json"
 
 
 def _faults(error: ValidationError) -> Iterator[str]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from metricgold.datasets import folder, list_frames, open_dataset, read_frame
 from metricgold.geometry import rays_from_intrinsics
+from metricgold.storage import read_json
 
 HEIGHT, WIDTH = 6, 8
 STATED = {
@@ -365,3 +366,37 @@ def test_latents_of_own_data(tmp_path, tiny, tiny_backbone):
     encode("mine", tiny.encode, tiny.log_depth, tmp_path / "raw", tiny_backbone, tmp_path / "latents")
     cache = LatentCache(tmp_path / "latents")
     assert [cache[i].name for i in range(len(cache))] == ["house_1/1"]
+
+
+def test_its_ledger_follows_names_sizes_and_the_statement(tmp_path):
+    """By scene, so that a scene more encodes that scene only; the same data give the same bytes."""
+    raw = write_one(tmp_path / "raw")
+    first = folder.write_ledger("mine", raw).read_bytes()
+    assert folder.write_ledger("mine", raw).read_bytes() == first
+    before = read_json(raw / "ledger.json")
+    assert before["archives"]["barn"]["scenes"] == ["barn"] and before["archives"]["barn"]["members"] == 2
+    write_rgb(raw / "house_1/rgb/0001.png")
+    write_depth(raw / "house_1/depth/0001.png", MILLIMETRES)
+    after = read_json(folder.write_ledger("mine", raw))
+    assert after["archives"]["barn"] == before["archives"]["barn"]
+    assert set(after["archives"]) == {"barn", "house_1"}
+    state(raw, depth={"unit": "centimetre"})
+    assert read_json(folder.write_ledger("mine", raw))["stated_sha256"] != after["stated_sha256"]
+
+
+def test_own_data_take_every_row_of_the_graph(tmp_path, monkeypatch):
+    """synthesize and download have nothing to make or fetch, and say so in a file that DVC watches."""
+    from click.testing import CliRunner
+
+    from metricgold.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("datasets:\n  - mine\n")
+    write_one(tmp_path / "data/raw/mine")
+    for words in (["synthesize", "mine"], ["download", "mine"]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "data/synthetic/mine/note.json").is_file()
+    assert read_json(tmp_path / "data/raw/mine/ledger.json")["archives"].keys() == {"barn"}
+    refused = CliRunner().invoke(main, ["download", "mine", "--verify"])
+    assert refused.exit_code == 2 and "your own" in refused.output

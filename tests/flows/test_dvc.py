@@ -36,7 +36,7 @@ def reproduced(tmp_path_factory):
 
 def test_every_stage_once_in_an_order_that_works(reproduced):
     _, asked = reproduced
-    expected = [f"{word} {name}" for word in ("synthesize", "download", "encode") for name in DATASETS]
+    expected = [f"{word} {name}" for word in ("synthesize", "download", "inspect", "encode") for name in DATASETS]
     assert sorted(asked) == sorted([*expected, "backbone", "vae-floor", "depth-vae", "train", "evaluate"])
     words = [line.split()[0] for line in asked]
     assert words.index("depth-vae") < words.index("train") < words.index("evaluate")
@@ -69,14 +69,22 @@ def test_a_knob_reruns_what_it_touches(reproduced):
 
 def test_a_real_data_set_takes_the_same_row_of_stages(project):
     _change(project, datasets=["hypersim"])
-    words = ["synthesize hypersim", "download hypersim", "backbone", "encode hypersim", "vae-floor", "depth-vae"]
+    words = [
+        "synthesize hypersim",
+        "download hypersim",
+        "inspect hypersim",
+        "backbone",
+        "encode hypersim",
+        "vae-floor",
+        "depth-vae",
+    ]
     assert sorted(_repro(project)) == sorted([*words, "train", "evaluate"])
 
 
 def test_graph_is_dvcs_own_in_running_order(project):
     graph = stage_graph()
     order = list(graph)
-    assert len(order) == 3 * 3 + 5
+    assert len(order) == 4 * 3 + 5
     assert all(order.index(need) < order.index(stage) for stage, needs in graph.items() for need in needs)
     assert graph["train"] == {"backbone", "depth-vae", *(f"encode@{name}" for name in DATASETS)}
     assert list(stage_graph(["download@vkitti2-synthetic"])) == [
