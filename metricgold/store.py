@@ -341,9 +341,10 @@ class Store:
     def _move(self, source: Source, rows: Sequence[MemberRow]) -> None:
         for row in rows:
             staged, target = self._staged(source) / self._inside(source, row.name), self.into / row.name
-            if staged.exists():  # else a run that was killed has moved it
-                target.parent.mkdir(parents=True, exist_ok=True)
-                staged.replace(target)
+            with self._placing:  # no other thread takes the folder away in between
+                if staged.exists():  # else a run that was killed has moved it
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    staged.replace(target)
 
     def _inside(self, source: Source, name: str) -> str:
         return Path(name).relative_to(getattr(source, "into", ".")).as_posix()
@@ -359,9 +360,10 @@ class Store:
         for name in names:
             (self.into / name).unlink(missing_ok=True)
             folders.update(parent for parent in Path(name).parents if parent != Path())
-        for folder in sorted(folders, reverse=True):
-            if (self.into / folder).is_dir() and not any((self.into / folder).iterdir()):
-                (self.into / folder).rmdir()
+        with self._placing:
+            for folder in sorted(folders, reverse=True):
+                if (self.into / folder).is_dir() and not any((self.into / folder).iterdir()):
+                    (self.into / folder).rmdir()
 
 
 def _join(mirror: str, path: str) -> str:
