@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Section(BaseModel):
@@ -73,10 +74,20 @@ class StandIn(Section):
     seed: Count = 0
 
 
+class Mirror(Section):
+    """One more place to take the backbone from."""
+
+    source: str  # a diffusers folder or a hub id
+    revision: str | None = None  # commit of the hub id; required for one
+
+
 class Backbone(Section):
     version: PositiveInt = 1
     source: str = "stand-in"  # "stand-in", a diffusers folder, or a hub id
     revision: str | None = None  # commit of the hub id; required for one
+    # Null and not empty, for DVC cannot read back the inline {} and [] that it writes.
+    mirrors: list[Mirror] | None = None  # tried in order when the source is gone or its weights are not those of sha256
+    sha256: dict[Literal["unet", "vae", "text_encoder"], Sha256] | None = None  # of each part's weights file
     stand_in: StandIn = StandIn()
 
 
