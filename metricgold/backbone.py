@@ -1,9 +1,10 @@
 """The backbone: VAE, U-Net with eight input channels, noise schedule and empty prompt, in one diffusers folder.
 
-It comes from Stable Diffusion v2 (a hub id pinned by revision, or a folder in diffusers layout), or is a small
-stand-in of the same classes, trained on the data sets' own images, for machines without a GPU or a hub. Either
-way the same files come out: unet/, vae/, scheduler/, empty_prompt/ and backbone.json, which says what it was
-made from.
+It comes from Stable Diffusion v2 or a checkpoint made from it, such as Marigold's with its eight channels (a hub id
+pinned by revision, or a folder in diffusers layout; the first of source and mirrors that has the right weights), or
+is a small stand-in of the same classes, trained on the data sets' own images, for machines without a GPU or a hub.
+Either way the same files come out: unet/, vae/, scheduler/, empty_prompt/ and backbone.json, which says what it was
+made from. Weights are read from safetensors only: a pickle runs what it likes.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from metricgold.frame import Frame
 from metricgold.latents import filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
 from metricgold.model import EmptyPrompt
-from metricgold.params import Backbone, LogDepthRange, StandIn
+from metricgold.params import Backbone, LogDepthRange, Mirror, StandIn
 from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,16 @@ SCHEDULE = {
     "steps_offset": 1,
 }
 
+PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
+
+# What a Stable Diffusion folder consists of, and the file of weights of each part that has some.
+PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+
 
 def prepare_backbone(params: Backbone, log_depth: LogDepthRange, raw_folders: dict[str, Path], out: Path) -> Path:
     """Write the backbone folder. Raises ValueError when the source is not what Stable Diffusion v2 looks like."""
@@ -50,13 +61,9 @@ def prepare_backbone(params: Backbone, log_depth: LogDepthRange, raw_folders: di
             parts = _train_stand_in(params.stand_in, LogDepth(log_depth.near_m, log_depth.far_m), raw_folders)
             made_from: dict[str, Any] = {"source": "stand-in", "stand_in": params.stand_in.model_dump()}
         else:
-            folder = _fetch(params.source, params.revision)
+            place, folder, digests = _fetch(params)
             parts = _load_stable_diffusion(folder)
-            made_from = {
-                "source": params.source,
-                "revision": params.revision,
-                "sha256": _weight_digests(folder),
-            }
+            made_from = {"source": place.source, "revision": place.revision, "sha256": digests}
         for name, part in parts.items():
             part.save_pretrained(aside / name)
         write_json(aside / "backbone.json", made_from | {"version": params.version})
@@ -135,33 +142,74 @@ def load_depth_vae(folder: Path, backbone: Path) -> AutoencoderKL:
 # Stable Diffusion v2
 
 
-def _fetch(source: str, revision: str | None) -> Path:
+def _fetch(params: Backbone) -> tuple[Mirror, Path, dict[str, str]]:
+    """The first of source and mirrors that is there and has the right weights, and these files' digests.
+
+    ValueError says of each place what is wrong with it.
+    """
+    faults = []
+    for place in (Mirror(source=params.source, revision=params.revision), *(params.mirrors or ())):
+        try:
+            folder = _folder_of(place)
+            return place, folder, _check_weights(folder, params.sha256 or {})
+        except ValueError as error:
+            log.warning("backbone: %s", error)
+            faults.append(str(error))
+    raise ValueError("\n".join(faults))
+
+
+def _folder_of(place: Mirror) -> Path:
     """A local folder as it is; a hub id at a pinned commit, safetensors only."""
+    source, revision = place.source, place.revision
     if Path(source).is_dir():
         return Path(source)
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise ValueError(
-            f"backbone.source {source!r} is no folder; as a hub id it needs backbone.revision, "
+            f"backbone source {source!r} is no folder; as a hub id it needs a revision, "
             f"a commit of 40 hex digits, got {revision!r}"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = [f"{part}/*.{kind}" for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer")
-                for kind in ("json", "txt", "safetensors")]  # fmt: skip
+    # Each part's one file of weights: the hub's folders also hold half-precision and pickled copies, gigabytes each.
+    patterns = [f"{part}/*.{kind}" for part in PARTS for kind in ("json", "txt")]
+    patterns += [f"{part}/{name}" for part, name in WEIGHTS.items()]
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"backbone.source {source!r} at {revision} cannot be fetched: {error}") from error
+    except OSError as error:  # gone, forbidden, not to be reached: all of the hub's errors are OSErrors
+        raise ValueError(f"backbone source {source!r} at {revision} cannot be fetched: {error}") from error
+
+
+def _check_weights(folder: Path, expected: dict[str, str]) -> dict[str, str]:
+    """sha256 of each part's weights. ValueError names what is missing, broken or not as expected by part."""
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            raise ValueError(f"{folder} is no Stable Diffusion folder: {part}/ is missing")
+    digests = {}
+    for part, name in WEIGHTS.items():
+        path = folder / part / name
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: weights are read from safetensors only")
+        try:
+            with safe_open(path, framework="pt"):
+                digests[f"{part}/{name}"] = digest = digest_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if expected.get(part, digest) != digest:
+            raise ValueError(f"{path} has sha256 {digest}, backbone.sha256.{part} is {expected[part]}")
+    return digests
 
 
 def _load_stable_diffusion(folder: Path) -> dict[str, Any]:
-    for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"{folder} is no Stable Diffusion folder: {part}/ is missing")
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    try:
+        check_schedule(scheduler)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'scheduler'}: {error}") from error
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, torch_dtype=torch.float32)
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    if unet.config.out_channels != vae.config.latent_channels:
+        outs, channels = unet.config.out_channels, vae.config.latent_channels
+        raise ValueError(f"{folder}: the U-Net gives {outs} channels, the VAE's latents have {channels}")
     return {
         "unet": widen_conv_in(unet, vae.config.latent_channels),
         "vae": vae,
@@ -210,9 +258,22 @@ def widen_conv_in(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DCon
     return unet
 
 
-def _weight_digests(folder: Path) -> dict[str, str]:
-    files = sorted(Path(folder).rglob("*.safetensors"))
-    return {file.relative_to(folder).as_posix(): digest_file(file) for file in files}
+def check_schedule(scheduler: DDIMScheduler) -> None:
+    """ValueError when prediction type, terminal SNR and spacing of timesteps contradict each other.
+
+    With a terminal SNR of zero the last timestep is noise alone (arXiv 2305.08891): noise says nothing about what to
+    predict, and sampling has to begin there.
+    """
+    config = scheduler.config
+    kind, spacing = config.prediction_type, config.timestep_spacing
+    if kind not in PREDICTION_TYPES:
+        raise ValueError(f"prediction_type {kind!r} is not known; known: {', '.join(PREDICTION_TYPES)}")
+    if config.rescale_betas_zero_snr and kind == "epsilon":
+        raise ValueError("rescale_betas_zero_snr needs prediction_type v_prediction or sample, got epsilon")
+    if config.rescale_betas_zero_snr and spacing == "leading":
+        raise ValueError(
+            "rescale_betas_zero_snr needs timestep_spacing trailing: leading never visits the last timestep"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The real Stable Diffusion loader on a tiny folder of the exact same format, and the stand-in."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -18,7 +19,7 @@ from metricgold.backbone import (
     widen_conv_in,
 )
 from metricgold.params import Backbone, LogDepthRange
-from metricgold.storage import digest_folder
+from metricgold.storage import digest_file, digest_folder
 
 WIDTH = 8  # of the text encoder
 
@@ -78,13 +79,13 @@ def test_the_empty_prompt_is_the_text_encoder_s_answer_to_start_and_end(stable_d
 
 def test_widening_keeps_the_activations_for_two_equal_latents(tiny):
     torch.manual_seed(0)
-    unet = new_unet(tiny.backbone.stand_in).eval()
-    latent, context = torch.randn(1, 4, 16, 24), torch.randn(1, 2, 8)
+    unet = new_unet(tiny.backbone.stand_in).eval().double()
+    latent, context = torch.randn(1, 4, 16, 24).double(), torch.randn(1, 2, 8).double()
     with torch.no_grad():
         before = unet(latent, 500, encoder_hidden_states=context).sample
         wide = widen_conv_in(unet, 4)
         after = wide(torch.cat([latent, latent], dim=1), 500, encoder_hidden_states=context).sample
-    torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
     assert widen_conv_in(wide, 4) is wide, "eight channels are taken as they are"
     with pytest.raises(ValueError, match="takes 8 channels, expected 3 or 6"):
         widen_conv_in(wide, 3)
@@ -96,6 +97,79 @@ def test_what_it_was_made_from_is_recorded(stable_diffusion, tmp_path):
     assert set(made_from["sha256"]) == {
         f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")
     } | {"text_encoder/model.safetensors"}  # fmt: skip
+
+
+def test_an_eight_channel_u_net_is_taken_as_it_is(stable_diffusion, tmp_path, tiny):
+    marigold = shutil.copytree(stable_diffusion, tmp_path / "marigold")
+    unet = widen_conv_in(new_unet(tiny.backbone.stand_in), 4)
+    with torch.no_grad():
+        unet.conv_in.weight.normal_()  # its halves differ, as after Marigold's training
+    unet.save_pretrained(marigold / "unet")
+    taken = load_backbone(prepare(marigold, tmp_path / "backbone"))["unet"]
+    assert all(torch.equal(a, b) for a, b in zip(taken.parameters(), unet.parameters(), strict=True))
+
+
+def test_a_u_net_that_gives_no_latents_is_refused(stable_diffusion, tmp_path, tiny):
+    other = shutil.copytree(stable_diffusion, tmp_path / "other")
+    config = dict(new_unet(tiny.backbone.stand_in).config) | {"out_channels": 8}
+    UNet2DConditionModel.from_config(config).save_pretrained(other / "unet")
+    with pytest.raises(ValueError, match="the U-Net gives 8 channels, the VAE's latents have 4"):
+        prepare(other, tmp_path / "backbone")
+
+
+def test_the_first_place_with_the_right_weights_is_taken(stable_diffusion, tmp_path, caplog):
+    """A source that is gone, one that is cut short, one with other weights: the fourth is read and recorded."""
+    short, other = (shutil.copytree(stable_diffusion, tmp_path / name) for name in ("short", "other"))
+    name = "vae/diffusion_pytorch_model.safetensors"
+    (short / name).write_bytes((short / name).read_bytes()[:-1])
+    shutil.copy(stable_diffusion / "unet" / "diffusion_pytorch_model.safetensors", other / name)
+    mirrors = [{"source": str(place)} for place in (short, other, stable_diffusion)]
+    sha256 = {"vae": digest_file(stable_diffusion / name)}
+    out = prepare("no/model", tmp_path / "backbone", mirrors=mirrors, sha256=sha256)
+    made_from = json.loads((out / "backbone.json").read_text())
+    assert (made_from["source"], made_from["sha256"][name]) == (str(stable_diffusion), sha256["vae"])
+    for fault in ("'no/model' is no folder", "short/vae/.* cannot be read", f"other/vae/.* is {sha256['vae']}"):
+        assert re.search(fault, caplog.text)
+
+
+def test_what_is_wrong_with_every_place_is_said(stable_diffusion, tmp_path):
+    mirrors = [{"source": str(stable_diffusion)}]
+    with pytest.raises(ValueError, match=rf"(?s)'no/model' is no folder.*has sha256.*sha256\.unet is {'0' * 64}"):
+        prepare("no/model", tmp_path / "backbone", mirrors=mirrors, sha256={"unet": "0" * 64})
+    assert not (tmp_path / "backbone").exists()
+    with pytest.raises(ValueError, match=r"sha256\.unet"):
+        Backbone(sha256={"unet": "no digest"})
+
+
+def test_pickled_weights_are_not_read(stable_diffusion, tmp_path):
+    other = shutil.copytree(stable_diffusion, tmp_path / "other")
+    weights = other / "text_encoder" / "model.safetensors"
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing: weights are read from safetensors only"):
+        prepare(other, tmp_path / "backbone")
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"prediction_type": "v_prediction", "timestep_spacing": "leading"}, None),  # SD2, Marigold v1.0
+        ({"prediction_type": "epsilon", "timestep_spacing": "leading"}, None),  # SD2-base
+        ({"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, None),
+        ({"prediction_type": "flow", "timestep_spacing": "trailing"}, "prediction_type 'flow' is not known"),
+        ({"prediction_type": "epsilon", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, "got epsilon"),
+        ({"prediction_type": "sample", "timestep_spacing": "leading", "rescale_betas_zero_snr": True}, "never visits"),
+    ],
+)
+def test_a_schedule_that_contradicts_itself_is_refused(stable_diffusion, tmp_path, config, message):
+    other = shutil.copytree(stable_diffusion, tmp_path / "other")
+    path = other / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    if message is None:
+        taken = load_backbone(prepare(other, tmp_path / "backbone"))["scheduler"].config
+        assert {key: taken[key] for key in config} == config
+    else:
+        with pytest.raises(ValueError, match=rf"other/scheduler: .*{message}"):
+            prepare(other, tmp_path / "backbone")
 
 
 @pytest.mark.parametrize("revision", [None, "main", "ABCDEF" * 7])
@@ -120,8 +194,6 @@ def test_a_folder_that_is_no_stable_diffusion_is_named(tmp_path):
 
 
 def test_a_text_encoder_of_another_width_is_refused(stable_diffusion, tmp_path, tiny):
-    import shutil
-
     other = shutil.copytree(stable_diffusion, tmp_path / "other")
     params = tiny.backbone.stand_in.model_copy(update={"text_width": 16})
     new_unet(params).save_pretrained(other / "unet")
