@@ -431,8 +431,12 @@ def _encode_here(made_by: tuple, job: Job) -> tuple[str, dict[str, Any]]:
     """A scene and its record, for an encoder in another process; one scene at a time."""
     with _ENCODING:
         encoder = _encoder_of(*made_by)
-        encoder.encode_scene(*job)
-        encoder.wait()
+        try:
+            encoder.encode_scene(*job)
+            encoder.wait()
+        except BaseException:
+            _encoder_of.cache_clear()  # its writer writes no more
+            raise
         return job[0], encoder.records[job[0]]
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,7 @@ FAIR = {"503": 2, "reset": 3, "truncate": 2, "wrong_range": 1, "expired": 1, "sl
 FLIPPED = {"wrong_bytes": 5}
 BYTES_PER_S = 4e6  # of a connection, so that the network is slower than the client, as it is in the world
 NUM_SCRIPTED = 400  # requests of a path
+RECEIVE_BUFFER_BYTES = 64 << 10  # the kernel takes twice as much
 PARAMS = Download(num_workers=4, connections_per_host=4, patience_s=60, stall_s=1)
 MAX_RUNS_AFTER = 3  # a mirror that told too many lies is left alone until the next run
 
@@ -191,12 +193,26 @@ def _finish(start, watch: "Watch", log: Path) -> int:
 
 def _child(manifest: Manifest, raw: Path, log: Path, environment: dict[str, str]) -> None:
     os.environ.update(environment)
+    _keep_receive_buffers_small()
     os.dup2(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644), 2)
     from metricgold import fetch
     from metricgold.download import download
 
     fetch.FIRST_WAIT_S = 0.02
     download(manifest, raw, params=PARAMS)
+
+
+def _keep_receive_buffers_small() -> None:
+    """A kill loses what the kernel holds: on a busy machine that would be megabytes of loopback, not of a line."""
+    from urllib3.util import connection
+
+    set_options = connection._set_socket_options
+
+    def set_options_and_buffer(sock: socket.socket, options) -> None:
+        set_options(sock, options)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+
+    connection._set_socket_options = set_options_and_buffer
 
 
 class Watch:
