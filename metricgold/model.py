@@ -3,7 +3,7 @@
 MetricGoldPipeline is a diffusers pipeline: `save_pretrained` and `from_pretrained` write and read the hub's
 folder layout, with near and far in model_index.json. Inference follows MetricGold (arXiv 2411.10886) and
 Marigold (arXiv 2312.02145): DDIM from pure noise, several runs merged; the merge is a median in log space,
-which keeps metres metres.
+which keeps metres metres. A model trained for one step (metricgold.objective) takes that one, from zeros.
 """
 
 from collections import defaultdict
@@ -49,6 +49,7 @@ class MetricGoldPipeline(DiffusionPipeline):
                                          one fine-tuned on log depth (metricgold.depth_vae)
     near_m, far_m                        range of the log depth that the U-Net was trained on
     processing_height, processing_width  size the U-Net was trained at; inputs are scaled to its area
+    objective                            what the U-Net was trained for: diffusion or one-step
     """
 
     def __init__(
@@ -61,19 +62,28 @@ class MetricGoldPipeline(DiffusionPipeline):
         far_m: float | None = None,
         processing_height: int | None = None,
         processing_width: int | None = None,
+        objective: str = "diffusion",
     ) -> None:
         super().__init__()
         if None in (near_m, far_m, processing_height, processing_width):
             raise ValueError("a MetricGold pipeline needs near_m, far_m, processing_height and processing_width")
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
         self.register_to_config(
-            near_m=near_m, far_m=far_m, processing_height=processing_height, processing_width=processing_width
+            near_m=near_m,
+            far_m=far_m,
+            processing_height=processing_height,
+            processing_width=processing_width,
+            objective=objective,
         )
         unet.eval(), vae.eval()
 
     @property
     def log_depth(self) -> LogDepth:
         return LogDepth(self.config.near_m, self.config.far_m)
+
+    @property
+    def is_one_step(self) -> bool:
+        return self.config.objective == "one-step"
 
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Size at which an image goes through the U-Net: the trained area at the image's own aspect ratio,
@@ -87,8 +97,8 @@ class MetricGoldPipeline(DiffusionPipeline):
     def __call__(
         self,
         image: Any,
-        num_inference_steps: int = 50,
-        ensemble_size: int = 10,
+        num_inference_steps: int | None = None,
+        ensemble_size: int | None = None,
         seed: int = 0,
         timestep_spacing: str = "trailing",
         batch_size: int = 16,
@@ -96,13 +106,16 @@ class MetricGoldPipeline(DiffusionPipeline):
         """Predict depth for one image or a list of them (PIL or uint8 [H, W, 3], any sizes).
 
         Member k of the ensemble starts from noise drawn from (seed, k), the same for every image: a
-        prediction does not depend on what else is in the list. `batch_size` counts images x members.
-        Raises ValueError for an array that is no uint8 [H, W, 3].
+        prediction does not depend on what else is in the list. `batch_size` counts images x members. Without
+        num_inference_steps and ensemble_size 50 and 10, as in the paper; 1 and 1 of a model trained for one step,
+        which knows no others and draws no noise: every member would be the same.
+        Raises ValueError for an array that is no uint8 [H, W, 3], and for more than one step of a one-step model.
         """
         if not isinstance(image, list):
             options = (num_inference_steps, ensemble_size, seed, timestep_spacing, batch_size)
             return self([image], *options)[0]
         images = [_as_rgb(item) for item in image]
+        num_inference_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         self.scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)
         self.scheduler.set_timesteps(num_inference_steps)
         groups = defaultdict(list)
@@ -115,6 +128,17 @@ class MetricGoldPipeline(DiffusionPipeline):
             for i, member in zip(indices, members, strict=True):
                 predictions[i] = self._merge(member, images[i].shape[:2])
         return predictions
+
+    def _policy(self, num_steps: int | None, ensemble_size: int | None, timestep_spacing: str) -> tuple[int, int]:
+        """Steps and members, with what this model does by default."""
+        if not self.is_one_step:
+            return num_steps or 50, ensemble_size or 10
+        if (num_steps or 1, ensemble_size or 1, timestep_spacing) != (1, 1, "trailing"):
+            raise ValueError(
+                "this model was trained for one step: it takes num_inference_steps 1, ensemble_size 1 and "
+                f"timestep_spacing trailing, got {num_steps}, {ensemble_size} and {timestep_spacing}"
+            )
+        return 1, 1
 
     def _log_depth_members(self, rgb: np.ndarray, ensemble_size: int, seed: int, batch_size: int) -> torch.Tensor:
         """uint8 [B, H, W, 3] to log depth of each member [B, E, H, W]."""
@@ -131,6 +155,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         return torch.cat(decoded).unflatten(0, (len(rgb), ensemble_size))
 
     def _noise(self, shape: torch.Size, ensemble_size: int, seed: int) -> torch.Tensor:
+        if self.is_one_step:
+            return torch.zeros((ensemble_size, *shape), device=self.device)
         draws = []
         for member in range(ensemble_size):
             key = int(np.random.SeedSequence([seed, member]).generate_state(1, np.uint64)[0] >> 1)
@@ -144,7 +170,9 @@ class MetricGoldPipeline(DiffusionPipeline):
         for timestep in self.scheduler.timesteps:
             sample = torch.cat([rgb_latent, latent], dim=1).to(self.unet.dtype)  # [B, 2c, h, w]
             output = self.unet(sample, timestep, encoder_hidden_states=prompt).sample.float()
-            latent = self.scheduler.step(output, timestep, latent).prev_sample
+            stepped = self.scheduler.step(output, timestep, latent)
+            # The last step's prev_sample is a little off the clean latent, for the first timestep has some noise.
+            latent = stepped.pred_original_sample if self.is_one_step else stepped.prev_sample
         return latent
 
     def _merge(self, members: torch.Tensor, size: tuple[int, int]) -> Prediction:

@@ -144,10 +144,33 @@ class Noise(Section):
     annealed: bool = True
 
 
+class Phase(Section):
+    """Shares of samples up to a step, in place of train.weights."""
+
+    until_step: PositiveInt
+    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # 0: left out; not named: 1
+
+
+class Validation(Section):
+    """Held-out frames looked at while training; the weights that do best on them become the model."""
+
+    every: PositiveInt = 1000  # steps
+    split: Literal["val", "test"] = "val"
+    frames_per_dataset: PositiveInt = 16  # evenly spaced, always the same
+    num_inference_steps: PositiveInt = 1  # and one run each: a quick look
+    metric: Literal["abs_rel", "rmse_m", "rmse_log", "silog", "delta1"] = "abs_rel"  # what is best, mean over data sets
+    patience: PositiveInt | None = None  # validations without a better one, after which training ends
+
+
 class Train(Section):
     version: PositiveInt = 1
     seed: Count = 0
+    objective: Literal["diffusion", "one-step"] = "diffusion"
+    loss: Literal["l1", "l2"] = "l2"
+    decoded_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the error of decoded log depth; one-step only
+    decoded_crop: PositiveInt = 32  # latents a side; the decoder's gradient is what it costs memory for
     weights: dict[str, PositiveFloat] = {}  # data set -> share of samples; empty: all alike
+    curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
     num_steps: PositiveInt = 30_000
     batch_size: PositiveInt = 32  # samples per optimiser step, over all accumulations and devices
     micro_batch_size: PositiveInt = 8
@@ -156,16 +179,23 @@ class Train(Section):
     final_lr_ratio: Fraction = 0.01  # exponential decay to this share at decay_steps
     decay_steps: PositiveInt = 25_000
     max_grad_norm: PositiveFloat = 1.0
+    spike_factor: Annotated[float, Field(gt=1)] = 20.0  # a gradient norm so far above the median of late is left out
+    max_skipped: Count = 10  # updates left out in a row; one more ends the run
     noise: Noise = Noise()
     timestep_shift: PositiveFloat = 1.0  # above 1: more of the noisy timesteps (arXiv 2403.03206, eq. 23)
     prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
     zero_terminal_snr: bool = True
     flip: bool = True
     ema_decay: Fraction = 0.0  # 0: no average
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8 bits by bitsandbytes: a quarter of the moments' memory
     gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    channels_last: bool = False
+    compile: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # weights and moments stay float32
     checkpoint_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10
+    validation: Validation | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -177,6 +207,20 @@ class Train(Section):
             raise ValueError(
                 "zero_terminal_snr has no signal at the last timestep: prediction_type epsilon cannot start"
             )
+        if self.objective == "one-step" and not self.zero_terminal_snr:
+            raise ValueError("objective one-step starts from nothing of the depth: it needs zero_terminal_snr")
+        if self.objective == "diffusion" and self.decoded_loss_weight:
+            raise ValueError("decoded_loss_weight needs objective one-step: a noisy guess at depth decodes to nothing")
+        return self
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Train":
+        steps = [phase.until_step for phase in self.curriculum or []]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"curriculum needs rising until_step, got {steps}")
+        asked = self.validation.num_inference_steps if self.validation else 1
+        if self.objective == "one-step" and asked != 1:
+            raise ValueError(f"objective one-step needs validation.num_inference_steps 1, got {asked}")
         return self
 
 
@@ -229,9 +273,24 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _weights_name_datasets(self) -> "Params":
-        unknown = sorted(set(self.train.weights) - set(self.datasets))
-        if unknown:
-            raise ValueError(f"train.weights names {unknown}, which datasets {self.datasets} does not list")
+        shares = {"weights": self.train.weights}
+        shares |= {f"curriculum.{i}.weights": phase.weights for i, phase in enumerate(self.train.curriculum or [])}
+        for key, weights in shares.items():
+            unknown = sorted(set(weights) - set(self.datasets))
+            if unknown:
+                raise ValueError(f"train.{key} names {unknown}, which datasets {self.datasets} does not list")
+            if not any(weights.get(name, 1.0) for name in self.datasets):
+                raise ValueError(f"train.{key} leaves no data set to draw from")
+        return self
+
+    @model_validator(mode="after")
+    def _one_step_is_measured_so(self) -> "Params":
+        asked = self.evaluate
+        if self.train.objective == "one-step" and (asked.num_inference_steps, asked.ensemble_size) != (1, 1):
+            raise ValueError(
+                "train.objective one-step needs evaluate.num_inference_steps 1 and ensemble_size 1, "
+                f"got {asked.num_inference_steps} and {asked.ensemble_size}"
+            )
         return self
 
 

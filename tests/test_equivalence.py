@@ -8,9 +8,11 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from metricgold.backbone import load_backbone, new_unet, widen_conv_in
+from metricgold.checkpoints import read_rows
 from metricgold.mixture import Mixture
+from metricgold.objective import masked_loss
 from metricgold.shards import LatentCache
-from metricgold.train import masked_mse, read_metrics, train
+from metricgold.train import train
 
 # Clipped from the first step on, warm-up and decay both at work within three steps.
 STEPS = {"num_steps": 3, "log_every": 1, "warmup_steps": 1, "decay_steps": 3, "max_grad_norm": 0.1, "ema_decay": 0.0}
@@ -19,7 +21,7 @@ STEPS = {"num_steps": 3, "log_every": 1, "warmup_steps": 1, "decay_steps": 3, "m
 def run(tiny, latents, backbone, out, **changes):
     params = tiny.train.model_validate(tiny.train.model_dump() | STEPS | changes)
     train(params, tiny.log_depth, {tiny.datasets[0]: latents}, backbone, out)
-    rows = read_metrics(out.with_name(out.name + ".state") / "metrics.jsonl")
+    rows = read_rows(out.with_name(out.name + ".state") / "metrics.jsonl")
     return params, load_file(out / "unet" / "diffusion_pytorch_model.safetensors"), rows
 
 
@@ -145,7 +147,7 @@ def test_invalid_latents_change_neither_loss_nor_gradient():
     for spoil in (0, 1e4):
         spoilt, wanted = (torch.where(valid, one, one + spoil * torch.randn(3, 4, 6, 9)) for one in (output, target))
         spoilt.requires_grad_()
-        loss = masked_mse(spoilt, wanted, valid)
+        loss = masked_loss(spoilt, wanted, valid)
         loss.backward()
         results.append((loss.detach(), spoilt.grad))
     (loss, gradient), (spoilt_loss, spoilt_gradient) = results

@@ -33,3 +33,13 @@ def test_a_step_is_a_function_of_seed_and_step_alone():
 def test_nothing_to_draw_from_is_refused(sizes, weights):
     with pytest.raises(ValueError, match="frames and a positive weight"):
         Mixture(sizes, weights, seed=0, flip=False)
+
+
+def test_a_curriculum_changes_the_shares_at_its_steps_and_nothing_else():
+    plain = Mixture([100, 100], [1, 3], seed=5, flip=True)
+    taught = Mixture([100, 100], [1, 3], seed=5, flip=True, curriculum=[(10, [1, 0]), (20, [1, 1])])
+    assert [taught.shares(step)[0] for step in (0, 9, 10, 19, 20)] == [1, 1, 0.5, 0.5, 0.25]
+    assert {draw.dataset for draw in taught.draw(9, 100)} == {0}
+    assert taught.draw(20, 100) == plain.draw(20, 100)
+    with pytest.raises(ValueError, match="a weight for each of 2 caches"):
+        Mixture([3, 3], [1, 1], seed=0, flip=False, curriculum=[(10, [0, 0])])

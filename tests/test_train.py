@@ -10,20 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
 from metricgold.backbone import load_backbone
+from metricgold.checkpoints import read_rows
 from metricgold.params import LogDepthRange, load_params
 from metricgold.storage import digest_folder
-from metricgold.train import (
-    learning_rate,
-    masked_mse,
-    read_metrics,
-    shifted_timesteps,
-    train,
-    training_scheduler,
-)
+from metricgold.train import train
 
 
 def run(tiny, latents, backbone, out, *, changes=None, **options):
@@ -33,50 +26,6 @@ def run(tiny, latents, backbone, out, *, changes=None, **options):
 
 def state_of(model):
     return model.with_name(model.name + ".state")
-
-
-# -- mathematics ------------------------------------------------------------------------------------------
-
-
-def test_invalid_latents_never_count():
-    output, target = torch.zeros(2, 4, 3, 3), torch.ones(2, 4, 3, 3)
-    valid = torch.ones(2, 1, 3, 3, dtype=torch.bool)
-    valid[0, 0, 0] = False
-    target[0, :, 0] = 1e6
-    assert masked_mse(output, target, valid).item() == 1.0
-
-
-def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
-    torch.manual_seed(0)
-    output, target = torch.randn(4, 4, 5, 6), torch.randn(4, 4, 5, 6)
-    valid = torch.rand(4, 1, 5, 6) > 0.7
-    valid[1] = False
-    parts = [masked_mse(output[i : i + 2], target[i : i + 2], valid[i : i + 2]) for i in (0, 2)]
-    torch.testing.assert_close(masked_mse(output, target, valid), torch.stack(parts).mean())
-
-
-def test_learning_rate_warms_up_and_decays(tiny):
-    params = tiny.train.model_copy(update={"lr": 1e-3, "warmup_steps": 10, "decay_steps": 110, "final_lr_ratio": 0.01})
-    rates = [learning_rate(step, params) for step in range(200)]
-    assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
-    assert rates[60] == pytest.approx(1e-4) and rates[110] == rates[199] == pytest.approx(1e-5)
-
-
-def test_zero_terminal_snr_makes_the_last_timestep_pure_noise(tiny):
-    schedule = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    scheduler = training_scheduler(schedule, tiny.train)
-    clean, noise, last = torch.randn(1, 4, 2, 2), torch.randn(1, 4, 2, 2), torch.tensor([999])
-    torch.testing.assert_close(scheduler.add_noise(clean, noise, last), noise)
-    # There the velocity is minus the clean latent: one step is a regression.
-    torch.testing.assert_close(scheduler.get_velocity(clean, noise, last), -clean)
-
-
-def test_shifted_timesteps_stay_in_range_and_lean_to_noise():
-    uniform = torch.arange(1000)
-    assert torch.equal(shifted_timesteps(uniform, 1000, 1.0), uniform)
-    shifted = shifted_timesteps(uniform, 1000, 3.0)
-    assert shifted.min() >= 0 and shifted.max() == 999 and (shifted.diff() >= 0).all()
-    assert shifted[500].item() == 750  # 3/2 over 1 + 2/2
 
 
 # -- whole runs -------------------------------------------------------------------------------------------
@@ -92,7 +41,7 @@ def test_a_run_leaves_a_pipeline_lineage_and_metrics(tiny, tiny_model, tiny_late
     lineage = json.loads((tiny_model / "lineage.json").read_text())
     assert lineage["step"] == 12 and lineage["train"]["lr"] == 1e-3
     assert lineage["backbone"]["source"] == "stand-in"
-    rows = read_metrics(state_of(tiny_model) / "metrics.jsonl")
+    rows = read_rows(state_of(tiny_model) / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     assert not list(tiny_model.parent.rglob("*.bin")) and not list(tiny_model.parent.rglob("*.pt"))
 
@@ -110,7 +59,7 @@ def test_it_learns_a_few_frames_by_heart(tiny, tiny_latents, tiny_backbone, tmp_
     """On eight frames, seen again and again, the loss falls by half."""
     out = tmp_path / "model"
     run(tiny, tiny_latents, tiny_backbone, out, changes={"num_steps": 120, "decay_steps": 120, "lr": 4e-3})
-    losses = [row["loss"] for row in read_metrics(state_of(out) / "metrics.jsonl")]
+    losses = [row["loss"] for row in read_rows(state_of(out) / "metrics.jsonl")]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:3])
 
 
@@ -166,7 +115,7 @@ def test_a_cache_of_another_vae_or_range_is_refused(tiny, tiny_latents, tiny_bac
 def test_rows_are_reported_as_they_are_written(tiny, tiny_latents, tiny_backbone, tmp_path):
     rows = []
     out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", report=rows.append, plot=tmp_path / "train.csv")
-    assert rows == read_metrics(state_of(out) / "metrics.jsonl")
+    assert rows == read_rows(state_of(out) / "metrics.jsonl")
     lines = (tmp_path / "train.csv").read_text().splitlines()
     assert lines[0] == "step,loss,lr,grad_norm" and len(lines) == len(rows) + 1
 

@@ -1,0 +1,107 @@
+"""Checkpoints of a training run: folders of safetensors with a state.json, whole or not there.
+
+<state>/step-NNNNNN/  unet, optimizer and average .safetensors; state.json, whatever else a run has to know
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from metricgold.storage import read_json, remove, write_aside, write_json
+
+log = logging.getLogger(__name__)
+
+Tensors = dict[str, torch.Tensor]
+_BROKEN = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+
+
+def save_folder(folder: Path, parts: dict[str, Tensors], position: dict[str, Any]) -> bool:
+    """Write one checkpoint folder. False where the disk refuses, which is logged: what lay there before stands."""
+    try:
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            for name, tensors in parts.items():
+                # Not their own memory format, which safetensors does not know.
+                save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / f"{name}.safetensors")
+            write_json(aside / "state.json", position | {"files": sorted(parts)})
+    except (OSError, SafetensorError) as error:
+        log.error("%s not saved: %s; the checkpoints before it stand, the run goes on", folder, error)
+        return False
+    return True
+
+
+def save_checkpoint(state: Path, step: int, parts: dict[str, Tensors], position: dict[str, Any], *, keep: int) -> bool:
+    """As save_folder into step-NNNNNN; then all but the newest `keep` go."""
+    saved = save_folder(state / f"step-{step:06d}", parts, position)
+    if saved:
+        for old in _newest_first(state)[keep:]:
+            remove(old)
+    return saved
+
+
+def find_checkpoint(state: Path) -> Path | None:
+    """The newest checkpoint that is whole; a broken one (a power cut) is warned of and passed over."""
+    for folder in _newest_first(state):
+        try:
+            for name in read_json(folder / "state.json")["files"]:
+                with safe_open(folder / f"{name}.safetensors", framework="pt"):
+                    pass  # compares the header with the length of the file
+        except _BROKEN as error:
+            log.warning("%s is broken, the one before it is taken: %s", folder, error)
+        else:
+            return folder
+    return None
+
+
+def _newest_first(state: Path) -> list[Path]:
+    return sorted(state.glob("step-*"), key=lambda folder: int(folder.name[5:]), reverse=True)
+
+
+def flat_state(optimizer: Any) -> tuple[Tensors, dict[str, float]]:
+    """What an optimiser knows of each parameter, `<number>.<name>`: tensors, and plain numbers."""
+    tensors: Tensors = {}
+    numbers: dict[str, float] = {}
+    for i, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                # bitsandbytes shares one table between all parameters, which safetensors refuses.
+                tensors[f"{i}.{name}"] = value.clone() if name.startswith("qmap") else value
+            else:
+                numbers[f"{i}.{name}"] = value
+    return tensors, numbers
+
+
+def load_flat_state(optimizer: Any, flat: dict[str, Any]) -> None:
+    """Give an optimiser what flat_state found, tensors and numbers in one."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in flat.items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                # In the parameter's memory format again: a sum in another order is another sum.
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def cut_rows(path: Path, step: int) -> None:
+    """Forget rows of a JSON-lines file beyond a step: they will be written again."""
+    rows = read_rows(path) if path.is_file() else []
+    with write_aside(path) as aside:
+        aside.write_text("".join(row_line(row) for row in rows if row["step"] <= step))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
+    lines = Path(path).read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def row_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True) + "\n"
