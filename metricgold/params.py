@@ -284,6 +284,16 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampling_begins_where_noise_is_all(self) -> "Params":
+        for name, asked in (("evaluate", self.evaluate), ("predict", self.predict)):
+            if self.train.zero_terminal_snr and asked.timestep_spacing == "leading":
+                raise ValueError(
+                    f"{name}.timestep_spacing leading never visits the last timestep, where train.zero_terminal_snr "
+                    "has sampling begin: take trailing, or train without it"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _one_step_is_measured_so(self) -> "Params":
         asked = self.evaluate
         if self.train.objective == "one-step" and (asked.num_inference_steps, asked.ensemble_size) != (1, 1):

@@ -32,6 +32,9 @@ def test_the_project_s_params_load_and_everything_has_a_default(tmp_path):
         ({"datasets": ["a"], "train": {"batch_size": 5, "micro_batch_size": 2}}, "batch_size 5 must be a multiple"),
         ({"datasets": ["a"], "train": {"weights": {"b": 1}}}, r"train.weights names \['b'\]"),
         ({"datasets": ["a"], "train": {"prediction_type": "epsilon"}}, "zero_terminal_snr.*epsilon"),
+        ({"datasets": ["a"], "predict": {"timestep_spacing": "leading"}}, "leading never visits.*zero_terminal_snr"),
+        ({"datasets": ["a"], "backbone": {"sha256": {"unet": "ab"}}}, "backbone.sha256.unet: .*pattern"),
+        ({"datasets": ["a"], "backbone": {"mirrors": [{"from": "b"}]}}, "backbone.mirrors.0.source: Field required"),
         ({"datasets": ["a"], "log_depth": {"near_m": 90}}, "near_m 90.0 must be below far_m 80.0"),
         ("a: [", "is not YAML"),
         ("- 1", "Input should be"),
@@ -42,6 +45,11 @@ def test_a_fault_is_named_with_its_file_and_key(tmp_path, values, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_params(path)
     assert str(path) in str(caught.value)
+
+
+def test_the_paper_s_spacing_stands_beside_the_paper_s_schedule(tmp_path):
+    values = {"datasets": ["a"], "train": {"zero_terminal_snr": False}, "evaluate": {"timestep_spacing": "leading"}}
+    assert load_params(write(tmp_path, values)).evaluate.timestep_spacing == "leading"
 
 
 def test_all_faults_are_named_at_once(tmp_path):
