@@ -230,6 +230,45 @@ def depth_vae(ctx: click.Context) -> None:
     depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
 
 
+@main.group()
+def profile() -> None:
+    """Complete params files for real hardware."""
+
+
+@profile.command("list")
+def list_() -> None:
+    """Name the profiles and what they are for."""
+    from metricgold.profiles import list_profiles
+
+    for name, title in list_profiles().items():
+        click.echo(f"{name}: {title}")
+
+
+@profile.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Replace a params.yaml that was edited.")
+def use(name: str, force: bool) -> None:
+    """Copy the profile NAME to params.yaml and say what changes."""
+    from metricgold.profiles import use_profile
+
+    for line in use_profile(name, force=force):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--card", help="Refuse, with advice, a run that does not fit: rtx3090, h100, ...")
+@json_option
+@click.pass_context
+def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
+    """Count parameters, operations, memory, hours and disk of `metricgold train` before it starts."""
+    from metricgold import plan as counting
+
+    answer = counting.plan(_params(ctx), Path("models/backbone"), Path("data/latents"), card=card)
+    click.echo(json.dumps(answer, sort_keys=True) if as_json else counting.describe(answer))
+    if said := counting.refusal(answer):
+        raise click.ClickException(said)
+
+
 @main.command()
 @click.option("--resume", type=click.Choice(["auto", "fresh"]), default="auto", show_default=True)
 @click.pass_context

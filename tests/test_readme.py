@@ -9,7 +9,7 @@ import yaml
 
 from metricgold.cli import main
 from metricgold.metrics import METRICS
-from metricgold.params import Params
+from metricgold.params import load_params
 from metricgold.report import PICTURE
 
 ROOT = Path(__file__).parents[1]
@@ -88,9 +88,8 @@ def test_every_module_exists():
 
 
 def test_the_recipe_is_a_whole_params_file():
-    """And one whose data sets have manifests; what it says of defaults is so."""
-    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
-    params = Params.model_validate(yaml.safe_load(block))
+    """And one whose data sets have manifests; what it says of steps and defaults is so."""
+    params = load_params(ROOT / "profiles/rtx3090.yaml")
     assert all((ROOT / f"data_manifests/{name}.yaml").exists() for name in params.datasets)
     assert set(params.train.weights) == set(params.datasets)
     assert (params.train.num_steps, params.train.batch_size, params.train.lr) == (30_000, 32, 3e-5)
@@ -98,12 +97,14 @@ def test_the_recipe_is_a_whole_params_file():
     assert params.train.checkpoint_every == 500
 
 
-def test_the_recipe_has_every_key_that_dvc_watches():
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))], ids=lambda p: p.stem
+)
+def test_a_profile_has_every_key_that_dvc_watches(path):
     """`dvc repro` refuses to run without them, whatever their defaults are."""
-    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
     for key in {key for stage in stages for key in stage["params"]}:
-        values = yaml.safe_load(block)
+        values = yaml.safe_load(path.read_text())
         for part in key.split("."):
             assert part in values, key
             values = values[part]
