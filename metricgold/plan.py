@@ -169,7 +169,12 @@ def _latent_shape(encode: Encode, vae: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _parameter_sizes(unet: dict[str, Any]) -> list[int]:
-    return [p.numel() for p in _on_meta(UNet2DConditionModel, unet).parameters()]
+    return _count_parameters(json.dumps(unet, sort_keys=True))
+
+
+@lru_cache
+def _count_parameters(unet: str) -> list[int]:
+    return [p.numel() for p in _on_meta(UNet2DConditionModel, json.loads(unet)).parameters()]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -337,11 +342,15 @@ def _optimizer_bytes(train: Train, sizes: list[int]) -> int:
 def advise(
     train: Train, unet: dict[str, Any], shape: tuple[int, int, int], decoder: DecoderCost, memory_bytes: int
 ) -> dict[str, Any] | None:
-    """The fewest changes of train that make it fit, found by trying; of as many, the largest micro-batch."""
+    """The fewest changes of train that make it fit, found by trying; of as many, the largest micro-batch.
+
+    Other moments or no average only where nothing else helps: they change what is learnt.
+    """
     need = lambda changes: memory_by_part(train.model_copy(update=changes), unet, shape, decoder)["total"]  # noqa: E731
     micro = lambda changes: changes.get("micro_batch_size", train.micro_batch_size)  # noqa: E731
     fitting = [changes for changes in _changes(train) if need(changes) <= memory_bytes]
-    return min(fitting, key=lambda changes: (len(changes), -micro(changes)), default=None)
+    learnt = lambda changes: len(changes.keys() & {"optimizer", "ema_decay"})  # noqa: E731
+    return min(fitting, key=lambda changes: (learnt(changes), len(changes), -micro(changes)), default=None)
 
 
 def _changes(train: Train) -> Iterator[dict[str, Any]]:
@@ -379,13 +388,14 @@ def _disk(
 ) -> dict[str, int | None]:
     """Bytes that the run will have written: latent caches (None: how many frames is not known yet) and models."""
     average = 4 * num_unet if params.train.ema_decay else 0
+    best = 4 * num_unet if params.train.validation else 0
     pipeline = 4 * (num_unet + num_vae)
     caches = {f"latents of {name}": _cache_bytes(params, latents, name, shape) for name in params.datasets}
     return caches | {
         "models/backbone": pipeline,
         "models/depth-vae": 4 * num_vae,
         # One more than is kept, while it is written.
-        "models/metricgold.state": (params.train.keep_checkpoints + 1) * (4 * num_unet + optimizer + average),
+        "models/metricgold.state": (params.train.keep_checkpoints + 1) * (4 * num_unet + optimizer + average) + best,
         "models/metricgold": pipeline,
     }
 

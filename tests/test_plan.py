@@ -158,13 +158,17 @@ def test_what_cannot_fit_is_refused_with_advice_that_fits(tmp_path):
 
 
 def test_advice_is_the_smallest_that_helps():
-    """One change where one will do, and then the largest micro-batch."""
+    """One change where one will do, then the largest micro-batch; what is learnt is left alone if it can be."""
     train = Train(micro_batch_size=32, mixed_precision="bf16")
     need = lambda one: memory_by_part(one, SD2, SD2_SHAPE, DecoderCost())["total"]  # noqa: E731
     ask = lambda one, room: advise(one, SD2, SD2_SHAPE, DecoderCost(), room)  # noqa: E731
     checkpointed = train.model_copy(update={"gradient_checkpointing": True})
     assert ask(train, need(checkpointed)) == {"gradient_checkpointing": True}
     assert ask(checkpointed, need(checkpointed.model_copy(update={"micro_batch_size": 8}))) == {"micro_batch_size": 8}
+    assert ask(checkpointed, need(checkpointed.model_copy(update={"optimizer": "adamw8bit"}))) == {
+        "micro_batch_size": 16
+    }
+    assert ask(train, 14 * GIB)["optimizer"] == "adamw8bit"
     assert ask(train, 8 * GIB) is None
 
 
@@ -191,6 +195,17 @@ def test_disk_knows_caches_that_are_there(tmp_path, tiny, tiny_latents, tiny_bac
     assert estimated == 40 * 10 * (2 * 2 * 4 * 16 * 24 + 16 * 24 + 32 * 48 // 80)
     own = tiny.model_copy(update={"datasets": ["mine"]})
     assert plan(own, tiny_backbone, tmp_path)["disk_bytes"]["latents of mine"] is None
+
+
+def test_disk_counts_every_checkpoint_that_lies_there_at_once(tmp_path, tiny):
+    """Those kept, the one being written, and with validation the best one."""
+    of = lambda **changes: plan(  # noqa: E731
+        tiny.model_copy(update={"train": Train(**changes)}), tmp_path / "backbone", tmp_path
+    )
+    plain, more, best = of(), of(keep_checkpoints=4), of(validation={})
+    unet = 4 * plain["parameters"]["unet"]
+    state = [one["disk_bytes"]["models/metricgold.state"] for one in (plain, more, best)]
+    assert state == [3 * 3 * unet, 5 * 3 * unet, 3 * 3 * unet + unet]
 
 
 def test_the_backbone_that_is_there_is_counted(tiny_backbone, tmp_path):
