@@ -92,7 +92,9 @@ def load_flat_state(optimizer: Any, flat: dict[str, Any]) -> None:
 
 def cut_rows(path: Path, step: int) -> None:
     """Forget rows of a JSON-lines file beyond a step: they will be written again."""
-    rows = read_rows(path) if path.is_file() else []
+    if not path.is_file():
+        return
+    rows = read_rows(path)
     with write_aside(path) as aside:
         aside.write_text("".join(row_line(row) for row in rows if row["step"] <= step))
 

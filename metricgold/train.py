@@ -256,7 +256,8 @@ class _Run:
 
     def loop(self, report: Report | None) -> None:
         params = self.params
-        bar = tqdm(total=params.num_steps, initial=self.step, desc="train", unit="step", disable=None)
+        silent = None if self.accelerator.is_main_process else True  # None: on a terminal only
+        bar = tqdm(total=params.num_steps, initial=self.step, desc="train", unit="step", disable=silent)
         with stop_on_sigterm() as sigterm, self._batches() as batches, self._metrics_file() as file:
             for draws, frames in batches:
                 stop = self._update(draws, frames, sigterm.is_set())
@@ -375,7 +376,7 @@ class _Run:
         log.warning("step %d left out: %s", step, fault)
         if self.accelerator.is_main_process:
             pairs = zip(draws, frames, strict=True)
-            names = [f"{self.names[draw.dataset]}: {frame.scene}/{frame.name}" for draw, frame in pairs]
+            names = [f"{self.names[draw.dataset]}: {frame.name}" for draw, frame in pairs]
             with path.open("a") as file:
                 file.write(row_line({"step": step, "fault": fault, "frames": names}))
         if self.guard.in_a_row > self.params.max_skipped:

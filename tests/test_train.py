@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -271,6 +272,20 @@ def test_channels_last_resumes_to_the_same_bytes(tiny, tiny_latents, tiny_backbo
     shutil.rmtree(state_of(out) / "step-000012")
     run(tiny, tiny_latents, tiny_backbone, out, changes=changes)
     assert digest_folder(out) == digest
+
+
+@pytest.mark.slow
+def test_compiling_changes_rounding_alone_and_no_name(tiny, tiny_latents, tiny_backbone, tmp_path, monkeypatch):
+    """Traced, but not made faster: that takes minutes here."""
+    monkeypatch.setattr(UNet2DConditionModel, "compile", lambda self: torch.nn.Module.compile(self, backend="eager"))
+    weights = []
+    for compiled in (False, True):
+        changes = {"num_steps": 2, "compile": compiled, "ema_decay": 0.0}
+        out = run(tiny, tiny_latents, tiny_backbone, tmp_path / str(compiled), changes=changes)
+        weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    for name, one in weights[0].items():
+        torch.testing.assert_close(one, weights[1][name], atol=2e-4, rtol=0)
 
 
 @pytest.fixture
