@@ -1,5 +1,8 @@
 """The trainer against a reference written with diffusers' own schedulers and plain torch, step by step."""
 
+from dataclasses import replace
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +10,15 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from metricgold.backbone import load_backbone, new_unet, widen_conv_in
+from metricgold.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in
 from metricgold.checkpoints import read_rows
-from metricgold.mixture import Mixture
+from metricgold.datasets import open_dataset
+from metricgold.encode import encode
+from metricgold.metrics import depth_metrics
+from metricgold.mixture import Draw, Mixture
+from metricgold.model import load_pipeline
 from metricgold.objective import masked_loss
-from metricgold.shards import LatentCache
+from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
 from metricgold.train import train
 
 # Clipped from the first step on, warm-up and decay both at work within three steps.
@@ -31,7 +38,7 @@ def run(tiny, latents, backbone, out, **changes):
 def reference(params, latents, backbone, noises):
     """The same steps in plain torch: the weights, and loss and gradient norm of each step.
 
-    noises: noise and timesteps of each micro-batch, in order; empty: one-step, from zeros at the last timestep.
+    noises: noise and timesteps of each micro-batch, in order; empty: from zeros at the last timestep, one-step.
     """
     parts, cache, noises = load_backbone(backbone), LatentCache(latents), iter(noises)
     unet, figures = parts["unet"].train(), []
@@ -66,12 +73,10 @@ def reference_loss(parts, scheduler, prediction_type, samples, added):
     noisy = scheduler.add_noise(depth, noise, timesteps) if added else noise
     prompt = parts["empty_prompt"].embedding.expand(len(samples), -1, -1)
     output = parts["unet"](torch.cat([rgb, noisy], 1), timesteps, encoder_hidden_states=prompt).sample
-    targets = {
-        "v_prediction": scheduler.get_velocity(depth, noise, timesteps),
-        "epsilon": noise,
-        "sample": depth,
-    }
-    target = targets[prediction_type] if added else depth
+    targets = {"v_prediction": scheduler.get_velocity(depth, noise, timesteps), "epsilon": noise, "sample": depth}
+    if not added:
+        targets["v_prediction"] = -depth
+    target = targets[prediction_type]
     return torch.stack([loss_where(*one) for one in zip(output, target, valid, strict=True)]).mean()
 
 
@@ -136,10 +141,21 @@ def test_steps_equal_a_reference_in_diffusers_and_plain_torch(
     compare(ours, rows, theirs, figures, load_backbone(tiny_backbone)["unet"].state_dict())
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_one_step_regresses_depth_from_zeros_at_the_last_timestep(
+    tiny, tiny_latents, tiny_backbone, tmp_path, prediction_type
+):
+    changes = {"objective": "one-step", "prediction_type": prediction_type}
+    params, ours, rows = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", **changes)
+    theirs, figures = reference(params, tiny_latents, tiny_backbone, [])
+    compare(ours, rows, theirs, figures, load_backbone(tiny_backbone)["unet"].state_dict())
+
+
 # -- what is invalid --------------------------------------------------------------------------------------
 
 
-def test_invalid_latents_change_neither_loss_nor_gradient():
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_invalid_latents_change_neither_loss_nor_gradient(kind):
     torch.manual_seed(0)
     output, target, valid = torch.randn(3, 4, 6, 9), torch.randn(3, 4, 6, 9), torch.rand(3, 1, 6, 9) > 0.4
     valid[2] = False
@@ -155,6 +171,31 @@ def test_invalid_latents_change_neither_loss_nor_gradient():
     assert not gradient[~valid.expand_as(gradient)].any() and gradient[valid.expand_as(gradient)].all()
 
 
+def test_invalid_depth_changes_no_weight_of_one_step(tiny, tiny_latents, tiny_backbone, tmp_path):
+    """There depth is a target only, so what the cache holds where it is invalid must not reach a single bit."""
+
+    def spoil(frame):
+        noise = np.random.default_rng(0).normal(0, 100, frame.depth_latent.shape).astype(np.float16)
+        assert not frame.latent_mask.all()
+        return {"depth_latent": np.where(frame.latent_mask, frame.depth_latent, noise)}
+
+    spoilt = copy_cache(tiny_latents, tmp_path / "spoilt", spoil)
+    weights = [
+        run(tiny, latents, tiny_backbone, tmp_path / latents.name / "model", objective="one-step")[1]
+        for latents in (tiny_latents, spoilt)
+    ]
+    assert all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
+
+
+def copy_cache(latents, out, change):
+    """All frames of a cache in one shard; change: frame to fields that are others in the copy."""
+    cache = LatentCache(latents)
+    frames = [replace(cache[i], valid_mask=cache.valid_mask(i), **change(cache[i])) for i in range(len(cache))]
+    shard = write_shard(shard_path(out, "all", 0), frames, [], {})
+    write_index(out, cache.identity, {"all": write_record(out, "all", {"source": None}, {}, [shard])})
+    return out
+
+
 # -- widening ---------------------------------------------------------------------------------------------
 
 
@@ -168,3 +209,43 @@ def test_widening_keeps_the_pretrained_output_up_to_rounding(tiny):
         wide = widen_conv_in(unet, 4).double()
         after = wide(torch.cat([latent, latent], dim=1), 500, encoder_hidden_states=context).sample
     torch.testing.assert_close(after, before, atol=1e-12, rtol=0)
+
+
+# -- by heart ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sharp(tiny, tiny_raw, tmp_path_factory):
+    """Latents whose masks hide nothing, for the decoder sees the sky too, and a backbone whose VAE keeps depth."""
+    folder, name = tmp_path_factory.mktemp("sharp"), tiny.datasets[0]
+    stand_in = tiny.backbone.stand_in.model_copy(update={"vae_steps": 400, "vae_crop": 32})
+    params = tiny.backbone.model_copy(update={"stand_in": stand_in})
+    backbone = prepare_backbone(params, tiny.log_depth, {name: tiny_raw}, folder / "backbone")
+    latents = encode(name, tiny.encode, tiny.log_depth, tiny_raw, backbone, folder / name).parent
+    return copy_cache(
+        latents, folder / "whole", lambda frame: {"latent_mask": np.ones_like(frame.latent_mask)}
+    ), backbone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "excess"), [("diffusion", 0.02), ("one-step", 0.005)])
+def test_one_batch_is_learnt_down_to_the_vae_floor(tiny, tiny_raw, sharp, tmp_path, monkeypatch, objective, excess):
+    """After 200 steps on four frames, one U-Net evaluation has at most `excess` more AbsRel than the VAE alone."""
+    monkeypatch.setattr(Mixture, "draw", lambda _, step, num_samples: [Draw(0, i, False) for i in range(num_samples)])
+    changes = {"num_steps": 200, "decay_steps": 200, "warmup_steps": 20, "lr": 4e-3, "timestep_shift": 4.0}
+    changes |= {"micro_batch_size": 4, "max_grad_norm": 1.0, "checkpoint_every": 200, "objective": objective}
+    run(tiny, *sharp, tmp_path / "model", **changes)
+    pipe = load_pipeline(tmp_path / "model")
+    frames = list(islice(open_dataset(tiny.datasets[0], tiny_raw, split="train"), 4))
+    assert [frame.name for frame in frames] == [LatentCache(sharp[0])[i].name for i in range(4)]
+    far_m = tiny.log_depth.far_m
+    floor = pipe.encode_decode_depth(np.stack([np.where(f.valid_mask, f.planar_depth_m, far_m) for f in frames]))
+    predicted = pipe([frame.rgb for frame in frames], num_inference_steps=1, ensemble_size=1)
+    floor, learnt = abs_rel(floor, frames), abs_rel([one.planar_depth_m for one in predicted], frames)
+    assert floor < 0.06, "the VAE itself loses too much to tell"
+    assert learnt < floor + excess
+
+
+def abs_rel(maps, frames):
+    pairs = zip(maps, frames, strict=True)
+    return np.mean([depth_metrics(depth, one.planar_depth_m, one.valid_mask)["abs_rel"] for depth, one in pairs])
