@@ -223,8 +223,10 @@ class _Run:
     def _save(self, metrics: IO[str] | None) -> None:
         if metrics is None:
             return
-        # Rows must be on disk before the checkpoint that counts on them.
-        metrics.flush()
+        try:
+            metrics.flush()  # rows must be on disk before the checkpoint that counts on them
+        except OSError as error:
+            raise OSError(f"{metrics.name}: {error}; the checkpoints before step {self.step} stand") from error
         moments, numbers = flat_state(self.optimizer)
         parts = {"unet": self.accelerator.unwrap_model(self.unet).state_dict(), "optimizer": moments}
         if self.average is not None:
