@@ -236,22 +236,24 @@ def profile() -> None:
 
 
 @profile.command("list")
-def list_() -> None:
+@click.pass_context
+def list_(ctx: click.Context) -> None:
     """Name the profiles and what they are for."""
     from metricgold.profiles import list_profiles
 
-    for name, title in list_profiles().items():
+    for name, title in list_profiles(ctx.obj).items():
         click.echo(f"{name}: {title}")
 
 
 @profile.command()
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Replace a params.yaml that was edited.")
-def use(name: str, force: bool) -> None:
+@click.pass_context
+def use(ctx: click.Context, name: str, force: bool) -> None:
     """Copy the profile NAME to params.yaml and say what changes."""
     from metricgold.profiles import use_profile
 
-    for line in use_profile(name, force=force):
+    for line in use_profile(name, ctx.obj, force=force) or ["nothing to change"]:
         click.echo(line)
 
 
