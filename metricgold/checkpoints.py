@@ -66,8 +66,10 @@ def flat_state(optimizer: Any) -> tuple[Tensors, dict[str, float]]:
     """What an optimiser knows of each parameter, `<number>.<name>`: tensors, and plain numbers."""
     tensors: Tensors = {}
     numbers: dict[str, float] = {}
-    for i, values in optimizer.state_dict()["state"].items():
-        for name, value in values.items():
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    for i, parameter in enumerate(parameters):
+        # Not of state_dict(), where bitsandbytes hides what is quantised in a dict of its own.
+        for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 # bitsandbytes shares one table between all parameters, which safetensors refuses.
                 tensors[f"{i}.{name}"] = value.clone() if name.startswith("qmap") else value

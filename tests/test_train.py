@@ -265,8 +265,10 @@ def test_what_only_saves_time_or_memory_changes_rounding_alone(tiny, tiny_latent
         torch.testing.assert_close(one, weights[1][name], atol=2e-4, rtol=0)
 
 
-def test_channels_last_resumes_to_the_same_bytes(tiny, tiny_latents, tiny_backbone, tmp_path):
-    changes = {"channels_last": True}
+@pytest.mark.parametrize("changes", [{"channels_last": True}, {"optimizer": "adamw8bit"}])
+def test_other_memory_resumes_to_the_same_bytes(tiny, tiny_latents, tiny_backbone, tmp_path, changes):
+    if "optimizer" in changes:
+        pytest.importorskip("bitsandbytes")
     out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes=changes)
     digest = digest_folder(out)
     shutil.rmtree(state_of(out) / "step-000012")
