@@ -13,7 +13,7 @@ from typing import Any
 
 from metricgold.storage import write_json
 
-from . import BOUNDS, CannotRun, batch, cache, cluster, download, frames
+from . import BOUNDS, CannotRun, batch, cache, cluster, download, frames, train
 
 REPORT = Path("reports/bench.json")
 
@@ -27,14 +27,14 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("frames.speedup_vs_script", "frames.time_vs_read"): frames.conversion,
     ("cache.samples_per_s_core", "cache.speedup_vs_encode"): cache.reading,
     ("cache.index_open_s",): cache.opening,
+    ("train.speedup_vs_usual", "train.data_wait"): train.on_gpu,
+    (): train.on_cpu,
     ("batch.free_model_images_per_s_core",): batch.free_model,
     ("dask.speedup_2",): cluster.speedup,
 }
 _GPU = "needs a GPU; not measured yet"
 _S3 = "needs an S3 server; not measured yet"
 LEFT_OUT = {
-    "train.speedup_vs_usual": _GPU,
-    "train.data_wait": _GPU,
     "predict.speedup_vs_diffusers_default": _GPU,
     "predict.speedup_vs_diffusers_best": _GPU,
     "batch.overhead": _S3,
