@@ -283,7 +283,18 @@ def train(ctx: click.Context, resume: str) -> None:
     backbone, out, plot = Path("models/backbone"), Path("models/metricgold"), Path("plots/train.csv")
     # Without steps it is the backbone's own decoder, which a train by hand need not have handed on.
     depth_vae = folder if (folder := Path("models/depth-vae")).exists() or params.depth_vae.num_steps else None
-    train(params.train, params.log_depth, caches, backbone, out, depth_vae=depth_vae, resume=resume, plot=plot)
+    validate = _validation(params) if params.train.validation else None
+    made = {"depth_vae": depth_vae, "resume": resume, "plot": plot, "validate": validate}
+    train(params.train, params.log_depth, caches, backbone, out, **made)
+
+
+def _validation(params: "Params") -> Any:
+    """Held-out frames to look at while training; pictures of them lie beside the checkpoints."""
+    from metricgold.validation import held_out_validation
+
+    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
+    samples = Path("models/metricgold.state/samples")
+    return held_out_validation(params.train.validation, params.log_depth, raw_folders, samples)
 
 
 @main.command()
