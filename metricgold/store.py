@@ -273,7 +273,7 @@ class Store:
         if remote.url.startswith("file:"):
             shutil.copyfile(remote.partial.path, target)
         else:
-            remote.partial.path.replace(target)
+            _link(remote.partial.path, target)
         return [MemberRow(source.path, remote.total_bytes, int(found["crc32"], 16))]
 
     def _take_slices(self, source: Source, rows: Sequence[MemberRow]) -> list[MemberRow]:
@@ -385,6 +385,15 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _link(path: Path, target: Path) -> None:
+    """Give a file a second name, so that a kill before it is accounted for still finds the first."""
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(path)
+    except OSError:  # not every file system has second names
+        path.replace(target)
 
 
 def _digests(source: Source) -> dict[str, str]:
