@@ -31,7 +31,7 @@ class Bound(NamedTuple):
 BOUNDS = {
     "download.faulty_bytes_ratio": Bound("<=", 1.15),  # bytes moved / needed, under faults and kills
     "download.selective_bytes_ratio": Bound("<=", 1.02),  # bytes moved / of the members wanted
-    "download.rate_vs_client": Bound(">=", 0.8),  # over a plain client's rate on loopback, both verifying
+    "download.rate_vs_client": Bound(">=", 0.8),  # over a plain client on loopback; only ours verifies
     "download.rss_growth_mb": Bound("<=", 30),  # peak memory at 1 GB minus at 10 MB
     "frames.speedup_vs_script": Bound(">=", 3),  # HyperSim frame conversion against the usual script
     "frames.time_vs_read": Bound("<=", 1.5),  # the same over merely reading colour and distance
