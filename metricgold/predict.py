@@ -24,13 +24,12 @@ from typing import Any
 import numpy as np
 
 from metricgold.buckets import Entry, Folder, S3Prefix, open_bucket
+from metricgold.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.images import (
     NotAnImage,
     claims_image,
     draw_preview,
     read_rgb,
-    write_log_depth_png,
-    write_uncertainty_png,
 )
 from metricgold.params import Inference, Predict
 from metricgold.storage import digest_folder, digest_json, only_writer

@@ -22,8 +22,9 @@ import yaml
 
 from metricgold import panels
 from metricgold.datasets import list_frames, read_frame
+from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.evaluate import evenly_spaced
-from metricgold.images import read_log_depth_png, read_rgb, read_uncertainty_png
+from metricgold.images import read_rgb
 from metricgold.metrics import depth_metrics
 from metricgold.storage import read_json, write_aside, write_json
 

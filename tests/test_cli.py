@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from metricgold.cli import main
-from metricgold.images import read_log_depth_png
+from metricgold.depth_files import read_log_depth_png
 
 
 def run(*words, code=0):

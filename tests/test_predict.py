@@ -15,7 +15,7 @@ from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 import metricgold.predict as predict_module
 from metricgold.buckets import Folder, open_bucket
-from metricgold.images import read_log_depth_png, read_uncertainty_png
+from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.log_depth import LogDepth
 from metricgold.params import Predict
 from metricgold.predict import predict_all

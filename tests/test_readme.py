@@ -113,14 +113,14 @@ def test_a_profile_has_every_key_that_dvc_watches(path):
 def test_python_examples_name_what_exists():
     """Names are imported; nothing is trained here that they could be run on."""
     import metricgold
-    from metricgold import images
+    from metricgold import depth_files
     from metricgold.datasets import READERS
 
     for kind, block in BLOCKS:
         if kind == "python":
             compile(block, "README.md", "exec")
     assert "MetricGoldPipeline" in metricgold.__all__
-    assert callable(images.read_log_depth_png)
+    assert callable(depth_files.read_log_depth_png)
     assert {"hypersim", "vkitti2", "tartanair"} <= set(READERS)
     assert {"abs_rel", "delta1"} <= set(METRICS)
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from metricgold.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.evaluate import evaluate
-from metricgold.images import write_log_depth_png, write_uncertainty_png
 from metricgold.log_depth import LogDepth
 from metricgold.params import Evaluate
 from metricgold.report import (
