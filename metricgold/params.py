@@ -158,6 +158,7 @@ class Validation(Section):
     split: Literal["val", "test"] = "val"
     frames_per_dataset: PositiveInt = 16  # evenly spaced, always the same
     num_inference_steps: PositiveInt = 1  # and one run each: a quick look
+    batch_size: PositiveInt = 1  # images at once: their decoding stands beside the training in memory
     metric: Literal["abs_rel", "rmse_m", "rmse_log", "silog", "delta1"] = "abs_rel"  # what is best, mean over data sets
     patience: PositiveInt | None = None  # validations without a better one, after which training ends
 
@@ -229,8 +230,21 @@ class Inference(Section):
 
     num_inference_steps: PositiveInt = 50
     timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
-    ensemble_size: PositiveInt = 10
+    ensemble_size: PositiveInt | Literal["auto"] = 10  # auto: members are added until uncertainty_target is met
+    max_ensemble_size: PositiveInt = 10  # of auto
+    uncertainty_target: PositiveFloat = 0.01  # of auto: what the median depth of an image may still be off, relative
+    merge: Literal["depth", "latent"] = "depth"  # median of members' log depth, or the mean of latents decoded once
     seed: Count = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of U-Net and VAE
+
+
+# What a policy costs is steps x runs through the U-Net; --preset on the command line.
+PRESETS: dict[str, dict[str, int]] = {
+    "paper": {"num_inference_steps": 50, "ensemble_size": 10},
+    "balanced": {"num_inference_steps": 10, "ensemble_size": 4},
+    "fast": {"num_inference_steps": 2, "ensemble_size": 2},
+    "one-step": {"num_inference_steps": 1, "ensemble_size": 1},
+}
 
 
 class Evaluate(Inference):
@@ -240,10 +254,21 @@ class Evaluate(Inference):
     batch_size: PositiveInt = 8
 
 
+Output = Literal["log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", "json", "normals", "ply", "glb"]
+
+
 class Predict(Inference):
-    batch_size: PositiveInt = 4
+    batch_size: PositiveInt = 16  # images x members through the U-Net at once
+    compile: bool = False  # the U-Net, by torch.compile: minutes at the start, once for each processing size
+    outputs: Annotated[list[Output], Field(min_length=1)] | None = None  # None: log-png, uncertainty, preview, json
     max_pixels: PositiveInt = 100_000_000  # larger images are refused before they are decoded
+    max_aspect: Annotated[float, Field(ge=1)] = 8.0  # long side over short side; longer strips are refused
+    allow_truncated: bool = False  # take what is there of an image that ends early
+    fov_deg: Annotated[float, Field(gt=0, lt=180)] = 60.0  # of the long side, where no camera is known
+    max_failed: Fraction | None = None  # share of images that may fail before the job does; None: all but one
+    gallery: Count = 200  # images in gallery.html; 0: no page
     num_threads: PositiveInt = 4  # decode and write beside the model
+    lease_s: Annotated[float, Field(ge=10)] = 120.0  # an S3 output whose job has been silent so long is free
 
 
 class Promote(Section):

@@ -63,6 +63,12 @@ class Job:
         return {name: getattr(self.params, name) for name in Inference.model_fields}
 
     @property
+    def asked(self) -> Row:
+        """What the pipeline is called with."""
+        names = ("num_inference_steps", "timestep_spacing", "ensemble_size", "seed")
+        return {name: self.inference[name] for name in names}
+
+    @property
     def identity(self) -> str:
         """Digest of what decides an output besides its input."""
         model = {"name": self.model_name, "sha256": self.model_sha256}
@@ -133,7 +139,7 @@ def _rows_of_run(
             yield batch
             continue
         pipe = pipe or _load_pipeline(job.model)
-        for (row, _), prediction in zip(batch, _ask(pipe, [rgb for _, rgb in batch], job.inference), strict=True):
+        for (row, _), prediction in zip(batch, _ask(pipe, [rgb for _, rgb in batch], job.asked), strict=True):
             written.append(writers.submit(_write, job, pipe.log_depth, row, prediction))
         while len(written) > behind or (written and written[0].done()):
             yield written.popleft().result()
