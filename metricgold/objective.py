@@ -65,9 +65,10 @@ class Objective:
 
     def loss(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Error of the U-Net's answer [B, c, h, w] over valid latents, and of the depth decoded from it if wanted."""
-        loss = masked_loss(output, self.target(inputs), inputs["valid"], self.params.loss)
-        if self.params.decoded_loss_weight:
-            loss = loss + self.params.decoded_loss_weight * self._decoded_loss(output, inputs)
+        params = self.params
+        loss = masked_loss(output, self.target(inputs), inputs["valid"], params.loss, params.invalid_weight)
+        if params.decoded_loss_weight:
+            loss = loss + params.decoded_loss_weight * self._decoded_loss(output, inputs)
         return loss
 
     def _decoded_loss(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -104,16 +105,21 @@ def shifted_timesteps(timesteps: torch.Tensor, num_timesteps: int, shift: float)
     return (shift * share / (1 + (shift - 1) * share) * num_timesteps).long()
 
 
-def masked_loss(output: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, kind: str = "l2") -> torch.Tensor:
+def masked_loss(
+    output: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, kind: str = "l2", invalid_weight: float = 0.0
+) -> torch.Tensor:
     """Mean over samples of each one's mean squared (l2) or absolute (l1) error over its valid latents.
 
     output, target [B, c, h, w]; valid bool [B, 1, h, w]. Each sample weighs the same, whatever its share of
-    valid latents, so the loss of a batch is the mean of its micro-batches' losses.
+    valid latents, so the loss of a batch is the mean of its micro-batches' losses. A latent that is not valid counts
+    invalid_weight of one that is; at 0 not at all, not even where it is NaN.
     """
-    difference = output - target
-    error = (difference**2 if kind == "l2" else difference.abs()).mean(dim=1, keepdim=True) * valid
-    counts = valid.sum(dim=(1, 2, 3)).clamp(min=1)
-    return (error.sum(dim=(1, 2, 3)) / counts).mean()
+    weights = torch.where(valid, 1.0, invalid_weight)
+    # Chosen, not multiplied: 0 x NaN is NaN.
+    difference = torch.where(weights > 0, output - target, 0.0)
+    error = (difference**2 if kind == "l2" else difference.abs()).mean(dim=1, keepdim=True) * weights
+    totals = weights.sum(dim=(1, 2, 3)).clamp(min=min(1.0, invalid_weight or 1.0))
+    return (error.sum(dim=(1, 2, 3)) / totals).mean()
 
 
 def _crops(maps: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:

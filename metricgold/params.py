@@ -170,6 +170,7 @@ class Train(Section):
     loss: Literal["l1", "l2"] = "l2"
     decoded_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the error of decoded log depth; one-step only
     decoded_crop: PositiveInt = 32  # latents a side; the decoder's gradient is what it costs memory for
+    invalid_weight: Fraction = 0.0  # of latents without depth beside those with it; their target is far, as of a sky
     weights: dict[str, PositiveFloat] = {}  # data set -> share of samples; empty: all alike
     curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
     num_steps: PositiveInt = 30_000

@@ -79,7 +79,8 @@ CARDS = {
 
 @dataclass(frozen=True, slots=True)
 class DecoderCost:
-    """What the error of decoded depth adds: a frozen VAE, and for each sample what its decoder keeps and computes."""
+    """What decoding adds: a frozen VAE for the error of decoded depth or for validation, and for that error what its
+    decoder keeps and computes for each sample."""
 
     weight_bytes: int = 0
     saved_bytes: int = 0
@@ -261,9 +262,13 @@ def saved_bytes(model: torch.nn.Module, forward: Any) -> tuple[int, int]:
 
 
 def decoder_cost(train: Train, vae: dict[str, Any]) -> DecoderCost:
-    """Decoding a crop of the answer with gradients, and of the truth without; float32."""
+    """Decoding a crop of the answer with gradients, and of the truth without; float32.
+
+    What validation decodes, without gradients and few images at once, fits where a step's activations were.
+    """
     if not train.decoded_loss_weight:
-        return DecoderCost()
+        size = sum(p.numel() for p in _on_meta(AutoencoderKL, vae).parameters()) if train.validation else 0
+        return DecoderCost(weight_bytes=4 * size)
     with FakeTensorMode():
         model = AutoencoderKL.from_config(vae).requires_grad_(False)
         latent = torch.zeros(1, vae["latent_channels"], train.decoded_crop, train.decoded_crop, requires_grad=True)

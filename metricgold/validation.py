@@ -12,8 +12,6 @@ from metricgold.model import MetricGoldPipeline
 from metricgold.panels import COLUMNS, Example, write_panels
 from metricgold.params import LogDepthRange, Validation
 
-BATCH_SIZE = 8  # images before their pictures are in memory at once
-
 
 def held_out_validation(
     params: Validation, log_depth: LogDepthRange, raw_folders: dict[str, Path], samples: Path
@@ -27,7 +25,7 @@ def held_out_validation(
     frames = {name: _frames(name, raw, params, scale) for name, raw in raw_folders.items()}
 
     def validate(pipe: MetricGoldPipeline, step: int) -> dict[str, float]:
-        examples = {name: _predict(pipe, of_name, params.num_inference_steps) for name, of_name in frames.items()}
+        examples = {name: _predict(pipe, of_name, params) for name, of_name in frames.items()}
         write_panels(samples / f"step-{step:06d}.png", [one[0] for one in examples.values()], COLUMNS, width_px=1200)
         return mean_metrics(
             [
@@ -48,13 +46,12 @@ def _frames(name: str, raw: Path, params: Validation, log_depth: LogDepth) -> li
     return frames
 
 
-def _predict(pipe: MetricGoldPipeline, frames: list[Frame], num_inference_steps: int) -> list[Example]:
+def _predict(pipe: MetricGoldPipeline, frames: list[Frame], params: Validation) -> list[Example]:
     """One run for each image, no ensemble."""
-    options = {"num_inference_steps": num_inference_steps, "ensemble_size": 1}
+    options = {"num_inference_steps": params.num_inference_steps, "ensemble_size": 1, "batch_size": params.batch_size}
+    predictions = pipe([frame.rgb for frame in frames], **options)
     examples = []
-    for start in range(0, len(frames), BATCH_SIZE):
-        batch = frames[start : start + BATCH_SIZE]
-        for frame, found in zip(batch, pipe([frame.rgb for frame in batch], **options), strict=True):
-            valid = in_range(frame, pipe.log_depth)
-            examples.append(Example(frame.name, frame.rgb, found.planar_depth_m, frame.planar_depth_m, valid))
+    for frame, found in zip(frames, predictions, strict=True):
+        valid = in_range(frame, pipe.log_depth)
+        examples.append(Example(frame.name, frame.rgb, found.planar_depth_m, frame.planar_depth_m, valid))
     return examples

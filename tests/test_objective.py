@@ -28,6 +28,24 @@ def test_invalid_latents_never_count():
     assert masked_loss(output, target, valid).item() == 1.0
 
 
+def test_what_is_no_number_does_not_leave_an_invalid_latent():
+    output, target = torch.zeros(1, 4, 2, 2, requires_grad=True), torch.ones(1, 4, 2, 2)
+    valid = torch.tensor([[[[True, True], [True, False]]]])
+    target[..., 1, 1] = float("nan")
+    loss = masked_loss(output, target, valid)
+    loss.backward()
+    assert loss.item() == 1.0 and output.grad.isfinite().all() and (output.grad[..., 1, 1] == 0).all()
+
+
+def test_invalid_latents_weigh_what_they_are_told_to():
+    output, target = torch.zeros(2, 4, 1, 4), torch.ones(2, 4, 1, 4)
+    valid = torch.tensor([True, True, False, False]).expand(2, 1, 1, 4).clone()
+    valid[1] = False  # nothing valid: the sky alone
+    target[..., 2:] = 3.0
+    per_sample = [masked_loss(output[i : i + 1], target[i : i + 1], valid[i : i + 1], "l1", 0.5).item() for i in (0, 1)]
+    assert per_sample == pytest.approx([(2 * 1 + 0.5 * 2 * 3) / 3, 2.0])
+
+
 def test_errors_count_squared_or_absolute():
     output, target, valid = torch.full((1, 4, 2, 2), 3.0), torch.zeros(1, 4, 2, 2), torch.ones(1, 1, 2, 2).bool()
     assert masked_loss(output, target, valid, "l2").item() == 9 and masked_loss(output, target, valid, "l1").item() == 3
