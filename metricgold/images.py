@@ -2,12 +2,17 @@
 
 import io
 import warnings
-from functools import cache
-from math import floor, log, log10
+from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from math import atan, degrees, floor, hypot, isfinite, log, log10
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageFont
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
 FORMATS = (
@@ -40,7 +45,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
 _GREY_16BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -48,17 +52,35 @@ class NotAnImage(ValueError):
     """Neither the bytes nor the name speak of an image; there was nothing to break."""
 
 
-def read_rgb(source: bytes | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
-    """Read a photograph as uint8 [H, W, 3], upright.
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A photograph as a model wants it: uint8 [H, W, 3] in sRGB, upright, and what its EXIF says of the camera."""
+
+    rgb: np.ndarray
+    focal_px: float | None = None  # focal length in pixels of rgb; None where EXIF says nothing that can be believed
+    truncated: bool = False  # the file ends early or breaks off, and the rest of rgb is blank
+
+
+def read_photo(
+    source: bytes | Path,
+    *,
+    max_pixels: int,
+    max_aspect: float | None = None,
+    allow_truncated: bool = False,
+    name: str = "",
+) -> Photo:
+    """Read a photograph.
 
     The rules: the EXIF orientation is applied (unreadable EXIF: as it lies); the first frame of an animation or
     a multi-picture file is taken; transparency lies on white; CMYK, palette, grey and 1-bit become RGB; 16-bit
-    grey is divided by 257, 16-bit colour loses its low byte; colour profiles are not applied. `name` stands
-    for the file in messages where `source` is bytes.
+    grey is divided by 257, 16-bit colour loses its low byte; an embedded colour profile is converted to sRGB, a
+    broken one ignored. `name` stands for the file in messages where `source` is bytes.
 
     Raises ValueError with the reason for what cannot be read: empty, truncated, broken, of a format that is not
-    read here, float or beyond 16 bits, more than `max_pixels` (found before decoding). It is a NotAnImage where
-    neither bytes nor name claim an image. Raises OSError where the file itself cannot be opened.
+    read here, float or beyond 16 bits, more than `max_pixels` or with a long side of more than `max_aspect` short
+    ones (both found before decoding). With `allow_truncated` a JPEG or PNG that ends early is read as far as it
+    goes. It is a NotAnImage where neither bytes nor name claim an image. Raises OSError where the file itself
+    cannot be opened.
     """
     _prepare_pillow()
     _raise_pillow_limit(max_pixels)
@@ -69,16 +91,31 @@ def read_rgb(source: bytes | Path, *, max_pixels: int, name: str = "") -> np.nda
         raise _unreadable(name, data)(f"{said}empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.size, max_pixels)
-            image.load()
-            _check_jpeg_whole(image, data)
-            return np.array(_upright(_as_rgb(image), image))
+            _check_size(image.size, max_pixels, max_aspect)
+            try:
+                image.load()
+                _check_jpeg_whole(image, data)
+            except Exception:
+                if not (allow_truncated and image.format in _READ_IN_PART):
+                    raise
+                return _read_part(data)
+            return _photo(image)
     except Image.UnidentifiedImageError as error:
         # Pillow's own text is the address of a buffer.
         raise _unreadable(name, data)(f"{said}not an image of a known format, or its head is broken") from error
     except Exception as error:
         # Decoders raise almost anything on broken bytes: struct.error, SyntaxError, IndexError, bomb errors.
         raise ValueError(f"{said}cannot be read as an image: {error or type(error).__name__}") from error
+
+
+def read_rgb(source: bytes | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
+    """Read a photograph as uint8 [H, W, 3], upright, by the rules and with the errors of read_photo."""
+    return read_photo(source, max_pixels=max_pixels, name=name).rgb
+
+
+def _photo(image: Image.Image, *, truncated: bool = False) -> Photo:
+    exif = _exif(image)
+    return Photo(np.array(_upright(_as_rgb(image), exif)), _focal_px(exif, image.size), truncated)
 
 
 def claims_image(name: str, head: bytes) -> bool:
@@ -107,10 +144,13 @@ def _raise_pillow_limit(max_pixels: int) -> None:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 
-def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
+def _check_size(size: tuple[int, int], max_pixels: int, max_aspect: float | None) -> None:
     width, height = size
     if width * height > max_pixels:
         raise ValueError(f"{width}x{height} is more than {max_pixels} pixels")
+    aspect = max(size) / max(1, min(size))
+    if max_aspect is not None and aspect > max_aspect:
+        raise ValueError(f"{width}x{height} is a strip of {aspect:.4g}:1, longer than {max_aspect:g}:1")
 
 
 def _check_jpeg_whole(image: Image.Image, data: bytes) -> None:
@@ -136,17 +176,58 @@ def _start_of_scan(jpeg: bytes) -> int:
     return place
 
 
+# An image that ends early
+
+_READ_IN_PART = ("JPEG", "MPO", "PNG")
+_lenient = ContextVar("lenient", default=False)
+
+
+class _Lenient:
+    """Stands for Pillow's LOAD_TRUNCATED_IMAGES: that is one global, while threads here may wish different things."""
+
+    def __bool__(self) -> bool:
+        return _lenient.get()
+
+
+def _read_part(data: bytes) -> Photo:
+    # An end mark lets libjpeg give out what it has, also of a progressive JPEG; what is missing is mid-grey (PNG:
+    # black). PNG ignores what follows.
+    ImageFile.LOAD_TRUNCATED_IMAGES = _Lenient()
+    wish = _lenient.set(True)
+    try:
+        with Image.open(io.BytesIO(data + b"\xff\xd9"), formats=_READ_IN_PART) as image:
+            image.load()
+            photo = _photo(image, truncated=True)
+    finally:
+        _lenient.reset(wish)
+    if (photo.rgb == photo.rgb[0, 0]).all():
+        raise ValueError("it ends before its first pixels")
+    return photo
+
+
+# Colours
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
+    profile = image.info.get("icc_profile")
+    if image.mode == "RGB" and "transparency" not in image.info and not profile:
         return image
+    rgb = _in_srgb(_opaque(image), profile)
+    if not image.has_transparency_data or image.mode in _GREY_16BIT:
+        return rgb
+    sheet = Image.new("RGB", rgb.size, "white")
+    sheet.paste(rgb, mask=image.convert("RGBA").getchannel("A"))
+    return sheet
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The colours alone, as L, RGB or CMYK of 8 bits, the kinds that profiles speak of."""
     if image.mode in _GREY_16BIT:
         return _from_grey_16bit(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white; save it as 8 or 16 bits")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    return image.convert(mode)
 
 
 def _from_grey_16bit(image: Image.Image) -> Image.Image:
@@ -154,16 +235,99 @@ def _from_grey_16bit(image: Image.Image) -> Image.Image:
     grey = np.asarray(image).astype(np.int64)
     if grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"grey values {grey.min()} to {grey.max()} do not fit 16 bits")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
 
 
-def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+def _in_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
+    change = _to_srgb(profile, colours.mode) if profile else None
+    return change.apply(colours.convert(change.input_mode)) if change else colours.convert("RGB")
+
+
+@lru_cache(maxsize=16)
+def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """How colours of this profile become sRGB; None where it is sRGB itself, broken, or of other colours.
+
+    Relative colorimetric with black point compensation: each colour that sRGB has stays what it is, white and
+    black stay white and black. A perceptual intent would follow tables that each maker draws by taste.
+    """
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
-    except Exception:  # broken EXIF raises as freely as broken pixels do, and says nothing about them
-        orientation = None
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space == "RGB " and mode == "L":
+            mode = "RGB"  # grey pixels under the profile of the camera's colours
+        srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+        change = ImageCms.buildTransform(source, srgb, mode, "RGB", intent, flags)
+        return None if mode == "RGB" and _changes_nothing(change) else change
+    except Exception:  # lcms refuses what is broken, and what does not fit the mode
+        return None
+
+
+def _changes_nothing(change: ImageCms.ImageCmsTransform) -> bool:
+    # sRGB comes in many spellings: compare what they do to colours, up to two steps, not their names.
+    steps = np.arange(0, 256, 15, np.uint8)
+    probe = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
+    seen = np.asarray(change.apply(Image.fromarray(probe)))
+    return bool(np.abs(seen.astype(int) - probe).max() <= 2)
+
+
+# The camera, by EXIF
+
+
+def _exif(image: Image.Image) -> dict[int, Any]:
+    known: dict[int, Any] = {}
+    with suppress(Exception):  # broken EXIF raises as freely as broken pixels do, and says nothing about them
+        exif = image.getexif()
+        known[ExifTags.Base.Orientation] = exif.get(ExifTags.Base.Orientation)
+        known |= exif.get_ifd(ExifTags.IFD.Exif)
+    return known
+
+
+def _upright(rgb: Image.Image, exif: Mapping[int, Any]) -> Image.Image:
+    orientation = exif.get(ExifTags.Base.Orientation)
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return rgb if turn is None else rgb.transpose(turn)
+
+
+_FULL_FRAME_DIAGONAL_MM = hypot(36, 24)
+_RESOLUTION_UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF 2.3, FocalPlaneResolutionUnit; inch if not said
+
+
+def _focal_px(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
+    """Focal length in pixels, the same for both axes and whichever side is up; None where it is not known.
+
+    From the 35 mm equivalent by the diagonal (CIPA DCG-001), else from the focal length and the pixels per
+    millimetre of the sensor, reduced as the image is. A long side outside 2 to 175 degrees is not believed.
+    """
+    focal_px = _focal_px_by_35mm(exif, size) or _focal_px_by_sensor(exif, size)
+    if focal_px is None or not 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175:
+        return None
+    return focal_px
+
+
+def _focal_px_by_35mm(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
+    focal_35mm = _positive(exif, ExifTags.Base.FocalLengthIn35mmFilm)
+    return focal_35mm and focal_35mm / _FULL_FRAME_DIAGONAL_MM * hypot(*size)
+
+
+def _focal_px_by_sensor(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
+    focal_mm = _positive(exif, ExifTags.Base.FocalLength)
+    density = _positive(exif, ExifTags.Base.FocalPlaneXResolution) or _positive(
+        exif, ExifTags.Base.FocalPlaneYResolution
+    )
+    unit_mm = _RESOLUTION_UNIT_MM.get(exif.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))
+    sides = (_positive(exif, ExifTags.Base.ExifImageWidth), _positive(exif, ExifTags.Base.ExifImageHeight))
+    if not (focal_mm and density and unit_mm and sides[0]):
+        return None
+    # The long sides are compared: a turned picture may keep the sides of the one before.
+    return focal_mm * density / unit_mm * max(size) / max(side or 0 for side in sides)
+
+
+def _positive(exif: Mapping[int, Any], tag: int) -> float | None:
+    try:
+        value = float(exif.get(tag, 0))
+    except (TypeError, ValueError, ArithmeticError):
+        return None
+    return value if isfinite(value) and value > 0 else None
 
 
 # Depth to look at: near red, far blue, with a scale in metres.
