@@ -1,0 +1,284 @@
+"""The page to look at after a batch job: a sample of its images with depth under the pointer, in one HTML file.
+
+The file needs no other one and no network: pictures are data URIs, depth is a small grid of codes.
+"""
+
+import base64
+import hashlib
+import heapq
+import io
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import floor, log, log10
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from metricgold import panels
+
+GALLERY = "gallery.html"
+MAX_TROUBLES = 1_000  # failed and skipped images on the page
+_THUMBNAIL_PIXELS, _GRID_CELLS = 320 * 240, 64 * 48
+_PHOTOGRAPH_BYTES, _DEPTH_BYTES = 7_000, 4_500  # 200 cards stay below 5 MB
+_QUALITIES = (80, 65, 50, 35, 20, 10, 1)
+_MAX_SIDE = 1_024  # of both, for strips
+_CODES = 65535  # code 1 is near_m, code 65535 far_m, 0 no depth
+
+_JOINER = "\u200d"  # holds the parts of an emoji together
+
+Row = dict[str, Any]
+
+
+# --- one image ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the page shows of an image of `height` x `width` pixels; some 15 kB.
+
+    `codes` are uint16, little-endian, [num_rows, num_columns]: depth = near_m * (far_m / near_m) ** ((code - 1) /
+    65534), 0 = none, at the pixel in the middle of each cell (see `middles`).
+    """
+
+    height: int
+    width: int
+    photograph: bytes  # JPEG
+    depth: bytes  # JPEG, coloured from range_m[0] to range_m[1]
+    range_m: tuple[float, float]
+    num_rows: int
+    num_columns: int
+    near_m: float
+    far_m: float
+    codes: bytes
+
+
+def make_card(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Card:
+    """The card of a photograph, uint8 [H, W, 3], and its planar depth [H, W] in metres (none: not finite or <= 0).
+
+    Raises ValueError where the two differ in size.
+    """
+    height, width = planar_depth_m.shape
+    if rgb.shape != (height, width, 3):
+        raise ValueError(f"a card needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
+    depth_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS)
+    range_m = _range_m(depth_m)
+    grid_m = _sampled(planar_depth_m, _GRID_CELLS)
+    near_m, far_m, codes = _encode_grid(grid_m)
+    return Card(
+        height=height,
+        width=width,
+        photograph=_jpeg(_reduced(rgb, depth_m.shape), _PHOTOGRAPH_BYTES),
+        depth=_jpeg(panels.colour_depth(depth_m, range_m, _known(depth_m)), _DEPTH_BYTES),
+        range_m=range_m,
+        num_rows=grid_m.shape[0],
+        num_columns=grid_m.shape[1],
+        near_m=near_m,
+        far_m=far_m,
+        codes=codes.astype("<u2").tobytes(),
+    )
+
+
+def middles(length: int, num: int) -> np.ndarray:
+    """Index of the pixel in the middle of each of `num` equal parts of `length` pixels."""
+    return (2 * np.arange(num) + 1) * length // (2 * num)
+
+
+def _sampled(planar_depth_m: np.ndarray, max_pixels: int) -> np.ndarray:
+    height, width = planar_depth_m.shape
+    scale = min(1.0, (max_pixels / (height * width)) ** 0.5)
+    rows, columns = (max(1, min(_MAX_SIDE, floor(side * scale))) for side in (height, width))
+    return planar_depth_m[middles(height, rows)[:, None], middles(width, columns)]
+
+
+def _known(depth_m: np.ndarray) -> np.ndarray:
+    return np.isfinite(depth_m) & (depth_m > 0)
+
+
+def _range_m(depth_m: np.ndarray) -> tuple[float, float]:
+    known = depth_m[_known(depth_m)]
+    return panels.colour_range(known) if known.size else (1.0, 10.0)
+
+
+def _encode_grid(grid_m: np.ndarray) -> tuple[float, float, np.ndarray]:
+    known = _known(grid_m)
+    if not known.any():
+        return 1.0, 1.0, np.zeros(grid_m.shape, np.uint16)
+    near_m, far_m = float(grid_m[known].min()), float(grid_m[known].max())
+    share = np.log(np.where(known, grid_m, near_m) / near_m) / (log(far_m / near_m) or 1.0)
+    return near_m, far_m, np.where(known, np.round(share * (_CODES - 1)) + 1, 0).clip(0, _CODES).astype(np.uint16)
+
+
+def _reduced(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    from PIL import Image
+
+    rows, columns = shape
+    return np.asarray(Image.fromarray(rgb).resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _jpeg(rgb: np.ndarray, max_bytes: int) -> bytes:
+    """uint8 [H, W, 3] as JPEG of the best quality that fits, or of the worst there is."""
+    from PIL import Image
+
+    image = Image.fromarray(rgb)
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= max_bytes:
+            break
+    return buffer.getvalue()
+
+
+# --- which images -------------------------------------------------------------------------------------------
+
+
+class Sample:
+    """Cards of the `limit` keys whose hash is smallest: the same ones in whatever order images are finished.
+
+    May be used from several threads.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._cards: dict[str, Card] = {}
+        self._last: list[tuple[int, str]] = []  # heap of (-hash, key), the largest hash on top
+        self._lock = threading.Lock()
+
+    def wants(self, key: str) -> bool:
+        """Whether the card of this key would be kept by now; costs one hash."""
+        with self._lock:
+            return len(self._last) < self.limit or (self.limit > 0 and -_hash(key) >= self._last[0][0])
+
+    def keep(self, key: str, card: Card) -> None:
+        """Take the card in if its key is wanted, in place of the one that is wanted least."""
+        with self._lock:
+            if key not in self._cards:
+                heapq.heappush(self._last, (-_hash(key), key))
+            self._cards[key] = card
+            if len(self._last) > self.limit:
+                del self._cards[heapq.heappop(self._last)[1]]
+
+    @property
+    def cards(self) -> dict[str, Card]:
+        """Cards by key, in the order of the keys."""
+        with self._lock:
+            return dict(sorted(self._cards.items()))
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def render_gallery(
+    summary: Mapping[str, Any], cards: Mapping[str, Card], done: Mapping[str, Row], troubles: Iterable[Row]
+) -> str:
+    """The page as HTML that holds everything it shows and can be encoded as UTF-8.
+
+    summary   what predict_all answers
+    cards     by input, those of Sample
+    done      rows of the receipt by input, at least those of the cards; a card without a row is left out
+    troubles  rows of failed and skipped images; MAX_TROUBLES of them are listed, failed ones first
+    """
+    shown = [_shown(name, card, done[name]) for name, card in sorted(cards.items()) if name in done]
+    listed = [_listed(row) for row in _worst_first(troubles)]
+    computed = summary["images_done"] - summary["images_kept"]
+    return _render(
+        summary=summary,
+        images_per_s=computed / summary["seconds"] if summary["seconds"] else 0.0,
+        shown=shown,
+        listed=listed,
+        num_unlisted=summary["images_failed"] + summary["images_skipped"] - len(listed),
+    )
+
+
+def _worst_first(troubles: Iterable[Row]) -> list[Row]:
+    failed: list[Row] = []
+    skipped: list[Row] = []
+    for row in troubles:
+        rows = failed if row["status"] == "failed" else skipped
+        if len(rows) < MAX_TROUBLES:
+            rows.append(row)
+    return (failed + skipped)[:MAX_TROUBLES]
+
+
+def _listed(row: Row) -> Row:
+    return {"status": row["status"], "name": row["input"], "reason": row["reason"]}
+
+
+def _shown(name: str, card: Card, row: Row) -> Row:
+    """What the template needs of an image that is done."""
+    return {
+        "name": name,
+        "card": card,
+        "files": list(_files(row)),
+        "photograph": _data_uri(card.photograph),
+        "depth": _data_uri(card.depth),
+        "codes": base64.b64encode(card.codes).decode(),
+        "metres": [row[key] for key in ("min_m", "median_m", "max_m")],
+        "uncertainty": row["uncertainty_median"],
+        "num_members": row.get("num_members"),  # rows of earlier versions have none
+    }
+
+
+def _files(row: Row) -> Iterator[tuple[str, str]]:
+    """Kind and URL of each file of the image that a URL can reach, depth first."""
+    keys = {kind: file["key"] for kind, file in row.get("outputs", {}).items()} or {"depth": row["output"]}
+    for kind, key in sorted(keys.items(), key=lambda item: item[1] != row["output"]):
+        if url := _url(key):
+            yield kind, url
+
+
+def _url(key: str) -> str | None:
+    """The key as URL relative to the page; None for one that browsers would take for another."""
+    if not {".", ".."}.isdisjoint(key.split("/")):
+        return None  # resolved away, percent-encoded or not
+    try:
+        return "./" + quote(key.encode("utf-8", "surrogateescape"))
+    except UnicodeEncodeError:
+        return None
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"metres": _metres, "visible": _visible, "digest": _digest}
+    values["gradient"] = _gradient()
+    return environment.from_string(Path(__file__).with_name("gallery.html.j2").read_text()).render(**values)
+
+
+# --- how values are written ---------------------------------------------------------------------------------
+
+
+def _metres(depth_m: float | None) -> str:
+    """Three digits, as the page's own script writes them."""
+    if depth_m is None:
+        return "none"
+    return f"{depth_m:.{max(0, 2 - floor(log10(depth_m)))}f} m"
+
+
+def _visible(text: str, max_chars: int = 2_000) -> str:
+    """The text with what has no shape of its own (control characters, surrogates, overrides) as escapes."""
+    cut = text if len(text) <= max_chars else text[:max_chars] + "…"
+    return "".join(c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in cut)
+
+
+def _digest(text: str) -> str:
+    """sha256 as a Content-Security-Policy names the one script that may run."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _gradient() -> str:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return ", ".join(to_hex(colour) for colour in colormaps[panels.DEPTH_COLOURS](np.linspace(0, 1, 17)))
