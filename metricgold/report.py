@@ -425,13 +425,18 @@ def _table_row(name: str, one: dict[str, Any], others: Iterable[float]) -> str:
 
 def fill_results(readme: Path, metrics: dict[str, Any]) -> None:
     """Put the results table between the README's markers. ValueError where they are missing."""
-    opening, closing = "<!-- results -->", "<!-- /results -->"
+    fill_between(readme, "results", results_table(metrics))
+
+
+def fill_between(readme: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name -->. ValueError where they are missing."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = readme.read_text().partition(opening)
     _, closed, after = rest.partition(closing)
     if not (found and closed):
         raise ValueError(f"{readme}: expected the markers {opening} and {closing}")
     with write_aside(readme) as aside:
-        aside.write_text(f"{before}{opening}\n{results_table(metrics)}\n{closing}{after}")
+        aside.write_text(f"{before}{opening}\n{text}\n{closing}{after}")
 
 
 @click.group()
