@@ -27,7 +27,7 @@ from metricgold.frame import Frame
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
 from metricgold.panels import COLUMNS, Example, write_panels
-from metricgold.params import Evaluate
+from metricgold.params import Evaluate, Inference
 from metricgold.storage import digest_json, write_aside, write_json
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def evaluate(
     if pipe is None:
         from metricgold.model import load_pipeline
 
-        pipe = load_pipeline(model)
+        pipe = load_pipeline(model, dtype=params.dtype)
     measured = {name: Measured(depth_edges(pipe.log_depth)) for name in raw_folders}
     held_out = {name: _held_out(name, raw, params) for name, raw in raw_folders.items()}
     left_out = {name: found.left_out for name, found in measured.items()}
@@ -168,13 +168,8 @@ def _score(
     frames: Sequence[Frame], params: Evaluate, pipe: "MetricGoldPipeline", blind: Blind, measured: Measured
 ) -> Iterator[Example]:
     """Predict a batch, score all four methods, and hand the images on."""
-    predictions = pipe(
-        [frame.rgb for frame in frames],
-        num_inference_steps=params.num_inference_steps,
-        ensemble_size=params.ensemble_size,
-        seed=params.seed,
-        timestep_spacing=params.timestep_spacing,
-    )
+    options = params.model_dump(include=set(Inference.model_fields) - {"dtype"})
+    predictions = pipe([frame.rgb for frame in frames], **options)
     floors_m = vae_floor(pipe, frames)
     for frame, prediction, floor_m in zip(frames, predictions, floors_m, strict=True):
         valid = in_range(frame, pipe.log_depth)

@@ -7,9 +7,11 @@ which keeps metres metres. A model trained for one step (metricgold.objective) t
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import pi, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +19,19 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ModelMixi
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 
+from metricgold.images import read_rgb
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
+
+SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
+VAE_BATCH_SIZE = 4  # one image at full size keeps a GPU busy; more of them only cost memory
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_PIXELS = 100_000_000  # of a photograph given as a path
+
+# For normal members: sigma is 1.4826 x MAD, and a median of n of them has sqrt(pi/2) = 1.2533 times the standard error
+# of their mean, sigma / sqrt(n).
+_SIGMA_OF_MAD = 1.4826
+_MEDIAN_OF_MEAN = sqrt(pi / 2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,11 +39,18 @@ class Prediction:
     """Depth of one image.
 
     planar_depth_m  float32 [H, W], metres along the optical axis, at the input's size
-    uncertainty     float32 [H, W], relative: median absolute deviation of ln depth over the ensemble
+    uncertainty     float32 [H, W], relative: median absolute deviation of ln depth over the ensemble; NaN where
+                    nothing is known of it, with one member or merged latents
+    valid_mask      bool [H, W], False where depth saturates at near_m or far_m
+    intrinsics      float64 [3, 3] in pixels of the image, None where no camera is known
+    num_members     runs that were merged
     """
 
     planar_depth_m: np.ndarray
     uncertainty: np.ndarray
+    valid_mask: np.ndarray
+    intrinsics: np.ndarray | None = None
+    num_members: int = 1
 
 
 class EmptyPrompt(ModelMixin, ConfigMixin):
@@ -98,38 +118,49 @@ class MetricGoldPipeline(DiffusionPipeline):
         self,
         image: Any,
         num_inference_steps: int | None = None,
-        ensemble_size: int | None = None,
+        ensemble_size: int | Literal["auto"] | None = None,
         seed: int = 0,
         timestep_spacing: str = "trailing",
         batch_size: int = 16,
+        *,
+        intrinsics: Any = None,
+        merge: str = "depth",
+        max_ensemble_size: int = 10,
+        uncertainty_target: float = 0.01,
     ) -> Prediction | list[Prediction]:
-        """Predict depth for one image or a list of them (PIL or uint8 [H, W, 3], any sizes).
+        """Predict depth for one image, or for a list of them of any sizes.
 
-        Member k of the ensemble starts from noise drawn from (seed, k), the same for every image: a
-        prediction does not depend on what else is in the list. `batch_size` counts images x members. Without
-        num_inference_steps and ensemble_size 50 and 10, as in the paper; 1 and 1 of a model trained for one step,
-        which knows no others and draws no noise: every member would be the same.
-        Raises ValueError for an array that is no uint8 [H, W, 3], and for more than one step of a one-step model.
+        image               PIL, uint8 [H, W, 3], path, or tensor [3, H, W] (uint8, or float from 0 to 1); a list of
+                            those or a tensor [B, 3, H, W] gives a list
+        intrinsics          [3, 3] in pixels of the image, for a list a list; else what a path's EXIF says
+        batch_size          images x members through the U-Net at once
+        merge               depth: median of the members' log depth; latent: mean of their latents, decoded once
+        max_ensemble_size,  of ensemble_size auto: three members, then two by two, until standard_error of the image
+        uncertainty_target  is at most the target
+
+        Member k starts from noise drawn from (seed, k), the same for every image, and an image's members depend on
+        that image alone: a prediction does not depend on what else is in the list. Without num_inference_steps and
+        ensemble_size 50 and 10, as in the paper; 1 and 1 of a model trained for one step, which knows no others and
+        draws no noise: every member would be the same.
+        Raises ValueError for what is no image, for options out of range, and for more than one step of a one-step
+        model; OSError for a path that cannot be opened.
         """
-        if not isinstance(image, list):
-            options = (num_inference_steps, ensemble_size, seed, timestep_spacing, batch_size)
-            return self([image], *options)[0]
-        images = [_as_rgb(item) for item in image]
-        num_inference_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
-        self.scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)
-        self.scheduler.set_timesteps(num_inference_steps)
+        photos = _photos(image, intrinsics)
+        num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
+        asked = _Asked(ensemble_size, max_ensemble_size, uncertainty_target, merge, seed, batch_size)
+        scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)
+        scheduler.set_timesteps(num_steps)
         groups = defaultdict(list)
-        for index, rgb in enumerate(images):
-            groups[self.processing_size(*rgb.shape[:2])].append(index)
-        predictions: list[Prediction | None] = [None] * len(images)
-        for (height, width), indices in groups.items():
-            rgb = np.stack([_resize_rgb(images[i], height, width) for i in indices])
-            members = self._log_depth_members(rgb, ensemble_size, seed, batch_size)  # [B, E, H, W]
-            for i, member in zip(indices, members, strict=True):
-                predictions[i] = self._merge(member, images[i].shape[:2])
-        return predictions
+        for index, photo in enumerate(photos):
+            groups[self.processing_size(*photo.rgb.shape[:2])].append(index)
+        predictions: list[Prediction | None] = [None] * len(photos)
+        for size, indices in groups.items():
+            rgb = np.stack([_resize_rgb(photos[i].rgb, *size) for i in indices])
+            for i, members in zip(indices, self._members(rgb, asked, scheduler), strict=True):
+                predictions[i] = self._merge(members, photos[i], asked)
+        return predictions if _is_many(image) else predictions[0]
 
-    def _policy(self, num_steps: int | None, ensemble_size: int | None, timestep_spacing: str) -> tuple[int, int]:
+    def _policy(self, num_steps: int | None, ensemble_size: Any, timestep_spacing: str) -> tuple[int, Any]:
         """Steps and members, with what this model does by default."""
         if not self.is_one_step:
             return num_steps or 50, ensemble_size or 10
@@ -140,19 +171,35 @@ class MetricGoldPipeline(DiffusionPipeline):
             )
         return 1, 1
 
-    def _log_depth_members(self, rgb: np.ndarray, ensemble_size: int, seed: int, batch_size: int) -> torch.Tensor:
-        """uint8 [B, H, W, 3] to log depth of each member [B, E, H, W]."""
-        tensor = rgb_to_tensor(rgb).to(self.device)
-        scaling = self.vae.config.scaling_factor
-        rgb_latent = torch.cat([encode_rgb(self.vae, part) for part in tensor.split(batch_size)]) * scaling
-        noise = self._noise(rgb_latent.shape[1:], ensemble_size, seed)  # [E, c, h, w]
-        pairs = [(b, e) for b in range(len(rgb)) for e in range(ensemble_size)]
-        decoded = []
-        for start in range(0, len(pairs), batch_size):
-            b, e = zip(*pairs[start : start + batch_size], strict=True)
-            latent = self.denoise(rgb_latent[list(b)], noise[list(e)])
-            decoded.append(decode_log_depth(self.vae, latent / scaling))
-        return torch.cat(decoded).unflatten(0, (len(rgb), ensemble_size))
+    def _members(self, rgb: np.ndarray, asked: "_Asked", scheduler: DDIMScheduler) -> list[list[torch.Tensor]]:
+        """Of each image uint8 [B, H, W, 3] its members: log depth [H, W], or latents where those are merged."""
+        rgb_latent = self._encode(rgb)
+        noise = self._noise(rgb_latent.shape[1:], asked.most, asked.seed)
+        members: list[list[torch.Tensor]] = [[] for _ in rgb]
+        for more in asked.rounds():
+            pairs = [(b, e) for b, found in enumerate(members) if self._wants_more(found, asked) for e in more]
+            for part in _parts(pairs, asked.batch_size):
+                b, e = map(list, zip(*part, strict=True))
+                latents = self.denoise(rgb_latent[b], noise[e], scheduler)
+                for image, member in zip(b, self._decode(latents) if asked.merge == "depth" else latents, strict=True):
+                    members[image].append(member)
+        return members
+
+    def _wants_more(self, members: list[torch.Tensor], asked: "_Asked") -> bool:
+        if not members:
+            return True
+        return standard_error(torch.stack(members), self.log_depth) > asked.uncertainty_target
+
+    def _encode(self, rgb: np.ndarray) -> torch.Tensor:
+        """uint8 [B, H, W, 3] to scaled latents [B, c, h, w]."""
+        tensor = rgb_to_tensor(rgb)
+        latents = [encode_rgb(self.vae, part.to(self.device)) for part in tensor.split(VAE_BATCH_SIZE)]
+        return torch.cat(latents) * self.vae.config.scaling_factor
+
+    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Scaled latents [B, c, h, w] to log depth [B, H, W]."""
+        parts = (latent / self.vae.config.scaling_factor).split(VAE_BATCH_SIZE)
+        return torch.cat([decode_log_depth(self.vae, part) for part in parts])
 
     def _noise(self, shape: torch.Size, ensemble_size: int, seed: int) -> torch.Tensor:
         if self.is_one_step:
@@ -163,25 +210,35 @@ class MetricGoldPipeline(DiffusionPipeline):
             draws.append(torch.randn(shape, generator=torch.Generator().manual_seed(key)))
         return torch.stack(draws).to(self.device)
 
-    def denoise(self, rgb_latent: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    def denoise(self, rgb_latent: torch.Tensor, noise: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
         """DDIM from noise to depth latents; scaled latents [B, c, h, w] in and out."""
         prompt = self.empty_prompt.embedding.to(self.unet.dtype).expand(len(noise), -1, -1)
         latent = noise
-        for timestep in self.scheduler.timesteps:
+        for timestep in scheduler.timesteps:
             sample = torch.cat([rgb_latent, latent], dim=1).to(self.unet.dtype)  # [B, 2c, h, w]
             output = self.unet(sample, timestep, encoder_hidden_states=prompt).sample.float()
-            stepped = self.scheduler.step(output, timestep, latent)
+            stepped = scheduler.step(output, timestep, latent)
             # The last step's prev_sample is a little off the clean latent, for the first timestep has some noise.
             latent = stepped.pred_original_sample if self.is_one_step else stepped.prev_sample
         return latent
 
-    def _merge(self, members: torch.Tensor, size: tuple[int, int]) -> Prediction:
-        """Log depth of one image's members [E, H, W] to one prediction at `size`."""
-        median = members.quantile(0.5, dim=0)
-        deviation = (members - median).abs().quantile(0.5, dim=0) * (self.log_depth.ln_range / 2)
-        maps = _resize_maps(torch.stack([median, deviation]), size)
-        depth_m = self.log_depth.denormalize(maps[0])
-        return Prediction(depth_m.cpu().numpy(), maps[1].cpu().numpy())
+    def _merge(self, members: list[torch.Tensor], photo: "_Photo", asked: "_Asked") -> Prediction:
+        """Members of one image, log depth or latents as asked, to one prediction at the photograph's size."""
+        size, nan = photo.rgb.shape[:2], torch.full((1, 1), torch.nan, device=self.device)
+        if asked.merge == "latent":
+            median, deviation = self._decode(torch.stack(members).mean(dim=0, keepdim=True))[0], None
+        else:
+            median, deviation = median_and_deviation(torch.stack(members))
+        if deviation is None or len(members) == 1:
+            deviation = nan.expand_as(median)
+        log_depth, deviation = _resize_maps(torch.stack([median, deviation]), size)
+        return Prediction(
+            planar_depth_m=self.log_depth.denormalize(log_depth).cpu().numpy(),
+            uncertainty=(deviation * (self.log_depth.ln_range / 2)).cpu().numpy(),
+            valid_mask=(log_depth.abs() < 1 - SATURATED).cpu().numpy(),
+            intrinsics=photo.intrinsics,
+            num_members=len(members),
+        )
 
     @torch.no_grad()
     def encode_decode_depth(self, planar_depth_m: np.ndarray) -> np.ndarray:
@@ -193,21 +250,143 @@ class MetricGoldPipeline(DiffusionPipeline):
         return self.log_depth.denormalize(_resize_maps(decoded, size)).cpu().numpy()
 
 
-def load_pipeline(folder: Path) -> MetricGoldPipeline:
-    """Read a checkpoint folder onto the GPU if there is one. ValueError names a folder that is no checkpoint."""
+def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False) -> MetricGoldPipeline:
+    """Read a checkpoint folder onto the GPU if there is one.
+
+    dtype    of U-Net and VAE: float32, bfloat16 or float16; the scheduler's arithmetic and log depth stay float32
+    compile  the U-Net, with its first call at each processing size
+
+    Raises ValueError naming a folder that is no checkpoint.
+    """
     from diffusers.utils.logging import disable_progress_bar
 
     if not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} is no checkpoint: model_index.json is missing; run `metricgold train`")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     disable_progress_bar()  # of reading four small parts: noise in every log
-    return MetricGoldPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = MetricGoldPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipe.unet.to(DTYPES[dtype]), pipe.vae.to(DTYPES[dtype])
+    if compile:
+        pipe.unet.compile(dynamic=False)
+    return pipe
 
 
-def _as_rgb(image: Any) -> np.ndarray:
-    rgb = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+# Members
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The options of a call that say which members are computed, and how they are merged."""
+
+    ensemble_size: int | str
+    max_ensemble_size: int
+    uncertainty_target: float
+    merge: str
+    seed: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.merge not in ("depth", "latent"):
+            raise ValueError(f"merge must be depth or latent, got {self.merge!r}")
+        counts = {"max_ensemble_size": self.max_ensemble_size, "batch_size": self.batch_size}
+        if self.ensemble_size == "auto":
+            if self.merge != "depth":
+                raise ValueError("ensemble_size auto needs merge depth: only decoded members show their uncertainty")
+            if not self.uncertainty_target > 0:
+                raise ValueError(f"uncertainty_target must be positive, got {self.uncertainty_target}")
+        else:
+            counts["ensemble_size"] = self.ensemble_size
+        for name, value in counts.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+
+    @property
+    def most(self) -> int:
+        return self.max_ensemble_size if self.ensemble_size == "auto" else self.ensemble_size
+
+    def rounds(self) -> Iterator[range]:
+        """Members in the order in which they are added: all at once, or three, then two by two."""
+        starts = [0, *range(3, self.most, 2)] if self.ensemble_size == "auto" else [0]
+        for start, end in zip(starts, [*starts[1:], self.most], strict=True):
+            yield range(start, end)
+
+
+def median_and_deviation(members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Median over members [E, H, W] and median absolute deviation from it, [H, W] each."""
+    median = members.quantile(0.5, dim=0)
+    return median, (members - median).abs().quantile(0.5, dim=0)
+
+
+def standard_error(members: torch.Tensor, log_depth: LogDepth) -> float:
+    """Standard error of the median over members, log depth [E, H, W], relative (nats): the median over all pixels.
+
+    sqrt(pi/2) x 1.4826 x MAD / sqrt(E) at each pixel: what holds for many normal members; of three it is an
+    underestimate.
+    """
+    _, deviation = median_and_deviation(members)
+    typical = deviation.median().item() * log_depth.ln_range / 2
+    return _MEDIAN_OF_MEAN * _SIGMA_OF_MAD * typical / sqrt(len(members))
+
+
+def _parts(pairs: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    return (pairs[start : start + size] for start in range(0, len(pairs), size))
+
+
+# Photographs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Photo:
+    """uint8 [H, W, 3], and float64 [3, 3] where a camera is known."""
+
+    rgb: np.ndarray
+    intrinsics: np.ndarray | None
+
+
+def _is_many(image: Any) -> bool:
+    return isinstance(image, list) or (isinstance(image, torch.Tensor) and image.ndim == 4)
+
+
+def _photos(image: Any, intrinsics: Any) -> list[_Photo]:
+    images, cameras = (list(image), intrinsics) if _is_many(image) else ([image], [intrinsics])
+    if cameras is None:
+        cameras = [None] * len(images)
+    if len(cameras) != len(images):
+        raise ValueError(f"{len(images)} images need as many intrinsics, got {len(cameras)}")
+    return [_photo(one, camera) for one, camera in zip(images, cameras, strict=True)]
+
+
+def _photo(image: Any, intrinsics: Any) -> _Photo:
+    if isinstance(image, str | Path):
+        rgb = read_rgb(Path(image), max_pixels=MAX_PIXELS)
+    elif isinstance(image, torch.Tensor):
+        rgb = _from_tensor(image)
+    else:
+        rgb = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
-    return rgb
+    return _Photo(rgb, None if intrinsics is None else _camera(intrinsics))
+
+
+def _from_tensor(image: torch.Tensor) -> np.ndarray:
+    """[3, H, W], uint8 or float from 0 to 1, to uint8 [H, W, 3]."""
+    if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise ValueError(f"an image tensor must be uint8 or float [3, H, W], got {image.dtype} {list(image.shape)}")
+    if image.is_floating_point() and image.numel():
+        if not (image.min() >= 0 and image.max() <= 1):  # NaN is neither
+            raise ValueError(
+                f"a float image must lie between 0 and 1, got {image.min().item():g} to {image.max().item():g}"
+            )
+        image = (image.float() * 255).round().to(torch.uint8)
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def _camera(intrinsics: Any) -> np.ndarray:
+    camera = np.asarray(intrinsics, np.float64)
+    if camera.shape != (3, 3) or not np.isfinite(camera).all():
+        raise ValueError(f"intrinsics must be finite [3, 3], got {camera.tolist()}")
+    return camera
 
 
 def _resize_rgb(rgb: np.ndarray, height: int, width: int) -> np.ndarray:

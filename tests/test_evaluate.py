@@ -102,9 +102,12 @@ def test_known_answers(raw, tmp_path):
     assert [count for count, _ in pipe.asked] == [3, 3]
     assert pipe.asked[0][1] == {
         "num_inference_steps": 1,
-        "ensemble_size": 1,
-        "seed": 0,
         "timestep_spacing": "trailing",
+        "ensemble_size": 1,
+        "max_ensemble_size": 10,
+        "uncertainty_target": 0.01,
+        "merge": "depth",
+        "seed": 0,
     }
     with (plots / "evaluate_by_depth.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -160,7 +160,7 @@ def test_a_one_step_model_says_so_and_takes_one_step(one_step_model):
     assert json.loads((one_step_model / "model_index.json").read_text())["objective"] == "one-step"
     rgb = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     found = pipe(rgb)
-    assert not found.uncertainty.any()
+    assert found.num_members == 1 and np.isnan(found.uncertainty).all()
     np.testing.assert_array_equal(found.planar_depth_m, pipe(rgb, 1, 1, seed=9).planar_depth_m)
     for wrong in ({"num_inference_steps": 50}, {"ensemble_size": 10}, {"timestep_spacing": "leading"}):
         with pytest.raises(ValueError, match="trained for one step: it takes num_inference_steps 1"):
