@@ -209,10 +209,7 @@ def _read_part(data: bytes) -> Photo:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if image.mode == "RGB" and "transparency" not in image.info and not profile:
-        return image
-    rgb = _in_srgb(_opaque(image), profile)
+    rgb = _in_srgb(_opaque(image), image.info.get("icc_profile"))
     if not image.has_transparency_data or image.mode in _GREY_16BIT:
         return rgb
     sheet = Image.new("RGB", rgb.size, "white")
@@ -227,7 +224,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white; save it as 8 or 16 bits")
     mode = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
-    return image.convert(mode)
+    return _in_mode(image, mode)
 
 
 def _from_grey_16bit(image: Image.Image) -> Image.Image:
@@ -240,7 +237,11 @@ def _from_grey_16bit(image: Image.Image) -> Image.Image:
 
 def _in_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
     change = _to_srgb(profile, colours.mode) if profile else None
-    return change.apply(colours.convert(change.input_mode)) if change else colours.convert("RGB")
+    return change.apply(_in_mode(colours, change.input_mode)) if change else _in_mode(colours, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # Pillow would copy
 
 
 @lru_cache(maxsize=16)
