@@ -2,22 +2,32 @@
 
 Keys are relative, with `/` between segments. A file, a folder, a glob and `s3://bucket/prefix` are all buckets:
 the first and the third list less. S3 takes endpoint, region and credentials from where boto3 looks for them
-(AWS_ENDPOINT_URL and so on); none of them is ever an argument here.
+(AWS_ENDPOINT_URL and so on); none of them is ever an argument here. Trouble with it that passes is waited out, see
+metricgold.s3; StoreLost says that no other key would fare better.
 """
 
 import glob
 import io
 import os
 import re
+import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
+from metricgold import globs, s3
+from metricgold.globs import EVERYTHING, Wanted
+from metricgold.s3 import StoreLost
 from metricgold.storage import remove, write_aside
+
+__all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +39,30 @@ class Entry:
     tag: str
 
 
-def open_bucket(location: str, *, create: bool = False) -> "Folder | S3Prefix":
+def open_bucket(
+    location: str, *, create: bool = False, include: Iterable[str] = (), exclude: Iterable[str] = ()
+) -> "Folder | S3Prefix":
     """Open a file, folder, glob or s3://bucket/prefix; with `create`, a folder or prefix to write into.
+
+    A location may be a glob in its path or key (metricgold.globs); `include` and `exclude` are globs over the keys
+    that would be listed. What exists under a name with `*` or `[` is taken by its name.
 
     Raises ValueError for a malformed location, FileNotFoundError or PermissionError naming the location.
     """
+    wanted = Wanted("", tuple(include), tuple(exclude))
     if location.lower().startswith("s3://"):
-        return _open_s3(location, create)
+        return _open_s3(location, create, wanted)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location):
         raise ValueError(f"{location}: expected a path or s3://bucket/prefix")
     path = Path(location).expanduser()
     if create:
         return _create_folder(path, location)
     if path.is_dir():
-        return Folder(path)
+        return Folder(path, wanted=wanted)
     if path.is_file():
-        return Folder(path.parent, only=path.name)
+        return Folder(path.parent, only=path.name, wanted=wanted)
     if glob.has_magic(location):
-        return _open_glob(path, location)
+        return _open_glob(path, location, wanted)
     raise FileNotFoundError(f"{location}: no such file or folder")
 
 
@@ -58,14 +74,12 @@ def _create_folder(path: Path, location: str) -> "Folder":
     return Folder(path)
 
 
-def _open_glob(path: Path, location: str) -> "Folder":
-    plain = 0
-    while plain < len(path.parts) and not glob.has_magic(path.parts[plain]):
-        plain += 1
-    root = Path(*path.parts[:plain])
+def _open_glob(path: Path, location: str, wanted: Wanted) -> "Folder":
+    folder, pattern = globs.split(path.as_posix())
+    root = Path(folder or ".")
     if not root.is_dir():
         raise FileNotFoundError(f"{location}: no such folder {root}")
-    return Folder(root, pattern=str(Path(*path.parts[plain:])))
+    return Folder(root, wanted=replace(wanted, pattern=pattern + "/" * location.endswith("/")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +88,41 @@ class Folder:
 
     root: Path
     only: str | None = None
-    pattern: str | None = None  # relative glob, ** for any depth
+    wanted: Wanted = EVERYTHING
 
     def __str__(self) -> str:
-        return str(self.root / (self.only or self.pattern or ""))
+        return str(self.root / (self.only or self.wanted.pattern))
 
-    def list(self) -> Iterator[Entry]:
-        """Yield entries, folder by folder, in the order of their names."""
+    def list(self, after: str | None = None) -> Iterator[Entry]:
+        """Yield entries in the order of their keys; those after a key only, if one is given."""
         if self.only is not None:
-            yield self._entry(self.only, (self.root / self.only).stat())
-        elif self.pattern is not None:
-            for path in sorted(self.root.glob(self.pattern)):
-                key = path.relative_to(self.root).as_posix()
-                if path.is_file() and not any(part.startswith(".") for part in key.split("/")):
-                    yield self._entry(key, path.stat())
+            found = [self._entry(self.only, (self.root / self.only).stat())]
         else:
-            yield from self._walk("")
+            found = self._walk("", globs.depth(self.wanted.pattern) if self.wanted.pattern else None, after or "")
+        for entry in found:
+            if entry.key > (after or "") and entry.key in self.wanted:
+                yield entry
 
-    def _walk(self, folder: str) -> Iterator[Entry]:
+    def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[Entry]:
         with os.scandir(self.root / folder) as found:
             # Names only: a folder may hold a million. The slash of folders makes the order that of whole keys.
             names = sorted(
                 item.name + "/" * item.is_dir(follow_symlinks=False) for item in found if not item.name.startswith(".")
             )
         for name in names:
+            key = folder + name
+            if key <= after and not after.startswith(key):
+                continue
             if name.endswith("/"):
-                yield from self._walk(folder + name)
+                if depth is None or depth > 0:
+                    yield from self._walk(key, depth and depth - 1, after)
                 continue
             try:
-                status = (self.root / folder / name).stat()
+                status = (self.root / key).stat()
             except FileNotFoundError:
                 continue  # gone since, or a link to nothing
             if stat.S_ISREG(status.st_mode):
-                yield self._entry(folder + name, status)
+                yield self._entry(key, status)
 
     @staticmethod
     def _entry(key: str, status: os.stat_result) -> Entry:
@@ -123,9 +139,15 @@ class Folder:
             yield from file
 
     def write(
-        self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream", *, durable: bool = False
+        self,
+        key: str,
+        data: bytes | BinaryIO,
+        content_type: str = "application/octet-stream",
+        *,
+        durable: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object whole or not at all; its tag.
+        """Write an object whole or not at all; its tag. A folder has no place for content type and metadata.
 
         Without `durable` the disk may come later: forcing it costs more than making a small image. A power cut
         then shows in the size, so in the tag.
@@ -141,6 +163,9 @@ class Folder:
 
     def delete(self, key: str) -> None:
         remove(self.path(key))
+
+    def close(self) -> None:
+        """Nothing to end here."""
 
     def path(self, key: str) -> Path:
         """Where a key lies, always below the root. ValueError for a key that no file name can hold."""
@@ -190,54 +215,98 @@ class S3Prefix:
     bucket: str
     prefix: str
     only: str | None = None
+    wanted: Wanted = EVERYTHING
+    hurry: Event = field(default_factory=Event, compare=False)
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.prefix}{self.only or ''}"
+        return self._place(self.only or self.wanted.pattern)
 
-    def list(self) -> Iterator[Entry]:
-        """Yield entries in the order of their UTF-8 keys, a page of 1000 in memory at a time."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix + (self.only or "")
-        )
-        with _plain_errors(str(self)):
-            for page in pages:
-                for found in page.get("Contents", ()):
-                    key = found["Key"][len(self.prefix) :]
-                    if self.only is not None and key != self.only:
-                        continue
-                    if key and not (key.endswith("/") and not found["Size"]):  # markers of empty folders
-                        yield Entry(key, found["Size"], found["ETag"].strip('"'))
+    def list(self, after: str | None = None) -> Iterator[Entry]:
+        """Yield entries in the order of their UTF-8 keys, a page of 1000 in memory at a time.
+
+        Those after a key only, if one is given. A page that fails is asked for again.
+        """
+        for found in self._found(after):
+            key = found["Key"][len(self.prefix) :]
+            if self.only is not None and key != self.only:
+                continue
+            if key and not (key.endswith("/") and not found["Size"]) and key in self.wanted:  # no markers of folders
+                yield Entry(key, found["Size"], found["ETag"].strip('"'))
+
+    def _found(self, after: str | None) -> Iterator[dict[str, Any]]:
+        begin = self.prefix + (self.only or globs.head(self.wanted.pattern))
+        start = {"StartAfter": self.prefix + after} if after else {}
+        while start is not None:
+            page = self._ask("", self.client.list_objects_v2, Prefix=begin, **start)
+            yield from page.get("Contents", ())
+            start = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
 
     def read(self, key: str, limit: int = -1) -> bytes:
         """The object's bytes, or its first `limit`."""
-        with self._plain_errors(key):
-            return self._get(key).read(None if limit < 0 else limit)
+        part = {"Range": f"bytes=0-{limit - 1}"} if limit > 0 else {}
+        try:
+            return self._get(key, lambda answer: answer["Body"].read(), **part)
+        except EOFError:
+            return b""
+
+    def read_aged(self, key: str) -> tuple[bytes, float]:
+        """The object's bytes and how many seconds ago it was written, both times by the store's own clock."""
+        return self._get(key, lambda answer: (answer["Body"].read(), _age_s(answer)))
 
     def lines(self, key: str) -> Iterator[bytes]:
-        """The object's lines, one after the other."""
-        with self._plain_errors(key):
-            yield from self._get(key).iter_lines()
+        """The object's lines, one after the other, by way of a temporary file: it is read whole or again."""
+
+        def copy(answer: dict[str, Any]) -> None:
+            file.seek(0)
+            file.truncate()
+            shutil.copyfileobj(answer["Body"], file, io.DEFAULT_BUFFER_SIZE * 16)
+
+        with tempfile.TemporaryFile() as file:
+            self._get(key, copy)
+            file.seek(0)
+            yield from file
 
     def write(
-        self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream", *, durable: bool = False
+        self,
+        key: str,
+        data: bytes | BinaryIO,
+        content_type: str = "application/octet-stream",
+        *,
+        durable: bool = False,
+        metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object, which S3 shows whole or not at all; its tag."""
-        with self._plain_errors(key):
-            key = self.prefix + key
-            answer = self.client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
-        return answer["ETag"].strip('"')
+        """Write an object, which S3 shows whole or not at all; its tag. `metadata` is at most 2 KB."""
+        return self._put(key, data, ContentType=content_type, Metadata=_header_values(metadata or {}))
+
+    def write_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless there is one; whether it holds `data` now, which must be like no one else's.
+
+        Some stores look and then write, others refuse the condition and we do so: whoever must be sure that no one
+        came between reads it again a little later.
+        """
+        try:
+            self._put(key, data, IfNoneMatch="*")
+        except FileExistsError:
+            return self.read(key) == data  # by an earlier try whose answer was lost
+        except io.UnsupportedOperation:
+            if self.exists(key):
+                return self.read(key) == data
+            self._put(key, data)
+        return True
 
     def exists(self, key: str) -> bool:
         try:
-            with self._plain_errors(key):
-                self.client.head_object(Bucket=self.bucket, Key=self.prefix + key)
+            self._ask(key, self.client.head_object, Key=self.prefix + key)
         except FileNotFoundError:
             return False
         return True
 
     def delete(self, key: str) -> None:
-        with self._plain_errors(key):
-            self.client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+        self._ask(key, self.client.delete_object, Key=self.prefix + key)
+
+    def close(self) -> None:
+        """No more patience: requests that wait for the store give up now, later ones are tried once."""
+        self.hurry.set()
 
     @staticmethod
     def own_key(key: str) -> str:
@@ -250,26 +319,58 @@ class S3Prefix:
             return None
         return other.prefix[len(self.prefix) :] if other.prefix.startswith(self.prefix) else None
 
-    def _get(self, key: str) -> Any:
-        return self.client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"]
+    def _get(self, key: str, take: Callable[[dict[str, Any]], Any], **options: str) -> Any:
+        def ask() -> Any:  # with its body, so that one that breaks off is asked for again
+            answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **options)
+            with closing(answer["Body"]):
+                return take(answer)
 
-    def _plain_errors(self, key: str) -> Any:
-        return _plain_errors(f"s3://{self.bucket}/{self.prefix}{key}")
+        return s3.patiently(self._place(key), ask, self.hurry)
+
+    def _put(self, key: str, data: bytes | BinaryIO, **options: Any) -> str:
+        start = 0 if isinstance(data, bytes) else data.tell()
+
+        def ask() -> dict[str, Any]:
+            if not isinstance(data, bytes):
+                data.seek(start)
+            return self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **options)
+
+        return s3.patiently(self._place(key), ask, self.hurry)["ETag"].strip('"')
+
+    def _ask(self, key: str, request: Callable[..., Any], **options: Any) -> Any:
+        return s3.patiently(self._place(key), lambda: request(Bucket=self.bucket, **options), self.hurry)
+
+    def _place(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{key}"
 
 
-def _open_s3(location: str, create: bool) -> S3Prefix:
-    bucket, _, prefix = location[len("s3://") :].partition("/")
-    if not bucket:
+def _age_s(answer: dict[str, Any]) -> float:
+    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    return max(0.0, (now - answer["LastModified"]).total_seconds())
+
+
+def _header_values(metadata: Mapping[str, str]) -> dict[str, str]:
+    # Headers are ASCII in one line; what else there is travels as in an address.
+    return {name: quote(value, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~") for name, value in metadata.items()}
+
+
+def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
+    name, _, key = location[len("s3://") :].partition("/")
+    if not name:
         raise ValueError(f"{location}: expected s3://bucket/prefix")
-    client = _s3_client()
-    with _plain_errors(location):
-        client.head_bucket(Bucket=bucket)
-    folder = S3Prefix(client, bucket, prefix if prefix.endswith("/") or not prefix else f"{prefix}/")
-    if create or not prefix or prefix.endswith("/"):
+    client, hurry = s3.make_client(), Event()
+    s3.patiently(location, lambda: client.head_bucket(Bucket=name), hurry)
+    folder = S3Prefix(client, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
+    if create or not key or (key.endswith("/") and not glob.has_magic(key)):
         return folder
-    parent, _, name = prefix.rpartition("/")
-    single = S3Prefix(client, bucket, f"{parent}/" if parent else "", only=name)
-    return single if _is_object(single, name) else folder
+    parent, _, last = key.rpartition("/")
+    single = replace(folder, prefix=f"{parent}/" if parent else "", only=last)
+    if last and _is_object(single, last):
+        return single
+    if not glob.has_magic(key) or next(replace(folder, wanted=EVERYTHING).list(), None):
+        return folder
+    root, pattern = globs.split(key)
+    return replace(folder, prefix=root, wanted=replace(wanted, pattern=pattern))
 
 
 def _is_object(bucket: S3Prefix, key: str) -> bool:
@@ -277,44 +378,3 @@ def _is_object(bucket: S3Prefix, key: str) -> bool:
         return bucket.exists(key)
     except PermissionError:
         return False  # listing will say what is allowed
-
-
-def _s3_client() -> Any:
-    import boto3
-    from botocore.config import Config
-
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    config = Config(
-        retries={"mode": "standard", "max_attempts": 5},
-        max_pool_connections=64,
-        s3={"addressing_style": "path"} if endpoint else None,  # own servers seldom have a name per bucket
-    )
-    return boto3.Session().client("s3", config=config)  # the shared session keeps old credentials
-
-
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
-_DENIED = {"403", "AccessDenied", "SignatureDoesNotMatch", "InvalidAccessKeyId", "Forbidden", "ExpiredToken"}
-
-
-@contextmanager
-def _plain_errors(place: str) -> Iterator[None]:
-    """Turn botocore's errors into OSErrors that name the place."""
-    from botocore import exceptions as boto
-
-    try:
-        yield
-    except boto.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _NOT_FOUND:
-            raise FileNotFoundError(f"{place}: no such bucket or key") from error
-        if code in _DENIED:
-            raise PermissionError(f"{place}: access denied ({code})") from error
-        raise OSError(f"{place}: {error}") from error
-    except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise PermissionError(f"{place}: no complete S3 credentials in the environment") from error
-    except boto.EndpointConnectionError as error:
-        raise ConnectionError(f"{place}: cannot reach {urlsplit(error.kwargs['endpoint_url']).netloc}") from error
-    except boto.ParamValidationError as error:
-        raise ValueError(f"{place}: {error}") from error
-    except boto.BotoCoreError as error:
-        raise OSError(f"{place}: {error}") from error

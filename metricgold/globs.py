@@ -1,0 +1,61 @@
+"""Globs over keys: `*`, `?`, `[...]` within a segment, `**` as a segment for any depth, a final `/` for all below."""
+
+import glob
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+def split(pattern: str) -> tuple[str, str]:
+    """The folder before the first segment with magic (empty or ending in `/`), and the pattern from there on."""
+    cut = head(pattern).rfind("/") + 1
+    return pattern[:cut], pattern[cut:]
+
+
+def head(pattern: str) -> str:
+    """What every match begins with."""
+    magic = glob.magic_check.search(pattern)
+    return pattern[: magic.start()] if magic else pattern
+
+
+def depth(pattern: str) -> int | None:
+    """In how many folders a match lies; None for any number."""
+    return None if pattern.endswith("/") or "**" in pattern.split("/") else pattern.count("/")
+
+
+def matches(pattern: str, key: str) -> bool:
+    """Whether the pattern is one of the whole key."""
+    return _match((pattern + "**" * pattern.endswith("/")).split("/"), key.split("/"))
+
+
+def _match(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    if not patterns or not names:
+        return not patterns and not names
+    if patterns[0] == "**":
+        return len(patterns) == 1 or any(_match(patterns[1:], names[i:]) for i in range(len(names)))
+    return fnmatchcase(names[0], patterns[0]) and _match(patterns[1:], names[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which keys to list: those of `pattern` and of any of `include`, but of none of `exclude`; empty is all.
+
+    A pattern of `include` or `exclude` without `/` is one over names, in whatever folder.
+    """
+
+    pattern: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __contains__(self, key: str) -> bool:
+        if self.pattern and not matches(self.pattern, key):
+            return False
+        return (not self.include or _any(self.include, key)) and not _any(self.exclude, key)
+
+
+EVERYTHING = Wanted()
+
+
+def _any(patterns: Iterable[str], key: str) -> bool:
+    name = key.rpartition("/")[2]
+    return any(matches(pattern, key if "/" in pattern else name) for pattern in patterns)
