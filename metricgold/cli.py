@@ -273,9 +273,12 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
 
 @main.command()
 @click.option("--resume", type=click.Choice(["auto", "fresh"]), default="auto", show_default=True)
+@click.option("--no-track", is_flag=True, help="Tell MLflow nothing of it.")
 @click.pass_context
-def train(ctx: click.Context, resume: str) -> None:
-    """Fine-tune the U-Net on the latent caches into models/metricgold."""
+def train(ctx: click.Context, resume: str, no_track: bool) -> None:
+    """Fine-tune the U-Net on the latent caches into models/metricgold; MLflow follows it live."""
+    from metricgold.card import only_job
+    from metricgold.registry import track
     from metricgold.train import train
 
     params = _params(ctx)
@@ -285,7 +288,18 @@ def train(ctx: click.Context, resume: str) -> None:
     depth_vae = folder if (folder := Path("models/depth-vae")).exists() or params.depth_vae.num_steps else None
     validate = _validation(params) if params.train.validation else None
     made = {"depth_vae": depth_vae, "resume": resume, "plot": plot, "validate": validate}
-    train(params.train, params.log_depth, caches, backbone, out, **made)
+    device, is_first = _place()
+    silent = no_track or not is_first
+    with only_job(device), nullcontext() if silent else track(params, Path(f"{out}.state")) as report:
+        train(params.train, params.log_depth, caches, backbone, out, report=report, **made)
+
+
+def _place() -> tuple[str, bool]:
+    """Device of this process, and whether it is the first of those that `accelerate launch` started."""
+    import torch
+
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return device, os.environ.get("RANK", "0") == "0"
 
 
 def _validation(params: "Params") -> Any:

@@ -3,6 +3,7 @@
 One registered model, `metricgold`, whose versions move through three aliases: `register` sets `candidate`,
 `promote` moves `champion` if the gate holds and leaves the old one as `previous`, `rollback` swaps the two.
 A version is keyed by the digest of its checkpoint: registering the same bytes twice gives the same version.
+`track` follows a training live, and the version of its checkpoint belongs to the same run.
 
 The only module that knows MLflow. Tracking goes to MLFLOW_TRACKING_URI, else to mlflow.db and mlruns/ in the
 working folder. A version is a pyfunc made of a diffusers folder and this package's source; nothing is pickled.
@@ -13,9 +14,11 @@ import logging
 import os
 import re
 import subprocess
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from metricgold.params import Params, Promote
-from metricgold.storage import digest_file, digest_folder, digest_json, read_json, write_aside
+from metricgold.storage import digest_file, digest_folder, digest_json, read_json, write_aside, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +39,13 @@ logger = logging.getLogger(__name__)
 NAME = "metricgold"
 CURVE_POINTS = 200  # of the loss curve kept in MLflow; the whole one stays in metrics.jsonl
 BATCH_LIMIT = 1000  # metrics that MLflow takes at once
+ROWS_AT_ONCE = 50  # rows of a training sent together, each with fewer than 20 figures
+SEND_EVERY_S = 5.0
+END_S, STOPPED_S = 60.0, 8.0  # patience with MLflow at the end; a job told to stop is killed 30 s later
+# What a training reads itself or has behind it; the other sections may still change before `register`.
+TRAINED_WITH = ("datasets", "log_depth", "synthesize", "download", "backbone", "encode", "depth_vae", "train")
+
+Row = dict[str, float]
 
 
 def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
@@ -128,6 +138,178 @@ def fetch_model(model: str) -> tuple[Path, str]:
     return _data_folder(folder), f"{name}/{version.version}"
 
 
+# A training, live ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def track(params: Params, state: Path) -> Iterator[Callable[[Row], None]]:
+    """Follow a training in MLflow; yields what train() is to `report` its rows to.
+
+    state  the trainer's `<model>.state`. mlflow.json in it names the run, so that a resumed training goes on in its
+           own run, and one with other params, which clears the folder, starts another
+
+    The run, `train` in the experiment `metricgold`, holds params, rows of metrics.jsonl at their steps (none twice),
+    pictures of validation and the machine's load. It ends FINISHED, KILLED when stopped, FAILED on an error. A
+    thread sends all of it: a server that is slow, down or refuses costs one warning and no step.
+    """
+    follower = _Follower(params, state)
+    try:
+        yield follower.report
+    except BaseException as error:
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+        follower.end("KILLED" if stopped else "FAILED", STOPPED_S)
+        raise
+    follower.end("FINISHED", END_S)
+
+
+class _Follower:
+    """The thread behind `track`. It starts with the first row: by then the trainer has cleared or kept its folder."""
+
+    def __init__(self, params: Params, state: Path) -> None:
+        self.params, self.state, self.mark = params, Path(state), Path(state) / "mlflow.json"
+        self.rows: deque[Row] = deque()  # not in MLflow yet
+        self.run_id: str | None = None
+        self.last_step: int | None = None  # in MLflow; None: to be asked
+        self.load: Any = None  # MLflow's monitor of the machine
+        self.status = ""
+        self.ending, self.warned = threading.Event(), False
+        # A daemon: a server that never answers must not keep the process.
+        self.thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+
+    def report(self, row: Row) -> None:
+        """Take a row; returns at once."""
+        self.rows.append(row)
+        if self.thread.ident is None:
+            self.thread.start()
+
+    def end(self, status: str, patience_s: float) -> None:
+        """Send what is left and close the run, if there is one."""
+        self.status = status
+        self.ending.set()
+        if self.thread.ident is None:
+            if not self.mark.is_file():
+                return
+            self.thread.start()
+        self.thread.join(patience_s)
+        if self.thread.is_alive():
+            self._warn(f"no answer within {patience_s:.0f} s")
+
+    def _follow(self) -> None:
+        while True:
+            last = self.ending.is_set()
+            try:
+                self._send(last)
+            except Exception as error:  # nothing that MLflow does may end a training
+                self._warn(str(error))
+                self.last_step = None
+            if last:
+                return
+            self.ending.wait(SEND_EVERY_S)
+
+    def _warn(self, reason: str) -> None:
+        if not self.warned:
+            self.warned = True
+            log = "training goes on; what MLflow lacks stands in metrics.jsonl"
+            logger.warning("%s (%s)", _without_password(reason), log)
+
+    def _send(self, last: bool) -> None:
+        with _client() as client:
+            if self.run_id is None:
+                self._open(client)
+            if self.last_step is None:
+                self._go_on(client)
+            count = len(self.rows)  # more may come meanwhile
+            rows = [self.rows[i] for i in range(count)]
+            self.last_step = _log_rows(client, self.run_id, rows, after=self.last_step)
+            for row in rows:
+                self._log_picture(client, row["step"])
+            for _ in range(count):
+                self.rows.popleft()
+            if last:
+                self._close(client)
+
+    def _open(self, client: "MlflowClient") -> None:
+        """The run of this folder, or a new one."""
+        import mlflow
+
+        known = read_json(self.mark)["run_id"] if self.mark.is_file() else None
+        experiment = mlflow.set_experiment(NAME).experiment_id
+        known = known if known and _is_there(client, known) else None
+        run = mlflow.start_run(known, experiment, run_name="train", tags=_git_tags())
+        self.run_id = run.info.run_id
+        write_json(self.mark, {"run_id": self.run_id})
+        where = _without_password(mlflow.get_tracking_uri())
+        logger.info("MLflow at %s: run %s of experiment %s", where, self.run_id, NAME)
+
+    def _go_on(self, client: "MlflowClient") -> None:
+        """Find out what MLflow has, and take up what it lacks and the trainer has written; watch the machine."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        sections = self.params.model_dump(mode="json", include=set(TRAINED_WITH))
+        _log_params(client, self.run_id, _flat(sections))
+        self.last_step = _last_step(client, self.run_id)
+        first = self.rows[0]["step"] if self.rows else float("inf")
+        missed = [row for row in _rows_of(self.state) if self.last_step < row["step"] < first]
+        self.rows.extendleft(reversed(missed))
+        # Its lines would show an address with its password.
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
+        if self.load is not None:
+            self.load.finish()  # it gives up for good where a server is away for a moment
+        self.load = SystemMetricsMonitor(self.run_id, samples_before_logging=3, resume_logging=True)
+        self.load.start()
+
+    def _log_picture(self, client: "MlflowClient", step: float) -> None:
+        picture = self.state / "samples" / f"step-{int(step):06d}.png"
+        if picture.is_file():
+            client.log_artifact(self.run_id, str(picture), "samples")
+
+    def _close(self, client: "MlflowClient") -> None:
+        import mlflow
+
+        self.load.finish()
+        model = self.state.with_name(self.state.name.removesuffix(".state"))
+        if self.status == "FINISHED" and model.is_dir():
+            # By which `register` finds the run of a checkpoint.
+            client.set_tag(self.run_id, "model_digest", digest_folder(model))
+        mlflow.end_run(self.status)
+
+
+def _is_there(client: "MlflowClient", run_id: str) -> bool:
+    """Whether MLflow holds a run that nobody deleted; another server holds none of them."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _rows_of(state: Path) -> list[Row]:
+    """Whole rows of <state>/metrics.jsonl."""
+    path = state / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _last_step(client: "MlflowClient", run_id: str) -> int:
+    return max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
+
+
+def _log_rows(client: "MlflowClient", run_id: str, rows: list[Row], *, after: int = 0) -> int:
+    """Log rows beyond a step as train/<name> and val/<name>; the last step that is logged now."""
+    rows = [row for row in rows if row["step"] > after]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        _log_batch(client, run_id, [(row["step"], _named(row)) for row in rows[start : start + ROWS_AT_ONCE]])
+    return rows[-1]["step"] if rows else after
+
+
+def _named(row: Row) -> Row:
+    named = {key: value for key, value in row.items() if key != "step"}
+    return {f"val/{k[4:]}" if k.startswith("val_") else f"train/{k}": value for k, value in named.items()}
+
+
 # What MLflow holds ---------------------------------------------------------------------------------------------
 
 
@@ -136,6 +318,8 @@ def _client() -> Iterator["MlflowClient"]:
     # Only the word "true" counts; MLflow reads both when it is imported.
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It would print the address, password and all, into the answer of `register --json`.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
     from filelock import FileLock
     from mlflow.exceptions import MlflowException
@@ -144,8 +328,13 @@ def _client() -> Iterator["MlflowClient"]:
     try:
         mlflow.set_tracking_uri(uri)
         if uri.startswith("sqlite:///"):
+            database = Path(uri.removeprefix("sqlite:///"))
             # Processes that create the tables at the same moment crash: one after the other.
-            with FileLock(uri.removeprefix("sqlite:///") + ".lock"):
+            with FileLock(f"{database}.lock"):
+                if not database.exists():
+                    # A kill in the middle would leave half the tables for ever.
+                    with write_aside(database) as aside:
+                        mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
                 mlflow.MlflowClient().search_experiments(max_results=1)
         yield mlflow.MlflowClient()
     except MlflowException as error:
@@ -188,12 +377,14 @@ def _create_version(
     import mlflow
 
     tags = {**_lineage(params, model), **_score_tags(scores), "model_digest": digest}
-    mlflow.set_experiment(NAME)
-    with mlflow.start_run(tags=tags) as run:
+    experiment = mlflow.set_experiment(NAME).experiment_id
+    trained = _training_of(client, experiment, digest)
+    with mlflow.start_run(trained, tags=tags) as run:
         run_id = run.info.run_id
-        mlflow.log_params(_flat(params.model_dump(mode="json")))
+        _log_params(client, run_id, _flat(params.model_dump(mode="json")))
         _log_scores(client, run_id, scores)
-        _log_curve(client, run_id, model.with_name(model.name + ".state") / "metrics.jsonl")
+        if "train/loss" not in client.get_run(run_id).data.metrics:  # trained elsewhere, or while MLflow was away
+            _log_curve(client, run_id, model.with_name(model.name + ".state"))
         mlflow.log_dict(scores, "evaluate.json")
         for file in filter(Path.is_file, (Path("dvc.lock"), Path("params.yaml"))):
             mlflow.log_artifact(str(file))
@@ -202,6 +393,20 @@ def _create_version(
         client.create_registered_model(NAME, description="Depth in metres from one image.")
     # Tags go in with the version: a kill in between leaves a run behind, never a version without its digest.
     return client.create_model_version(NAME, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id)
+
+
+def _training_of(client: "MlflowClient", experiment: str, digest: str) -> str | None:
+    """The run that trained a checkpoint, or one that began to register it and was killed."""
+    found = client.search_runs([experiment], f"tags.model_digest = '{digest}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> None:
+    """Params that the run has not got yet: MLflow refuses to change one, and what a training had stays true."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items() if key not in known])
 
 
 def _log_model(params: Params, model: Path) -> Any:
@@ -257,17 +462,13 @@ def _log_scores(client: "MlflowClient", run_id: str, scores: dict[str, Any]) -> 
     _log_batch(client, run_id, [(0, overall), (0, _flat(scores.get("datasets", {}), "/"))])
 
 
-def _log_curve(client: "MlflowClient", run_id: str, path: Path) -> None:
-    """A sparse copy of metrics.jsonl as train/<name>."""
-    if not path.is_file():
-        return
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+def _log_curve(client: "MlflowClient", run_id: str, state: Path) -> None:
+    """A sparse copy of metrics.jsonl."""
+    rows = _rows_of(state)
     chosen = rows[:: len(rows) // CURVE_POINTS + 1]
     if rows and chosen[-1] is not rows[-1]:
         chosen.append(rows[-1])
-    _log_batch(
-        client, run_id, [(row["step"], {f"train/{k}": v for k, v in row.items() if k != "step"}) for row in chosen]
-    )
+    _log_rows(client, run_id, chosen)
 
 
 def _log_batch(client: "MlflowClient", run_id: str, rows: list[tuple[int, dict[str, Any]]]) -> None:

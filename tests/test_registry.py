@@ -1,10 +1,13 @@
 """The registry against a real MLflow on SQLite: versions, gate, aliases, and a model that loads elsewhere."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import numpy as np
 import pytest
 import yaml
 
+from metricgold import registry
 from metricgold.params import Params, Predict, Promote
-from metricgold.registry import fetch_model, promote, register, rollback
+from metricgold.registry import fetch_model, promote, register, rollback, track
 
 PARAMS = Params(datasets=["hypersim-synthetic"], predict=Predict(num_inference_steps=2, ensemble_size=1))
 GATE = Promote(max_abs_rel=0.25, min_delta1=0.6, max_constant_ratio=0.34, max_vae_floor_abs_rel=0.05)
@@ -286,3 +290,104 @@ def test_pyfunc_refuses_what_is_no_image():
     for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.full((4, 4, 3), 300)):
         with pytest.raises(ValueError, match="expected"):
             depth.predict(wrong)
+
+
+# A training, live
+
+
+STATE = Path("models/metricgold.state")
+
+
+@pytest.fixture
+def fresh(project, monkeypatch):
+    """A project whose trainer has written nothing yet."""
+    monkeypatch.setattr(registry, "SEND_EVERY_S", 0.1)
+    (STATE / "metrics.jsonl").unlink()
+    return project
+
+
+def _row(step, **more):
+    return {"step": step, "loss": 1 / step, "lr": 1e-3, "grad_norm": 1.0, **more}
+
+
+def _run_of_state():
+    return _client().get_run(json.loads((STATE / "mlflow.json").read_text())["run_id"])
+
+
+def _steps(name="train/loss"):
+    return [metric.step for metric in _client().get_metric_history(_run_of_state().info.run_id, name)]
+
+
+def _train(steps, then=None):
+    with track(PARAMS, STATE) as report:
+        for step in steps:
+            report(_row(step))
+        if then is not None:
+            raise then
+
+
+def test_training_is_seen_while_it_runs(fresh):
+    with track(PARAMS, STATE) as report:
+        assert not (STATE / "mlflow.json").exists()  # the trainer may still clear its folder
+        report(_row(10))
+        (STATE / "samples").mkdir()
+        (STATE / "samples/step-000020.png").write_bytes(b"picture")
+        report(_row(20, val_abs_rel=0.3))
+        for _ in range(200):
+            if (STATE / "mlflow.json").exists() and _steps("val/abs_rel"):
+                break
+            time.sleep(0.1)
+        assert (_run_of_state().info.status, _steps()) == ("RUNNING", [10, 20])
+    run = _run_of_state()
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "train")
+    assert run.data.params["train.lr"] == "3e-05" and "evaluate.seed" not in run.data.params
+    assert [file.path for file in _client().list_artifacts(run.info.run_id, "samples")] == ["samples/step-000020.png"]
+
+
+def test_a_stopped_training_goes_on_in_its_run_and_its_checkpoint_is_registered_there(fresh):
+    with pytest.raises(SystemExit):
+        _train([10, 20, 30], SystemExit(143))
+    assert _run_of_state().info.status == "KILLED"
+    with pytest.raises(ValueError, match="loss"):
+        _train([20, 30, 40], ValueError("loss"))  # from a checkpoint at step 10
+    assert (_run_of_state().info.status, _steps()) == ("FAILED", [10, 20, 30, 40])
+    # What a killed process had not sent is on the disk.
+    (STATE / "metrics.jsonl").write_text("".join(json.dumps(_row(step)) + "\n" for step in (30, 40, 50, 60)))
+    _train([])
+    assert (_run_of_state().info.status, _steps()) == ("FINISHED", [10, 20, 30, 40, 50, 60])
+    answer = _register()
+    run = _run_of_state()
+    assert answer["run_id"] == run.info.run_id and run.info.status == "FINISHED"
+    assert run.data.metrics["abs_rel"] == 0.2 and run.data.params["evaluate.seed"] == "0"
+    assert len(_steps()) == 6
+    assert not _register()["created"]
+
+
+def test_a_run_that_is_not_there_is_made_anew_with_all_rows(fresh):
+    (STATE / "mlflow.json").write_text(json.dumps({"run_id": "0" * 32}))
+    (STATE / "metrics.jsonl").write_text(json.dumps(_row(10)) + "\n")
+    _train([20])
+    assert _steps() == [10, 20]
+
+
+def test_training_does_not_mind_that_mlflow_is_down(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with caplog.at_level(logging.WARNING), track(PARAMS, STATE) as report:
+        for step in (10, 20):
+            report(_row(step))
+            time.sleep(0.5)
+    said = [record.getMessage() for record in caplog.records if record.name == "metricgold.registry"]
+    assert len(said) == 1 and "127.0.0.1:1" in said[0] and "training goes on" in said[0]
+    assert "sesame" not in caplog.text
+
+
+def test_a_server_that_hangs_stalls_nothing(fresh, monkeypatch, caplog):
+    gate = threading.Event()
+    monkeypatch.setattr(registry, "_client", gate.wait)
+    monkeypatch.setattr(registry, "END_S", 0.2)
+    started = time.monotonic()
+    _train(range(1, 1000))
+    assert time.monotonic() - started < 5
+    assert "no answer within 0 s" in caplog.text
+    gate.set()
