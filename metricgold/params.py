@@ -238,6 +238,12 @@ class Inference(Section):
     seed: Count = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of U-Net and VAE
 
+    @model_validator(mode="after")
+    def _certainty_is_seen_in_depth(self) -> "Inference":
+        if (self.ensemble_size, self.merge) == ("auto", "latent"):
+            raise ValueError("ensemble_size auto needs merge depth: only decoded members show their uncertainty")
+        return self
+
 
 # What a policy costs is steps x runs through the U-Net; --preset on the command line.
 PRESETS: dict[str, dict[str, int]] = {
@@ -266,7 +272,8 @@ class Predict(Inference):
     max_aspect: Annotated[float, Field(ge=1)] = 8.0  # long side over short side; longer strips are refused
     allow_truncated: bool = False  # take what is there of an image that ends early
     fov_deg: Annotated[float, Field(gt=0, lt=180)] = 60.0  # of the long side, where no camera is known
-    max_failed: Fraction | None = None  # share of images that may fail before the job does; None: all but one
+    # Images that may fail before the job does: a share (0.01) or a number of them (20); None: all but one.
+    max_failed: PositiveInt | Fraction | None = None
     gallery: Count = 200  # images in gallery.html; 0: no page
     num_threads: PositiveInt = 4  # decode and write beside the model
     lease_s: Annotated[float, Field(ge=10)] = 120.0  # an S3 output whose job has been silent so long is free
