@@ -1,10 +1,18 @@
-"""Depth and uncertainty as files that say what their numbers mean."""
+"""Depth, uncertainty and normals as files that say what their numbers mean.
 
+Every file names its unit, its kind and how a number is read; `attributes` are further texts, such as the model's
+name. A file is written whole or not at all. Equal values give equal bytes.
+"""
+
+import json
 import struct
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -12,7 +20,9 @@ from PIL import Image, PngImagePlugin
 from metricgold.log_depth import LogDepth
 from metricgold.storage import write_aside
 
-# Depth in a file: 16-bit grey PNG, logarithmic, so that every distance has the same relative step.
+_METRES = {"unit": "metres", "kind": "planar depth"}
+
+# 16-bit grey PNG, logarithmic, so that every distance has the same relative step.
 
 _NO_DEPTH, _BEYOND = 0, 65535
 _CODES = 65533  # steps between code 1 (near_m) and code 65534 (far_m)
@@ -20,8 +30,6 @@ _DEPTH_ENCODING = (
     "depth = near_m * (far_m / near_m) ** ((code - 1) / 65533) for code 1 to 65534; "
     "0 = no depth, 65535 = beyond far_m; nearer than near_m is stored as near_m"
 )
-_UNCERTAINTY_STEP = 1e-4
-_UNCERTAINTY_ENCODING = "uncertainty = code * step for code 0 to 65534 (saturating); 65535 = no value"
 
 
 def write_log_depth_png(
@@ -30,80 +38,280 @@ def write_log_depth_png(
     """Write planar depth [H, W] in metres as a 16-bit PNG that names its unit, kind, range and formula.
 
     Depth that is NaN or not positive is stored as 0 = none. One step is ln(far/near)/65533, 0.008 % for
-    0.5 to 80 m. `attributes` are further text chunks, such as the model's name.
+    0.5 to 80 m.
     """
-    depth_m = np.asarray(planar_depth_m, np.float32)
+    depth_m = _image(planar_depth_m)
     with np.errstate(divide="ignore", invalid="ignore"):
         code = np.log(depth_m / np.float32(log_depth.near_m)) * np.float32(_CODES / log_depth.ln_range) + 1.5
     code = np.where(depth_m > 0, np.clip(code, 1, _BEYOND), _NO_DEPTH)  # NaN > 0 is False
-    own = {"unit": "metres", "kind": "planar depth", "encoding": _DEPTH_ENCODING}
+    own = _METRES | {"encoding": _DEPTH_ENCODING}
     own |= {"near_m": repr(float(log_depth.near_m)), "far_m": repr(float(log_depth.far_m))}
-    _write_png_16bit(target, code.astype(np.uint16), own, attributes)
+    _write_png(target, code.astype(np.uint16), own, attributes)
 
 
 def read_log_depth_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_log_depth_png wrote: float32 [H, W] in metres (NaN none, inf beyond far_m), text chunks."""
-    code, attributes = _read_png_16bit(source, "planar depth")
+    code, attributes = _read_png(source, np.uint16, "planar depth", "metres")
     log_depth = LogDepth(float(attributes["near_m"]), float(attributes["far_m"]))
     steps = np.arange(_CODES + 1) / _CODES
     metres = np.concatenate([[np.nan], log_depth.near_m * np.exp(steps * log_depth.ln_range), [np.inf]])
     return metres.astype(np.float32)[code], attributes
 
 
+# 16-bit grey PNG in millimetres, as depth cameras and most tools have it.
+
+_MM_ENCODING = (
+    "depth = code / 1000 metres for code 1 to 65535; 0 = no depth, or beyond 65.535 m; nearer than 1 mm is stored as 1"
+)
+
+
+def write_mm_depth_png(target: Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
+    """Write planar depth [H, W] in metres as a 16-bit PNG in millimetres.
+
+    0 is none, and also what lies beyond 65.535 m, which has no code: it never wraps around.
+    """
+    mm = np.rint(_image(planar_depth_m).astype(np.float64) * 1000)
+    code = np.where((mm <= 65535) & (_image(planar_depth_m) > 0), np.maximum(mm, 1), 0)
+    _write_png(target, code.astype(np.uint16), _METRES | {"unit": "millimetres", "encoding": _MM_ENCODING}, attributes)
+
+
+def read_mm_depth_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+    """Read what write_mm_depth_png wrote: float32 [H, W] in metres (NaN none or beyond 65.535 m), text chunks."""
+    code, attributes = _read_png(source, np.uint16, "planar depth", "millimetres")
+    return np.where(code == 0, np.float32(np.nan), code.astype(np.float32) / 1000), attributes
+
+
+_UNCERTAINTY_STEP = 1e-4
+_UNCERTAINTY_ENCODING = "uncertainty = code * step for code 0 to 65534 (saturating); 65535 = no value"
+
+
 def write_uncertainty_png(target: Path | BinaryIO, uncertainty: np.ndarray, attributes: Mapping[str, str]) -> None:
     """Write relative uncertainty [H, W] (median absolute deviation of ln depth) as a linear 16-bit PNG."""
-    code = np.clip(np.asarray(uncertainty, np.float32) * np.float32(1 / _UNCERTAINTY_STEP) + 0.5, 0, 65534)
+    code = np.clip(_image(uncertainty) * np.float32(1 / _UNCERTAINTY_STEP) + 0.5, 0, 65534)
     code = np.where(np.isnan(code), 65535, code).astype(np.uint16)
     own = {"unit": "relative (ln depth)", "kind": "uncertainty", "encoding": _UNCERTAINTY_ENCODING}
-    _write_png_16bit(target, code, own | {"step": repr(_UNCERTAINTY_STEP)}, attributes)
+    _write_png(target, code, own | {"step": repr(_UNCERTAINTY_STEP)}, attributes)
 
 
 def read_uncertainty_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_uncertainty_png wrote: float32 [H, W] (NaN where there is no value), text chunks."""
-    code, attributes = _read_png_16bit(source, "uncertainty")
+    code, attributes = _read_png(source, np.uint16, "uncertainty", "relative (ln depth)")
     values = code.astype(np.float32) * np.float32(attributes["step"])
     return np.where(code == 65535, np.float32(np.nan), values), attributes
 
 
-def _write_png_16bit(
-    target: Path | BinaryIO, code: np.ndarray, own: Mapping[str, str], attributes: Mapping[str, str]
+_NORMALS_ENCODING = (
+    "n = code / 255 * 2 - 1 for the red, green and blue code: x right, y down, z forward, in the camera's axes; "
+    "0, 0, 0 = unknown"
+)
+
+
+def write_normals_png(target: Path | BinaryIO, normals: np.ndarray, attributes: Mapping[str, str]) -> None:
+    """Write unit normals [H, W, 3] as an 8-bit RGB PNG, n * 0.5 + 0.5; NaN is stored as 0, 0, 0 = unknown."""
+    normals = np.asarray(normals, np.float32)
+    if normals.ndim != 3 or normals.shape[2] != 3:
+        raise ValueError(f"normals must be [H, W, 3], got {list(normals.shape)}")
+    known = np.isfinite(normals).all(axis=2, keepdims=True)
+    code = np.where(known, np.clip(normals * 0.5 + 0.5, 0, 1) * 255 + 0.5, 0).astype(np.uint8)
+    own = {"unit": "unit vector", "kind": "normals", "encoding": _NORMALS_ENCODING}
+    _write_png(target, code, own, attributes)
+
+
+def read_normals_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+    """Read what write_normals_png wrote: float32 [H, W, 3] of length 1 (NaN unknown), text chunks."""
+    code, attributes = _read_png(source, np.uint8, "normals", "unit vector")
+    normals = code.astype(np.float32) / 127.5 - 1
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    return np.where(code.any(axis=2, keepdims=True), normals, np.float32(np.nan)), attributes
+
+
+# Metres as they are: NaN is none, inf beyond what the model can see.
+
+_FLOAT_ENCODING = "float32 metres; NaN = no depth, inf = beyond range"
+
+
+def write_depth_npz(
+    target: Path | BinaryIO,
+    planar_depth_m: np.ndarray,
+    uncertainty: np.ndarray | None,
+    intrinsics: np.ndarray | None,
+    attributes: Mapping[str, str],
 ) -> None:
-    taken = sorted(set(own) & set(attributes))
-    if taken:
-        raise ValueError(f"attributes {taken} are set by the file format itself")
-    text = PngImagePlugin.PngInfo()
-    for key, value in {**own, **attributes}.items():
-        text.add_text(key, value)
+    """Write an NPZ: planar_depth_m float32 [H, W]; uncertainty float32 [H, W] and intrinsics float64 [3, 3] if given.
+
+    Each attribute is an array of one string under its own name.
+    """
+    arrays: dict[str, np.ndarray] = {"planar_depth_m": _depth_or_nan(planar_depth_m)}
+    if uncertainty is not None:
+        arrays["uncertainty"] = _image(uncertainty)
+    if intrinsics is not None:
+        arrays["intrinsics"] = np.asarray(intrinsics, np.float64).reshape(3, 3)
+    texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes, taken=_NPZ_ARRAYS)
+    with open_whole(target) as file:
+        np.savez(file, **arrays, **{key: np.array(text) for key, text in texts.items()})
+
+
+_NPZ_ARRAYS = ("planar_depth_m", "uncertainty", "intrinsics")
+
+
+def read_depth_npz(source: Path | BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read what write_depth_npz wrote: its arrays by name, its attributes."""
+    with _reading(source, "NPZ"), np.load(source, allow_pickle=False) as npz:
+        stored = dict(npz)
+    attributes = {key: str(value) for key, value in stored.items() if key not in _NPZ_ARRAYS}
+    if "planar_depth_m" not in stored:
+        raise ValueError(f"{source} is no planar depth file of this project: it holds {sorted(stored)}")
+    return {key: stored[key] for key in _NPZ_ARRAYS if key in stored}, attributes
+
+
+_IMAGE_DESCRIPTION = 270
+
+
+def write_depth_tiff(target: Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
+    """Write planar depth [H, W] in metres as a float32 TIFF; the attributes are JSON in its ImageDescription."""
+    texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes)
+    tags = {_IMAGE_DESCRIPTION: json.dumps(texts, sort_keys=True)}
+    with open_whole(target) as file:
+        Image.fromarray(_depth_or_nan(planar_depth_m)).save(file, "TIFF", tiffinfo=tags)
+
+
+def read_depth_tiff(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+    """Read what write_depth_tiff wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
+    with _reading(source, "TIFF"), Image.open(source, formats=["TIFF"]) as image:
+        depth_m, text = np.array(image), image.tag_v2.get(_IMAGE_DESCRIPTION, "")
+    attributes = _parsed(text)
+    if depth_m.dtype != np.float32 or attributes.get("kind") != "planar depth":
+        raise ValueError(f"{source} is no planar depth file of this project: {depth_m.dtype}, description {text!r:.80}")
+    return depth_m, attributes
+
+
+def _parsed(text: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def write_depth_exr(target: Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
+    """Write planar depth [H, W] in metres as an OpenEXR image of one float32 channel, Z, losslessly compressed.
+
+    Raises ValueError where the package OpenEXR is missing.
+    """
+    openexr = _openexr()
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+    texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes, taken=_EXR_HEADER)
+    exr = openexr.File(header | texts, {"Z": _depth_or_nan(planar_depth_m)})
+    with tempfile.TemporaryDirectory(prefix="metricgold-") as folder, open_whole(target) as file:
+        exr.write(f"{folder}/depth.exr")  # it writes to names only
+        file.write(Path(folder, "depth.exr").read_bytes())
+
+
+_EXR_HEADER = (
+    *("channels", "chunkCount", "compression", "dataWindow", "displayWindow", "lineOrder", "name", "pixelAspectRatio"),
+    *("screenWindowCenter", "screenWindowWidth", "tiles", "type", "version", "view"),
+)
+
+
+def read_depth_exr(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+    """Read what write_depth_exr wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
+    openexr = _openexr()
+    data = source.read_bytes() if isinstance(source, Path) else source.read()
+    with tempfile.TemporaryDirectory(prefix="metricgold-") as folder, _reading(source, "OpenEXR"):
+        Path(folder, "depth.exr").write_bytes(data)
+        exr = openexr.File(f"{folder}/depth.exr")
+        header, channels = exr.header(), exr.channels()
+    attributes = {key: value for key, value in header.items() if isinstance(value, str)}
+    if "Z" not in channels or attributes.get("kind") != "planar depth":
+        raise ValueError(f"{source} is no planar depth file of this project: channels {sorted(channels)}")
+    return channels["Z"].pixels, attributes
+
+
+def _openexr() -> Any:
+    try:
+        import OpenEXR
+    except ImportError as error:
+        raise ValueError("EXR files need the package OpenEXR: pip install 'metricgold[exr]'") from error
+    return OpenEXR
+
+
+# What they share
+
+
+def _image(values: np.ndarray) -> np.ndarray:
+    image = np.asarray(values, np.float32)
+    if image.ndim != 2 or not image.size:
+        raise ValueError(f"an image [H, W] was expected, got {list(image.shape)}")
+    return image
+
+
+def _depth_or_nan(planar_depth_m: np.ndarray) -> np.ndarray:
+    depth_m = _image(planar_depth_m)
+    return np.where(depth_m > 0, depth_m, np.float32(np.nan))
+
+
+def with_own(own: Mapping[str, str], attributes: Mapping[str, str], taken: tuple[str, ...] = ()) -> dict[str, str]:
+    """The texts of a file: its format's own, then the attributes. Raises ValueError where both claim a key."""
+    clash = sorted({*own, *taken} & set(attributes))
+    if clash:
+        raise ValueError(f"attributes {clash} are set by the file format itself")
+    return {**own, **attributes}
+
+
+@contextmanager
+def open_whole(target: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """Open a target for writing; a path is written aside and appears when all is in it."""
     if isinstance(target, Path):
         with write_aside(target) as aside, aside.open("wb") as file:
-            _put_png(file, code, text)
+            yield file
     else:
-        _put_png(target, code, text)
+        yield target
+
+
+@contextmanager
+def _reading(source: Path | BinaryIO, format_name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # the file itself, not what is in it
+            raise
+        raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
+    except (ValueError, TypeError, SyntaxError, EOFError, RuntimeError, KeyError, BadZipFile, zlib.error) as error:
+        raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
+
+
+def _write_png(
+    target: Path | BinaryIO, code: np.ndarray, own: Mapping[str, str], attributes: Mapping[str, str]
+) -> None:
+    text = PngImagePlugin.PngInfo()
+    for key, value in with_own(own, attributes).items():
+        text.add_text(key, value)
+    with open_whole(target) as file:
+        _put_png(file, code, text)
 
 
 def _put_png(file: BinaryIO, code: np.ndarray, text: PngImagePlugin.PngInfo) -> None:
     # Difference to the row above, then run lengths: three times as fast as Pillow's search for the best
     # filter of each row, and smaller for depth.
-    height, width = code.shape
-    pixels = code.astype(">u2").view(np.uint8)  # [H, 2W]
-    rows = np.full((height, 1 + 2 * width), 2, np.uint8)  # filter 2: up
+    height, width = code.shape[:2]
+    bits, colour_type = (16, 0) if code.dtype == np.uint16 else (8, 2)  # grey or RGB
+    pixels = code.astype(">u2").view(np.uint8) if bits == 16 else code.reshape(height, -1)  # [H, bytes of a row]
+    rows = np.full((height, 1 + pixels.shape[1]), 2, np.uint8)  # filter 2: up
     rows[0, 1:] = pixels[0]
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
     file.write(b"\x89PNG\r\n\x1a\n")
-    PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+    PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
     for name, data, *_ in text.chunks:
         PngImagePlugin.putchunk(file, name, data)
     PngImagePlugin.putchunk(file, b"IDAT", deflate.compress(rows) + deflate.flush())
     PngImagePlugin.putchunk(file, b"IEND", b"")
 
 
-def _read_png_16bit(source: Path | BinaryIO, kind: str) -> tuple[np.ndarray, dict[str, str]]:
-    try:
-        with Image.open(source, formats=["PNG"]) as image:
-            code, attributes = np.array(image), dict(image.text)
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{source} is not a PNG") from error
-    if code.dtype != np.uint16 or attributes.get("kind") != kind:
-        raise ValueError(f"{source} is no {kind} file of this project: {code.dtype}, kind {attributes.get('kind')!r}")
+def _read_png(source: Path | BinaryIO, dtype: type, kind: str, unit: str) -> tuple[np.ndarray, dict[str, str]]:
+    with _reading(source, "PNG"), Image.open(source, formats=["PNG"]) as image:
+        code, attributes = np.array(image), dict(image.text)
+    found = [str(code.dtype), attributes.get("kind"), attributes.get("unit")]
+    if found != [np.dtype(dtype).name, kind, unit]:
+        raise ValueError(f"{source} is no {kind} file of this project in {unit}: dtype, kind and unit are {found}")
     return code, attributes

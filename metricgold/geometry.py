@@ -1,4 +1,4 @@
-"""Cameras: rays, ray distance to planar depth, intrinsics under resize and crop.
+"""Cameras: rays, points and normals of planar depth, intrinsics under resize and crop.
 
 Convention: x right, y down, z along the optical axis; the centre of the top-left pixel is (0.5, 0.5).
 """
@@ -54,3 +54,52 @@ def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np
     """Planar depth [H, W] from distance along the ray; rays [H, W, 3] of any length, z > 0 in front."""
     cosine = rays[..., 2] / np.linalg.norm(rays, axis=-1)
     return ray_distance_m * cosine
+
+
+def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Points in metres, x right, y down, z forward, float32 [H, W, 3]; NaN where depth is not finite and positive."""
+    depth_m = np.asarray(planar_depth_m, np.float32)
+    depth_m = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))
+    height, width = depth_m.shape
+    x, y = np.arange(0.5, width), np.arange(0.5, height)[:, None]
+    points_m = np.empty((height, width, 3), np.float32)
+    for axis, (along_x, along_y, offset) in enumerate(np.linalg.inv(intrinsics)):
+        points_m[..., axis] = (along_x * x + along_y * y + offset) * depth_m
+    return points_m
+
+
+_BAND_ROWS = 256  # bounds the memory of large images
+
+
+def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """Unit normals of the surface seen, facing the camera, float32 [H, W, 3]; NaN where unknown.
+
+    Exact on planes up to rounding. At an edge the neighbour on the same surface decides: of the steps to both
+    sides each counts by its length to the power of -4.
+    """
+    points_m = points_from_depth(planar_depth_m, intrinsics)
+    normals = np.empty_like(points_m)
+    for top in range(0, len(points_m), _BAND_ROWS):
+        above = min(top, 1)  # one more row on either side
+        band = _normals(points_m[top - above : top + _BAND_ROWS + 1])
+        normals[top : top + _BAND_ROWS] = band[above : above + _BAND_ROWS]
+    return normals
+
+
+def _normals(points_m: np.ndarray) -> np.ndarray:
+    normals = np.cross(_tangents(points_m, axis=1), _tangents(points_m, axis=0))
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    away = np.einsum("hwc,hwc->hw", normals, points_m) > 0
+    return np.where(away[..., None], -normals, normals)
+
+
+def _tangents(points_m: np.ndarray, axis: int) -> np.ndarray:
+    """Mean step to the next point along an axis, float64 [H, W, 3]; NaN where neither neighbour is known."""
+    points_m = np.moveaxis(points_m, axis, 0).astype(np.float64)
+    steps = np.full((len(points_m) + 1, *points_m.shape[1:]), np.nan)  # the first and the last lead nowhere
+    steps[1:-1] = np.diff(points_m, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = np.nan_to_num(np.square(steps).sum(axis=-1, keepdims=True) ** -2)
+        weighted = np.nan_to_num(steps) * weights
+        tangents = (weighted[:-1] + weighted[1:]) / (weights[:-1] + weights[1:])
+    return np.moveaxis(tangents, 0, axis)

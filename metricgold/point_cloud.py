@@ -1,0 +1,102 @@
+"""Coloured points in metres as PLY and glTF files."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from metricgold.depth_files import open_whole, with_own
+
+
+def write_ply(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]) -> None:
+    """Write points [N, 3] in metres and their colours uint8 [N, 3] as a binary PLY, in the camera's axes.
+
+    x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. Points
+    that are not finite are left out.
+    """
+    points_m, rgb = _known(points_m, rgb)
+    own = {"unit": "metres", "kind": "points", "axes": "x right, y down, z forward; the camera is at 0, 0, 0"}
+    comments = (f"comment {key} {json.dumps(value)}" for key, value in with_own(own, attributes).items())
+    floats, bytes_ = ("x", "y", "z"), ("red", "green", "blue")
+    head = ["ply", "format binary_little_endian 1.0", *comments, f"element vertex {len(points_m)}"]
+    head += [*(f"property float {name}" for name in floats), *(f"property uchar {name}" for name in bytes_)]
+    vertices = np.empty(len(points_m), [("point", "<f4", 3), ("colour", "u1", 3)])
+    vertices["point"], vertices["colour"] = points_m, rgb
+    with open_whole(target) as file:
+        file.write("\n".join([*head, "end_header", ""]).encode("ascii"))
+        file.write(vertices.tobytes())
+
+
+_FLOAT, _UINT16, _ARRAY_BUFFER, _POINTS = 5126, 5123, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4
+
+
+def write_glb(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]) -> None:
+    """Write points [N, 3] in metres, given in the camera's axes, and colours uint8 [N, 3] as a glTF 2.0 binary.
+
+    In the file x is right, y up and -z forward, as glTF wants; colours are linear, likewise, in 16 bits. The
+    attributes are the asset's extras. Points that are not finite are left out; without points the scene is empty.
+    """
+    points_m, rgb = _known(points_m, rgb)
+    own = {"unit": "metres", "kind": "points", "axes": "x right, y up, z backward; the camera is at 0, 0, 0"}
+    gltf = {"asset": {"version": "2.0", "generator": "metricgold", "extras": with_own(own, attributes)}, "scene": 0}
+    positions = points_m * np.array([1, -1, -1], np.float32)
+    colours = np.full((len(rgb), 4), 65535, np.uint16)  # the fourth fills up to whole words
+    colours[:, :3] = _linear()[rgb]
+    with open_whole(target) as file:
+        if len(positions):
+            _put_glb(
+                file, gltf | _scene_of(positions), positions.astype("<f4").tobytes() + colours.astype("<u2").tobytes()
+            )
+        else:
+            _put_glb(file, gltf | {"scenes": [{}]}, b"")
+
+
+def _known(points_m: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    points_m, rgb = np.asarray(points_m, np.float32), np.asarray(rgb)
+    if points_m.shape[-1:] != (3,) or points_m.shape != rgb.shape or rgb.dtype != np.uint8:
+        raise ValueError(
+            f"points [N, 3] and uint8 colours [N, 3] were expected, got {list(points_m.shape)} and "
+            f"{rgb.dtype} {list(rgb.shape)}"
+        )
+    known = np.isfinite(points_m).all(axis=-1)
+    return points_m[known], rgb[known]
+
+
+def _linear() -> np.ndarray:
+    """The 256 values of sRGB (IEC 61966-2-1) as linear 16-bit values."""
+    values = np.arange(256) / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return np.rint(linear * 65535).astype(np.uint16)
+
+
+def _scene_of(positions: np.ndarray) -> dict[str, Any]:
+    count = len(positions)
+    bounds = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
+    position = {"bufferView": 0, "componentType": _FLOAT, "count": count, "type": "VEC3"} | bounds
+    colour = {"bufferView": 1, "componentType": _UINT16, "normalized": True, "count": count, "type": "VEC4"}
+    view = {"buffer": 0, "target": _ARRAY_BUFFER}
+    return {
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"mode": _POINTS, "attributes": {"POSITION": 0, "COLOR_0": 1}}]}],
+        "accessors": [position, colour],
+        "bufferViews": [
+            view | {"byteOffset": 0, "byteLength": count * 12},
+            view | {"byteOffset": count * 12, "byteLength": count * 8},
+        ],
+        "buffers": [{"byteLength": count * 20}],
+    }
+
+
+def _put_glb(file: BinaryIO, gltf: Mapping[str, Any], binary: bytes) -> None:
+    # glTF 2.0, 4.4: head, then chunks of whole words, each with its length and its name.
+    text = json.dumps(gltf, allow_nan=False).encode()
+    chunks = [(b"JSON", text + b" " * (-len(text) % 4))]
+    chunks += [(b"BIN\0", binary)] if binary else []
+    file.write(struct.pack("<4sII", b"glTF", 2, 12 + sum(8 + len(chunk) for _, chunk in chunks)))
+    for name, chunk in chunks:
+        file.write(struct.pack("<I4s", len(chunk), name))
+        file.write(chunk)

@@ -1,0 +1,112 @@
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from metricgold.geometry import pinhole, points_from_depth
+from metricgold.point_cloud import write_glb, write_ply
+
+trimesh = pytest.importorskip("trimesh")
+RNG = np.random.default_rng(0)
+POINTS_M = RNG.normal(0, 3, (50, 3)).astype(np.float32)
+RGB = RNG.integers(0, 256, (50, 3), np.uint8)
+CLOUD_IN_GLTF = POINTS_M * np.array([1, -1, -1], np.float32)
+
+
+def written(write, points_m=POINTS_M, rgb=RGB, attributes=None) -> bytes:
+    file = io.BytesIO()
+    write(file, points_m, rgb, attributes or {"model": "m/3", "source": "Straße\n日本.jpg"})
+    return file.getvalue()
+
+
+def loaded(data: bytes, kind: str):
+    return trimesh.load_scene(io.BytesIO(data), file_type=kind).dump()[0]
+
+
+def chunks_of(glb: bytes) -> tuple[dict, bytes]:
+    """The two chunks of a GLB by its specification, chapter 4.4, with every length checked."""
+    assert struct.unpack_from("<4sII", glb) == (b"glTF", 2, len(glb))
+    found, place = {}, 12
+    while place < len(glb):
+        length, name = struct.unpack_from("<I4s", glb, place)
+        assert length % 4 == 0
+        found[name] = glb[place + 8 : place + 8 + length]
+        place += 8 + length
+    assert place == len(glb)
+    return json.loads(found[b"JSON"]), found.get(b"BIN\0", b"")
+
+
+def test_ply_is_read_by_others_with_the_same_metres_and_colours():
+    cloud = loaded(written(write_ply), "ply")
+    np.testing.assert_array_equal(np.asarray(cloud.vertices, np.float32), POINTS_M)
+    np.testing.assert_array_equal(cloud.colors[:, :3], RGB)
+
+
+def test_ply_says_its_unit_axes_and_attributes():
+    head = written(write_ply).split(b"end_header\n")[0].decode("ascii").splitlines()
+    comments = {key: json.loads(text) for _, key, text in (s.split(" ", 2) for s in head if s.startswith("comment"))}
+    assert comments["unit"] == "metres"
+    assert comments["axes"].startswith("x right, y down, z forward")
+    assert comments["source"] == "Straße\n日本.jpg"
+
+
+def test_glb_is_read_by_others_with_the_same_metres_and_colours():
+    cloud = loaded(written(write_glb), "glb")
+    np.testing.assert_array_equal(np.asarray(cloud.vertices, np.float32), CLOUD_IN_GLTF)
+    gltf, binary = chunks_of(written(write_glb))
+    view = gltf["bufferViews"][1]
+    linear = np.frombuffer(binary, "<u2", offset=view["byteOffset"]).reshape(-1, 4)[:, :3] / 65535
+    srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+    np.testing.assert_array_equal(np.rint(srgb * 255), RGB)
+
+
+@given(arrays(np.float32, (7, 3), elements=st.floats(-1e4, 1e4, width=32)))
+def test_glb_holds_what_its_accessors_say(points_m):
+    gltf, binary = chunks_of(written(write_glb, points_m, RGB[:7]))
+    assert gltf["asset"]["version"] == "2.0"
+    assert gltf["asset"]["extras"]["unit"] == "metres"
+    assert gltf["buffers"][0]["byteLength"] == len(binary)
+    assert gltf["meshes"][0]["primitives"][0]["mode"] == 0
+    position, colour = gltf["accessors"]
+    stored = np.frombuffer(binary, "<f4", position["count"] * 3).reshape(-1, 3)
+    np.testing.assert_array_equal(stored.min(axis=0), np.float32(position["min"]))
+    np.testing.assert_array_equal(stored.max(axis=0), np.float32(position["max"]))
+    assert gltf["bufferViews"][1]["byteOffset"] % 4 == 0
+    assert (colour["type"], colour["componentType"], colour["normalized"]) == ("VEC4", 5123, True)
+
+
+@pytest.mark.parametrize(("write", "kind", "axes"), [(write_ply, "ply", [1, 1, 1]), (write_glb, "glb", [1, -1, -1])])
+def test_what_is_no_depth_leaves_no_point(write, kind, axes):
+    depth_m = np.full((3, 4), 2.0, np.float32)
+    depth_m[0] = [np.nan, np.inf, 0, -1]
+    points_m = points_from_depth(depth_m, pinhole(4.0, 3, 4))
+    rgb = RNG.integers(0, 256, (3, 4, 3), np.uint8)
+    cloud = loaded(written(write, points_m.reshape(-1, 3), rgb.reshape(-1, 3)), kind)
+    np.testing.assert_allclose(np.asarray(cloud.vertices) * axes, points_m[1:].reshape(-1, 3), rtol=1e-6)
+    assert (np.asarray(cloud.vertices)[:, 2] * axes[2] == 2).all()
+
+
+def test_a_cloud_without_points_is_a_whole_file():
+    nothing = np.full((4, 3), np.nan, np.float32)
+    gltf, binary = chunks_of(written(write_glb, nothing, RGB[:4]))
+    assert (gltf["scenes"], binary) == ([{}], b"")
+    assert "meshes" not in gltf
+    assert b"element vertex 0\n" in written(write_ply, nothing, RGB[:4])
+
+
+@pytest.mark.parametrize("write", [write_ply, write_glb])
+def test_bad_shapes_and_taken_names_leave_no_file(write, tmp_path):
+    for points_m, rgb in [(POINTS_M, RGB[:3]), (POINTS_M[:, :2], RGB), (POINTS_M, RGB / 255)]:
+        with pytest.raises(ValueError, match="were expected"):
+            write(tmp_path / "a", points_m, rgb, {})
+    with pytest.raises(ValueError, match="'unit'"):
+        write(tmp_path / "a", POINTS_M, RGB, {"unit": "feet"})
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "a", POINTS_M, RGB, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert written(write) == written(write)
