@@ -1,13 +1,16 @@
 import io
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import server
 from hypothesis import given
 from hypothesis import strategies as st
 from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
+from server import FaultServer
 
-from metricgold.buckets import Folder, open_bucket
+from metricgold.buckets import Folder, StoreLost, open_bucket
 
 
 def keys(bucket) -> list[str]:
@@ -29,6 +32,15 @@ def test_folder_file_and_glob_list_what_they_say(photos):
     assert keys(open_bucket(f"{photos}/*.jpg")) == ["a.jpg"]
     assert keys(open_bucket(f"{photos}/**/*.jpg")) == ["a.jpg", "deep/c.jpg", "deep/er/d e+#%.jpg"]
     assert keys(open_bucket(f"{photos}/nothing*")) == []
+
+
+def test_include_exclude_and_after(photos):
+    assert keys(open_bucket(str(photos), include=["*.jpg"], exclude=["deep/er/"])) == ["a.jpg", "deep/c.jpg"]
+    assert keys(open_bucket(f"{photos}/**", exclude=["*.jpg"])) == ["b.png"]
+    assert keys(open_bucket(f"{photos}/de*/")) == ["deep/c.jpg", "deep/er/d e+#%.jpg"]
+    everything = keys(open_bucket(str(photos)))
+    for n, key in enumerate(everything):
+        assert [entry.key for entry in open_bucket(str(photos)).list(after=key)] == everything[n + 1 :]
 
 
 def test_a_name_with_brackets_is_a_name_first(tmp_path):
@@ -136,6 +148,48 @@ def test_s3_lists_reads_and_writes_odd_keys(s3_bucket):  # noqa: F811
     assert bucket.exists("a+b.jpg")
 
 
+def test_s3_globs_include_exclude_and_after(s3_bucket):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    names = ["in/a.jpg", "in/b.png", "in/de/c.jpg", "in/de/er/d e.jpg", "in/x[1]/y.jpg", "in/z*.jpg", "inner.jpg"]
+    for name in names:
+        bucket.write(name, b"x")
+
+    def found(location: str, **wanted) -> list[str]:
+        bucket = open_bucket(f"s3://{s3_bucket}/{location}", **wanted)
+        return [bucket.prefix + key for key in keys(bucket)]
+
+    assert found("in/*.jpg") == ["in/a.jpg", "in/z*.jpg"]
+    assert found("in/**/*.jpg") == [name for name in names if name.startswith("in/") and name != "in/b.png"]
+    assert found("in/d*/") == ["in/de/c.jpg", "in/de/er/d e.jpg"]
+    assert found("i*.jpg") == ["inner.jpg"]
+    assert found("in/nothing*") == []
+    assert found("in/z*.jpg") == ["in/z*.jpg"]  # what is there under that name
+    assert found("in/x[1]") == found("in/x[1]/") == ["in/x[1]/y.jpg"]
+    assert found("in", include=["*.jpg"], exclude=["de/**", "z*"]) == ["in/a.jpg", "in/x[1]/y.jpg"]
+    assert str(open_bucket(f"s3://{s3_bucket}/in/d*/*.jpg")) == f"s3://{s3_bucket}/in/d*/*.jpg"
+    everything = keys(bucket)
+    for n, key in enumerate(everything):
+        assert [entry.key for entry in bucket.list(after=key)] == everything[n + 1 :]
+
+
+def test_s3_metadata_is_kept_whatever_its_letters(s3_bucket):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    bucket.write("a.png", b"x", "image/png", metadata={"model": "Größe 1\n", "params": '{"a": 1}'})
+    head = s3_client().head_object(Bucket=s3_bucket, Key="a.png")
+    assert head["Metadata"] == {"model": "Gr%C3%B6%C3%9Fe 1%0A", "params": '{"a": 1}'}
+    assert head["ContentType"] == "image/png"
+
+
+def test_s3_writes_only_where_nothing_is(s3_bucket):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    assert bucket.write_if_absent("a", b"mine")
+    assert bucket.write_if_absent("a", b"mine")  # an earlier try, its answer lost
+    assert not bucket.write_if_absent("a", b"other")
+    data, age_s = bucket.read_aged("a")
+    assert data == b"mine"
+    assert 0 <= age_s < 60
+
+
 def test_s3_single_object_and_lines(s3_bucket):  # noqa: F811
     bucket = open_bucket(f"s3://{s3_bucket}/in/")
     bucket.write("a.jpg", b"1\n2\n")
@@ -149,6 +203,8 @@ def test_s3_reads_a_range_only(s3_bucket):  # noqa: F811
     bucket = open_bucket(f"s3://{s3_bucket}")
     bucket.write("big", bytes(3_000_000))
     assert bucket.read("big", 16) == bytes(16)
+    bucket.write("empty", b"")
+    assert bucket.read("empty", 16) == bucket.read("empty") == b""
 
 
 def test_s3_missing_bucket_and_key_are_named(s3_bucket):  # noqa: F811
@@ -182,3 +238,80 @@ def test_s3_without_a_server_or_credentials_says_so(monkeypatch):
     monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "0")
     with pytest.raises(ConnectionError, match=r"s3://b/a: cannot reach 127\.0\.0\.1:9"):
         open_bucket("s3://b/a")
+
+
+class Troubled(FaultServer):
+    """Before a store; a script befalls what writes, too."""
+
+    def next_fault(self, method, path, span):
+        fault = super().next_fault(method, path, span)
+        return self.script[path].pop(0) if method in ("PUT", "HEAD") and self.script.get(path) else fault
+
+
+@pytest.fixture
+def troubled(s3_environment, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(server.PAGES, "500", lambda: server._page(500, b"", Connection="close"))
+    monkeypatch.setitem(server.PAGES, "503", lambda: server._page(503, b"", Connection="close"))
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "10")
+    with Troubled(upstream=s3_environment["AWS_ENDPOINT_URL"]) as before:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", before.url)
+        yield before
+
+
+def test_s3_trouble_that_passes_is_waited_out(troubled, s3_bucket):  # noqa: F811
+    troubled.script[f"/{s3_bucket}"] = ["503", "500"]
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    for n in range(3):
+        troubled.script[f"/{s3_bucket}/{n}"] = ["503", "500", "ok"]
+        bucket.write(f"{n}", io.BytesIO(b"%d\n" % n * 100_000))
+    page = f"/{s3_bucket}"
+    for fault in ("503", "reset", "truncate"):
+        troubled.script[page] = [fault, "ok"]
+        assert keys(bucket) == ["0", "1", "2"]
+        troubled.script[page + "/1"] = [fault, fault, "ok"]
+        assert bucket.read("1") == b"1\n" * 100_000
+        troubled.script[page + "/2"] = [fault, "ok"]
+        assert list(bucket.lines("2")) == [b"2\n"] * 100_000
+    assert not any(troubled.script.values())
+
+
+def test_s3_listing_goes_on_where_a_page_failed(troubled, s3_bucket, monkeypatch):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    for n in range(7):
+        bucket.write(f"{n}", b"")
+    asked = bucket.client.list_objects_v2
+    monkeypatch.setattr(bucket.client, "list_objects_v2", lambda **options: asked(**options, MaxKeys=2))
+    troubled.script[f"/{s3_bucket}"] = ["ok", "503", "ok", "truncate", "reset", "ok", "ok"]
+    assert keys(bucket) == [str(n) for n in range(7)]
+    assert not troubled.script[f"/{s3_bucket}"]
+
+
+def test_s3_patience_ends(troubled, s3_bucket, monkeypatch):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    troubled.faults = {"503": 1.0}
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "1")
+    with pytest.raises(StoreLost, match=rf"s3://{s3_bucket}/a: .*503.* \(tried for 1 s\)"):
+        bucket.read("a")
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "600")
+    timer = threading.Timer(0.5, bucket.close)
+    timer.start()
+    with pytest.raises(StoreLost):
+        bucket.read("a")  # is told to hurry while it waits
+    timer.join()
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "much")
+    with pytest.raises(ValueError, match="METRICGOLD_S3_PATIENCE_S: expected seconds, got 'much'"):
+        bucket.read("a")
+
+
+def test_s3_what_does_not_pass_is_said_at_once(troubled, s3_bucket, monkeypatch):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    bucket.write("a", b"x")
+    expired = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    monkeypatch.setitem(server.PAGES, "token", lambda: server._page(403, expired))
+    for fault, kind in (("404", FileNotFoundError), ("expired", PermissionError), ("token", StoreLost)):
+        troubled.script[f"/{s3_bucket}/a"] = [fault]
+        troubled.reset_counts()
+        with pytest.raises(kind, match=f"s3://{s3_bucket}/a: ") as caught:
+            bucket.read("a")
+        assert isinstance(caught.value, StoreLost) == (fault == "token")
+        assert len(troubled.requests) == 1
