@@ -19,13 +19,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ModelMixi
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 
-from metricgold.images import read_rgb
+from metricgold.attention import prompt_computed_once
+from metricgold.geometry import pinhole
+from metricgold.images import read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_BATCH_SIZE = 4  # one image at full size keeps a GPU busy; more of them only cost memory
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_GRAPHS = 64  # of a compiled U-Net, one for each processing size; beyond, sizes run uncompiled
 MAX_PIXELS = 100_000_000  # of a photograph given as a path
 
 # For normal members: sigma is 1.4826 x MAD, and a median of n of them has sqrt(pi/2) = 1.2533 times the standard error
@@ -96,6 +99,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             objective=objective,
         )
         unet.eval(), vae.eval()
+        self.is_compiled = False
 
     @property
     def log_depth(self) -> LogDepth:
@@ -104,6 +108,22 @@ class MetricGoldPipeline(DiffusionPipeline):
     @property
     def is_one_step(self) -> bool:
         return self.config.objective == "one-step"
+
+    def compile_unet(self, backend: str = "inductor") -> None:
+        """Have torch compile the U-Net, at its first call for each processing size; saved folders know nothing of it.
+
+        Every batch is then filled up to batch_size: choose one that images x members make full. Raises ValueError
+        where the C++ compiler is missing that torch needs.
+        """
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler as error:
+            raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or do without") from error
+        self.unet.compile(backend=backend, dynamic=False, recompile_limit=MAX_GRAPHS)
+        self.is_compiled = True
 
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Size at which an image goes through the U-Net: the trained area at the image's own aspect ratio,
@@ -149,15 +169,16 @@ class MetricGoldPipeline(DiffusionPipeline):
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         asked = _Asked(ensemble_size, max_ensemble_size, uncertainty_target, merge, seed, batch_size)
         scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)
-        scheduler.set_timesteps(num_steps)
+        scheduler.set_timesteps(num_steps, device=self.device)
         groups = defaultdict(list)
         for index, photo in enumerate(photos):
             groups[self.processing_size(*photo.rgb.shape[:2])].append(index)
         predictions: list[Prediction | None] = [None] * len(photos)
-        for size, indices in groups.items():
-            rgb = np.stack([_resize_rgb(photos[i].rgb, *size) for i in indices])
-            for i, members in zip(indices, self._members(rgb, asked, scheduler), strict=True):
-                predictions[i] = self._merge(members, photos[i], asked)
+        with prompt_computed_once(self.unet, self._prompt()):
+            for size, indices in groups.items():
+                rgb = np.stack([_resize_rgb(photos[i].rgb, *size) for i in indices])
+                for i, members in zip(indices, self._members(rgb, asked, scheduler), strict=True):
+                    predictions[i] = self._merge(members, photos[i], asked)
         return predictions if _is_many(image) else predictions[0]
 
     def _policy(self, num_steps: int | None, ensemble_size: Any, timestep_spacing: str) -> tuple[int, Any]:
@@ -179,9 +200,12 @@ class MetricGoldPipeline(DiffusionPipeline):
         for more in asked.rounds():
             pairs = [(b, e) for b, found in enumerate(members) if self._wants_more(found, asked) for e in more]
             for part in _parts(pairs, asked.batch_size):
-                b, e = map(list, zip(*part, strict=True))
-                latents = self.denoise(rgb_latent[b], noise[e], scheduler)
-                for image, member in zip(b, self._decode(latents) if asked.merge == "depth" else latents, strict=True):
+                # A compiled U-Net has one graph for each processing size: every batch is full.
+                filled = part + part[:1] * (asked.batch_size - len(part)) if self.is_compiled else part
+                b, e = map(list, zip(*filled, strict=True))
+                latents = self.denoise(rgb_latent[b], noise[e], scheduler)[: len(part)]
+                found = self._decode(latents) if asked.merge == "depth" else latents
+                for (image, _), member in zip(part, found, strict=True):
                     members[image].append(member)
         return members
 
@@ -199,7 +223,10 @@ class MetricGoldPipeline(DiffusionPipeline):
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, c, h, w] to log depth [B, H, W]."""
         parts = (latent / self.vae.config.scaling_factor).split(VAE_BATCH_SIZE)
-        return torch.cat([decode_log_depth(self.vae, part) for part in parts])
+        log_depth = torch.cat([decode_log_depth(self.vae, part) for part in parts])
+        if not torch.isfinite(log_depth).all():
+            raise ValueError(f"the model's answer is no number in {self.unet.dtype}; try bfloat16 or float32")
+        return log_depth
 
     def _noise(self, shape: torch.Size, ensemble_size: int, seed: int) -> torch.Tensor:
         if self.is_one_step:
@@ -210,14 +237,18 @@ class MetricGoldPipeline(DiffusionPipeline):
             draws.append(torch.randn(shape, generator=torch.Generator().manual_seed(key)))
         return torch.stack(draws).to(self.device)
 
+    def _prompt(self) -> torch.Tensor:
+        return self.empty_prompt.embedding[None].to(self.unet.dtype)  # [1, tokens, width]
+
     def denoise(self, rgb_latent: torch.Tensor, noise: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
-        """DDIM from noise to depth latents; scaled latents [B, c, h, w] in and out."""
-        prompt = self.empty_prompt.embedding.to(self.unet.dtype).expand(len(noise), -1, -1)
+        """DDIM from noise to depth latents; scaled latents float32 [B, c, h, w] in and out."""
+        prompt = self._prompt().expand(len(noise), -1, -1)
         latent = noise
-        for timestep in scheduler.timesteps:
+        # To the scheduler as numbers: it keeps its tables on the CPU, where a tensor from the GPU is waited for.
+        for timestep, number in zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True):
             sample = torch.cat([rgb_latent, latent], dim=1).to(self.unet.dtype)  # [B, 2c, h, w]
             output = self.unet(sample, timestep, encoder_hidden_states=prompt).sample.float()
-            stepped = scheduler.step(output, timestep, latent)
+            stepped = scheduler.step(output, number, latent)
             # The last step's prev_sample is a little off the clean latent, for the first timestep has some noise.
             latent = stepped.pred_original_sample if self.is_one_step else stepped.prev_sample
         return latent
@@ -254,9 +285,9 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     """Read a checkpoint folder onto the GPU if there is one.
 
     dtype    of U-Net and VAE: float32, bfloat16 or float16; the scheduler's arithmetic and log depth stay float32
-    compile  the U-Net, with its first call at each processing size
+    compile  the U-Net, see compile_unet
 
-    Raises ValueError naming a folder that is no checkpoint.
+    Raises ValueError naming a folder that is no checkpoint, and where nothing can be compiled.
     """
     from diffusers.utils.logging import disable_progress_bar
 
@@ -268,7 +299,7 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     pipe = MetricGoldPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     pipe.unet.to(DTYPES[dtype]), pipe.vae.to(DTYPES[dtype])
     if compile:
-        pipe.unet.compile(dynamic=False)
+        pipe.compile_unet()
     return pipe
 
 
@@ -359,7 +390,10 @@ def _photos(image: Any, intrinsics: Any) -> list[_Photo]:
 
 def _photo(image: Any, intrinsics: Any) -> _Photo:
     if isinstance(image, str | Path):
-        rgb = read_rgb(Path(image), max_pixels=MAX_PIXELS)
+        photo = read_photo(Path(image), max_pixels=MAX_PIXELS)
+        rgb = photo.rgb
+        if intrinsics is None and photo.focal_px is not None:
+            intrinsics = pinhole(photo.focal_px, *rgb.shape[:2])
     elif isinstance(image, torch.Tensor):
         rgb = _from_tensor(image)
     else:
