@@ -30,26 +30,22 @@ def write_ply(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, at
         file.write(vertices.tobytes())
 
 
-_FLOAT, _UINT16, _ARRAY_BUFFER, _POINTS = 5126, 5123, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4
+_FLOAT, _ARRAY_BUFFER, _POINTS = 5126, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4
 
 
 def write_glb(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]) -> None:
     """Write points [N, 3] in metres, given in the camera's axes, and colours uint8 [N, 3] as a glTF 2.0 binary.
 
-    In the file x is right, y up and -z forward, as glTF wants; colours are linear, likewise, in 16 bits. The
+    In the file x is right, y up and -z forward, as glTF wants; colours are linear floats, likewise. The
     attributes are the asset's extras. Points that are not finite are left out; without points the scene is empty.
     """
     points_m, rgb = _known(points_m, rgb)
     own = {"unit": "metres", "kind": "points", "axes": "x right, y up, z backward; the camera is at 0, 0, 0"}
     gltf = {"asset": {"version": "2.0", "generator": "metricgold", "extras": with_own(own, attributes)}, "scene": 0}
-    positions = points_m * np.array([1, -1, -1], np.float32)
-    colours = np.full((len(rgb), 4), 65535, np.uint16)  # the fourth fills up to whole words
-    colours[:, :3] = _linear()[rgb]
+    positions = (points_m * np.array([1, -1, -1])).astype("<f4")
     with open_whole(target) as file:
         if len(positions):
-            _put_glb(
-                file, gltf | _scene_of(positions), positions.astype("<f4").tobytes() + colours.astype("<u2").tobytes()
-            )
+            _put_glb(file, gltf | _scene_of(positions), positions.tobytes() + _linear()[rgb].tobytes())
         else:
             _put_glb(file, gltf | {"scenes": [{}]}, b"")
 
@@ -66,28 +62,24 @@ def _known(points_m: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _linear() -> np.ndarray:
-    """The 256 values of sRGB (IEC 61966-2-1) as linear 16-bit values."""
+    """The 256 values of sRGB (IEC 61966-2-1) as linear float32 in [0, 1]."""
     values = np.arange(256) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    return np.rint(linear * 65535).astype(np.uint16)
+    return linear.astype("<f4")
 
 
 def _scene_of(positions: np.ndarray) -> dict[str, Any]:
     count = len(positions)
     bounds = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
-    position = {"bufferView": 0, "componentType": _FLOAT, "count": count, "type": "VEC3"} | bounds
-    colour = {"bufferView": 1, "componentType": _UINT16, "normalized": True, "count": count, "type": "VEC4"}
-    view = {"buffer": 0, "target": _ARRAY_BUFFER}
+    triples = {"componentType": _FLOAT, "type": "VEC3", "count": count}
+    view = {"buffer": 0, "target": _ARRAY_BUFFER, "byteLength": count * 12}
     return {
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
         "meshes": [{"primitives": [{"mode": _POINTS, "attributes": {"POSITION": 0, "COLOR_0": 1}}]}],
-        "accessors": [position, colour],
-        "bufferViews": [
-            view | {"byteOffset": 0, "byteLength": count * 12},
-            view | {"byteOffset": count * 12, "byteLength": count * 8},
-        ],
-        "buffers": [{"byteLength": count * 20}],
+        "accessors": [triples | {"bufferView": 0} | bounds, triples | {"bufferView": 1}],
+        "bufferViews": [view | {"byteOffset": 0}, view | {"byteOffset": count * 12}],
+        "buffers": [{"byteLength": count * 24}],
     }
 
 
