@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,7 +9,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from metricgold.depth_files import read_log_depth_png, read_uncertainty_png, write_log_depth_png, write_uncertainty_png
+from metricgold.depth_files import (
+    read_depth_exr,
+    read_depth_npz,
+    read_depth_tiff,
+    read_log_depth_png,
+    read_mm_depth_png,
+    read_normals_png,
+    read_uncertainty_png,
+    write_depth_exr,
+    write_depth_npz,
+    write_depth_tiff,
+    write_log_depth_png,
+    write_mm_depth_png,
+    write_normals_png,
+    write_uncertainty_png,
+)
 from metricgold.log_depth import LogDepth
 
 LOG_DEPTH = LogDepth(0.5, 80.0)
@@ -73,3 +90,194 @@ def test_one_kind_is_not_read_as_the_other(tmp_path):
     (tmp_path / "x.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"x\.png is not a PNG"):
         read_log_depth_png(tmp_path / "x.png")
+
+
+def test_formula_of_uncertainty_and_millimetres_is_true():
+    for write, read, value in [(write_mm_depth_png, read_mm_depth_png, 3.21), (write_uncertainty_png, None, 0.0421)]:
+        file = io.BytesIO()
+        write(file, np.array([[value]], np.float32), {})
+        image = Image.open(file)
+        formula = image.text["encoding"].split(" metres")[0].split(" for ")[0].split(" = ")[1]
+        known = {"code": int(np.array(image)[0, 0]), "step": float(image.text.get("step", 0))}
+        assert eval(formula, {}, known) == pytest.approx(value, rel=1e-3)
+        assert read is None or read(file)[0][0, 0] == pytest.approx(value, rel=1e-6)
+
+
+@given(arrays(np.float32, (3, 5), elements=st.floats(2**-10, 65.5, width=32)))
+def test_millimetres_are_exact_to_half_of_one(depth_m):
+    file = io.BytesIO()
+    write_mm_depth_png(file, depth_m, {"model": "m"})
+    back, attributes = read_mm_depth_png(file)
+    assert np.abs(back - depth_m).max() <= 0.5e-3 * 1.01
+    assert (attributes["unit"], attributes["kind"], attributes["model"]) == ("millimetres", "planar depth", "m")
+
+
+def test_millimetres_never_wrap_around():
+    depth_m = np.array([[65.535, 65.5354, 65.536, 65.6, 131.0, 1e9, np.inf, np.nan, 0, -1, 1e-5]], np.float32)
+    file = io.BytesIO()
+    write_mm_depth_png(file, depth_m, {})
+    assert np.array(Image.open(file)).tolist() == [[65535, 65535, 0, 0, 0, 0, 0, 0, 0, 0, 1]]
+    np.testing.assert_allclose(read_mm_depth_png(file)[0][0, [0, 2, 10]], [65.535, np.nan, 1e-3], rtol=1e-6)
+
+
+ODD_DEPTH_M = np.array([[0.5, 80.0, np.inf, np.nan], [0.0, -1.0, -np.inf, 3.14159265]], np.float32)
+AS_FLOATS = np.array([[0.5, 80.0, np.inf, np.nan], [np.nan, np.nan, np.nan, 3.14159265]], np.float32)
+ATTRIBUTES = {"model": "metricgold/3", "source": "Straße/日本\n.jpg"}
+CAMERA = np.array([[500.0, 0, 2], [0, 500, 1], [0, 0, 1]])
+
+
+def write_npz_of_depth(target, depth_m, attributes):
+    write_depth_npz(target, depth_m, None, None, attributes)
+
+
+def read_npz_of_depth(source):
+    arrays_, attributes = read_depth_npz(source)
+    return arrays_["planar_depth_m"], attributes
+
+
+FLOATS = {
+    "npz": (write_npz_of_depth, read_npz_of_depth),
+    "tiff": (write_depth_tiff, read_depth_tiff),
+    "exr": (write_depth_exr, read_depth_exr),
+}
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_floats_are_kept_to_the_bit_with_their_attributes(kind, tmp_path):
+    write, read = FLOATS[kind]
+    file = io.BytesIO()
+    write(file, ODD_DEPTH_M, ATTRIBUTES)
+    write(tmp_path / "a", ODD_DEPTH_M, ATTRIBUTES)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == file.getvalue()  # equal values, equal bytes
+    for source in (tmp_path / "a", io.BytesIO(file.getvalue())):
+        back, attributes = read(source)
+        assert back.dtype == np.float32
+        np.testing.assert_array_equal(back, AS_FLOATS)
+        assert ATTRIBUTES.items() <= attributes.items()
+        assert (attributes["unit"], attributes["kind"]) == ("metres", "planar depth")
+        assert "NaN = no depth" in attributes["encoding"]
+
+
+def test_npz_is_read_without_pickle_and_holds_camera_and_uncertainty(tmp_path):
+    uncertainty = np.full((2, 4), 0.05, np.float32)
+    write_depth_npz(tmp_path / "a.npz", ODD_DEPTH_M, uncertainty, CAMERA, ATTRIBUTES)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as npz:
+        assert str(npz["unit"]) == "metres"
+        assert npz["uncertainty"].dtype == np.float32
+        np.testing.assert_array_equal(npz["intrinsics"], CAMERA)
+        np.testing.assert_array_equal(npz["planar_depth_m"], AS_FLOATS)
+    stored, _ = read_depth_npz(tmp_path / "a.npz")
+    assert list(stored) == ["planar_depth_m", "uncertainty", "intrinsics"]
+
+
+def test_tiff_and_exr_are_read_by_their_own_libraries(tmp_path):
+    write_depth_tiff(tmp_path / "a.tiff", ODD_DEPTH_M, ATTRIBUTES)
+    with Image.open(tmp_path / "a.tiff") as image:
+        assert image.mode == "F"
+        np.testing.assert_array_equal(np.array(image), AS_FLOATS)
+    openexr = pytest.importorskip("OpenEXR")
+    write_depth_exr(tmp_path / "a.exr", ODD_DEPTH_M, ATTRIBUTES)
+    exr = openexr.File(str(tmp_path / "a.exr"))
+    assert list(exr.channels()) == ["Z"]
+    np.testing.assert_array_equal(exr.channels()["Z"].pixels, AS_FLOATS)
+    assert exr.header()["unit"] == "metres"
+
+
+def test_opencv_reads_the_same_codes_and_metres(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    depth_m = np.geomspace(0.5, 60, 24 * 32).reshape(24, 32).astype(np.float32)
+    write_mm_depth_png(tmp_path / "mm.png", depth_m, ATTRIBUTES)
+    mm = cv2.imread(str(tmp_path / "mm.png"), cv2.IMREAD_UNCHANGED)
+    assert mm.dtype == np.uint16
+    assert np.abs(mm / 1000 - depth_m).max() <= 0.5e-3 * 1.01
+    write_log_depth_png(tmp_path / "log.png", depth_m, LOG_DEPTH, ATTRIBUTES)
+    code = cv2.imread(str(tmp_path / "log.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_allclose(0.5 * 160 ** ((code - 1.0) / 65533), depth_m, rtol=1e-4)
+    write_depth_tiff(tmp_path / "a.tiff", depth_m, ATTRIBUTES)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.tiff"), cv2.IMREAD_UNCHANGED), depth_m)
+    normals = np.zeros((24, 32, 3), np.float32)
+    normals[...] = [0.6, 0, -0.8]
+    write_normals_png(tmp_path / "n.png", normals, ATTRIBUTES)
+    rgb = cv2.imread(str(tmp_path / "n.png"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    np.testing.assert_allclose(rgb / 255 * 2 - 1, normals, atol=0.5 / 127.5 * 1.01)
+
+
+def test_without_the_package_exr_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(ValueError, match=r"pip install 'metricgold\[exr\]'"):
+        write_depth_exr(tmp_path / "a.exr", ODD_DEPTH_M, {})
+    with pytest.raises(ValueError, match="package OpenEXR"):
+        read_depth_exr(io.BytesIO(b""))
+    assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_normals_are_exact_to_half_a_step_and_unit(seed):
+    normals = np.random.default_rng(seed).normal(size=(4, 5, 3))
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+    normals[1, 2] = np.nan
+    file = io.BytesIO()
+    write_normals_png(file, normals, {})
+    code = np.array(Image.open(file))
+    assert code[1, 2].tolist() == [0, 0, 0]
+    known = np.isfinite(normals)
+    assert np.abs(code / 255 * 2 - 1 - normals)[known].max() <= 0.5 / 127.5 * 1.001
+    back, attributes = read_normals_png(file)
+    assert np.isnan(back[1, 2]).all()
+    np.testing.assert_allclose(np.linalg.norm(back, axis=2)[known[..., 0]], 1, rtol=1e-6)
+    assert np.abs(back - normals)[known].max() < 0.01
+    assert "x right, y down, z forward" in attributes["encoding"]
+
+
+ALL = {
+    "log": (lambda target, depth_m, texts: write_log_depth_png(target, depth_m, LOG_DEPTH, texts), read_log_depth_png),
+    "mm": (write_mm_depth_png, read_mm_depth_png),
+    "uncertainty": (write_uncertainty_png, read_uncertainty_png),
+    "normals": (lambda target, z, texts: write_normals_png(target, np.stack([z] * 3, -1), texts), read_normals_png),
+    **FLOATS,
+}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_what_is_foreign_cut_or_taken_is_a_value_error_that_names_it(kind, tmp_path):
+    write, read = ALL[kind]
+    depth_m = np.random.default_rng(0).uniform(0.2, 0.6, (40, 40)).astype(np.float32)
+    whole = io.BytesIO()
+    write(whole, depth_m, {})
+    data = whole.getvalue()
+    for bad in (b"", b"nothing", data[: len(data) // 2], data[:-200]):
+        (tmp_path / "bad").write_bytes(bad)
+        with pytest.raises(ValueError, match="bad"):
+            read(tmp_path / "bad")
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "missing")
+    with pytest.raises(ValueError, match=r"\['kind'\]"):
+        write(tmp_path / "new", depth_m, {"kind": "mine"})
+    with pytest.raises(ValueError, match=r"got \[40"):
+        write(tmp_path / "new", depth_m[0], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_each_reader_refuses_the_files_of_the_others(kind):
+    for other, (write, _) in ALL.items():
+        file = io.BytesIO()
+        write(file, np.full((4, 4), 0.57735, np.float32), {})
+        if other != kind:
+            with pytest.raises(ValueError):
+                ALL[kind][1](io.BytesIO(file.getvalue()))
+
+
+def test_npz_with_pickles_is_refused(tmp_path):
+    np.savez(tmp_path / "evil.npz", planar_depth_m=np.array([{"a": 1}], object))
+    with pytest.raises(ValueError, match=r"evil\.npz"):
+        read_depth_npz(tmp_path / "evil.npz")
+    np.save(tmp_path / "plain.npy", np.ones(3))
+    with pytest.raises(ValueError, match=r"plain\.npy"):
+        read_depth_npz(tmp_path / "plain.npy")
+
+
+def test_importing_the_formats_does_not_load_openexr():
+    program = "import sys, metricgold.depth_files; sys.exit('OpenEXR' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
