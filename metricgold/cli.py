@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from metricgold.params import Download, Params
+    from metricgold.params import Download, Params, Predict
 
 # Modules are imported inside the commands: torch alone costs two seconds, --help should not pay them.
 
@@ -322,23 +322,89 @@ def evaluate(ctx: click.Context) -> None:
     evaluate(params.evaluate, raw_folders, Path("models/metricgold"), Path("metrics/evaluate.json"), Path("plots"))
 
 
+class _EnsembleType(click.ParamType):
+    name = "N|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        if str(value) == "auto" or (str(value).isdecimal() and int(value) > 0):
+            return value if value == "auto" else int(value)
+        return self.fail(f"{value!r} is neither a number of members nor auto", param, ctx)
+
+
+class _FailedType(click.ParamType):
+    name = "SHARE|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | int:
+        if str(value).isdecimal():
+            return int(value)
+        try:
+            share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{value!r} is neither a share (1% or 0.01) nor a number of images", param, ctx)
+        return share
+
+
+# Written out, for params.py costs a second; a test holds them against it.
+PRESETS = ("paper", "balanced", "fast", "one-step")
+OUTPUTS = ("log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", "json", "normals", "ply", "glb")
+
+
 @main.command()
 @click.argument("input")
 @click.argument("output")
 @click.option("--model", default="models/metricgold", show_default=True, help="A folder or models:/name@alias.")
+@click.option("--preset", type=click.Choice(PRESETS), help="Steps and members; --steps and --ensemble go before it.")
+@click.option("--steps", "num_inference_steps", type=click.IntRange(1), metavar="N", help="Denoising steps.")
+@click.option("--ensemble", "ensemble_size", type=_EnsembleType(), help="Members; auto: until depth is certain.")
+@click.option("--write", "outputs", type=click.Choice(OUTPUTS), multiple=True, help="A kind of output; repeatable.")
+@click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
+@click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")
+@click.option("--allow-truncated", is_flag=True, default=None, help="Take what is there of images that end early.")
+@click.option("--compile", is_flag=True, default=None, help="Compile the U-Net: minutes first, faster then.")
 @json_option
 @click.pass_context
-def predict(ctx: click.Context, input: str, output: str, model: str, as_json: bool) -> None:
-    """Depth in metres for INPUT (file, folder, glob or s3://bucket/prefix) into OUTPUT (folder or s3://)."""
-    from metricgold.predict import predict_all
+def predict(
+    ctx: click.Context,
+    input: str,
+    output: str,
+    model: str,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Depth in metres for INPUT (file, folder, glob or s3://bucket/prefix) into OUTPUT (folder or s3://).
+
+    Options go before the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
+    it if all do.
+    """
+    from metricgold.predict import over_budget, predict_all
     from metricgold.registry import fetch_model
 
-    params = _params(ctx).predict
+    params = _asked(_params(ctx).predict, **asked)
     folder, model_name = fetch_model(model)
-    summary = predict_all(params, folder, input, output, model_name=model_name)
+    listed = {"include": include, "exclude": exclude}
+    summary = predict_all(params, folder, input, output, model_name=model_name, **listed)
     _say(summary, as_json)
-    if summary["images_failed"] and not summary["images_done"]:
-        ctx.exit(1)
+    if reason := over_budget(summary, params.max_failed):
+        raise click.ClickException(reason)
+
+
+def _asked(params: "Predict", preset: str | None, **options: Any) -> "Predict":
+    """The section predict with what the command line says in its place."""
+    from pydantic import ValidationError
+
+    from metricgold.params import PRESETS, Predict
+
+    changes = PRESETS[preset] if preset else {}
+    changes = changes | {name: value for name, value in options.items() if value not in (None, ())}
+    try:
+        return Predict.model_validate(params.model_dump() | changes)
+    except ValidationError as error:
+        raise click.UsageError("; ".join(fault["msg"] for fault in error.errors())) from error
 
 
 @main.command()

@@ -1,364 +1,486 @@
-"""Batch depth: every image of a folder or S3 prefix to depth, uncertainty and preview files, with one receipt.
+"""Batch depth: every image of a folder or S3 prefix to files of depth and what goes with it, with one receipt.
 
-Images are decoded and results written in threads beside the model; memory is bounded by a window of images
-in flight, the rows wait in a temporary SQLite file. A rerun computes only what the previous receipt does not
-hold; a killed job goes on from `receipt.partial/`, which is at most a few seconds old.
+Images are read and results written in threads beside the model; windows of images in flight bound the memory, and
+rows wait on disk. Photographs that the model sees at one size share a batch, whatever their own sizes. A rerun
+predicts only what the receipt does not hold; a killed job goes on from `receipt.partial/`.
 """
 
-import hashlib
-import io
-import json
 import logging
-import sqlite3
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache, cached_property, partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from metricgold.buckets import Entry, Folder, S3Prefix, open_bucket
-from metricgold.depth_files import write_log_depth_png, write_uncertainty_png
-from metricgold.images import (
-    NotAnImage,
-    claims_image,
-    draw_preview,
-    read_rgb,
-)
-from metricgold.params import Inference, Predict
-from metricgold.storage import digest_folder, digest_json, only_writer
+from metricgold.buckets import Entry, Folder, S3Prefix, StoreLost, open_bucket
+from metricgold.depth_files import read_log_depth_png
+from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
+from metricgold.geometry import focal_px_from_fov, pinhole
+from metricgold.images import NotAnImage, Photo, claims_image, read_photo
+from metricgold.lease import hold
+from metricgold.outputs import DEFAULT, SUFFIXES, Depicted, figures, files_of, metadata
+from metricgold.params import Inference, Output, Predict
+from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, Row
+from metricgold.storage import digest_folder, digest_json
 
 log = logging.getLogger(__name__)
 
-FILES_VERSION = 1  # of the output files; a person raises it when their meaning changes
-RECEIPT, PARTIAL, SUMMARY = "receipt.jsonl", "receipt.partial/", "summary.json"
-DEPTH, UNCERTAINTY, PREVIEW = ".depth.png", ".uncertainty.png", ".preview.jpg"
-OUTPUTS = (DEPTH, UNCERTAINTY, PREVIEW)
-FLUSH_SECONDS, FLUSH_ROWS = 5.0, 200  # what a kill may cost
+FILES_VERSION = 2  # of the output files; a person raises it when their meaning changes
 _PEEK_BYTES = 32 << 20  # larger files are asked for their first bytes before they are read
+_HELD_BYTES = 1 << 30  # of images decoded ahead, and again of those that wait for a batch
+_EXPANSION = 16  # decoded bytes of a photograph over its file's, roughly
+_FIRST_MEMBERS = 3  # of ensemble_size auto: every image has as many
 
-Row = dict[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Job:
-    """What every image of a run has in common."""
+    """What every image of a run has in common: plain values that can travel to another machine."""
 
     params: Predict
-    source: Folder | S3Prefix
-    sink: Folder | S3Prefix
+    input: str
+    output: str
     model: Path
     model_name: str
     model_sha256: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def open_source(self) -> Folder | S3Prefix:
+        return open_bucket(self.input, include=self.include, exclude=self.exclude)
+
+    def open_sink(self) -> Folder | S3Prefix:
+        return open_bucket(self.output, create=True)
+
+    @property
+    def kinds(self) -> tuple[Output, ...]:
+        return tuple(self.params.outputs or DEFAULT)
 
     @property
     def inference(self) -> Row:
         """The params that decide the numbers; batch size and threads do not."""
-        return {name: getattr(self.params, name) for name in Inference.model_fields}
+        names = set(Inference.model_fields)
+        if self.params.ensemble_size != "auto":
+            names -= {"max_ensemble_size", "uncertainty_target"}
+        return {name: getattr(self.params, name) for name in sorted(names)}
 
     @property
     def asked(self) -> Row:
         """What the pipeline is called with."""
-        names = ("num_inference_steps", "timestep_spacing", "ensemble_size", "seed")
-        return {name: self.inference[name] for name in names}
+        names = set(Inference.model_fields) - {"dtype"} | {"batch_size"}
+        return {name: getattr(self.params, name) for name in names}
 
     @property
+    def images_at_once(self) -> int:
+        """Images of a batch, which counts images x members."""
+        members = self.params.ensemble_size
+        return max(1, self.params.batch_size // (_FIRST_MEMBERS if members == "auto" else members))
+
+    @cached_property
     def identity(self) -> str:
         """Digest of what decides an output besides its input."""
         model = {"name": self.model_name, "sha256": self.model_sha256}
-        return digest_json({"files": FILES_VERSION, "model": model, "params": self.inference})
+        asked = {"params": self.inference, "fov_deg": self.params.fov_deg}
+        return digest_json({"files": FILES_VERSION, "model": model, **asked})
 
 
 def predict_all(
-    params: Predict, model: Path, input: str, output: str, *, model_name: str, pipe: Callable | None = None
+    params: Predict,
+    model: Path,
+    input: str,
+    output: str,
+    *,
+    model_name: str,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    pipe: Callable | None = None,
 ) -> Row:
     """Predict depth for every image of `input` (file, folder, glob, s3://bucket/prefix) into `output`.
 
-    For `a.jpg` it writes `a.jpg.depth.png`, `a.jpg.uncertainty.png` and `a.jpg.preview.jpg`, then summary.json
-    and, last, receipt.jsonl with one row per input. Files that are no images are skipped, broken ones and
-    failed writes are rows with a reason; none of them ends the job. `pipe` stands for the pipeline that is
-    otherwise loaded from the folder `model` when the first image needs it.
+    For `a.jpg` it writes `a.jpg` + metricgold.outputs.SUFFIXES of the kinds in params.outputs, then summary.json,
+    gallery.html and, last, receipt.jsonl with one row per input. Files that are no images are skipped, broken ones
+    and failed writes are rows with a reason; none of them ends the job. `include` and `exclude` are globs over keys.
+    `pipe` stands for the pipeline that is otherwise loaded from the folder `model` when the first image needs it.
 
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written.
     """
     started = time.monotonic()
-    source, sink = open_bucket(input), open_bucket(output, create=True)
     digest = digest_folder(model) if Path(model).is_dir() else ""
-    job = Job(params, source, sink, Path(model), model_name, digest)
-    with only_writer(sink.root) if isinstance(sink, Folder) else nullcontext(), closing(_Rows(sink)) as rows:
-        rows.load_previous()
-        rows.flush()  # the first write: an output that cannot be written ends the job here
-        counts = _run(job, rows, pipe)
+    job = Job(params, input, output, Path(model), model_name, digest, tuple(include), tuple(exclude))
+    source, sink = job.open_source(), job.open_sink()
+    with hold(sink, params.lease_s) as check_held, closing(Receipt(sink)) as receipt:
+        receipt.load_previous()
+        receipt.flush()  # the first write: an output that cannot be written ends the job here
+        sample = Sample(params.gallery)
+        rows = partial(predict_entries, job, pipe=pipe, sample=sample)
+        counts = _run(job, _inputs(source, sink), rows, receipt, check_held)
         if not counts:
             raise ValueError(f"{source}: no files to predict")
-        summary = _summary(job, counts, time.monotonic() - started)
-        rows.finish(summary)
+        summary = _summary(job, source, sink, counts, time.monotonic() - started) | {"reasons": receipt.reasons()}
+        _write_gallery(job, source, sink, receipt, sample, summary)
+        receipt.finish(summary)
     return summary
 
 
-def _summary(job: Job, counts: Counter, seconds: float) -> Row:
-    return {
-        "images_done": counts["done"] + counts["kept"],
-        "images_kept": counts["kept"],  # of those done: by an earlier run
-        "images_failed": counts["failed"],
-        "images_skipped": counts["skipped"],
-        "seconds": round(seconds, 3),
-        "input": str(job.source),
-        "output": str(job.sink),
-        "receipt": f"{str(job.sink).rstrip('/')}/{RECEIPT}",
-        "model": job.model_name,
-    }
+def over_budget(summary: Row, max_failed: float | int | None) -> str | None:
+    """Why a job has failed as a whole, None where it has not.
+
+    max_failed  share of the images (float) or number of them (int) that may fail; None: all but one
+    """
+    failed, images = summary["images_failed"], summary["images_failed"] + summary["images_done"]
+    where = f"{summary['receipt']} says why"
+    if max_failed is None:
+        return f"all {failed} images failed; {where}" if failed and not summary["images_done"] else None
+    if failed <= (max_failed if isinstance(max_failed, int) else max_failed * images):
+        return None
+    allowed = f"{max_failed}" if isinstance(max_failed, int) else f"{100 * max_failed:g} %"
+    return f"{failed} of {images} images failed, max_failed is {allowed}; {where}"
 
 
-def _run(job: Job, rows: "_Rows", pipe: Callable | None) -> Counter:
+def predict_entries(
+    job: Job, entries: Iterable[Entry], *, pipe: Callable | None = None, sample: Sample | None = None
+) -> Iterator[Row]:
+    """Predict these entries of the job's input, write their files, yield a row for each, not in order.
+
+    Needs nothing but the job, so that slices of a listing can be done on different machines. `sample` is offered
+    each image while it is at hand. What is wrong with one image is in its row. Raises StoreLost where no other image
+    would fare better, and ValueError for a model that cannot do what is asked.
+    """
+    source, sink, loaded = job.open_source(), job.open_sink(), cache(lambda: _checked(job, pipe or _load(job)))
+    threads, written = job.params.num_threads, deque()
+    with _Pool(threads) as readers, _Pool(threads) as writers, _no_patience_in_trouble(source, sink):
+        read = _in_order(readers, partial(_read, job, source), entries, job.images_at_once + threads, threads)
+        for batch in _batches(read, lambda photo: _seen_size(loaded(), photo), job.images_at_once):
+            if isinstance(batch, dict):  # a row: nothing to predict
+                yield batch
+                continue
+            for row, depicted in _predict(job, loaded(), batch):
+                written.append(writers.submit(_write, job, sink, row, depicted, sample))
+            while len(written) > 2 * threads or (written and written[0].done()):
+                yield written.popleft().result()
+        for future in written:
+            yield future.result()
+
+
+@contextmanager
+def _no_patience_in_trouble(*buckets: Folder | S3Prefix) -> Iterator[None]:
+    """A broken job does not wait for requests that wait for a store."""
+    try:
+        yield
+    except BaseException:
+        for bucket in buckets:
+            bucket.close()
+        raise
+
+
+# --- the job as a whole
+
+
+def _run(
+    job: Job,
+    entries: Iterable[Entry],
+    predict: Callable[[Iterable[Entry]], Iterator[Row]],
+    receipt: Receipt,
+    check_held: Callable[[], None],
+) -> Counter:
+    """Rows of all entries into the receipt: kept ones as they are, the others from `predict`."""
     counts: Counter = Counter()
-    with ExitStack() as stack:
-        progress = stack.enter_context(_Progress(counts))
-        readers = stack.enter_context(_Pool(job.params.num_threads))
-        writers = stack.enter_context(_Pool(job.params.num_threads))
-        for row in _rows_of_run(job, rows, pipe, readers, writers):
-            counts["kept" if row.pop("kept", False) else row["status"]] += 1
-            rows.add(row)
-            progress.tell()
+
+    def changed() -> Iterator[Entry]:
+        for entry in entries:
+            if receipt.keep(entry, job.identity, job.kinds):
+                progress.count("kept")
+            else:
+                yield entry
+
+    with _Progress(counts) as progress, closing(predict(changed())) as rows:
+        for row in rows:
+            check_held()
+            receipt.add(row)
+            progress.count(row["status"])
     return counts
 
 
-def _rows_of_run(
-    job: Job, rows: "_Rows", pipe: Callable | None, readers: ThreadPoolExecutor, writers: ThreadPoolExecutor
-) -> Iterator[Row]:
-    ahead, behind = job.params.batch_size + job.params.num_threads, 2 * job.params.num_threads
-    written: deque[Future] = deque()
-    for batch in _batches(_in_order(readers, _reader(job, rows), _inputs(job), ahead), job.params.batch_size):
-        if isinstance(batch, dict):  # a row: nothing to predict
-            yield batch
-            continue
-        pipe = pipe or _load_pipeline(job.model)
-        for (row, _), prediction in zip(batch, _ask(pipe, [rgb for _, rgb in batch], job.asked), strict=True):
-            written.append(writers.submit(_write, job, pipe.log_depth, row, prediction))
-        while len(written) > behind or (written and written[0].done()):
-            yield written.popleft().result()
-    for future in written:
-        yield future.result()
-
-
-def _load_pipeline(model: Path) -> Callable:
-    from metricgold.model import load_pipeline  # torch, which a rerun with nothing new does not need
-
-    return load_pipeline(model)
-
-
-# Reading
-
-
-def _inputs(job: Job) -> Iterator[Entry]:
+def _inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[Entry]:
     """Entries of the input, without what an earlier run wrote if the output lies within it."""
-    inside = job.source.prefix_of(job.sink)
-    for entry in job.source.list():
+    inside = source.prefix_of(sink)
+    for entry in source.list():
         if inside is None or not entry.key.startswith(inside) or not _is_ours(entry.key[len(inside) :]):
             yield entry
 
 
 def _is_ours(key: str) -> bool:
-    return key in (RECEIPT, SUMMARY) or key.startswith(PARTIAL) or key.endswith(OUTPUTS)
+    own = key in (RECEIPT, SUMMARY, GALLERY) or key.startswith(PARTIAL)
+    return own or key.endswith(tuple(SUFFIXES.values()))
 
 
-def _reader(job: Job, rows: "_Rows") -> Callable[[Entry], tuple[Row, np.ndarray | None]]:
-    identity = job.identity
+def _summary(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, counts: Counter, seconds: float) -> Row:
+    done, failed = counts["done"] + counts["kept"], counts["failed"]
+    return {
+        "images_done": done,
+        "images_kept": counts["kept"],  # of those done: by an earlier run
+        "images_failed": failed,
+        "images_skipped": counts["skipped"],
+        "share_failed": round(failed / (done + failed), 6) if failed else 0.0,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(counts["done"] / seconds, 3) if seconds else 0.0,  # without those kept
+        "input": str(source),
+        "output": str(sink),
+        "receipt": f"{str(sink).rstrip('/')}/{RECEIPT}",
+        "model": job.model_name,
+        "model_sha256": job.model_sha256,
+        "params": job.inference,
+    }
 
-    def read(entry: Entry) -> tuple[Row, np.ndarray | None]:
-        kept = rows.previous(entry.key)
-        if kept and kept["identity"] == identity and kept["input_tag"] == entry.tag and rows.has_outputs(kept):
-            return {**kept, "kept": True}, None
-        row = {"input": entry.key, "input_tag": entry.tag, "identity": identity, "reason": None}
-        try:
-            return {**row, "status": "done"}, _read(job, entry)
-        except NotAnImage as error:
-            return {**row, "status": "skipped", "reason": str(error)}, None
-        except (ValueError, OSError, MemoryError) as error:
-            return {**row, "status": "failed", "reason": _reason(error)}, None
 
-    return read
+def _write_gallery(
+    job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, receipt: Receipt, sample: Sample, summary: Row
+) -> None:
+    if not job.params.gallery:
+        sink.delete(GALLERY)  # an earlier run's would show another state than the receipt
+        return
+    try:
+        cards = _cards(job, source, sink, receipt, sample)
+        page = render_gallery(summary, cards, {key: receipt.row(key) for key in cards}, receipt.troubles())
+        sink.write(GALLERY, page.encode(), "text/html; charset=utf-8")
+    except Exception as error:  # the page is for looking; the job is done without it
+        log.warning("%s is left out: %s", GALLERY, _reason(error))
 
 
-def _read(job: Job, entry: Entry) -> np.ndarray:
-    if entry.bytes > _PEEK_BYTES and not claims_image(entry.key, job.source.read(entry.key, 16)):
-        raise NotAnImage(f"{entry.key}: not an image of a known format")
-    data = job.source.read(entry.key)
-    return read_rgb(data, max_pixels=job.params.max_pixels, name=entry.key)
+def _cards(
+    job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, receipt: Receipt, sample: Sample
+) -> dict[str, Card]:
+    """Cards of the sample over all that is done; those of images kept from earlier runs are made now."""
+    chosen: Sample = Sample(job.params.gallery)
+    for key in receipt.done_inputs():
+        if chosen.wants(key):
+            chosen.keep(key, None)
+    cards = {key: card for key, card in sample.cards.items() if key in chosen.cards}
+    missing = [receipt.row(key) for key in chosen.cards if key not in cards]
+    with _Pool(job.params.num_threads) as pool:
+        made = pool.map(partial(_card_of_kept, job, source, sink), missing)
+        cards |= {row["input"]: card for row, card in zip(missing, made, strict=True) if card is not None}
+    return cards
+
+
+def _card_of_kept(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, row: Row) -> Card | None:
+    file = row["outputs"].get("log-png")
+    try:
+        depth_m, _ = read_log_depth_png(BytesIO(sink.read(file["key"]))) if file else (None, {})
+        photo = _read_photo(job, source.read(row["input"]), row["input"]) if file else None
+        return make_card(photo.rgb, depth_m) if file else None
+    except Exception as error:
+        log.info("%s is left out of %s: %s", row["input"], GALLERY, _reason(error))
+        return None
+
+
+# --- reading
+
+
+def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo | None]:
+    """A row to go on with and its photograph, or a finished row and None."""
+    started = time.perf_counter()
+    row = {"input": entry.key, "input_tag": entry.tag, "identity": job.identity}
+    try:
+        if entry.bytes > _PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16)):
+            raise NotAnImage(f"{entry.key}: not an image of a known format")
+        photo = _read_photo(job, source.read(entry.key), entry.key)
+    except StoreLost:
+        raise
+    except NotAnImage as error:
+        return _without_depth(row, "skipped", str(error)), None
+    except Exception as error:  # whatever is wrong with one image, the others go on
+        return _without_depth(row, "failed", _reason(error)), None
+    return {**row, "seconds": {"read": _since(started)}}, photo
+
+
+def _read_photo(job: Job, data: bytes, key: str) -> Photo:
+    limits = {name: getattr(job.params, name) for name in ("max_pixels", "max_aspect", "allow_truncated")}
+    return read_photo(data, name=key, **limits)
+
+
+def _without_depth(row: Row, status: str, reason: str) -> Row:
+    return {**row, "status": status, "reason": reason, "finished": _now()}
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    name = type(error).__name__
+    return str(error) or name if isinstance(error, ValueError | OSError | RuntimeError) else f"{name}: {error}"
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Callable, items: Iterable, window: int) -> Iterator[Any]:
-    """Results of `work` over `items`, in order, at most `window` of them ahead."""
-    ahead: deque[Future] = deque()
-    for item in items:
-        ahead.append(pool.submit(work, item))
-        if len(ahead) >= window:
-            yield ahead.popleft().result()
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable, entries: Iterable[Entry], window: int, least: int
+) -> Iterator[Any]:
+    """Results of `work` over entries, in order, at most `window` of them ahead; `least`, if they are large."""
+    ahead: deque[tuple[int, Future]] = deque()
+    held = 0
+    for entry in entries:
+        ahead.append((_EXPANSION * entry.bytes, pool.submit(work, entry)))
+        held += ahead[-1][0]
+        while len(ahead) >= window or (held > _HELD_BYTES and len(ahead) > least):
+            num_bytes, future = ahead.popleft()
+            held -= num_bytes
+            yield future.result()
     while ahead:
-        yield ahead.popleft().result()
+        yield ahead.popleft()[1].result()
 
 
-def _batches(read: Iterable[tuple[Row, np.ndarray | None]], batch_size: int) -> Iterator[Row | list]:
-    """Rows without an image as they come; images in lists of one size, no more than four lists waiting."""
-    waiting: defaultdict[tuple[int, ...], list] = defaultdict(list)
-    for row, rgb in read:
-        if rgb is None:
+# --- predicting
+
+
+def _load(job: Job) -> Callable:
+    from metricgold.model import load_pipeline  # torch, which a rerun with nothing new does not need
+
+    return load_pipeline(job.model, dtype=job.params.dtype, compile=job.params.compile)
+
+
+def _checked(job: Job, pipe: Callable) -> Callable:
+    """The pipeline, if it can do what is asked: otherwise every image would fail for the same reason."""
+    asked = job.params.num_inference_steps, job.params.ensemble_size
+    if getattr(pipe, "is_one_step", False) and asked != (1, 1):
+        raise ValueError(
+            f"{job.model_name} was trained for one step: it takes num_inference_steps 1 and ensemble_size 1 "
+            f"(--preset one-step), got {asked[0]} and {asked[1]}"
+        )
+    return pipe
+
+
+def _seen_size(pipe: Callable, photo: Photo) -> tuple[int, int]:
+    """Height and width at which the model sees a photograph: what a batch has in common."""
+    return pipe.processing_size(*photo.rgb.shape[:2])
+
+
+def _batches(
+    read: Iterable[tuple[Row, Photo | None]], seen_size: Callable[[Photo], tuple[int, int]], images_at_once: int
+) -> Iterator[Row | list[tuple[Row, Photo]]]:
+    """Rows without an image as they come; images in lists of one seen size, no more than four lists waiting."""
+    waiting: defaultdict[tuple[int, int], list] = defaultdict(list)
+    for row, photo in read:
+        if photo is None:
             yield row
             continue
-        waiting[rgb.shape].append((row, rgb))
-        if len(waiting[rgb.shape]) == batch_size:
-            yield waiting.pop(rgb.shape)
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
+        size = seen_size(photo)
+        waiting[size].append((row, photo))
+        if len(waiting[size]) == images_at_once:
+            yield waiting.pop(size)
+        elif _is_full(waiting, 4 * images_at_once):
             yield waiting.pop(next(iter(waiting)))  # the size that has waited longest
     yield from waiting.values()
 
 
-def _ask(pipe: Callable, images: list[np.ndarray], inference: Row) -> list[Any]:
-    """Predictions of a batch; where the model fails, each image alone, and its error in place of its prediction."""
+def _is_full(waiting: dict[tuple[int, int], list], most: int) -> bool:
+    images = [photo.rgb.nbytes for batch in waiting.values() for _, photo in batch]
+    return len(images) >= most or sum(images) > _HELD_BYTES
+
+
+def _predict(job: Job, pipe: Callable, batch: list[tuple[Row, Photo]]) -> Iterator[tuple[Row, Depicted | None]]:
+    """Each image of a batch with its depth, or a finished row where the model failed."""
+    started = time.perf_counter()
+    predictions = _ask(pipe, [photo.rgb for _, photo in batch], job.asked)
+    share = _since(started) / len(batch)
+    for (row, photo), prediction in zip(batch, predictions, strict=True):
+        if isinstance(prediction, Exception):
+            yield _without_depth(row, "failed", f"{row['input']}: the model failed: {_reason(prediction)}"), None
+        else:
+            row = {**row, "seconds": {**row["seconds"], "model": round(share, 4)}}
+            yield row, _depict(job, pipe, row, photo, prediction)
+
+
+def _ask(pipe: Callable, images: list[np.ndarray], asked: Row) -> list[Any]:
+    """Predictions of a batch; where the model fails, those of its halves, at last an error for an image."""
     try:
-        return pipe(images, **inference)
+        return pipe(images, **asked)
     except Exception as error:  # out of memory and the like: one image must not cost the others
         if len(images) == 1:
             return [error]
-        return [_ask(pipe, [image], inference)[0] for image in images]
+        half = len(images) // 2
+        return _ask(pipe, images[:half], asked) + _ask(pipe, images[half:], asked)
 
 
-# Writing
+def _depict(job: Job, pipe: Callable, row: Row, photo: Photo, prediction: Any) -> Depicted:
+    height, width = photo.rgb.shape[:2]
+    focal_px = photo.focal_px or focal_px_from_fov(job.params.fov_deg, max(height, width))
+    return Depicted(
+        rgb=photo.rgb,
+        planar_depth_m=prediction.planar_depth_m,
+        uncertainty=prediction.uncertainty,
+        valid_mask=prediction.valid_mask,
+        intrinsics=pinhole(focal_px, height, width),
+        log_depth=pipe.log_depth,
+        facts={
+            **{name: row[name] for name in ("input", "input_tag", "identity")},
+            **{"width": width, "height": height, "truncated": photo.truncated},
+            **{"focal_px": float(focal_px), "focal_from": "exif" if photo.focal_px else "fov_deg"},
+            **{"num_members": prediction.num_members, "params": job.inference},
+            **{"model": job.model_name, "model_sha256": job.model_sha256},
+        },
+    )
 
 
-def _write(job: Job, log_depth: Any, row: Row, prediction: Any) -> Row:
-    """Write the three files of an image; the finished row, or a failed one with the reason."""
-    if isinstance(prediction, Exception):
-        return {**row, "status": "failed", "reason": f"{row['input']}: the model failed: {_reason(prediction)}"}
-    stem = job.sink.own_key(row["input"])
-    about = {"model": job.model_name, "model_sha256": job.model_sha256}
-    text = {
-        **about,
-        "source": row["input"].encode("utf-8", "backslashreplace").decode(),
-        "params": json.dumps(job.inference, sort_keys=True),
-    }
-    depth, uncertainty, preview = io.BytesIO(), io.BytesIO(), io.BytesIO()
+# --- writing
+
+
+def _write(job: Job, sink: Folder | S3Prefix, row: Row, depicted: Depicted | None, sample: Sample | None) -> Row:
+    """Write the files of an image; its finished row, with the reason where that failed."""
+    if depicted is None:
+        return row
+    started = time.perf_counter()
     try:
-        write_log_depth_png(depth, prediction.planar_depth_m, log_depth, text)
-        write_uncertainty_png(uncertainty, prediction.uncertainty, text)
-        draw_preview(prediction.planar_depth_m).save(preview, "JPEG", quality=90, subsampling=0)
-        files = zip(OUTPUTS, (depth, uncertainty, preview), ("image/png", "image/png", "image/jpeg"), strict=True)
-        tags = [job.sink.write(stem + suffix, file.getvalue(), kind) for suffix, file, kind in files]
-    except (ValueError, OSError) as error:
-        return {**row, "status": "failed", "reason": f"writing {row['input']}: {_reason(error)}"}
-    outputs = {"output": stem + DEPTH, "output_tags": tags, "sha256": hashlib.sha256(depth.getvalue()).hexdigest()}
-    return {**row, **outputs, **_figures(prediction), **about, "params": job.inference}
+        figured = figures(depicted.planar_depth_m, depicted.uncertainty, depicted.valid_mask)
+        depicted.facts.update(figured)
+        written = _write_files(job, sink, row["input"], depicted)
+    except StoreLost:
+        raise
+    except Exception as error:  # whatever is wrong with one image, the others go on
+        return _without_depth(row, "failed", f"writing {row['input']}: {_reason(error)}")
+    _offer(sample, row["input"], depicted)
+    seconds = {**row["seconds"], "write": _since(started)}
+    return {
+        **row,
+        "status": "done",
+        "reason": None,
+        **depicted.facts,
+        **written,
+        "seconds": seconds,
+        "finished": _now(),
+    }
 
 
-def _figures(prediction: Any) -> Row:
-    depth_m = prediction.planar_depth_m
-    height, width = depth_m.shape
-    valid = depth_m[np.isfinite(depth_m) & (depth_m > 0)]
-    low, middle, high = (float(f(valid)) for f in (np.min, np.median, np.max)) if valid.size else (None,) * 3
-    known = prediction.uncertainty[np.isfinite(prediction.uncertainty)]
-    uncertainty = float(np.median(known)) if known.size else None
-    metres = {"min_m": low, "median_m": middle, "max_m": high, "uncertainty_median": uncertainty}
-    return {"width": width, "height": height, **metres}
+def _write_files(job: Job, sink: Folder | S3Prefix, key: str, depicted: Depicted) -> Row:
+    stem, about = sink.own_key(key), metadata(depicted.facts)
+    outputs, depth = {}, {"output": None, "sha256": None}
+    if stem + SUFFIXES["json"] == SUMMARY and "json" in job.kinds:
+        raise ValueError(f"its side-car would be the job's own {SUMMARY}; give it another name")
+    for file in files_of(depicted, job.kinds):
+        name = stem + file.suffix
+        outputs[file.kind] = {"key": name, "tag": sink.write(name, file.data, file.content_type, metadata=about)}
+        if file.sha256:
+            depth = {"output": name, "sha256": file.sha256}
+    return {**depth, "outputs": outputs}
 
 
-class _Rows:
-    """The rows of this run and the one before, in a temporary SQLite file; the partial receipt in the output."""
-
-    def __init__(self, sink: Folder | S3Prefix) -> None:
-        self.sink = sink
-        self.file = tempfile.NamedTemporaryFile(prefix="metricgold-", suffix=".sqlite")  # noqa: SIM115
-        # One connection for all threads: SQLite's own build serialises them.
-        self.db = sqlite3.connect(self.file.name, check_same_thread=False, isolation_level=None)
-        self.db.executescript(
-            "pragma journal_mode=off; pragma synchronous=off; create table output(key blob primary key, tag text);"
-            "create table previous(input blob primary key, row text);"
-            "create table now(input blob primary key, row text)"
-        )
-        self.parts: list[str] = []
-        self.unsaved: list[str] = []
-        self.saved_at = time.monotonic()
-
-    def close(self) -> None:
-        try:
-            if self.unsaved:
-                self.flush()
-        finally:
-            self.db.close()
-            self.file.close()
-
-    def load_previous(self) -> None:
-        """Take over the receipt of the last whole run, then what a broken run after it has saved."""
-        for entry in self.sink.list():
-            if entry.key.startswith(PARTIAL):
-                self.parts.append(entry.key)
-            elif entry.key.endswith(OUTPUTS):
-                self.db.execute("replace into output values (?, ?)", [_blob(entry.key), entry.tag])
-        self.parts.sort()
-        for key in ([RECEIPT] if self.sink.exists(RECEIPT) else []) + self.parts:
-            for line in self.sink.lines(key):
-                row = self._parsed(key, line)
-                if row["status"] == "done":
-                    self.db.execute("replace into previous values (?, ?)", [_blob(row["input"]), line.decode()])
-
-    def _parsed(self, key: str, line: bytes) -> Row:
-        try:
-            row = json.loads(line)
-            return {"status": row["status"], "input": row["input"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.sink}: {key} holds a line that is no row; move it away: {line[:80]!r}") from error
-
-    def previous(self, key: str) -> Row | None:
-        found = self.db.execute("select row from previous where input = ?", [_blob(key)]).fetchone()
-        return json.loads(found[0]) if found else None
-
-    def has_outputs(self, row: Row) -> bool:
-        """Whether the three files lie there as that row's run left them."""
-        stem = row["output"].removesuffix(DEPTH)
-        keys = [_blob(stem + suffix) for suffix in OUTPUTS]
-        found = self.db.execute("select key, tag from output where key in (?, ?, ?)", keys)
-        return dict(found) == dict(zip(keys, row["output_tags"], strict=True))
-
-    def add(self, row: Row) -> None:
-        line = json.dumps(row, sort_keys=True, allow_nan=False)
-        self.db.execute("replace into now values (?, ?)", [_blob(row["input"]), line])
-        self.unsaved.append(line)
-        if len(self.unsaved) >= FLUSH_ROWS or time.monotonic() - self.saved_at > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Save the rows since the last flush as one more part of the partial receipt."""
-        number = int(self.parts[-1].removeprefix(PARTIAL).split(".")[0]) + 1 if self.parts else 0
-        key = f"{PARTIAL}{number:08d}.jsonl"
-        self.sink.write(key, "".join(line + "\n" for line in self.unsaved).encode(), "application/jsonl", durable=True)
-        self.parts.append(key)
-        self.unsaved, self.saved_at = [], time.monotonic()
-
-    def finish(self, summary: Row) -> None:
-        """Write the summary, then the receipt, sorted by input; then drop the partial one."""
-        self.sink.write(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode(), "application/json")
-        with tempfile.TemporaryFile() as file:
-            for (line,) in self.db.execute("select row from now order by input"):
-                file.write(line.encode() + b"\n")
-            file.seek(0)
-            self.sink.write(RECEIPT, file, "application/jsonl", durable=True)
-        self.unsaved = []
-        for key in (*self.parts, PARTIAL.rstrip("/")):
-            self.sink.delete(key)
+def _offer(sample: Sample | None, key: str, depicted: Depicted) -> None:
+    try:
+        if sample is not None and sample.wants(key):
+            sample.keep(key, make_card(depicted.rgb, depicted.planar_depth_m))
+    except Exception as error:  # the page is for looking; the files are written
+        log.info("%s is left out of %s: %s", key, GALLERY, _reason(error))
 
 
-def _blob(key: str) -> bytes:
-    # File names may hold bytes that are no UTF-8; bytes also sort as S3 sorts.
-    return key.encode("utf-8", "surrogateescape")
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 4)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class _Pool(ThreadPoolExecutor):
@@ -367,7 +489,7 @@ class _Pool(ThreadPoolExecutor):
 
 
 class _Progress:
-    """A bar on a terminal, elsewhere a log line every ten seconds."""
+    """Counts rows: a bar on a terminal, elsewhere a log line every ten seconds."""
 
     def __init__(self, counts: Counter) -> None:
         from tqdm import tqdm
@@ -382,7 +504,8 @@ class _Progress:
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
 
-    def tell(self) -> None:
+    def count(self, word: str) -> None:
+        self.counts[word] += 1
         self.bar.update()
         now = time.monotonic()
         if self.bar.disable and now - self.told_at > 10:
