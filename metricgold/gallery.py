@@ -10,14 +10,18 @@ import io
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import floor, log, log10
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
 from metricgold import panels
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 GALLERY = "gallery.html"
 MAX_TROUBLES = 1_000  # failed and skipped images on the page
@@ -64,14 +68,16 @@ def make_card(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Card:
     if rgb.shape != (height, width, 3):
         raise ValueError(f"a card needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
     depth_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS)
-    range_m = _range_m(depth_m)
+    known = _known(depth_m)
+    range_m = panels.colour_range(depth_m[known]) if known.any() else (1.0, 10.0)
+    coloured = panels.colour_depth(np.where(known, depth_m, range_m[0]), range_m, known)
     grid_m = _sampled(planar_depth_m, _GRID_CELLS)
     near_m, far_m, codes = _encode_grid(grid_m)
     return Card(
         height=height,
         width=width,
         photograph=_jpeg(_reduced(rgb, depth_m.shape), _PHOTOGRAPH_BYTES),
-        depth=_jpeg(panels.colour_depth(depth_m, range_m, _known(depth_m)), _DEPTH_BYTES),
+        depth=_jpeg(coloured, _DEPTH_BYTES, "4:4:4"),
         range_m=range_m,
         num_rows=grid_m.shape[0],
         num_columns=grid_m.shape[1],
@@ -97,11 +103,6 @@ def _known(depth_m: np.ndarray) -> np.ndarray:
     return np.isfinite(depth_m) & (depth_m > 0)
 
 
-def _range_m(depth_m: np.ndarray) -> tuple[float, float]:
-    known = depth_m[_known(depth_m)]
-    return panels.colour_range(known) if known.size else (1.0, 10.0)
-
-
 def _encode_grid(grid_m: np.ndarray) -> tuple[float, float, np.ndarray]:
     known = _known(grid_m)
     if not known.any():
@@ -118,14 +119,14 @@ def _reduced(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _jpeg(rgb: np.ndarray, max_bytes: int) -> bytes:
+def _jpeg(rgb: np.ndarray, max_bytes: int, subsampling: str = "4:2:0") -> bytes:
     """uint8 [H, W, 3] as JPEG of the best quality that fits, or of the worst there is."""
     from PIL import Image
 
     image = Image.fromarray(rgb)
     for quality in _QUALITIES:
         buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
         if buffer.tell() <= max_bytes:
             break
     return buffer.getvalue()
@@ -187,8 +188,9 @@ def render_gallery(
     shown = [_shown(name, card, done[name]) for name, card in sorted(cards.items()) if name in done]
     listed = [_listed(row) for row in _worst_first(troubles)]
     computed = summary["images_done"] - summary["images_kept"]
-    return _render(
+    return _template().render(
         summary=summary,
+        time=_time(summary["seconds"]),
         images_per_s=computed / summary["seconds"] if summary["seconds"] else 0.0,
         shown=shown,
         listed=listed,
@@ -207,7 +209,8 @@ def _worst_first(troubles: Iterable[Row]) -> list[Row]:
 
 
 def _listed(row: Row) -> Row:
-    return {"status": row["status"], "name": row["input"], "reason": row["reason"]}
+    name = row["input"]
+    return {"status": row["status"], "name": name, "reason": row["reason"].removeprefix(f"{name}: ")}
 
 
 def _shown(name: str, card: Card, row: Row) -> Row:
@@ -247,13 +250,14 @@ def _data_uri(jpeg: bytes) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-def _render(**values: Any) -> str:
+@cache
+def _template() -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"metres": _metres, "visible": _visible, "digest": _digest}
-    values["gradient"] = _gradient()
-    return environment.from_string(Path(__file__).with_name("gallery.html.j2").read_text()).render(**values)
+    environment.globals["gradient"] = _gradient()
+    return environment.from_string(Path(__file__).with_name("gallery.html.j2").read_text())
 
 
 # --- how values are written ---------------------------------------------------------------------------------
@@ -264,6 +268,14 @@ def _metres(depth_m: float | None) -> str:
     if depth_m is None:
         return "none"
     return f"{depth_m:.{max(0, 2 - floor(log10(depth_m)))}f} m"
+
+
+def _time(seconds: float) -> tuple[str, str]:
+    """Figures and their unit."""
+    if seconds < 60:
+        return f"{seconds:.1f}", "s"
+    minutes, rest = divmod(round(seconds), 60)
+    return (f"{minutes}:{rest:02d}", "min") if minutes < 60 else (f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}", "h")
 
 
 def _visible(text: str, max_chars: int = 2_000) -> str:
