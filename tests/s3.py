@@ -1,4 +1,7 @@
-"""A real S3 server for tests: the one the environment names, else a local Swift, else a stated reason to skip."""
+"""A real S3 server for tests: the one the environment names, else a local Swift, else a stated reason to skip.
+
+METRICGOLD_TEST_SWIFT=own passes over a server script that lies beside the project.
+"""
 
 import atexit
 import os
@@ -10,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from swift import Swift
 
 SERVER = Path(__file__).parents[2] / "shared" / "services" / "s3_server"
 
@@ -19,11 +23,21 @@ def _server() -> dict[str, str] | str:
     """Variables of one server for the whole test process, or why there is none."""
     if os.environ.get("AWS_ENDPOINT_URL"):
         return {key: value for key, value in os.environ.items() if key.startswith(("AWS_", "S3_"))}
-    if not SERVER.is_file():
-        return f"AWS_ENDPOINT_URL is not set and {SERVER} is not there"
+    if not SERVER.is_file() or os.environ.get("METRICGOLD_TEST_SWIFT") == "own":
+        return _own()
     if _script("check").returncode and (installed := _script("install")).returncode:
         return f"Swift cannot be installed: {installed.stderr.strip()[-300:]}"
     return _started()
+
+
+def _own() -> dict[str, str] | str:
+    folder = tempfile.TemporaryDirectory(prefix="metricgold-s3-")
+    try:
+        server = Swift(Path(folder.name)).__enter__()
+    except OSError as error:
+        return f"AWS_ENDPOINT_URL is not set and {error}"
+    atexit.register(lambda: (server.__exit__(), folder.cleanup()))
+    return server.environment
 
 
 def _script(word: str) -> subprocess.CompletedProcess:
