@@ -1,6 +1,8 @@
 """Photographs in, pictures of depth out."""
 
+import ctypes
 import io
+import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -136,6 +138,10 @@ def _prepare_pillow() -> None:
     register_heif_opener()
     # Doubtful EXIF or a large image is no news: what matters becomes an error or does not matter.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    # libtiff writes its errors to the terminal by itself; Pillow raises them besides.
+    with suppress(AttributeError, OSError):  # a build of Pillow that hides libtiff, or has none
+        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 def _raise_pillow_limit(max_pixels: int) -> None:
