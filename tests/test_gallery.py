@@ -223,11 +223,13 @@ def test_what_no_url_can_name_has_no_link(name):
 def test_troubles_are_bounded_and_failures_come_first():
     rows = [{"input": f"{n}.txt", "status": "skipped", "reason": f"{n}.txt: no image"} for n in range(5_000)]
     rows += [{"input": f"{n}.jpg", "status": "failed", "reason": "broken " * 1_000} for n in range(600)]
-    page = render_gallery(summary(0, 600, 5_000), {}, {}, iter(rows))
+    reasons = {"timed out": 3, "<b>broken": 1_200}
+    page = render_gallery(summary(0, 600, 5_000, reasons=reasons), {}, {}, iter(rows))
     found = Elements(page)
     statuses = [attributes["data-status"] for tag, attributes in found.found if "data-status" in attributes]
     assert statuses == ["failed"] * 600 + ["skipped"] * (MAX_TROUBLES - 600)
     assert "The first 1,000; 4,600 more stand in receipt.jsonl." in found.text
+    assert "Why images failed: 1,200 \xd7 <b>broken; 3 \xd7 timed out." in found.text
     assert "0.txt: no image" not in found.text and len(page) < 1_500_000
 
 
@@ -235,7 +237,9 @@ def test_a_page_of_200_cards_stays_below_5_mb():
     card = make_card(*noise(240, 320))
     cards = {f"folder/{number:04d}.jpg": card for number in range(200)}
     done = {name: done_row(name, np.ones((1, 1))) for name in cards}
-    page = render_gallery(summary(5_000), cards, done, [])
+    asked = {"num_inference_steps": 50, "ensemble_size": "auto", "seed": 0}
+    page = render_gallery(summary(5_000, params=asked), cards, done, [])
+    assert "50 steps \xd7 as many members as needed, seed 0" in page
     assert len(page.encode()) < 5_000_000
     assert "200 of 5,000 images" in page and "more stand" not in page
 
@@ -246,7 +250,7 @@ def test_an_image_without_figures_or_row():
     del row["num_members"], row["outputs"]
     elements = Elements(render_gallery(summary(1, seconds=0.0), {"a": CARD, "b": CARD}, {"a": row}, []))
     assert elements.links() == ["./a.depth.png"]
-    assert elements.text.count("unknown") == 2 and elements.text.count("none") == 3
+    assert "steps" not in elements.text and elements.text.count("unknown") == 2 and elements.text.count("none") == 3
 
 
 # --- in a browser -------------------------------------------------------------------------------------------
