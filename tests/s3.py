@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from swift import Swift
 
+SWIFT = Path(__file__).with_name("swift.py")
 SERVER = Path(__file__).parents[2] / "shared" / "services" / "s3_server"
 
 
@@ -24,30 +24,20 @@ def _server() -> dict[str, str] | str:
     if os.environ.get("AWS_ENDPOINT_URL"):
         return {key: value for key, value in os.environ.items() if key.startswith(("AWS_", "S3_"))}
     if not SERVER.is_file() or os.environ.get("METRICGOLD_TEST_SWIFT") == "own":
-        return _own()
+        return _started([SWIFT, "run"], [])
     if _script("check").returncode and (installed := _script("install")).returncode:
         return f"Swift cannot be installed: {installed.stderr.strip()[-300:]}"
-    return _started()
-
-
-def _own() -> dict[str, str] | str:
-    folder = tempfile.TemporaryDirectory(prefix="metricgold-s3-")
-    try:
-        server = Swift(Path(folder.name)).__enter__()
-    except OSError as error:
-        return f"AWS_ENDPOINT_URL is not set and {error}"
-    atexit.register(lambda: (server.__exit__(), folder.cleanup()))
-    return server.environment
+    return _started([SERVER, "run"], ["0"])
 
 
 def _script(word: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, SERVER, word], capture_output=True, text=True, timeout=240)
 
 
-def _started() -> dict[str, str] | str:
+def _started(command: list, options: list[str]) -> dict[str, str] | str:
     folder = tempfile.TemporaryDirectory(prefix="metricgold-s3-")
-    command = [sys.executable, str(SERVER), "run", f"{folder.name}/server", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    server = subprocess.Popen([sys.executable, *command, f"{folder.name}/server", *options], **pipes)
     atexit.register(lambda: (server.terminate(), server.wait(20), folder.cleanup()))
     values = {}
     for line in server.stdout:
@@ -55,7 +45,7 @@ def _started() -> dict[str, str] | str:
             return values
         key, _, value = line.strip().removeprefix("export ").partition("=")
         values[key] = value.strip("'\"")
-    return f"{SERVER} ended with {server.wait()}"
+    return f"AWS_ENDPOINT_URL is not set and {server.communicate()[1].strip()[-400:]}"
 
 
 @pytest.fixture

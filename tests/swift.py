@@ -1,7 +1,8 @@
 """A real S3 store for tests: OpenStack Swift with its S3 middleware, four processes over one folder, loopback only.
 
-Swift comes from PyPI into an environment of its own, once. As a script, run by that environment's Python, this file
-is one of the servers: `python -P swift.py NAME FOLDER PORT`; NAME `rings` writes where the servers are.
+Swift comes from PyPI into an environment of its own, once. `python swift.py run FOLDER` prints what a client needs as
+KEY=VALUE, then READY=1, and serves until SIGTERM or the end of its parent. Run by Swift's own Python with `-P`, this
+file is one of the servers, or writes where they are.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from time import time as now
@@ -92,7 +94,7 @@ def install() -> Path:
 def _run(*command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise OSError(f"{PACKAGES[0]} cannot be installed: {done.stderr.strip()[-400:]}")
+        raise OSError(f"{PACKAGES[0]} cannot be installed: {done.stderr.strip()[-250:]}")
 
 
 class Swift:
@@ -172,6 +174,19 @@ def _bound(port: int) -> socket.socket:
     return sock
 
 
+def run(folder: Path) -> None:
+    _end_with_parent()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with Swift(folder) as server:
+        print(*(f"{key}={value}" for key, value in server.environment.items()), "READY=1", sep="\n", flush=True)
+        while True:
+            signal.pause()
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 # In Swift's own environment
 
 
@@ -190,7 +205,7 @@ def write_rings(folder: Path, *ports: str) -> None:
 def serve(name: str, folder: Path, port: str) -> None:
     from swift.common import utils, wsgi
 
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # gone with the parent, however it ends
+    _end_with_parent()
     utils.eventlet_monkey_patch()
     utils.set_swift_dir(str(folder))
     sock = _bound(int(port))
@@ -235,4 +250,4 @@ def cache(global_conf, **conf):
 
 if __name__ == "__main__":
     role, folder, *ports = sys.argv[1:]
-    write_rings(Path(folder), *ports) if role == "rings" else serve(role, Path(folder), *ports)
+    {"run": run, "rings": write_rings}.get(role, partial(serve, role))(Path(folder), *ports)
