@@ -201,7 +201,7 @@ def _read_part(data: bytes) -> Photo:
     ImageFile.LOAD_TRUNCATED_IMAGES = _Lenient()
     wish = _lenient.set(True)
     try:
-        with Image.open(io.BytesIO(data + b"\xff\xd9"), formats=_READ_IN_PART) as image:
+        with Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS) as image:
             image.load()
             photo = _photo(image, truncated=True)
     finally:
@@ -264,15 +264,15 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         srgb, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
         flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
         change = ImageCms.buildTransform(source, srgb, mode, "RGB", intent, flags)
-        return None if mode == "RGB" and _changes_nothing(change) else change
-    except Exception:  # lcms refuses what is broken, and what does not fit the mode
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # broken, or of another kind of pixels
         return None
+    return None if mode == "RGB" and _changes_nothing(change) else change
 
 
 def _changes_nothing(change: ImageCms.ImageCmsTransform) -> bool:
     # sRGB comes in many spellings: compare what they do to colours, up to two steps, not their names.
     steps = np.arange(0, 256, 15, np.uint8)
-    probe = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(17, -1, 3)
+    probe = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     seen = np.asarray(change.apply(Image.fromarray(probe)))
     return bool(np.abs(seen.astype(int) - probe).max() <= 2)
 
@@ -303,12 +303,13 @@ def _focal_px(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
     """Focal length in pixels, the same for both axes and whichever side is up; None where it is not known.
 
     From the 35 mm equivalent by the diagonal (CIPA DCG-001), else from the focal length and the pixels per
-    millimetre of the sensor, reduced as the image is. A long side outside 2 to 175 degrees is not believed.
+    millimetre of the sensor, reduced as the image is. A long side outside 2 to 175 degrees is not believed, nor is
+    a strip beyond 3:1: a panorama keeps the EXIF of one of its shots.
     """
     focal_px = _focal_px_by_35mm(exif, size) or _focal_px_by_sensor(exif, size)
-    if focal_px is None or not 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175:
+    if focal_px is None or max(size) > 3 * min(size):
         return None
-    return focal_px
+    return focal_px if 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175 else None
 
 
 def _focal_px_by_35mm(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:

@@ -1,15 +1,18 @@
 import io
+import re
+import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms, TiffImagePlugin
 
-from metricgold.images import NotAnImage, draw_preview, read_rgb
+from metricgold.images import NotAnImage, Photo, draw_preview, read_photo, read_rgb
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -34,6 +37,14 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def read(data: bytes) -> np.ndarray:
     return read_rgb(data, max_pixels=1_000_000)
+
+
+def photo_of(data: bytes, **options) -> Photo:
+    return read_photo(data, **{"max_pixels": 1_000_000, **options})
+
+
+def noise(height: int = 64, width: int = 64) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
@@ -181,6 +192,370 @@ def test_any_bytes_are_read_or_refused(data, magic):
         assert read(magic + data).dtype == np.uint8
     except ValueError as error:
         assert str(error)
+
+
+# The camera
+
+
+def with_camera(values: dict, size=(400, 300), kind="JPEG", orientation=1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif.get_ifd(0x8769).update(values)
+    return saved(Image.new("RGB", size), kind, exif=exif.tobytes())
+
+
+MM, FILM_MM, DENSITY_X, DENSITY_Y, DENSITY_UNIT, STORED_X, STORED_Y = (
+    *(0x920A, 0xA405, 0xA20E, 0xA20F, 0xA210),
+    *(0xA002, 0xA003),
+)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_focal_length_by_the_diagonal_of_full_frame(kind, orientation):
+    # 36 x 24 mm has a diagonal of 43.27 mm, 400 x 300 pixels one of 500.
+    photo = photo_of(with_camera({FILM_MM: 26, MM: 4.2}, kind=kind, orientation=orientation))
+    assert photo.focal_px == pytest.approx(26 / 43.2666 * 500, rel=1e-5)
+    assert photo.rgb.shape == ((400, 300, 3) if orientation > 4 else (300, 400, 3))
+
+
+@pytest.mark.parametrize(("unit", "per_mm"), [(2, 25.4), (3, 10), (4, 1), (5, 0.001), (None, 25.4)])
+def test_focal_length_by_the_sensor_is_reduced_as_the_image_is(unit, per_mm):
+    values = {MM: 6.0, DENSITY_X: 400 * per_mm, STORED_X: 1600, STORED_Y: 1200}
+    values |= {} if unit is None else {DENSITY_UNIT: unit}
+    assert photo_of(with_camera(values)).focal_px == pytest.approx(6.0 * 400 / 4)
+    assert photo_of(with_camera(values, (300, 400))).focal_px == pytest.approx(600)  # turned by another program
+    values[DENSITY_Y] = values.pop(DENSITY_X)
+    assert photo_of(with_camera(values)).focal_px == pytest.approx(600)
+
+
+NOTHING = TiffImagePlugin.IFDRational(0, 0)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {MM: 4.2},
+        {MM: 4.2, DENSITY_X: 4000.0},  # of how many pixels?
+        {MM: 4.2, DENSITY_X: 4000.0, STORED_X: 400, DENSITY_UNIT: 9},
+        {MM: NOTHING, DENSITY_X: 4000.0, STORED_X: 400},
+        {MM: 4.2, DENSITY_X: NOTHING, STORED_X: 400},
+        {MM: TiffImagePlugin.IFDRational(-42, 10), DENSITY_X: 4000.0, STORED_X: 400},
+        {MM: "wide", DENSITY_X: "4000", STORED_X: "x"},
+        {FILM_MM: 0},
+        {MM: 1.0, DENSITY_X: 8 * 25.4, STORED_X: 400},  # 175.4 degrees along the long side
+        {FILM_MM: 3000},
+        {FILM_MM: "normal"},
+    ],
+)
+def test_a_camera_that_is_not_known_or_not_to_be_believed_is_none(values):
+    assert photo_of(with_camera(values)).focal_px is None
+
+
+def test_a_panorama_has_no_camera():
+    assert photo_of(with_camera({FILM_MM: 26}, (301, 100))).focal_px is None
+    assert photo_of(with_camera({FILM_MM: 26}, (300, 100))).focal_px > 0
+
+
+@pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
+def test_cameras_of_real_photographs():
+    # A Nikon Coolpix at "112 mm" in 640 x 480, a Canon PowerShot S40 by its sensor; a Canon 40D whose sides were
+    # rewritten to those of the thumbnail, which would make it a telescope.
+    expected = {"exif/jpg/gps/DSCN0010.jpg": 112 / 43.2666 * 800, "pillow/flower.webp": 1438.4}
+    for name, focal_px in expected.items():
+        assert read_photo(ODD / name, max_pixels=10**6).focal_px == pytest.approx(focal_px, rel=1e-3)
+    assert read_photo(ODD / "exif/jpg/Canon_40D.jpg", max_pixels=10**6).focal_px is None
+
+
+# Colour profiles
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+D50 = (0.9642, 1.0, 0.8249)
+ADOBE_PRIMARIES = np.array([[0.60974, 0.20528, 0.14919], [0.31111, 0.62567, 0.06322], [0.01947, 0.06087, 0.74457]])
+SRGB_PRIMARIES = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+
+
+def icc_profile(space: bytes, connection: bytes, kind: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A profile of version 2.4 by its specification (ICC.1:2001-04, 6)."""
+    tags = {b"desc": text(b"desc"), b"cprt": b"text\0\0\0\0none\0", b"wtpt": xyz(D50), **tags}
+    place, table, body = 132 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", place + len(body), len(data))
+        body += data + b"\0" * (-len(data) % 4)
+    head = struct.pack(">I4xI4s4s4s12x4s4x", place + len(body), 0x02400000, kind, space, connection, b"acsp")
+    head = head.ljust(68, b"\0") + b"".join(fixed(v) for v in D50)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def text(name: bytes) -> bytes:
+    return b"desc\0\0\0\0" + struct.pack(">I", len(name) + 1) + name + b"\0" * 79
+
+
+def fixed(value: float) -> bytes:
+    return struct.pack(">i", round(value * 65536))
+
+
+def xyz(values) -> bytes:
+    return b"XYZ \0\0\0\0" + b"".join(fixed(v) for v in values)
+
+
+def gamma(value: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(value * 256))
+
+
+def rgb_profile(primaries: np.ndarray = ADOBE_PRIMARIES, power: float = 2.2) -> bytes:
+    colours = {name + b"XYZ": xyz(column) for name, column in zip((b"r", b"g", b"b"), primaries.T, strict=True)}
+    curves = {name + b"TRC": gamma(power) for name in (b"r", b"g", b"b")}
+    return icc_profile(b"RGB ", b"XYZ ", b"mntr", colours | curves)
+
+
+def grey_profile(power: float = 1.5) -> bytes:
+    return icc_profile(b"GRAY", b"XYZ ", b"mntr", {b"kTRC": gamma(power)})
+
+
+def cmyk_profile() -> bytes:
+    """Ink of which each kind takes away half the lightness: one table over the 16 corners, neutral in Lab."""
+    ink = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(16, 4).sum(1)
+    lab = np.stack([255 * np.maximum(0, 1 - ink / 2), np.full(16, 128), np.full(16, 128)], -1).astype(np.uint8)
+    ramp = bytes(range(256))
+    identity = b"".join(fixed(v) for v in (1, 0, 0, 0, 1, 0, 0, 0, 1))
+    table = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + lab.tobytes() + ramp * 3
+    return icc_profile(b"CMYK", b"Lab ", b"prtr", {b"A2B0": table})
+
+
+def as_srgb(linear: np.ndarray) -> np.ndarray:
+    linear = np.clip(linear, 0, 1)
+    return 255 * np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_colours_of_a_wide_profile_become_those_of_srgb(kind):
+    stored = np.random.default_rng(0).integers(60, 200, (16, 16, 3), np.uint8)  # colours that sRGB has
+    linear = (stored / 255) ** (round(2.2 * 256) / 256) @ (np.linalg.inv(SRGB_PRIMARIES) @ ADOBE_PRIMARIES).T
+    inside = ((linear > 0.001) & (linear < 1)).all(axis=-1)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    rgb = read(saved(Image.fromarray(stored), kind, icc_profile=rgb_profile(), **options))
+    assert inside.mean() > 0.5
+    assert np.abs(rgb - as_srgb(linear))[inside].max() <= 2
+    assert np.abs(rgb - stored.astype(int)).max() > 10
+
+
+def test_grey_and_cmyk_profiles_are_applied():
+    grey = np.arange(256, dtype=np.uint8)[None]
+    rgb = read(saved(Image.fromarray(grey), "PNG", icc_profile=grey_profile()))
+    assert np.abs(rgb[0] - as_srgb((grey[0, :, None] / 255) ** 1.5))[8:].max() <= 2
+    white, black, half = (Image.new("CMYK", (8, 8), (ink * 255,) * 4) for ink in (0, 1, 0))
+    half.paste((0, 0, 0, 255), (0, 0, 8, 8))
+    # White stays white and the darkest ink becomes black: relative, with black point compensation.
+    for image, low, high in ((white, 255, 255), (black, 0, 1), (half, 90, 125)):
+        rgb = read(saved(image, "TIFF", icc_profile=cmyk_profile()))
+        assert low <= rgb.min() <= rgb.max() <= high
+        assert np.ptp(rgb[0, 0]) <= 1
+
+
+def test_grey_pixels_under_a_profile_of_colours():
+    grey = np.arange(256, dtype=np.uint8)[None]
+    rgb = read(saved(Image.fromarray(grey), "PNG", icc_profile=rgb_profile(power=1.0)))
+    assert np.abs(rgb[0] - as_srgb(grey[0, :, None] / 255)).max() <= 2
+
+
+def test_profile_and_transparency_together():
+    stored = np.array([[[120, 90, 200, 255], [120, 90, 200, 0]]], np.uint8)
+    rgb = read(saved(Image.fromarray(stored), "PNG", icc_profile=rgb_profile()))
+    opaque = read(saved(Image.fromarray(stored[..., :3]), "PNG", icc_profile=rgb_profile()))
+    assert rgb[0].tolist() == [opaque[0, 0].tolist(), [255, 255, 255]]
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        SRGB,
+        rgb_profile(SRGB_PRIMARIES)[:100],
+        b"\0" * 500,
+        b"not a profile",
+        rgb_profile()[:-200],
+        grey_profile(),  # of another kind of pixels
+        cmyk_profile(),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+    ],
+)
+def test_srgb_itself_and_broken_or_foreign_profiles_change_nothing(profile):
+    stored = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert (read(saved(Image.fromarray(stored), "PNG", icc_profile=profile)) == stored).all()
+
+
+@pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
+def test_a_telephone_s_wide_colours_are_converted():
+    path = ODD / "wild/depthpro_example.jpg"  # Display P3
+    with Image.open(path) as image:
+        as_stored = np.asarray(image.convert("RGB")).astype(int)
+    change = np.abs(read_rgb(path, max_pixels=10**7) - as_stored)
+    assert 0.5 < change.mean() < 10
+
+
+# Sizes and ends
+
+
+@pytest.mark.parametrize(("size", "told"), [((801, 100), "8.01:1"), ((100, 801), "8.01:1"), ((999, 1), "999:1")])
+def test_a_strip_is_refused_before_decoding(size, told):
+    data = saved(Image.new("L", size))
+    with pytest.raises(ValueError, match=rf"a\.png: .*{size[0]}x{size[1]} is a strip of {told}, longer than 8:1"):
+        photo_of(data[:60], max_aspect=8, name="a.png")  # the body is missing altogether
+    assert photo_of(data, max_aspect=1000).rgb.shape == (*size[::-1], 3)
+    assert photo_of(data).rgb.shape == (*size[::-1], 3)
+
+
+@pytest.mark.parametrize("size", [(20_000, 2_500), (2_500, 20_000), (1, 1), (1, 8)])
+def test_panoramas_and_single_pixels_are_read(size):
+    rgb = photo_of(saved(Image.new("L", size, 77), "JPEG"), max_pixels=100_000_000, max_aspect=8.0).rgb
+    assert rgb.shape == (*size[::-1], 3)
+    assert np.abs(rgb[[0, -1]].astype(int) - 77).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}])
+def test_a_jpeg_that_ends_early_is_read_as_far_as_it_goes_if_so_wished(options):
+    data = saved(noise(), "JPEG", **options)
+    whole = photo_of(data, allow_truncated=True)
+    part = photo_of(data[: len(data) // 2], allow_truncated=True)
+    assert (whole.truncated, part.truncated) == (False, True)
+    assert (part.rgb[:12] == whole.rgb[:12]).all()
+    assert (part.rgb[-8:] == 128).all()
+    with pytest.raises(ValueError, match="truncated"):
+        photo_of(data[: len(data) // 2])
+
+
+def test_a_progressive_jpeg_that_ends_early_is_coarse_all_over():
+    smooth = noise(4, 4).resize((64, 64), Image.Resampling.BICUBIC)
+    data = saved(smooth, "JPEG", progressive=True)
+    part = photo_of(data[: len(data) * 2 // 3], allow_truncated=True)
+    assert part.truncated
+    assert np.abs(part.rgb.astype(int) - np.asarray(smooth)).mean() < 20
+
+
+def test_a_png_that_ends_early_is_read_as_far_as_it_goes_if_so_wished():
+    data = saved(noise(), "PNG")
+    part = photo_of(data[: len(data) // 2], allow_truncated=True)
+    assert part.truncated
+    assert (part.rgb[:28] == np.asarray(noise())[:28]).all()
+    assert (part.rgb[-20:] == 0).all()
+    with pytest.raises(ValueError, match="truncated"):
+        photo_of(data[: len(data) // 2])
+
+
+def test_where_there_is_nothing_to_take_it_is_refused_all_the_same():
+    for kind, share in [("JPEG", 0.12), ("PNG", 0.005), ("TIFF", 0.5), ("WEBP", 0.5), ("BMP", 0.5)]:
+        data = saved(noise(), kind)
+        with pytest.raises(ValueError):
+            photo_of(data[: int(len(data) * share)], allow_truncated=True, name=f"a.{kind.lower()}")
+
+
+def test_threads_of_different_wishes_do_not_disturb_each_other():
+    cut = {kind: saved(noise(), kind) for kind in ("JPEG", "PNG")}
+
+    def try_one(number: int) -> bool:
+        data = cut["PNG" if number % 3 else "JPEG"]
+        try:
+            photo_of(data[: len(data) // 2], allow_truncated=number % 2 == 0)
+        except ValueError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(try_one, range(400))) == [number % 2 == 0 for number in range(400)]
+
+
+# The README's table "Odd images": each kind, files of that kind, and what becomes of them: pixels, or a reason.
+
+
+def grey_ramp(dtype, *values) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype))
+
+
+def frames(kind: str) -> bytes:
+    red, blue = Image.new("RGB", (16, 16), (250, 0, 0)), Image.new("RGB", (16, 16), (0, 0, 250))
+    return saved(red, kind, save_all=True, append_images=[blue])
+
+
+def turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return saved(noise(3, 5), exif=exif)
+
+
+def modern(kind: str) -> bytes:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return saved(Image.new("RGB", (32, 32), (0, 200, 0)), kind)
+
+
+RED, GREEN, WHITE = [250, 0, 0], [0, 200, 0], [255, 255, 255]
+HALF_JPEG, HALF_PNG, HALF_TIFF = (
+    data[: len(data) // 2] for data in (saved(noise(), kind) for kind in ("JPEG", "PNG", "TIFF"))
+)
+ODD_KINDS = {
+    "turned or mirrored by EXIF": [(lambda: turned(6), {}, np.rot90(noise(3, 5), -1)), (lambda: turned(99), {}, None)],
+    "colour profile (RGB, grey, CMYK)": [
+        (lambda: saved(Image.new("RGB", (4, 4), (128,) * 3), icc_profile=rgb_profile(power=1.0)), {}, [188] * 3),
+        (lambda: saved(Image.new("RGB", (4, 4), (128,) * 3), icc_profile=b"broken"), {}, [128] * 3),
+    ],
+    "transparency": [(lambda: saved(Image.new("RGBA", (4, 4), (9, 9, 9, 0))), {}, WHITE)],
+    "palette, grey, 1 bit, CMYK": [
+        (lambda: saved(Image.new("RGB", (4, 4), tuple(RED)).convert("P")), {}, None),
+        (lambda: saved(Image.new("1", (4, 4), 1)), {}, WHITE),
+        (lambda: saved(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "TIFF"), {}, WHITE),
+    ],
+    "16 bits a channel": [(lambda: saved(grey_ramp(np.uint16, 0, 32768, 65535)), {}, [[[0] * 3, [128] * 3, WHITE]])],
+    "float, or integers beyond 16 bits": [
+        (lambda: saved(grey_ramp(np.float32, 0.5), "TIFF"), {}, "floating-point"),
+        (lambda: saved(grey_ramp(np.int32, 70000), "TIFF"), {}, "do not fit 16 bits"),
+    ],
+    "animation, several pages, MPO": [(lambda k=k: frames(k), {}, RED) for k in ("GIF", "PNG", "WEBP", "TIFF", "MPO")],
+    "HEIC, AVIF, JPEG 2000, QOI, PNM": [
+        (lambda k=k: modern(k), {}, GREEN) for k in ("HEIF", "AVIF", "JPEG2000", "QOI", "PPM")
+    ],
+    "ends early": [
+        *((lambda d=d: d, {}, "truncated|end early|broken") for d in (HALF_JPEG, HALF_PNG, HALF_TIFF)),
+        *((lambda d=d: d, {"allow_truncated": True}, None) for d in (HALF_JPEG, HALF_PNG)),
+        (lambda: HALF_TIFF, {"allow_truncated": True}, "cannot be read"),
+    ],
+    "JPEG with data missing in its midst": [
+        (lambda: HALF_JPEG + b"\xff\xd9", {}, "damaged"),
+        (lambda: HALF_JPEG + b"\xff\xd9", {"allow_truncated": True}, None),
+    ],
+    "more pixels than `predict.max_pixels`": [(lambda: saved(Image.new("1", (1001, 1000))), {}, "more than 1000000 p")],
+    "longer than `predict.max_aspect`": [(lambda: saved(Image.new("1", (81, 10))), {"max_aspect": 8}, "8.1:1")],
+    "a single pixel": [(lambda: saved(Image.new("RGB", (1, 1), tuple(GREEN))), {"max_aspect": 8}, GREEN)],
+    "another format than its name says": [(lambda: saved(noise(4, 4)), {"name": "a.jpg"}, np.asarray(noise(4, 4)))],
+    "empty, or an image by name alone": [
+        (lambda: b"", {"name": "a.jpg"}, "a.jpg: empty"),
+        (lambda: b"<html>", {"name": "a.jpg"}, "a.jpg: not an image"),
+    ],
+    "no image by bytes or name": [(lambda: b"a,b\n", {"name": "a.csv"}, NotAnImage)],
+}
+
+
+@pytest.mark.parametrize("kind", ODD_KINDS)
+def test_odd_kinds_become_what_the_table_says(kind):
+    for make, options, expected in ODD_KINDS[kind]:
+        if isinstance(expected, str) or expected is NotAnImage:
+            with pytest.raises(ValueError, match=expected if isinstance(expected, str) else "not an image") as refused:
+                photo_of(make(), **options)
+            assert isinstance(refused.value, NotAnImage) == (expected is NotAnImage)
+            continue
+        rgb = photo_of(make(), **options).rgb
+        assert (rgb.dtype, rgb.shape[2:]) == (np.uint8, (3,))
+        assert expected is None or np.abs(rgb - np.asarray(expected, int)).max() <= 12
+
+
+def test_the_table_of_the_readme_lists_these_kinds():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    section = re.search(r"^#+ Odd images\n(.*?)(?=^#|\Z)", readme, re.M | re.S)
+    if section is None:
+        pytest.skip("the README has no section 'Odd images'")
+    rows = re.findall(r"^\| (.+?) \|", section[1], re.M)
+    assert rows[1:] == list(ODD_KINDS)
 
 
 def test_preview_is_red_near_and_blue_far_and_holds_a_scale():
