@@ -12,7 +12,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property, partial
 from io import BytesIO
@@ -27,7 +27,7 @@ from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
 from metricgold.geometry import focal_px_from_fov, pinhole
 from metricgold.images import NotAnImage, Photo, claims_image, read_photo
 from metricgold.lease import hold
-from metricgold.outputs import DEFAULT, SUFFIXES, Depicted, figures, files_of, metadata
+from metricgold.outputs import DEFAULT, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.params import Inference, Output, Predict
 from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, Row
 from metricgold.storage import digest_folder, digest_json
@@ -115,8 +115,13 @@ def predict_all(
     started = time.monotonic()
     digest = digest_folder(model) if Path(model).is_dir() else ""
     job = Job(params, input, output, Path(model), model_name, digest, tuple(include), tuple(exclude))
+    check_kinds(job.kinds)
     source, sink = job.open_source(), job.open_sink()
-    with hold(sink, params.lease_s) as check_held, closing(Receipt(sink)) as receipt:
+    with (
+        hold(sink, params.lease_s) as check_held,
+        closing(Receipt(sink)) as receipt,
+        _no_patience_in_trouble(source, sink),
+    ):
         receipt.load_previous()
         receipt.flush()  # the first write: an output that cannot be written ends the job here
         sample = Sample(params.gallery)
@@ -435,7 +440,7 @@ def _write(job: Job, sink: Folder | S3Prefix, row: Row, depicted: Depicted | Non
     started = time.perf_counter()
     try:
         figured = figures(depicted.planar_depth_m, depicted.uncertainty, depicted.valid_mask)
-        depicted.facts.update(figured)
+        depicted = replace(depicted, facts={**depicted.facts, **figured})
         written = _write_files(job, sink, row["input"], depicted)
     except StoreLost:
         raise

@@ -9,6 +9,7 @@ import re
 import sqlite3
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import takewhile
@@ -40,6 +41,7 @@ class Receipt:
         self.file = tempfile.NamedTemporaryFile(prefix="metricgold-", suffix=".sqlite")  # noqa: SIM115
         self.db = sqlite3.connect(self.file.name, isolation_level=None)
         self.db.executescript(_SCHEMA)
+        self.run = uuid.uuid4().hex[:8]  # a job whose output was taken over overwrites no part of the other's
         self.parts: list[str] = []
         self.growing: str | None = None  # the last of them, until it is full
         self.lines: list[str] = []  # of that one
@@ -131,8 +133,8 @@ class Receipt:
     def flush(self) -> None:
         """Save the rows of this run that are not saved yet, in a part that grows until it is full."""
         if self.growing is None:
-            number = int(self.parts[-1].removeprefix(PARTIAL).split(".")[0]) + 1 if self.parts else 0
-            self.growing = f"{PARTIAL}{number:08d}.jsonl"
+            number = int(self.parts[-1].removeprefix(PARTIAL)[:8]) + 1 if self.parts else 0
+            self.growing = f"{PARTIAL}{number:08d}-{self.run}.jsonl"
             self.parts.append(self.growing)
         data = "".join(line + "\n" for line in self.lines).encode()
         self.sink.write(self.growing, data, "application/jsonl", durable=True)

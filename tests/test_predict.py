@@ -2,24 +2,32 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
+import metricgold.predict as predict_module
 import metricgold.receipt as receipt_module
-from metricgold.buckets import Folder, open_bucket
+from metricgold.buckets import Folder, StoreLost, open_bucket
 from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
+from metricgold.images import Photo
 from metricgold.log_depth import LogDepth
 from metricgold.params import Predict
-from metricgold.predict import predict_all
+from metricgold.predict import Job, _batches, over_budget, predict_all, predict_entries
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, batch_size=6, num_threads=2, gallery=0)
@@ -341,6 +349,329 @@ def test_every_odd_image_ends_as_output_or_reasoned_row(tmp_path):
         assert done or row["reason"].startswith(row["input"])
 
 
+# Batches
+
+
+def test_one_aspect_shares_a_batch_whatever_the_sizes(tmp_path):
+    sizes = [(40, 30), (80, 60), (120, 90), (60, 45), (30, 40), (60, 80)]
+    source = tmp_path / "in"
+    source.mkdir()
+    for n, (width, height) in enumerate(sizes):
+        (source / f"{n}.png").write_bytes(picture(n, width, height))
+    pipe = FakePipe()
+    run(source, tmp_path / "out", pipe)
+    assert sorted(pipe.calls) == [1, 2, 3]  # 3 images x 2 members make 6
+    assert pipe.options == {
+        **{"num_inference_steps": 2, "ensemble_size": 2, "timestep_spacing": "trailing", "seed": 0, "merge": "depth"},
+        **{"max_ensemble_size": 10, "uncertainty_target": 0.01, "batch_size": 6},
+    }
+    for row, (width, height) in zip(receipt(Folder(tmp_path / "out")), sizes, strict=True):
+        assert (row["width"], row["height"]) == (width, height)
+        assert read_log_depth_png(tmp_path / "out" / row["output"])[0].shape == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ensemble_size", "images"), [(16, 10, 1), (16, 4, 4), (4, 10, 1), (16, "auto", 5)]
+)
+def test_batch_size_counts_images_times_members(batch_size, ensemble_size, images):
+    params = Predict(batch_size=batch_size, ensemble_size=ensemble_size)
+    assert Job(params, "in", "out", Path("m"), "m", "").images_at_once == images
+
+
+@given(st.lists(st.integers(0, 30), max_size=200), st.integers(1, 4))
+def test_no_image_waits_for_ever_and_none_is_lost(sizes, images_at_once):
+    photos = [Photo(np.zeros((1, size + 1, 3), np.uint8)) for size in sizes]
+    pulled = [0]
+
+    def read():
+        for n, photo in enumerate(photos):
+            pulled[0] += 1
+            yield {"input": n}, photo
+
+    given_out = []
+    for batch in _batches(read(), lambda photo: photo.rgb.shape[:2], images_at_once):
+        assert 1 <= len(batch) <= images_at_once
+        assert len({photo.rgb.shape for _, photo in batch}) == 1
+        given_out += [row["input"] for row, _ in batch]
+        assert pulled[0] - len(given_out) <= 4 * images_at_once
+    assert sorted(given_out) == list(range(len(photos)))
+
+
+def test_large_images_do_not_wait_in_numbers(monkeypatch):
+    monkeypatch.setattr(predict_module, "_HELD_BYTES", 1000)
+    photos = [({"input": n}, Photo(np.zeros((10, 10 + n, 3), np.uint8))) for n in range(9)]
+    sizes = [len(batch) for batch in _batches(iter(photos), lambda photo: photo.rgb.shape[:2], 9)]
+    assert sizes == [1] * 9  # 330 bytes and more each
+
+
+def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
+    source, pulled = fill(tmp_path / "in", 60), []
+    entries = (pulled.append(entry) or entry for entry in Folder(source).list())
+    job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
+    with closing(predict_entries(job, entries, pipe=FakePipe())) as rows:
+        for n, row in enumerate(rows, 1):
+            assert row["status"] == "done"
+            assert len(pulled) - n <= 5 + 3 + 4 + 3  # read ahead, in a batch, behind, and written in between
+    assert n == 60
+
+
+def test_a_job_travels(tmp_path):
+    source = fill(tmp_path / "in", 3)
+    job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "", exclude=("1.*",))
+    copy = pickle.loads(pickle.dumps(job))
+    assert copy == job and copy.identity == job.identity
+    entries = pickle.loads(pickle.dumps(list(copy.open_source().list())))
+    rows = list(predict_entries(copy, entries, pipe=FakePipe()))
+    assert sorted(row["output"] for row in rows) == ["0.png.depth.png", "2.png.depth.png"]
+
+
+def test_a_failing_batch_is_halved(tmp_path):
+    source = fill(tmp_path / "in", 3)
+    (source / "9.png").write_bytes(picture(0, 80, 60))
+    pipe = FakePipe(break_on_width=80)
+    summary = run(source, tmp_path / "out", pipe, params=PARAMS.model_copy(update={"batch_size": 8}))
+    assert (pipe.calls, summary["images_done"], summary["images_failed"]) == ([4, 2, 2, 1, 1], 3, 1)
+    assert summary["reasons"] == {"the model failed: out of memory": 1}
+
+
+def test_a_one_step_model_is_not_asked_for_more(tmp_path):
+    pipe = FakePipe()
+    pipe.is_one_step = True
+    source = fill(tmp_path / "in", 2)
+    with pytest.raises(ValueError, match=r"trained for one step.*--preset one-step\), got 2 and 2"):
+        run(source, tmp_path / "out", pipe)
+    one = PARAMS.model_copy(update={"num_inference_steps": 1, "ensemble_size": 1})
+    assert run(source, tmp_path / "out", pipe, params=one)["images_done"] == 2
+
+
+# What is kept
+
+
+def kinds(*names: str) -> Predict:
+    return PARAMS.model_copy(update={"outputs": list(names)})
+
+
+def test_one_more_kind_is_computed_only_where_it_is_missing(tmp_path):
+    source, out, pipe = fill(tmp_path / "in", 3), tmp_path / "out", FakePipe()
+    run(source, out, params=kinds("log-png", "json"))
+    more = kinds("log-png", "json", "npz")
+    assert run(source, out, pipe, params=more)["images_kept"] == 0
+    assert sum(pipe.calls) == 3
+    (out / "1.png.depth.npz").unlink()
+    assert run(source, out, pipe, params=kinds("json"))["images_kept"] == 3  # fewer kinds: nothing is missing
+    rows = receipt(Folder(out))
+    assert [sorted(row["outputs"]) for row in rows] == [
+        ["json", "log-png", "npz"],
+        ["json", "log-png"],
+        ["json", "log-png", "npz"],
+    ]
+    assert run(source, out, pipe, params=more)["images_kept"] == 2
+    assert sum(pipe.calls) == 4
+
+
+def test_a_lost_depth_file_that_is_not_asked_for_is_not_named(tmp_path):
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    run(source, out)
+    (out / "0.png.depth.png").unlink()
+    assert run(source, out, params=kinds("preview"))["images_kept"] == 1
+    (row,) = receipt(Folder(out))
+    assert (row["output"], row["sha256"], "log-png" in row["outputs"]) == (None, None, False)
+
+
+def test_another_field_of_view_computes_anew(tmp_path):
+    source = fill(tmp_path / "in", 1)
+    run(source, tmp_path / "out")
+    assert run(source, tmp_path / "out", params=PARAMS.model_copy(update={"fov_deg": 70.0}))["images_kept"] == 0
+
+
+def test_params_of_auto_matter_only_to_auto():
+    job = lambda **changes: Job(PARAMS.model_copy(update=changes), "in", "out", Path("m"), "m", "")  # noqa: E731
+    assert job().identity == job(max_ensemble_size=20, batch_size=1, gallery=3).identity
+    auto = {"ensemble_size": "auto"}
+    assert job(**auto).identity != job(**auto, max_ensemble_size=20).identity != job().identity
+
+
+# What a row and its files say
+
+
+def test_row_and_side_car_say_the_same(tmp_path):
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 50  # focal length for 35 mm film
+    Image.open(io.BytesIO(picture(1, 80, 60))).save(source / "camera.jpg", exif=exif)
+    run(source, out)
+    plain, camera = receipt(Folder(out))
+    assert (plain["focal_from"], plain["focal_px"]) == ("fov_deg", pytest.approx(20 / np.tan(np.radians(30))))
+    assert (camera["focal_from"], camera["focal_px"]) == ("exif", pytest.approx(50 / 43.27 * 100, rel=1e-3))
+    for row in (plain, camera):
+        said = json.loads((out / row["outputs"]["json"]["key"]).read_bytes())
+        assert (said["unit"], said["kind"], said["near_m"], said["far_m"]) == ("metres", "planar depth", 0.5, 80.0)
+        f, x, y = row["focal_px"], row["width"] / 2, row["height"] / 2
+        assert said["intrinsics"] == [[f, 0, x], [0, f, y], [0, 0, 1]]
+        assert said["sha256"] == row["sha256"]
+        shared = set(said) & set(row)
+        assert {key: said[key] for key in shared} == {key: row[key] for key in shared}
+        assert {"input", "input_tag", "identity", "num_members", "model", "params", "median_m", "saturated"} <= shared
+        assert set(row["seconds"]) == {"read", "model", "write"}
+        assert datetime.fromisoformat(row["finished"]).tzinfo is not None
+        _, attributes = read_log_depth_png(out / row["output"])
+        assert {key: attributes[key] for key in ("input", "input_tag", "identity")} == {
+            key: row[key] for key in ("input", "input_tag", "identity")
+        }
+
+
+def test_names_beyond_ascii_come_back_from_the_files(tmp_path):
+    name = "日本 100%25.png"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(picture(2))
+    run(tmp_path / "in", tmp_path / "out")
+    (row,) = receipt(Folder(tmp_path / "out"))
+    _, attributes = read_log_depth_png(tmp_path / "out" / row["output"])
+    assert attributes["input"].isascii() and unquote(attributes["input"]) == row["input"] == name
+    assert json.loads((tmp_path / "out" / row["outputs"]["json"]["key"]).read_bytes())["input"] == name
+
+
+def test_a_side_car_is_not_the_summary(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "summary").write_bytes(picture(0))
+    (tmp_path / "in" / "a.png").write_bytes(picture(0))
+    run(tmp_path / "in", tmp_path / "out")
+    row = receipt(Folder(tmp_path / "out"))[1]
+    assert (row["status"], "summary.json; give it another name" in row["reason"]) == ("failed", True)
+
+
+def test_summary_counts_and_reasons(tmp_path):
+    source = fill(tmp_path / "in", 2)
+    for n in range(3):
+        (source / f"broken{n}.jpg").write_bytes(b"")
+    (source / "strip.png").write_bytes(picture(0, 100, 5))
+    summary = run(source, tmp_path / "out")
+    assert summary["reasons"].pop("empty file") == 3
+    (reason,) = summary["reasons"]
+    assert "NxN is a strip" in reason and "strip.png" not in reason
+    assert (summary["images_done"], summary["images_failed"], summary["share_failed"]) == (2, 4, round(4 / 6, 6))
+    assert summary["images_per_s"] > 0
+
+
+def test_truncated_images_are_said_to_be(tmp_path):
+    source = fill(tmp_path / "in", 1)
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture(0, 200, 150))).save(file, "JPEG")
+    (source / "cut.jpg").write_bytes(file.getvalue()[:5000])
+    assert run(source, tmp_path / "out")["images_failed"] == 1
+    allowed = PARAMS.model_copy(update={"allow_truncated": True})
+    assert run(source, tmp_path / "out", params=allowed)["images_failed"] == 0
+    assert [row["truncated"] for row in receipt(Folder(tmp_path / "out"))] == [False, True]
+
+
+# When a job fails
+
+
+@pytest.mark.parametrize(
+    ("done", "failed", "max_failed", "message"),
+    [
+        (5, 0, None, None),
+        (1, 99, None, None),
+        (0, 3, None, "all 3 images failed; out/receipt.jsonl says why"),
+        (0, 0, None, None),
+        (99, 1, 0.01, None),
+        (98, 2, 0.01, "2 of 100 images failed, max_failed is 1 %; out/receipt.jsonl says why"),
+        (5, 1, 0.0, "1 of 6 images failed, max_failed is 0 %; out/receipt.jsonl says why"),
+        (0, 4, 1.0, None),
+        (5, 20, 20, None),
+        (1000, 21, 20, "21 of 1021 images failed, max_failed is 20; out/receipt.jsonl says why"),
+    ],
+)
+def test_failure_budget(done, failed, max_failed, message):
+    summary = {"images_done": done, "images_failed": failed, "receipt": "out/receipt.jsonl"}
+    assert over_budget(summary, max_failed) == message
+
+
+def test_an_error_that_no_one_thought_of_is_a_row(tmp_path, monkeypatch):
+    source = fill(tmp_path / "in", 3)
+
+    def refuse(self, key, data, *options, **more):
+        if key == "1.png.preview.jpg":
+            raise PermissionError("access denied")
+        if key == "2.png.json":
+            raise TypeError("of our own making")
+        return write(self, key, data, *options, **more)
+
+    write = Folder.write
+    monkeypatch.setattr(Folder, "write", refuse)
+    summary = run(source, tmp_path / "out")
+    rows = receipt(Folder(tmp_path / "out"))
+    assert [row["reason"] for row in rows] == [
+        None,
+        "writing 1.png: access denied",
+        "writing 2.png: TypeError: of our own making",
+    ]
+    assert (summary["images_done"], summary["images_failed"]) == (1, 2)
+    monkeypatch.undo()
+    assert run(source, tmp_path / "out")["images_kept"] == 1
+
+
+def test_a_lost_store_ends_the_job_which_goes_on_later(tmp_path, monkeypatch):
+    source, out = fill(tmp_path / "in", 6), tmp_path / "out"
+
+    def lose(self, key, limit=-1):
+        if key == "4.png":
+            time.sleep(0.5)  # the writers end meanwhile
+            raise StoreLost("the store: not there")
+        return read(self, key, limit)
+
+    read = Folder.read
+    monkeypatch.setattr(Folder, "read", lose)
+    monkeypatch.setattr(receipt_module, "FLUSH_SECONDS", 0.0)
+    with pytest.raises(StoreLost, match="the store: not there"):
+        run(source, out, params=PARAMS.model_copy(update={"batch_size": 2}))
+    assert not (out / "receipt.jsonl").exists()
+    monkeypatch.undo()
+    summary = run(source, out)
+    assert (summary["images_done"], summary["images_failed"]) == (6, 0)
+
+
+def test_a_format_that_cannot_be_written_here_is_said_first(tmp_path, monkeypatch):
+    def missing(*_):
+        raise ValueError("OpenEXR is not installed")
+
+    monkeypatch.setattr("metricgold.depth_files.write_depth_exr", missing)
+    pipe = FakePipe()
+    with pytest.raises(ValueError, match="OpenEXR is not installed"):
+        run(fill(tmp_path / "in", 1), tmp_path / "out", pipe, params=kinds("exr"))
+    assert pipe.calls == []
+
+
+# The page
+
+
+def test_gallery_shows_new_and_kept_images(tmp_path):
+    source, out = fill(tmp_path / "in", 6), tmp_path / "out"
+    page = PARAMS.model_copy(update={"gallery": 4})
+    run(source, out, params=PARAMS)
+    assert not (out / "gallery.html").exists()
+    (source / "broken.jpg").write_bytes(b"")
+    run(source, out, params=page)
+    kept = (out / "gallery.html").read_text()
+    assert kept.count("data:image/jpeg") == 8 and "empty file" in kept
+    run(source, tmp_path / "fresh", params=page)
+    shown = lambda text: {name for name in "012345" if f"{name}.png" in text}  # noqa: E731
+    assert shown(kept) == shown((tmp_path / "fresh" / "gallery.html").read_text())
+    assert len(shown(kept)) == 4
+    run(source, out, params=PARAMS)
+    assert not (out / "gallery.html").exists()  # it would show another state than the receipt
+
+
+def test_a_page_that_fails_costs_nothing(tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr("metricgold.predict.render_gallery", fail)
+    summary = run(fill(tmp_path / "in", 2), tmp_path / "out", params=PARAMS.model_copy(update={"gallery": 4}))
+    assert summary["images_done"] == len(receipt(Folder(tmp_path / "out"))) == 2
+    assert "gallery.html is left out" in caplog.text
+
+
 # S3
 
 ODD_KEYS = [
@@ -419,6 +750,44 @@ def test_s3_broken_run_goes_on(s3_bucket, tmp_path, monkeypatch):  # noqa: F811
     pipe = FakePipe()
     assert run(source, f"s3://{s3_bucket}/out", pipe, params=one)["images_done"] == 9
     assert sum(pipe.calls) <= 9
+
+
+def test_s3_objects_say_whose_output_they_are(s3_photos):
+    run(f"{s3_photos}/in", f"{s3_photos}/out")
+    rows = {row["input"]: row for row in receipt(open_bucket(f"{s3_photos}/out"))}
+    for key in ("a b.png", "100%25.png", "ä/日本.png"):
+        for file in rows[key]["outputs"].values():
+            head = s3_client().head_object(Bucket=s3_photos[5:], Key=f"out/{file['key']}")
+            assert head["ETag"].strip('"') == file["tag"]
+            about = {name: unquote(head["Metadata"][name]) for name in ("input", "input_tag", "identity", "model")}
+            assert about == {name: rows[key][name] for name in about}
+
+
+def test_s3_one_key_in_trouble_is_one_row(s3_photos, tmp_path):
+    source = open_bucket(f"{s3_photos}/in")
+
+    class Deleting(FakePipe):
+        def processing_size(self, height, width):
+            source.delete("ä/日本.png")
+            return super().processing_size(height, width)
+
+    params = PARAMS.model_copy(update={"num_threads": 1, "batch_size": 2})
+    summary = run(f"{s3_photos}/in", tmp_path / "out", Deleting(), params=params)
+    assert (summary["images_done"], summary["images_failed"]) == (len(ODD_KEYS) - 1, 1)
+    (failed,) = (row for row in receipt(Folder(tmp_path / "out")) if row["status"] == "failed")
+    assert failed["reason"] == f"{s3_photos}/in/ä/日本.png: no such bucket or key"
+
+
+def test_s3_output_is_held_by_one_job(s3_photos):
+    class Nested(FakePipe):
+        def __call__(self, image, **options):
+            with pytest.raises(BlockingIOError, match=f"{s3_photos}/out/ is being written"):
+                run(f"{s3_photos}/in", f"{s3_photos}/out")
+            return super().__call__(image, **options)
+
+    params = PARAMS.model_copy(update={"batch_size": 40})
+    assert run(f"{s3_photos}/in", f"{s3_photos}/out", Nested(), params=params)["images_done"] == len(ODD_KEYS)
+    assert not open_bucket(f"{s3_photos}/out").exists(".metricgold-lease.json")
 
 
 def test_s3_refusals_are_named_before_any_work(s3_environment, s3_photos, tmp_path, monkeypatch):  # noqa: F811
