@@ -68,7 +68,7 @@ def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.
     return points_m
 
 
-_BAND_ROWS = 256  # bounds the memory of large images
+_BAND_ROWS = 64  # bounds the memory of large images
 
 
 def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
@@ -87,19 +87,22 @@ def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np
 
 
 def _normals(points_m: np.ndarray) -> np.ndarray:
-    normals = np.cross(_tangents(points_m, axis=1), _tangents(points_m, axis=0))
-    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    away = np.einsum("hwc,hwc->hw", normals, points_m) > 0
-    return np.where(away[..., None], -normals, normals)
+    axes_first = np.moveaxis(points_m, -1, 0).astype(np.float64)  # [3, H, W]: whole planes at a time
+    (ax, ay, az), (bx, by, bz) = _tangents(axes_first), _tangents(axes_first.swapaxes(1, 2)).swapaxes(1, 2)
+    normals = np.stack([by * az - bz * ay, bz * ax - bx * az, bx * ay - by * ax])
+    normals /= np.sqrt(np.einsum("chw,chw->hw", normals, normals))
+    normals *= -np.copysign(1, np.einsum("chw,chw->hw", normals, axes_first))  # towards the camera
+    return np.moveaxis(normals, 0, -1)
 
 
-def _tangents(points_m: np.ndarray, axis: int) -> np.ndarray:
-    """Mean step to the next point along an axis, float64 [H, W, 3]; NaN where neither neighbour is known."""
-    points_m = np.moveaxis(points_m, axis, 0).astype(np.float64)
-    steps = np.full((len(points_m) + 1, *points_m.shape[1:]), np.nan)  # the first and the last lead nowhere
-    steps[1:-1] = np.diff(points_m, axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights = np.nan_to_num(np.square(steps).sum(axis=-1, keepdims=True) ** -2)
-        weighted = np.nan_to_num(steps) * weights
-        tangents = (weighted[:-1] + weighted[1:]) / (weights[:-1] + weights[1:])
-    return np.moveaxis(tangents, 0, axis)
+def _tangents(points_m: np.ndarray) -> np.ndarray:
+    """Mean step along the last axis of [3, H, W]; NaN where neither neighbour is known."""
+    steps = np.full((*points_m.shape[:-1], points_m.shape[-1] + 1), np.nan)  # the first and the last lead nowhere
+    np.subtract(points_m[..., 1:], points_m[..., :-1], out=steps[..., 1:-1])
+    square = np.einsum("chw,chw->hw", steps, steps)
+    unknown = np.isnan(square)
+    steps[:, unknown], square[unknown] = 0, np.inf
+    weights = square**-2
+    steps *= weights
+    with np.errstate(invalid="ignore"):
+        return (steps[..., 1:] + steps[..., :-1]) / (weights[:, 1:] + weights[:, :-1])

@@ -57,8 +57,9 @@ def _known(points_m: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarra
             f"points [N, 3] and uint8 colours [N, 3] were expected, got {list(points_m.shape)} and "
             f"{rgb.dtype} {list(rgb.shape)}"
         )
-    known = np.isfinite(points_m).all(axis=-1)
-    return points_m[known], rgb[known]
+    x, y, z = np.isfinite(points_m).T
+    known = x & y & z
+    return points_m.compress(known, axis=0), rgb.compress(known, axis=0)
 
 
 def _linear() -> np.ndarray:
@@ -70,7 +71,7 @@ def _linear() -> np.ndarray:
 
 def _scene_of(positions: np.ndarray) -> dict[str, Any]:
     count = len(positions)
-    bounds = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
+    bounds = {"min": [float(axis.min()) for axis in positions.T], "max": [float(axis.max()) for axis in positions.T]}
     triples = {"componentType": _FLOAT, "type": "VEC3", "count": count}
     view = {"buffer": 0, "target": _ARRAY_BUFFER, "byteLength": count * 12}
     return {
