@@ -185,7 +185,7 @@ def _failure(row: Row) -> str | None:
     """What rows that failed alike share: their reason without names and numbers."""
     if row["status"] != "failed":
         return None
-    return re.sub(r"\d+", "N", row["reason"].replace(row["input"], "...").removeprefix("...: "))
+    return re.sub(r"\b\d+|(?<=\dx)\d+", "N", row["reason"].replace(row["input"], "...").removeprefix("...: "))
 
 
 def _blob(key: str) -> bytes:

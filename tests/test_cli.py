@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import typing
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
+from metricgold import cli, params
 from metricgold.cli import main
 from metricgold.depth_files import read_log_depth_png
 
@@ -47,6 +49,86 @@ def test_a_user_s_mistake_is_one_message(tmp_path, monkeypatch, words, message):
 
 def test_wrong_use_is_code_two():
     assert "No such command" in run("traine", code=2).output
+
+
+# predict
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A folder to predict in, whose model is one that costs nothing; yields what the job was given."""
+    import metricgold.predict
+    import metricgold.registry
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("datasets: [hypersim-synthetic]\npredict: {max_failed: 0.5, seed: 3}\n")
+    given = {}
+
+    def predict_all(params, model, input, output, **more):
+        given.update(params=params, input=input, output=output, **more)
+        counts = {"images_done": 7, "images_failed": 3, "images_kept": 0, "images_skipped": 0}
+        return counts | {"receipt": f"{output}/receipt.jsonl"}
+
+    monkeypatch.setattr(metricgold.predict, "predict_all", predict_all)
+    monkeypatch.setattr(metricgold.registry, "fetch_model", lambda model: (tmp_path, model))
+    return given
+
+
+def test_choices_of_predict_are_those_of_params():
+    assert set(cli.PRESETS) == set(params.PRESETS)
+    assert set(cli.OUTPUTS) == set(typing.get_args(params.Output))
+
+
+def test_predict_takes_params_where_no_option_goes_before_them(photographs):
+    run("predict", "in", "out")
+    asked = photographs["params"]
+    assert (asked.seed, asked.max_failed, asked.num_inference_steps, asked.outputs) == (3, 0.5, 50, None)
+    assert (photographs["include"], photographs["exclude"]) == ((), ())
+
+
+def test_options_of_predict_go_before_params(photographs):
+    words = ["--preset", "fast", "--ensemble", "auto", "--write", "npz", "--write", "ply", "--include", "*.jpg"]
+    run("predict", "in", "out", *words, "--exclude", "old/**", "--max-failed", 20, "--allow-truncated", "--compile")
+    asked = photographs["params"]
+    assert (asked.num_inference_steps, asked.ensemble_size) == (2, "auto")
+    assert (asked.outputs, asked.max_failed, asked.allow_truncated) == (["npz", "ply"], 20, True)
+    assert (asked.compile, asked.seed) == (True, 3)
+    assert (photographs["include"], photographs["exclude"]) == (("*.jpg",), ("old/**",))
+    run("predict", "in", "out", "--preset", "paper", "--steps", 7, "--ensemble", 2)
+    assert (photographs["params"].num_inference_steps, photographs["params"].ensemble_size) == (7, 2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "code"), [("3", 0), ("2", 1), ("30%", 0), ("29.9%", 1), ("0.3", 0), ("0", 1), ("100%", 0), ("1.0", 0)]
+)
+def test_failure_budget_decides_the_exit_code(photographs, budget, code):
+    result = run("predict", "in", "out", "--max-failed", budget, "--json", code=code)
+    assert json.loads(result.stdout)["images_failed"] == 3
+    assert ("3 of 10 images failed" in result.stderr and "out/receipt.jsonl says why" in result.stderr) == bool(code)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--max-failed", "some"),
+        ("--max-failed", "101%"),
+        ("--max-failed", "-1"),
+        ("--max-failed", "nan"),
+        ("--ensemble", "0"),
+        ("--ensemble", "many"),
+        ("--steps", "0"),
+        ("--preset", "best"),
+        ("--write", "pfm"),
+    ],
+)
+def test_unknown_values_of_predict_are_wrong_use(photographs, words):
+    assert words[0] in run("predict", "in", "out", *words, code=2).output
+    assert photographs == {}
+
+
+def test_values_that_contradict_params_are_wrong_use(photographs, tmp_path):
+    (tmp_path / "params.yaml").write_text("datasets: [hypersim-synthetic]\npredict: {merge: latent}\n")
+    assert "ensemble_size auto needs merge depth" in run("predict", "in", "out", "--ensemble", "auto", code=2).output
 
 
 @pytest.mark.slow
