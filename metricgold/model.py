@@ -27,6 +27,7 @@ from metricgold.log_depth import LogDepth
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_BATCH_SIZE = 4  # one image at full size keeps a GPU busy; more of them only cost memory
+SPACINGS = ("trailing", "leading", "linspace")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_GRAPHS = 64  # of a compiled U-Net, one for each processing size; beyond, sizes run uncompiled
 MAX_PIXELS = 100_000_000  # of a photograph given as a path
@@ -168,8 +169,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         photos = _photos(image, intrinsics)
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         asked = _Asked(ensemble_size, max_ensemble_size, uncertainty_target, merge, seed, batch_size)
-        scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)
-        scheduler.set_timesteps(num_steps, device=self.device)
+        scheduler = self._timesteps(num_steps, timestep_spacing)
         groups = defaultdict(list)
         for index, photo in enumerate(photos):
             groups[self.processing_size(*photo.rgb.shape[:2])].append(index)
@@ -184,13 +184,24 @@ class MetricGoldPipeline(DiffusionPipeline):
     def _policy(self, num_steps: int | None, ensemble_size: Any, timestep_spacing: str) -> tuple[int, Any]:
         """Steps and members, with what this model does by default."""
         if not self.is_one_step:
-            return num_steps or 50, ensemble_size or 10
-        if (num_steps or 1, ensemble_size or 1, timestep_spacing) != (1, 1, "trailing"):
+            return 50 if num_steps is None else num_steps, 10 if ensemble_size is None else ensemble_size
+        if {num_steps, ensemble_size} - {None, 1} or timestep_spacing != "trailing":
             raise ValueError(
                 "this model was trained for one step: it takes num_inference_steps 1, ensemble_size 1 and "
                 f"timestep_spacing trailing, got {num_steps}, {ensemble_size} and {timestep_spacing}"
             )
         return 1, 1
+
+    def _timesteps(self, num_steps: int, timestep_spacing: str) -> DDIMScheduler:
+        """A scheduler for one call; the pipeline's own stays as it was saved."""
+        most = self.scheduler.config.num_train_timesteps
+        if not _is_count(num_steps) or num_steps > most:
+            raise ValueError(f"num_inference_steps must be a whole number from 1 to {most}, got {num_steps!r}")
+        if timestep_spacing not in SPACINGS:
+            raise ValueError(f"timestep_spacing must be one of {', '.join(SPACINGS)}, got {timestep_spacing!r}")
+        scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)
+        scheduler.set_timesteps(num_steps, device=self.device)
+        return scheduler
 
     def _members(self, rgb: np.ndarray, asked: "_Asked", scheduler: DDIMScheduler) -> list[list[torch.Tensor]]:
         """Of each image uint8 [B, H, W, 3] its members: log depth [H, W], or latents where those are merged."""
@@ -329,7 +340,7 @@ class _Asked:
         else:
             counts["ensemble_size"] = self.ensemble_size
         for name, value in counts.items():
-            if not isinstance(value, int) or value < 1:
+            if not _is_count(value):
                 raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
 
     @property
@@ -358,6 +369,10 @@ def standard_error(members: torch.Tensor, log_depth: LogDepth) -> float:
     _, deviation = median_and_deviation(members)
     typical = deviation.median().item() * log_depth.ln_range / 2
     return _MEDIAN_OF_MEAN * _SIGMA_OF_MAD * typical / sqrt(len(members))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def _parts(pairs: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

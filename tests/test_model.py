@@ -1,13 +1,17 @@
 """The pipeline: metres out of an image, whatever it is batched with; the folder round trip."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
+from torch._dynamo.testing import CompileCounterWithBackend
 
-from metricgold import MetricGoldPipeline
+from metricgold import MetricGoldPipeline, model
 from metricgold.log_depth import LogDepth
-from metricgold.model import median_and_deviation
+from metricgold.model import load_pipeline, median_and_deviation, standard_error
 
 OPTIONS = {"num_inference_steps": 2, "ensemble_size": 3, "seed": 7}
 
@@ -60,8 +64,6 @@ def test_the_merge_is_the_median_in_log_space_with_its_mad(pipe):
 
 def test_ddim_equals_diffusers_step_by_step(pipe):
     """One member by hand, with a scheduler of its own, against the pipeline's answer."""
-    from diffusers import DDIMScheduler
-
     from metricgold.latents import decode_log_depth, encode_rgb, rgb_to_tensor
 
     rgb = image(seed=5)
@@ -118,3 +120,255 @@ def test_the_vae_floor_is_a_round_trip_in_metres(pipe):
     decoded_m = pipe.encode_decode_depth(depth_m)
     assert decoded_m.shape == depth_m.shape and decoded_m.min() >= 0.5 * (1 - 1e-6)
     assert pipe.encode_decode_depth(np.full((2, 50, 60), 3, np.float32)).shape == (2, 50, 60)
+
+
+# Against diffusers
+
+
+def test_members_equal_diffusers_marigold(pipe, monkeypatch):
+    """Same weights, same noise: every member's log depth before they are merged, to 1e-3."""
+    from diffusers import MarigoldDepthPipeline
+
+    rgb, seen = image(seed=6), []
+    parts = {"unet": pipe.unet, "vae": pipe.vae, "scheduler": pipe.scheduler}
+    marigold = MarigoldDepthPipeline(**parts, text_encoder=None, tokenizer=None, prediction_type="depth")
+    marigold.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    marigold.empty_text_embedding = pipe.empty_prompt.embedding[None]
+    marigold.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(marigold, "ensemble_depth", lambda members, *_: (seen.append(members), (members[:1],) * 2)[1])
+    noise = pipe._noise((4, 16, 24), 5, seed=3)
+    options = {"num_inference_steps": 4, "ensemble_size": 5, "batch_size": 2, "processing_resolution": 0}
+    with torch.no_grad():
+        marigold(Image.fromarray(rgb), latents=noise, **options)
+    found = members(pipe, [rgb], ensemble_size=5, num_inference_steps=4, seed=3)[0]
+    torch.testing.assert_close(found, 2 * seen[0][:, 0] - 1, rtol=0, atol=1e-3)
+    expected = found.quantile(0.5, dim=0)
+    answer = pipe(rgb, 4, 5, seed=3)
+    np.testing.assert_allclose(answer.planar_depth_m, pipe.log_depth.denormalize(expected), rtol=1e-4)
+
+
+# How many members
+
+
+def members(pipe, images, num_inference_steps=2, **options):
+    """Log depth [E, H, W] of each image's members, before they are merged."""
+    seen, merge = [], pipe._merge
+    pipe._merge = lambda found, *rest: (seen.append(torch.stack(found)), merge(found, *rest))[1]
+    try:
+        pipe(images, num_inference_steps, **options)
+    finally:
+        del pipe._merge
+    return seen
+
+
+def test_auto_stops_at_the_first_round_that_is_certain_enough(pipe):
+    images = [image(seed=seed) for seed in range(4)]
+    errors = [
+        {n: standard_error(all_ten[:n], pipe.log_depth) for n in (3, 5, 7, 9, 10)}
+        for all_ten in members(pipe, images, ensemble_size=10, seed=2)
+    ]
+    target = float(np.median([error for one in errors for error in one.values()]))
+    found = pipe(images, 2, "auto", seed=2, uncertainty_target=target)
+    expected = [next((n for n, error in one.items() if error <= target), 10) for one in errors]
+    assert [one.num_members for one in found] == expected
+    for one, rgb in zip(found, images, strict=True):  # and is then what that many members always are
+        same = pipe(rgb, 2, one.num_members, seed=2)
+        np.testing.assert_allclose(one.planar_depth_m, same.planar_depth_m, rtol=1e-5)
+        np.testing.assert_allclose(one.uncertainty, same.uncertainty, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("target", "most", "expected"), [(100, 10, 3), (1e-9, 10, 10), (1e-9, 4, 4), (1e-9, 2, 2)])
+def test_auto_ends_with_three_or_with_the_most(pipe, target, most, expected):
+    found = pipe(image(), 1, "auto", uncertainty_target=target, max_ensemble_size=most)
+    assert found.num_members == expected
+
+
+def test_auto_does_not_depend_on_company_order_or_batches(pipe):
+    images = [image(seed=1), image(45, 31, seed=2), image(seed=3), image(60, 20, seed=4)]
+    options = {"num_inference_steps": 2, "ensemble_size": "auto", "uncertainty_target": 0.02, "seed": 5}
+    alone = [pipe(one, **options) for one in images]
+    backwards = pipe(images[::-1], **options)[::-1]
+    small = pipe(images, **options, batch_size=2)
+    for one, other, third in zip(alone, backwards, small, strict=True):
+        assert one.num_members == other.num_members == third.num_members
+        np.testing.assert_allclose(one.planar_depth_m, other.planar_depth_m, rtol=1e-4)
+        np.testing.assert_allclose(one.planar_depth_m, third.planar_depth_m, rtol=1e-4)
+
+
+def test_the_standard_error_is_that_of_a_median():
+    """Of 41 normal members with a known spread: what the median of many draws really scatters by."""
+    log_depth, draws = LogDepth(0.5, 80.0), torch.randn(41, 100, 100, generator=torch.Generator().manual_seed(0))
+    spread = draws * (2 / log_depth.ln_range) * 0.1  # a tenth of a nat
+    scatter = (spread.quantile(0.5, dim=0) * log_depth.ln_range / 2).std().item()
+    assert standard_error(spread, log_depth) == pytest.approx(scatter, rel=0.05)
+
+
+# Merged latents
+
+
+def test_merged_latents_are_their_mean_decoded_once(pipe, monkeypatch):
+    rgb, decoded = image(seed=8), []
+    latents = members(pipe, [rgb], ensemble_size=4, seed=1, merge="latent")[0]
+    expected = pipe.log_depth.denormalize(pipe._decode(latents.mean(dim=0, keepdim=True)))[0].detach()
+    decode = pipe.vae.decode
+    monkeypatch.setattr(pipe.vae, "decode", lambda latent: (decoded.append(len(latent)), decode(latent))[1])
+    found = pipe(rgb, 2, 4, seed=1, merge="latent")
+    np.testing.assert_allclose(found.planar_depth_m, expected, rtol=1e-5)
+    assert decoded == [1] and found.num_members == 4 and np.isnan(found.uncertainty).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"merge": "mean"}, "merge must be depth or latent, got 'mean'"),
+        ({"merge": "latent", "ensemble_size": "auto"}, "auto needs merge depth"),
+        ({"ensemble_size": "auto", "uncertainty_target": 0}, "uncertainty_target must be positive, got 0"),
+        ({"ensemble_size": "many"}, "ensemble_size must be a whole number from 1, got 'many'"),
+        ({"ensemble_size": 0}, "ensemble_size must be a whole number from 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 1000, got 0"),
+        ({"num_inference_steps": 2000}, "num_inference_steps must be a whole number from 1 to 1000, got 2000"),
+        ({"max_ensemble_size": 0}, "max_ensemble_size must be a whole number from 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
+        ({"intrinsics": np.eye(4)}, r"intrinsics must be finite \[3, 3\], got"),
+        ({"timestep_spacing": "even"}, "timestep_spacing must be one of trailing, leading, linspace, got 'even'"),
+    ],
+)
+def test_options_out_of_range_are_named(pipe, options, said):
+    with pytest.raises(ValueError, match=said):
+        pipe(image(), **options)
+
+
+# What goes in
+
+
+def test_tensors_paths_and_arrays_are_the_same_photograph(pipe, tmp_path):
+    rgb = image(seed=9)
+    expected = pipe(rgb, **OPTIONS).planar_depth_m
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    whole = torch.from_numpy(rgb).permute(2, 0, 1)
+    forms = [rgb, Image.fromarray(rgb), whole, whole.float() / 255, tmp_path / "a.png", str(tmp_path / "a.png")]
+    for one in (*(pipe(form, **OPTIONS) for form in forms), *pipe(forms, **OPTIONS)):
+        np.testing.assert_allclose(one.planar_depth_m, expected, rtol=1e-5)
+    many = pipe(torch.stack([whole, whole.flip(0)]), **OPTIONS)
+    assert len(many) == 2
+    np.testing.assert_allclose(many[0].planar_depth_m, expected, rtol=1e-5)
+    assert len(pipe(whole[None], **OPTIONS)) == 1 and pipe([], **OPTIONS) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (torch.zeros(32, 48, 3), r"float \[3, H, W\], got torch.float32 \[32, 48, 3\]"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), "must be uint8 or float"),
+        (torch.full((3, 4, 4), 255.0), "between 0 and 1, got 255 to 255"),
+        (torch.full((3, 4, 4), torch.nan), "between 0 and 1, got nan"),
+        (torch.zeros(3, 0, 4), r"uint8 \[H, W, 3\], got"),
+        (None, "an image must be"),
+        (3, "an image must be"),
+    ],
+)
+def test_what_is_no_image_is_refused(pipe, bad, said):
+    with pytest.raises(ValueError, match=said):
+        pipe(bad, **OPTIONS)
+
+
+def test_files_that_are_no_photographs_are_named(pipe, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff, not really")
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        pipe(tmp_path / "broken.jpg")
+    with pytest.raises(OSError, match=r"absent\.jpg"):
+        pipe(tmp_path / "absent.jpg")
+
+
+def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
+    options, rgb, camera = {"num_inference_steps": 1, "ensemble_size": 1}, image(48, 64), np.diag([50.0, 50.0, 1.0])
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 35  # focal length in 35 mm film
+    Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=exif)
+    (focal, _, x), (_, _, y), _ = pipe(tmp_path / "a.jpg", **options).intrinsics
+    assert (focal, x, y) == pytest.approx((35 * 80 / 43.2666, 32, 24), rel=1e-4)
+    assert pipe(rgb, **options).intrinsics is None
+    found = pipe(tmp_path / "a.jpg", **options, intrinsics=camera.tolist()).intrinsics
+    assert found.dtype == np.float64 and np.array_equal(found, camera)
+    two = pipe([rgb, tmp_path / "a.jpg"], **options, intrinsics=[camera, None])
+    assert np.array_equal(two[0].intrinsics, camera) and two[1].intrinsics[0, 0] == focal
+    with pytest.raises(ValueError, match="2 images need as many intrinsics, got 1"):
+        pipe([rgb, rgb], **options, intrinsics=[camera])
+
+
+def test_where_depth_saturates_is_no_answer(pipe):
+    photo = model._Photo(image(1, 4), None)
+    log_depth = torch.tensor([[-1, -0.9985, 0.5, 1]])
+    found = pipe._merge([log_depth], photo, model._Asked(1, 1, 1, "depth", 0, 1))
+    assert found.valid_mask.tolist() == [[False, True, True, False]] and found.valid_mask.dtype == bool
+
+
+# Precision, compilation, folders
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_of_the_networks_only(pipe, tiny_model, dtype):
+    half, one = load_pipeline(tiny_model, dtype=dtype), image()
+    assert half.unet.dtype == half.vae.dtype == getattr(torch, dtype)
+    found, expected = half(one, **OPTIONS), pipe(one, **OPTIONS)
+    assert found.planar_depth_m.dtype == np.float32
+    assert np.abs(np.log(found.planar_depth_m / expected.planar_depth_m)).mean() < 0.05
+    (latents,) = members(half, [one], ensemble_size=1, merge="latent")
+    assert latents.dtype == torch.float32
+
+
+def test_an_answer_that_is_no_number_is_an_error(tiny_model):
+    broken = load_pipeline(tiny_model)
+    broken.unet.conv_out.bias.data.fill_(torch.nan)
+    for merge in ("depth", "latent"):
+        with pytest.raises(ValueError, match=r"no number in torch\.float32"):
+            broken(image(), **OPTIONS, merge=merge)
+
+
+def test_a_dtype_and_a_folder_that_are_none(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, got 'int8'"):
+        load_pipeline(tiny_model, dtype="int8")
+    with pytest.raises(ValueError, match=r"model_index\.json is missing"):
+        load_pipeline(tmp_path)
+
+
+def test_a_compiled_unet_has_one_graph_for_each_processing_size(pipe, tiny_model):
+    counter = CompileCounterWithBackend("eager")
+    compiled = load_pipeline(tiny_model)
+    compiled.compile_unet(counter)
+    shapes = [(32, 48), (48, 32), (33, 50)]
+    # However few graphs torch allows by itself.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for one in (image(*shape) for shape in shapes):
+            for num_steps, size in ((2, 3), (1, 2)):
+                found = compiled([one, one], num_steps, size, batch_size=4)[1]
+                np.testing.assert_allclose(found.planar_depth_m, pipe(one, num_steps, size).planar_depth_m, rtol=1e-4)
+    assert counter.frame_count == len({pipe.processing_size(*shape) for shape in shapes}) == 2
+
+
+def test_a_missing_compiler_is_one_clear_error(tiny_model):
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(ValueError, match=r"install g\+\+"):
+        load_pipeline(tiny_model, compile=True)
+
+
+def test_folders_know_nothing_of_calls_and_compilation(tiny_model, tmp_path):
+    used = load_pipeline(tiny_model)
+    used.compile_unet("eager")
+    used(image(), 1, 2, timestep_spacing="leading")
+    used.save_pretrained(tmp_path / "used")
+    load_pipeline(tiny_model).save_pretrained(tmp_path / "fresh")
+    names = sorted(path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").rglob("*") if path.is_file())
+    assert names == sorted(p.relative_to(tmp_path / "used") for p in (tmp_path / "used").rglob("*") if p.is_file())
+    for name in names:
+        assert (tmp_path / "fresh" / name).read_bytes() == (tmp_path / "used" / name).read_bytes(), name
+
+
+def test_the_folder_is_laid_out_as_on_the_hub(tiny_model):
+    index = json.loads((tiny_model / "model_index.json").read_text())
+    assert (index["near_m"], index["far_m"], index["objective"]) == (0.5, 80.0, "diffusion")
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"] and index["vae"] == ["diffusers", "AutoencoderKL"]
+    for part in ("unet", "vae", "empty_prompt"):
+        assert (tiny_model / part / "diffusion_pytorch_model.safetensors").is_file()
+    assert (tiny_model / "scheduler" / "scheduler_config.json").is_file()
