@@ -355,7 +355,7 @@ OUTPUTS = ("log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", 
 @click.argument("input")
 @click.argument("output")
 @click.option("--model", default="models/metricgold", show_default=True, help="A folder or models:/name@alias.")
-@click.option("--preset", type=click.Choice(PRESETS), help="Steps and members; --steps and --ensemble go before it.")
+@click.option("--preset", type=click.Choice(PRESETS), help="Steps and members; --steps and --ensemble override it.")
 @click.option("--steps", "num_inference_steps", type=click.IntRange(1), metavar="N", help="Denoising steps.")
 @click.option("--ensemble", "ensemble_size", type=_EnsembleType(), help="Members; auto: until depth is certain.")
 @click.option("--write", "outputs", type=click.Choice(OUTPUTS), multiple=True, help="A kind of output; repeatable.")
@@ -378,7 +378,7 @@ def predict(
 ) -> None:
     """Depth in metres for INPUT (file, folder, glob or s3://bucket/prefix) into OUTPUT (folder or s3://).
 
-    Options go before the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
+    Options override the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
     it if all do.
     """
     from metricgold.predict import over_budget, predict_all

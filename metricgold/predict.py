@@ -161,14 +161,15 @@ def predict_entries(
     """
     source, sink, loaded = job.open_source(), job.open_sink(), cache(lambda: _checked(job, pipe or _load(job)))
     threads, written = job.params.num_threads, deque()
-    with _Pool(threads) as readers, _Pool(threads) as writers, _no_patience_in_trouble(source, sink):
-        read = _in_order(readers, partial(_read, job, source), entries, job.images_at_once + threads, threads)
+    # One pool: on a far store writing takes most of the time, on a near one with large images reading does.
+    with _Pool(2 * threads) as pool, _no_patience_in_trouble(source, sink):
+        read = _in_order(pool, partial(_read, job, source), entries, job.images_at_once + threads, threads)
         for batch in _batches(read, lambda photo: _seen_size(loaded(), photo), job.images_at_once):
             if isinstance(batch, dict):  # a row: nothing to predict
                 yield batch
                 continue
             for row, depicted in _predict(job, loaded(), batch):
-                written.append(writers.submit(_write, job, sink, row, depicted, sample))
+                written.append(pool.submit(_write, job, sink, row, depicted, sample))
             while len(written) > 2 * threads or (written and written[0].done()):
                 yield written.popleft().result()
         for future in written:

@@ -79,14 +79,14 @@ def test_choices_of_predict_are_those_of_params():
     assert set(cli.OUTPUTS) == set(typing.get_args(params.Output))
 
 
-def test_predict_takes_params_where_no_option_goes_before_them(photographs):
+def test_predict_takes_params_where_no_option_overrides_them(photographs):
     run("predict", "in", "out")
     asked = photographs["params"]
     assert (asked.seed, asked.max_failed, asked.num_inference_steps, asked.outputs) == (3, 0.5, 50, None)
     assert (photographs["include"], photographs["exclude"]) == ((), ())
 
 
-def test_options_of_predict_go_before_params(photographs):
+def test_options_of_predict_override_params(photographs):
     words = ["--preset", "fast", "--ensemble", "auto", "--write", "npz", "--write", "ply", "--include", "*.jpg"]
     run("predict", "in", "out", *words, "--exclude", "old/**", "--max-failed", 20, "--allow-truncated", "--compile")
     asked = photographs["params"]
