@@ -54,7 +54,7 @@ class NotAnImage(ValueError):
     """Neither the bytes nor the name speak of an image; there was nothing to break."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Photo:
     """A photograph as a model wants it: uint8 [H, W, 3] in sRGB, upright, and what its EXIF says of the camera."""
 
