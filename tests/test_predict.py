@@ -315,6 +315,34 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path):
     assert not (out / "receipt.partial").exists()
 
 
+def test_broken_off_at_any_write_it_ends_as_if_undisturbed(tmp_path, monkeypatch):
+    source, write = fill(tmp_path / "in", 3), Folder.write
+    monkeypatch.setattr(receipt_module, "FLUSH_SECONDS", 0.0)
+    params = PARAMS.model_copy(update={"gallery": 2, "batch_size": 2})
+    run(source, tmp_path / "undisturbed", params=params)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "undisturbed").glob("*.png*")}
+    for last in range(50):
+        out, count = tmp_path / f"out{last}", iter(range(100))
+
+        def write_some(self, key, *options, count=count, last=last, **more):
+            if next(count) == last:
+                raise KeyboardInterrupt
+            return write(self, key, *options, **more)
+
+        monkeypatch.setattr(Folder, "write", write_some)
+        try:
+            run(source, out, params=params)
+            break
+        except KeyboardInterrupt:
+            monkeypatch.setattr(Folder, "write", write)
+        assert not (out / "receipt.jsonl").exists()
+        run(source, out, params=params)
+        assert {path.name: path.read_bytes() for path in out.glob("*.png*")} == whole
+        assert same_rows(receipt(Folder(out)), receipt(Folder(tmp_path / "undisturbed")))
+        assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "undisturbed").iterdir()}
+    assert last > 12 + 3  # the files, the parts, summary, page and receipt
+
+
 def test_rows_of_a_broken_run_with_another_model_are_not_believed(tmp_path):
     source, out = fill(tmp_path / "in", 3), tmp_path / "out"
     run(source, out, model_name="one")
