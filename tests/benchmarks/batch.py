@@ -44,7 +44,7 @@ def free_model(folder: Path) -> dict[str, float]:
     """All threads on one core: images over wall time, so waiting counts too."""
     if not hasattr(os, "sched_setaffinity"):
         raise CannotRun("this system cannot keep a process on one core")
-    source = _write_photographs(folder / "in")
+    source = write_photographs(folder / "in")
     outputs = (str(folder / f"out{n}") for n in count())
     params, pipe, cores = Predict(gallery=0), FreePipe(), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
@@ -58,7 +58,7 @@ def free_model(folder: Path) -> dict[str, float]:
     return {"batch.free_model_images_per_s_core": NUM_IMAGES / seconds}
 
 
-def _write_photographs(folder: Path) -> Path:
+def write_photographs(folder: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:SIDE, 0:SIDE]
