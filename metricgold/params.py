@@ -275,7 +275,7 @@ class Predict(Inference):
     # Images that may fail before the job does: a share (0.01) or a number of them (20); None: all but one.
     max_failed: PositiveInt | Fraction | None = None
     gallery: Count = 200  # images in gallery.html; 0: no page
-    num_threads: PositiveInt = 4  # decode and write beside the model
+    num_threads: PositiveInt = 4  # twice as many read and write beside the model, which one thread asks
     lease_s: Annotated[float, Field(ge=10)] = 120.0  # an S3 output whose job has been silent so long is free
 
 

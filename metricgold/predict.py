@@ -130,6 +130,7 @@ def predict_all(
         if not counts:
             raise ValueError(f"{source}: no files to predict")
         summary = _summary(job, source, sink, counts, time.monotonic() - started) | {"reasons": receipt.reasons()}
+        summary |= {"max_failed": params.max_failed, "over_budget": over_budget(summary, params.max_failed)}
         _write_gallery(job, source, sink, receipt, sample, summary)
         receipt.finish(summary)
     return summary

@@ -579,6 +579,10 @@ def test_summary_counts_and_reasons(tmp_path):
     assert "NxN is a strip" in reason and "strip.png" not in reason
     assert (summary["images_done"], summary["images_failed"], summary["share_failed"]) == (2, 4, round(4 / 6, 6))
     assert summary["images_per_s"] > 0
+    assert (summary["max_failed"], summary["over_budget"]) == (None, None)
+    strict = run(source, tmp_path / "out", params=PARAMS.model_copy(update={"max_failed": 3}))
+    assert strict["over_budget"].startswith("4 of 6 images failed, max_failed is 3; ")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == strict
 
 
 def test_truncated_images_are_said_to_be(tmp_path):
