@@ -94,14 +94,7 @@ def read_photo(
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels, max_aspect)
-            try:
-                image.load()
-                _check_jpeg_whole(image, data)
-            except Exception:
-                if not (allow_truncated and image.format in _READ_IN_PART):
-                    raise
-                return _read_part(data)
-            return _photo(image)
+            return _whole_or_part(image, data, allow_truncated)
     except Image.UnidentifiedImageError as error:
         # Pillow's own text is the address of a buffer.
         raise _unreadable(name, data)(f"{said}not an image of a known format, or its head is broken") from error
@@ -113,6 +106,17 @@ def read_photo(
 def read_rgb(source: bytes | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
     """Read a photograph as uint8 [H, W, 3], upright, by the rules and with the errors of read_photo."""
     return read_photo(source, max_pixels=max_pixels, name=name).rgb
+
+
+def _whole_or_part(image: Image.Image, data: bytes, allow_truncated: bool) -> Photo:
+    try:
+        image.load()
+        _check_jpeg_whole(image, data)
+    except Exception:
+        if allow_truncated and image.format in _READ_IN_PART:
+            return _read_part(data)
+        raise
+    return _photo(image)
 
 
 def _photo(image: Image.Image, *, truncated: bool = False) -> Photo:
