@@ -310,10 +310,12 @@ def _focal_px(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
     millimetre of the sensor, reduced as the image is. A long side outside 2 to 175 degrees is not believed, nor is
     a strip beyond 3:1: a panorama keeps the EXIF of one of its shots.
     """
-    focal_px = _focal_px_by_35mm(exif, size) or _focal_px_by_sensor(exif, size)
-    if focal_px is None or max(size) > 3 * min(size):
+    if max(size) > 3 * min(size):
         return None
-    return focal_px if 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175 else None
+    for focal_px in (_focal_px_by_35mm(exif, size), _focal_px_by_sensor(exif, size)):
+        if focal_px and 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175:
+            return focal_px
+    return None
 
 
 def _focal_px_by_35mm(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:

@@ -249,6 +249,11 @@ def test_focal_length_by_the_sensor_is_reduced_as_the_image_is(unit, per_mm):
     assert photo_of(with_camera(values)).focal_px == pytest.approx(600)
 
 
+def test_where_one_camera_is_not_to_be_believed_the_other_is_taken():
+    values = {FILM_MM: 3000, MM: 6.0, DENSITY_X: 400 * 25.4, STORED_X: 1600, STORED_Y: 1200}
+    assert photo_of(with_camera(values)).focal_px == pytest.approx(600)
+
+
 NOTHING = TiffImagePlugin.IFDRational(0, 0)
 
 
