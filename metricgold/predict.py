@@ -251,10 +251,10 @@ def _summary(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, count
 def _write_gallery(
     job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, receipt: Receipt, sample: Sample, summary: Row
 ) -> None:
-    if not job.params.gallery:
-        sink.delete(GALLERY)  # an earlier run's would show another state than the receipt
-        return
     try:
+        if not job.params.gallery:
+            sink.delete(GALLERY)  # an earlier run's would show another state than the receipt
+            return
         cards = _cards(job, source, sink, receipt, sample)
         page = render_gallery(summary, cards, {key: receipt.row(key) for key in cards}, receipt.troubles())
         sink.write(GALLERY, page.encode(), "text/html; charset=utf-8")
@@ -271,7 +271,8 @@ def _cards(
         if chosen.wants(key):
             chosen.keep(key, None)
     cards = {key: card for key, card in sample.cards.items() if key in chosen.cards}
-    missing = [receipt.row(key) for key in chosen.cards if key not in cards]
+    kept = (receipt.row(key) for key in chosen.cards if key not in cards)
+    missing = [row for row in kept if "log-png" in row["outputs"]]
     with _Pool(job.params.num_threads) as pool:
         made = pool.map(partial(_card_of_kept, job, source, sink), missing)
         cards |= {row["input"]: card for row, card in zip(missing, made, strict=True) if card is not None}
@@ -279,11 +280,9 @@ def _cards(
 
 
 def _card_of_kept(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, row: Row) -> Card | None:
-    file = row["outputs"].get("log-png")
     try:
-        depth_m, _ = read_log_depth_png(BytesIO(sink.read(file["key"]))) if file else (None, {})
-        photo = _read_photo(job, source.read(row["input"]), row["input"]) if file else None
-        return make_card(photo.rgb, depth_m) if file else None
+        depth_m, _ = read_log_depth_png(BytesIO(sink.read(row["outputs"]["log-png"]["key"])))
+        return make_card(_read_photo(job, source.read(row["input"]), row["input"]).rgb, depth_m)
     except Exception as error:
         log.info("%s is left out of %s: %s", row["input"], GALLERY, _reason(error))
         return None

@@ -5,6 +5,7 @@ FLUSH_SECONDS old; a killed job goes on from there. Nothing here grows in memory
 """
 
 import json
+import logging
 import re
 import sqlite3
 import tempfile
@@ -17,6 +18,8 @@ from typing import Any
 
 from metricgold.buckets import Entry, Folder, S3Prefix
 from metricgold.outputs import SUFFIXES
+
+log = logging.getLogger(__name__)
 
 RECEIPT, PARTIAL, SUMMARY = "receipt.jsonl", "receipt.partial/", "summary.json"
 FLUSH_SECONDS, FLUSH_ROWS = 5.0, 1000  # what a kill may cost; rows of one part
@@ -171,8 +174,11 @@ class Receipt:
             file.seek(0)
             self.sink.write(RECEIPT, file, "application/jsonl", durable=True)
         self.is_saved = True
-        for key in (*self.parts, PARTIAL.rstrip("/")):
-            self.sink.delete(key)
+        try:
+            for key in (*self.parts, PARTIAL.rstrip("/")):
+                self.sink.delete(key)
+        except OSError as error:  # what they say is in the receipt too
+            log.warning("%s of %s is left: %s", PARTIAL, self.sink, error)
 
 
 def _without_lost(row: Row, lying: Row) -> Row:

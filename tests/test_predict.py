@@ -643,6 +643,18 @@ def test_an_error_that_no_one_thought_of_is_a_row(tmp_path, monkeypatch):
     assert run(source, tmp_path / "out")["images_kept"] == 1
 
 
+def test_a_store_that_lets_nothing_be_deleted_will_do(tmp_path, monkeypatch, caplog):
+    def refuse(self, key):
+        raise PermissionError(f"{key}: access denied")
+
+    source, out = fill(tmp_path / "in", 3), tmp_path / "out"
+    monkeypatch.setattr(Folder, "delete", refuse)
+    for kept in (0, 3):
+        assert run(source, out)["images_kept"] == kept
+        assert "receipt.partial/ of" in caplog.text
+    assert len(receipt(Folder(out))) == 3
+
+
 def test_a_lost_store_ends_the_job_which_goes_on_later(tmp_path, monkeypatch):
     source, out = fill(tmp_path / "in", 6), tmp_path / "out"
 
