@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
+from flows.cards import card
 from flows.children import ask_child
 
 
@@ -22,7 +23,9 @@ def predict(input: str, output: str, model: str, asked: dict[str, int]) -> dict[
         copy = Path(folder) / "params.yaml"
         copy.write_text(yaml.safe_dump(params))
         command = ["metricgold", "--params", str(copy), "predict", input, output, "--model", model, "--json"]
-        return ask_child(command, get_run_logger().info)
+        log = get_run_logger().info
+        with card(log) as variables:
+            return ask_child(command, log, **variables)
 
 
 @flow(name="batch-depth")

@@ -43,13 +43,13 @@ def run_child(command: list[str], log: Callable[[str], None], **variables: str) 
         raise ChildFailed(_failure(command, code, lines))
 
 
-def ask_child(command: list[str], log: Callable[[str], None]) -> dict[str, Any]:
+def ask_child(command: list[str], log: Callable[[str], None], **variables: str) -> dict[str, Any]:
     """Run a command that answers in JSON on its standard output; its standard error is logged.
 
     Codes 0 and 1 count as an answer if there is one ("no" is an answer). Raises ChildFailed otherwise.
     """
     with TemporaryFile("w+") as answer:
-        code, lines = _run(command, log, answer)
+        code, lines = _run(command, log, answer, **variables)
         answer.seek(0)
         text = answer.read()
     if code not in (0, 1) or not text.strip():
@@ -62,6 +62,11 @@ def end_children() -> None:
     _ending.set()
     for child in list(_running):
         end(child)
+
+
+def is_ending(within_s: float = 0.0) -> bool:
+    """Whether the flow ends its children, or begins to within some seconds."""
+    return _ending.wait(within_s)
 
 
 def end(child: subprocess.Popen) -> None:

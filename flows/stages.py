@@ -5,10 +5,10 @@ caches nothing. Independent stages run side by side.
 """
 
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 from prefect import get_run_logger, task
@@ -16,15 +16,19 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 
-from flows.children import end_children, run_child
+from flows.cards import card
+from flows.children import ChildFailed, end_children, is_ending, run_child
+from flows.pages import show_lines
 from metricgold.download import check_licence
 from metricgold.manifest import load_manifest
 from metricgold.storage import write_json
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
 SECONDS = Path("reports/seconds.json")
+ON_CARD = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate"})  # stages that use a card if there is one
+STOPPED = "the same command goes on"  # last words of work that saved because it was told to stop
+RESUMES, RESUME_AFTER_S = 3, 5.0
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
-_PROGRESS = re.compile(r"progress (\d+(?:\.\d+)?) %")  # what metricgold.progress writes into a log
 
 Graph = dict[str, set[str]]
 
@@ -71,29 +75,29 @@ def reproduce(stage: str) -> list[str]:
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, num_threads: int) -> float:
     """Bring one stage up to date and answer the seconds it took. Fails with the stage's last lines."""
-    started, logger = time.perf_counter(), get_run_logger()
-    run_child(reproduce(stage), _shown(stage, logger.info), OMP_NUM_THREADS=str(num_threads))
+    logger = get_run_logger()
+    with card(logger.info) if stage.partition("@")[0] in ON_CARD else nullcontext({}) as variables:
+        started = time.perf_counter()
+        variables = {"OMP_NUM_THREADS": str(num_threads), **variables}
+        run_until_done(reproduce(stage), show_lines(stage, logger.info), **variables)
     seconds = time.perf_counter() - started
     logger.info("up to date after %.1f s", seconds)
     return seconds
 
 
-def _shown(stage: str, log: Callable[[str], None]) -> Callable[[str], None]:
-    """`log`, and beside it a progress artifact for lines that tell a share of the work."""
-    artifact = None
+def run_until_done(command: list[str], log: Callable[[str], None], **variables: str) -> None:
+    """Run a child; where its work was told to stop and saved, but the flow was not, it goes on, some times over.
 
-    def show(line: str) -> None:
-        nonlocal artifact
-        log(line)
-        if found := _PROGRESS.search(line):
-            percent = float(found[1])
-            if artifact is None:
-                key = re.sub("[^a-z0-9]+", "-", stage.lower())
-                artifact = create_progress_artifact(percent, key=key, description=stage)
-            else:
-                update_progress_artifact(artifact, percent)
-
-    return show
+    A trainer that gets SIGTERM saves and exits 143: with 0, and no model, DVC would fail with words of its own.
+    """
+    for left in reversed(range(RESUMES + 1)):
+        try:
+            return run_child(command, log, **variables)
+        except ChildFailed as failure:
+            # Who cancels the flow signals its children too, and theirs may be the first to end.
+            if STOPPED not in str(failure) or not left or is_ending(RESUME_AFTER_S):
+                raise
+            log(f"told to stop from outside, it saved; going on, {left - 1} more times at most")
 
 
 def _task_of(stage: str):

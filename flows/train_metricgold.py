@@ -7,9 +7,10 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.children import run_child
+from flows.cards import card
+from flows.pages import show_lines
 from flows.registry import promote_version, register_version
-from flows.stages import DVC, check_licences, run_stages, stage_graph
+from flows.stages import DVC, check_licences, run_stages, run_until_done, stage_graph
 from metricgold.params import load_params
 from metricgold.storage import read_json
 
@@ -20,7 +21,9 @@ METRICS = Path("metrics/evaluate.json")
 def run_experiment(overrides: dict[str, Any]) -> None:
     """The graph with other values than params.yaml has, kept by DVC as an experiment of its own."""
     changes = [f"--set-param={key}={value}" for key, value in overrides.items()]
-    run_child([*DVC, "exp", "run", *changes], get_run_logger().info)
+    log = get_run_logger().info
+    with card(log) as variables:
+        run_until_done([*DVC, "exp", "run", *changes], show_lines("experiment", log), **variables)
 
 
 def show_metrics() -> dict[str, Any]:
@@ -47,6 +50,10 @@ def train_metricgold(
     Hours:   0.1 for the demo profile on two cores; days for the complete data sets on one GPU
 
     overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned
+
+    Stages that use a card wait for a slot of the limit metricgold-gpu. A cancelled run lets the trainer save, and the
+    next goes on there. A trainer that alone is told to stop (SIGTERM) saves too and exits 143, not 0, which without
+    a model DVC takes for an error of its own; the run then starts it again, up to three times.
     """
     graph = stage_graph()
     check_licences(load_params(Path("params.yaml")).datasets)

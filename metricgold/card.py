@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from metricgold.storage import write_json
@@ -23,17 +23,45 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60.0  # of a job that waits
 
 
-def num_cards() -> int:
-    """Cards of this machine that a job may use: METRICGOLD_CARDS, else those that NVIDIA's driver shows."""
+def cards() -> list[str]:
+    """Names, as CUDA_VISIBLE_DEVICES has them, of the cards here that a job may use; METRICGOLD_CARDS says how many."""
     if told := os.environ.get("METRICGOLD_CARDS"):
         if not told.isdecimal():
             raise ValueError(f"METRICGOLD_CARDS is {told!r}, expected a number of cards")
-        return int(told)
+        return [str(number) for number in range(int(told))]
+    number = _number_of_cards()
+    return (_visible() or [str(i) for i in range(number)]) if number else []
+
+
+def _number_of_cards() -> int:
     devices = list(Path("/dev").glob("nvidia[0-9]*"))
     if devices or not shutil.which("nvidia-smi"):
         return len(devices)
     done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+@contextmanager
+def one_of(names: list[str], *, timeout_s: float) -> Iterator[str]:
+    """Hold one of some cards among the flows of this machine. TimeoutError when none becomes free."""
+    deadline = time.monotonic() + timeout_s
+    while not (held := _first_free(names)):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no card of {', '.join(names)} became free")
+        time.sleep(0.5)
+    name, lock = held
+    with lock:
+        yield name
+
+
+def _first_free(names: list[str]):
+    """Name and lock of a card that no other flow holds; the lock is taken and closes when left."""
+    from filelock import FileLock, Timeout
+
+    for name in names:
+        with suppress(Timeout):
+            return name, FileLock(_lock_of(name, "flow")).acquire(timeout=0)
+    return None
 
 
 @contextmanager
@@ -48,8 +76,8 @@ def only_job(device: str) -> Iterator[None]:
         return
     from filelock import FileLock
 
-    path = _lock_of(int(number or 0))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    position, visible = int(number or 0), _visible()
+    path = _lock_of(visible[position] if position < len(visible) else str(position), "gpu")
     lock, holder = FileLock(path), path.with_suffix(".json")
     _wait_for(lock, holder, device)
     try:
@@ -60,13 +88,15 @@ def only_job(device: str) -> Iterator[None]:
         lock.release()
 
 
-def _lock_of(number: int) -> Path:
-    """The lock file of a card, by the name that all processes of this machine have for it."""
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    name = visible[number] if number < len(visible) else str(number)
+def _visible() -> list[str]:
+    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+
+
+def _lock_of(name: str, kind: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
+    cache.mkdir(parents=True, exist_ok=True)
     # With the machine's name: a home on a network disk is shared by machines with cards of their own.
-    return cache / f"gpu-{re.sub('[^A-Za-z0-9.-]', '-', f'{platform.node()}-{name}')}.lock"
+    return cache / f"{kind}-{re.sub('[^A-Za-z0-9.-]', '-', f'{platform.node()}-{name}')}.lock"
 
 
 def _wait_for(lock, holder: Path, device: str) -> None:

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from metricgold import card
-from metricgold.card import num_cards, only_job
+from metricgold.card import cards, one_of, only_job
 
 HOLD = """
 import sys, time
@@ -71,7 +71,7 @@ def test_each_card_has_its_own_lock_and_is_counted_within_the_visible_ones(hold)
     hold("cuda", CUDA_VISIBLE_DEVICES="1,0")
     with only_job("cuda:0"):  # the other card
         pass
-    assert card._lock_of(1).with_suffix(".json").exists()
+    assert card._lock_of("1", "gpu").with_suffix(".json").exists()
 
 
 def test_nothing_is_locked_without_a_card(own_cache):
@@ -79,11 +79,27 @@ def test_nothing_is_locked_without_a_card(own_cache):
         assert not own_cache.exists()
 
 
-def test_cards_are_counted(monkeypatch):
+def test_cards_are_named(monkeypatch):
     monkeypatch.setenv("METRICGOLD_CARDS", "2")
-    assert num_cards() == 2
+    assert cards() == ["0", "1"]
     monkeypatch.setenv("METRICGOLD_CARDS", "many")
     with pytest.raises(ValueError, match="METRICGOLD_CARDS is 'many', expected a number of cards"):
-        num_cards()
+        cards()
     monkeypatch.delenv("METRICGOLD_CARDS")
-    assert num_cards() >= 0
+    monkeypatch.setattr(card, "_number_of_cards", lambda: 4)
+    assert cards() == ["0", "1", "2", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-8f3a")
+    assert cards() == ["2", "GPU-8f3a"]
+    monkeypatch.setattr(card, "_number_of_cards", lambda: 0)
+    assert cards() == []
+
+
+def test_flows_take_different_cards_and_a_trainer_may_lock_its_flow_s():
+    with one_of(["0", "1"], timeout_s=0) as first, one_of(["0", "1"], timeout_s=0) as second:
+        assert (first, second) == ("0", "1")
+        with pytest.raises(TimeoutError, match="no card of 0, 1"), one_of(["0", "1"], timeout_s=0):
+            pass
+        with only_job("cuda:0"):
+            pass
+    with one_of(["0"], timeout_s=0):
+        pass

@@ -391,3 +391,25 @@ def test_a_server_that_hangs_stalls_nothing(fresh, monkeypatch, caplog):
     assert time.monotonic() - started < 5
     assert "no answer within 0 s" in caplog.text
     gate.set()
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "tracked"), [([], {}, True), (["--no-track"], {}, False), ([], {"RANK": "1"}, False)]
+)
+def test_the_command_train_is_tracked_once_unless_told_not_to(fresh, monkeypatch, options, variables, tracked):
+    from click.testing import CliRunner
+
+    from metricgold.cli import main
+
+    Path("params.yaml").write_text(yaml.safe_dump({"datasets": ["hypersim-synthetic"]}))
+    for key, value in variables.items():
+        monkeypatch.setenv(key, value)
+
+    def train(*_, report, **__):
+        if report is not None:
+            report(_row(10))
+
+    monkeypatch.setattr("metricgold.train.train", train)
+    done = CliRunner().invoke(main, ["train", *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (STATE / "mlflow.json").exists() == tracked

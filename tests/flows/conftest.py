@@ -26,3 +26,12 @@ def server(tmp_path_factory):
     finally:
         server.process.terminate()
         server.process.wait(60)
+
+
+@pytest.fixture
+def at_server(server):
+    """This process talks to the session's server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.env["PREFECT_API_URL"]}):
+        yield server

@@ -86,7 +86,8 @@ def test_graph_is_dvcs_own_in_running_order(project):
     order = list(graph)
     assert len(order) == 4 * 3 + 5
     assert all(order.index(need) < order.index(stage) for stage, needs in graph.items() for need in needs)
-    assert graph["train"] == {"backbone", "depth-vae", *(f"encode@{name}" for name in DATASETS)}
+    rows = {f"{word}@{name}" for word in ("download", "encode") for name in DATASETS}  # raw frames for validation
+    assert graph["train"] == {"backbone", "depth-vae", *rows}
     assert list(stage_graph(["download@vkitti2-synthetic"])) == [
         "synthesize@vkitti2-synthetic",
         "download@vkitti2-synthetic",
