@@ -3,14 +3,13 @@
 A folder is locked by the kernel. On S3 a small object says who writes; its age is told by the store's own clock, so
 that the clocks of the machines do not matter. It is renewed at a third of its life, and whoever finds it older than
 that takes it over. Stores on which two at once may both seem to have written it are met by looking again a little
-later: the last one has it.
+later, while the job begins: the last one has it.
 """
 
 import json
 import logging
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ SETTLE_S = 0.5  # longer than a store takes from looking to writing
 
 @contextmanager
 def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]]:
-    """Hold an output; yields a check that raises BlockingIOError once another job has it.
+    """Hold an output; yields a check that raises BlockingIOError once another job has it, to be asked before writing.
 
     `seconds` without renewal end a hold on S3; that of a job which died on this machine ends at once. Raises
     BlockingIOError naming who holds the output, since when, and when it will be free if that job is dead.
@@ -43,7 +42,7 @@ def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]
         return
     lease = _Lease(sink, seconds)
     lease.take()
-    thread = Thread(target=lease.renew, daemon=True, name="lease")
+    thread = Thread(target=lease.keep, daemon=True, name="lease")
     thread.start()
     try:
         yield lease.check
@@ -88,7 +87,8 @@ def _machine() -> str | None:
 
 class _Lease:
     def __init__(self, sink: S3Prefix, seconds: float) -> None:
-        self.sink, self.ended, self.lost_to = sink, Event(), ""
+        self.sink, self.lost_to = sink, ""
+        self.settled, self.ended = Event(), Event()
         process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
         self.me = _Owner(
             uuid.uuid4().hex, socket.gethostname(), _machine(), process.pid, process.create_time(), now, seconds
@@ -101,25 +101,30 @@ class _Lease:
             if (held := self._found()) and not _has_ended(*held):
                 raise BlockingIOError(f"{self.sink} {_held(*held)}")
             self._write()
-        time.sleep(SETTLE_S)
-        if (held := self._found()) and held[0] != self.me:
-            raise BlockingIOError(f"{self.sink} {_held(*held)}")
 
-    def renew(self) -> None:
-        """Write the lease again and again until the end, or until it is another's."""
-        while not self.ended.wait(self.me.seconds / 3):
+    def keep(self) -> None:
+        """Look whether it is still ours, soon and then again and again until the end, and renew it."""
+        pause_s = SETTLE_S
+        while not (self.ended.wait(pause_s) or self.lost_to):
             try:
-                held = self._found()
-                if held and held[0] != self.me:
-                    self.lost_to = _held(*held)
-                    return
-                self._write()
+                self._renew()
             except (OSError, ValueError) as error:  # the job's own requests meet the same
                 log.warning("the lease of %s could not be renewed: %s", self.sink, error)
+            self.settled.set()
+            pause_s = self.me.seconds / 3
+        self.settled.set()
+
+    def _renew(self) -> None:
+        held = self._found()
+        if held and held[0] != self.me:
+            self.lost_to = _held(*held)
+        elif self.settled.is_set() or not held:
+            self._write()
 
     def check(self) -> None:
+        self.settled.wait()
         if self.lost_to:
-            raise BlockingIOError(f"{self.sink} was taken over: it {self.lost_to}")
+            raise BlockingIOError(f"{self.sink} {self.lost_to}")
 
     def release(self) -> None:
         try:
