@@ -410,7 +410,7 @@ def _train_in(project):
 @pytest.mark.slow
 def test_sigterm_saves_where_it_is(project, trained_in_project):
     out, state = project / "models" / "metricgold", project / "models" / "metricgold.state"
-    command = [sys.executable, "-m", "metricgold.cli", "train"]
+    command = [sys.executable, "-m", "metricgold.cli", "train", "--no-track"]
     child = start(command, project)
     while child.poll() is None and position(state) < 7:
         time.sleep(0.01)
@@ -429,8 +429,9 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(tiny, projec
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     out, state = project / "models" / "metricgold", project / "models" / "metricgold.state"
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    options = ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "-m", "metricgold.cli", "train"]
-    done = subprocess.run([sys.executable, *launch, *options], cwd=project, capture_output=True, text=True)
+    options = ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    command = [sys.executable, *launch, *options, "-m", "metricgold.cli", "train", "--no-track"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     weights = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
     rows = read_rows(state / "metrics.jsonl")
