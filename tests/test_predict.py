@@ -291,22 +291,23 @@ run(sys.argv[2], sys.argv[3], Slow(), params=PARAMS.model_copy(update={"batch_si
 """
 
 
-def test_a_killed_job_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("least", [1, 12, 30])
+def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
     job = subprocess.Popen([sys.executable, "-c", KILLED, str(Path(__file__).parent), str(source), str(out)])
     deadline = time.monotonic() + 30
-    while len(list(out.glob("*.depth.png"))) < 12 and time.monotonic() < deadline:
+    while len(list(out.glob("*.depth.png"))) < least and time.monotonic() < deadline:
         time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     job.wait()
     present = len(list(out.glob("*.depth.png")))
-    assert 12 <= present < 40
+    assert least <= present < 40
     assert not (out / "receipt.jsonl").exists()
 
     pipe = FakePipe()
     summary = run(source, out, pipe)
     assert summary["images_done"] == 40
-    assert summary["images_kept"] >= present - 3  # what was in the writers' hands
+    assert summary["images_kept"] >= present - 8  # what was in the writers' hands, or just out of them
     assert sum(pipe.calls) == 40 - summary["images_kept"]
     run(source, tmp_path / "undisturbed")
     for path in (tmp_path / "undisturbed").glob("*.png*"):

@@ -87,7 +87,7 @@ def test_a_broken_run_is_gone_on_with_and_kept_rows_are_not_saved_twice(sink, mo
         receipt.add(done("2", sha256="new"))
         receipt.flush()
         assert [len(rows_of(sink, key)) for key in parts_of(sink)] == [2, 1, 1]
-        assert list(receipt.done_inputs()) == ["0", "1", "2"]
+        assert sorted(receipt.done_inputs()) == ["0", "1", "2"]
         receipt.finish({})
     assert [(row["input"], row["sha256"]) for row in rows_of(sink)] == [("0", "s"), ("1", "s"), ("2", "new")]
     assert parts_of(sink) == []
