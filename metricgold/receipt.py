@@ -12,7 +12,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -33,6 +32,8 @@ pragma synchronous=off;
 create table output(key blob primary key, tag text) without rowid;
 -- now: whether it is a row of this run; failure: the reason without what is this image's alone
 create table row(input blob primary key, line text, status text, failure text, now integer);
+-- Never committed: the file ends with the run, and a commit for each row would take most of the time.
+begin;
 """
 
 
@@ -69,12 +70,11 @@ class Receipt:
         found = takewhile(lambda key: key.startswith(PARTIAL), (entry.key for entry in self.sink.list(after=PARTIAL)))
         self.parts = list(found)
         written = [RECEIPT] * self.sink.exists(RECEIPT) + self.parts
-        with self._transaction():
-            for key in written:
-                for line in self.sink.lines(key):
-                    self._take_over(key, line)
-            if written:  # otherwise there is no row that could name them
-                self.db.executemany("replace into output values (?, ?)", self._outputs())
+        for key in written:
+            for line in self.sink.lines(key):
+                self._take_over(key, line)
+        if written:  # otherwise there is no row that could name them
+            self.db.executemany("replace into output values (?, ?)", self._outputs())
 
     def _outputs(self) -> Iterator[tuple[bytes, str]]:
         suffixes = tuple(SUFFIXES.values())
@@ -88,12 +88,6 @@ class Receipt:
             raise ValueError(f"{self.sink}: {key} holds a line that is no row; move it away: {line[:80]!r}") from error
         if status == "done":
             self.db.execute("replace into row values (?, ?, ?, null, 0)", [input, line.decode().rstrip(), status])
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self.db.execute("begin")
-        yield
-        self.db.execute("commit")
 
     def keep(self, entry: Entry, identity: str, kinds: Iterable[str]) -> bool:
         """Take the row of an earlier run into this one if it holds still; whether it does.
