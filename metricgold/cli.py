@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -358,12 +359,14 @@ OUTPUTS = ("log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", 
 @click.option("--preset", type=click.Choice(PRESETS), help="Steps and members; --steps and --ensemble override it.")
 @click.option("--steps", "num_inference_steps", type=click.IntRange(1), metavar="N", help="Denoising steps.")
 @click.option("--ensemble", "ensemble_size", type=_EnsembleType(), help="Members; auto: until depth is certain.")
+@click.option("--seed", type=click.IntRange(0), help="Of the members' noise.")
 @click.option("--write", "outputs", type=click.Choice(OUTPUTS), multiple=True, help="A kind of output; repeatable.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
 @click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")
 @click.option("--allow-truncated", is_flag=True, default=None, help="Take what is there of images that end early.")
 @click.option("--compile", is_flag=True, default=None, help="Compile the U-Net: minutes first, faster then.")
+@click.option("--dask", metavar="ADDRESS", help="Slices on a Dask cluster: tcp://host:port, or local:N processes here.")
 @json_option
 @click.pass_context
 def predict(
@@ -373,6 +376,7 @@ def predict(
     model: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    dask: str | None,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -381,13 +385,17 @@ def predict(
     Options override the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
     it if all do.
     """
+    from metricgold.cluster import open_client
     from metricgold.predict import over_budget, predict_all
     from metricgold.registry import fetch_model
+    from metricgold.slices import predict_on
 
     params = _asked(_params(ctx).predict, **asked)
     folder, model_name = fetch_model(model)
     listed = {"include": include, "exclude": exclude}
-    summary = predict_all(params, folder, input, output, model_name=model_name, **listed)
+    with open_client(dask) if dask else nullcontext() as client:
+        elsewhere = partial(predict_on, client) if client else None
+        summary = predict_all(params, folder, input, output, model_name=model_name, elsewhere=elsewhere, **listed)
     _say(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)

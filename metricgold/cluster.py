@@ -1,14 +1,25 @@
-"""Work for other machines: a Dask cluster as an executor. Needs the extra `dask`."""
+"""Work for other machines: a Dask cluster, as a client or as an executor. Needs the extra `dask`."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 LOCAL = "local:"
 
 
 @contextmanager
 def open_executor(address: str) -> Iterator[Executor]:
+    """As open_client, with the face of concurrent.futures."""
+    with open_client(address) as client:
+        yield client.get_executor(pure=False)
+
+
+@contextmanager
+def open_client(address: str) -> "Iterator[Client]":
     """`tcp://host:port` of a scheduler, or `local:N` for N processes here that have one thread each.
 
     Workers need this package and see the same folders under the same paths. Raises ValueError for another form of
@@ -22,9 +33,9 @@ def open_executor(address: str) -> Iterator[Executor]:
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
         local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0")
         with local as cluster, Client(cluster) as client:
-            yield client.get_executor(pure=False)
+            yield client
     elif "://" in address:
         with Client(address) as client:
-            yield client.get_executor(pure=False)
+            yield client
     else:
         raise ValueError(f"{address} is no address of a cluster: expected tcp://host:port or {LOCAL}N")

@@ -102,13 +102,15 @@ def predict_all(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     pipe: Callable | None = None,
+    elsewhere: Callable[..., Iterator[Row]] | None = None,
 ) -> Row:
     """Predict depth for every image of `input` (file, folder, glob, s3://bucket/prefix) into `output`.
 
     For `a.jpg` it writes `a.jpg` + metricgold.outputs.SUFFIXES of the kinds in params.outputs, then summary.json,
     gallery.html and, last, receipt.jsonl with one row per input. Files that are no images are skipped, broken ones
     and failed writes are rows with a reason; none of them ends the job. `include` and `exclude` are globs over keys.
-    `pipe` stands for the pipeline that is otherwise loaded from the folder `model` when the first image needs it.
+    `pipe` stands for the pipeline that is otherwise loaded from the folder `model` when the first image needs it;
+    `elsewhere` for predict_entries, such as metricgold.slices.predict_on with a cluster.
 
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written.
     """
@@ -125,7 +127,7 @@ def predict_all(
         receipt.load_previous()
         receipt.flush()  # the first write: an output that cannot be written ends the job here
         sample = Sample(params.gallery)
-        rows = partial(predict_entries, job, pipe=pipe, sample=sample)
+        rows = partial(elsewhere or predict_entries, job, pipe=pipe, sample=sample)
         counts = _run(job, _inputs(source, sink), rows, receipt, check_held)
         if not counts:
             raise ValueError(f"{source}: no files to predict")
@@ -160,7 +162,7 @@ def predict_entries(
     each image while it is at hand. What is wrong with one image is in its row. Raises StoreLost where no other image
     would fare better, and ValueError for a model that cannot do what is asked.
     """
-    source, sink, loaded = job.open_source(), job.open_sink(), cache(lambda: _checked(job, pipe or _load(job)))
+    source, sink, loaded = job.open_source(), job.open_sink(), cache(lambda: _checked(job, pipe or load(job)))
     threads, written = job.params.num_threads, deque()
     # One pool: on a far store writing takes most of the time, on a near one with large images reading does.
     with _Pool(2 * threads) as pool, _no_patience_in_trouble(source, sink):
@@ -294,7 +296,7 @@ def _card_of_kept(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, 
 def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo | None]:
     """A row to go on with and its photograph, or a finished row and None."""
     started = time.perf_counter()
-    row = {"input": entry.key, "input_tag": entry.tag, "identity": job.identity}
+    row = _begun(job, entry)
     try:
         if entry.bytes > _PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16)):
             raise NotAnImage(f"{entry.key}: not an image of a known format")
@@ -306,6 +308,15 @@ def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo
     except Exception as error:  # whatever is wrong with one image, the others go on
         return _without_depth(row, "failed", _reason(error)), None
     return {**row, "seconds": {"read": _since(started)}}, photo
+
+
+def _begun(job: Job, entry: Entry) -> Row:
+    return {"input": entry.key, "input_tag": entry.tag, "identity": job.identity}
+
+
+def failed_row(job: Job, entry: Entry, reason: str) -> Row:
+    """The row of an image that nobody could predict."""
+    return _without_depth(_begun(job, entry), "failed", reason)
 
 
 def _read_photo(job: Job, data: bytes, key: str) -> Photo:
@@ -342,7 +353,8 @@ def _in_order(
 # --- predicting
 
 
-def _load(job: Job) -> Callable:
+def load(job: Job) -> Callable:
+    """The pipeline of a job, as predict_entries asks it."""
     from metricgold.model import load_pipeline  # torch, which a rerun with nothing new does not need
 
     return load_pipeline(job.model, dtype=job.params.dtype, compile=job.params.compile)
