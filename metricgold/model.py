@@ -307,8 +307,9 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     disable_progress_bar()  # of reading four small parts: noise in every log
-    pipe = MetricGoldPipeline.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    pipe.unet.to(DTYPES[dtype]), pipe.vae.to(DTYPES[dtype])
+    dtypes = {"unet": DTYPES[dtype], "vae": DTYPES[dtype], "default": torch.float32}
+    pipe = MetricGoldPipeline.from_pretrained(folder, dtype=dtypes)
+    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     if compile:
         pipe.compile_unet()
     return pipe

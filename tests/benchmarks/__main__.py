@@ -13,7 +13,7 @@ from typing import Any
 
 from metricgold.storage import write_json
 
-from . import BOUNDS, CannotRun, batch, cache, cluster, download, frames, train
+from . import BOUNDS, CannotRun, batch, cache, cluster, download, frames, predict, train
 
 REPORT = Path("reports/bench.json")
 
@@ -29,14 +29,12 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("cache.index_open_s",): cache.opening,
     ("train.speedup_vs_usual", "train.data_wait"): train.on_gpu,
     (): train.on_cpu,
+    ("predict.speedup_vs_diffusers_default", "predict.speedup_vs_diffusers_best"): predict.speedup,
     ("batch.free_model_images_per_s_core",): batch.free_model,
     ("dask.speedup_2",): cluster.speedup,
 }
-_GPU = "needs a GPU; not measured yet"
 _S3 = "needs an S3 server; not measured yet"
 LEFT_OUT = {
-    "predict.speedup_vs_diffusers_default": _GPU,
-    "predict.speedup_vs_diffusers_best": _GPU,
     "batch.overhead": _S3,
     "batch.s3_rate_vs_boto3": _S3,
     "batch.rss_growth_mb": _S3,
