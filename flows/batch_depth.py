@@ -1,10 +1,8 @@
 """Flow `batch-depth`: metres for a folder or a bucket, by a registered model."""
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from contextlib import nullcontext
+from typing import Annotated, Any, Literal
 
-import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -12,20 +10,21 @@ from pydantic import Field
 
 from flows.cards import card
 from flows.children import ask_child
+from metricgold.params import Output
+
+Preset = Literal["paper", "balanced", "fast", "one-step"]
 
 
 @task(task_run_name="predict", cache_policy=NO_CACHE)
-def predict(input: str, output: str, model: str, asked: dict[str, int]) -> dict[str, Any]:
-    """One job in a child process; `asked` replaces values of the section predict of params.yaml."""
-    with TemporaryDirectory() as folder:
-        params = yaml.safe_load(Path("params.yaml").read_text())
-        params["predict"] = (params.get("predict") or {}) | asked
-        copy = Path(folder) / "params.yaml"
-        copy.write_text(yaml.safe_dump(params))
-        command = ["metricgold", "--params", str(copy), "predict", input, output, "--model", model, "--json"]
-        log = get_run_logger().info
-        with card(log) as variables:
-            return ask_child(command, log, **variables)
+def predict(input: str, output: str, model: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """One job in a child process; `asked` are options of `metricgold predict`, lists for those that repeat."""
+    log = get_run_logger().info
+    given = [(name, one) for name, value in asked.items() for one in (value if isinstance(value, list) else [value])]
+    options = [f"--{name}={value}" for name, value in given if value is not None]
+    # Elsewhere it needs no card of this machine.
+    with nullcontext({}) if "://" in (asked["dask"] or "") else card(log) as variables:
+        command = ["metricgold", "predict", input, output, "--model", model, *options, "--json"]
+        return ask_child(command, log, **variables)
 
 
 @flow(name="batch-depth")
@@ -33,23 +32,33 @@ def batch_depth(
     input: str,
     output: str,
     model: str = "models:/metricgold@champion",
+    preset: Preset | None = None,
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None,
-    ensemble_size: Annotated[int, Field(ge=1, le=100)] | None = None,
+    ensemble_size: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = None,
     seed: Annotated[int, Field(ge=0)] | None = None,
+    outputs: list[Output] | None = None,
+    include: list[str] | None = None,
+    exclude: list[str] | None = None,
+    max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None,
+    dask: str | None = None,
 ) -> dict[str, Any]:
-    """Depth, uncertainty and preview for every image of `input`, with one receipt.
+    """Depth and what goes with it for every image of `input`, with one receipt.
 
     Command: prefect deployment run batch-depth -p input=s3://bucket/photos -p output=s3://bucket/depth
     Reads:   images of a file, folder, glob or s3://bucket/prefix; the model; params.yaml (predict)
     Writes:  output (a folder or s3://): files per image and receipt.jsonl, which lets a second run skip what is done
     Hours:   images x steps x ensemble / (what the device does an hour); a bad image is a row, not a failure
 
-    num_inference_steps, ensemble_size, seed  those of params.yaml if not given
+    preset to outputs  as params.yaml has it if not given; steps and ensemble beside a preset replace its own
+    include, exclude   globs over keys: only these, none of these
+    max_failed         images that may fail, a number (20) or a share (0.01), before the run does; else all but one
+    dask               tcp://host:port of a Dask scheduler, or local:N processes here
     """
-    options = {"num_inference_steps": num_inference_steps, "ensemble_size": ensemble_size, "seed": seed}
-    summary = predict(input, output, model, {key: value for key, value in options.items() if value is not None})
+    asked = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
+    asked |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
+    summary = predict(input, output, model, asked)
     lines = [f"| {key} | {value} |" for key, value in summary.items()]
     create_markdown_artifact("\n".join(["| | |", "|---|---|", *lines]), key="batch-depth", description=output)
-    if summary["images_failed"] and not summary["images_done"]:
-        raise ValueError(f"all {summary['images_failed']} images of {input} failed; {output}/receipt.jsonl says why")
+    if reason := summary["over_budget"]:
+        raise ValueError(reason)
     return summary

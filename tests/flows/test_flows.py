@@ -192,17 +192,37 @@ def test_batch_depth_and_promote_model(at_server, small):
     from flows.batch_depth import batch_depth
     from flows.promote_model import promote_model
 
-    assert batch_depth("photos", "depth", ensemble_size=2) == {"images_done": 2, "images_failed": 0}
+    asked = {"preset": "fast", "ensemble_size": "auto", "include": ["*.jpg", "a b/**"], "outputs": ["npz"]}
+    asked |= {"max_failed": 0.5, "dask": "local:2", "seed": 3}
+    assert batch_depth("photos", "depth", **asked)["images_done"] == 2
     assert promote_model()["passed"]
     assert calls(small) == [
-        "predict photos depth --model models:/metricgold@champion --json",
+        "predict photos depth --model models:/metricgold@champion --preset=fast --ensemble=auto --seed=3 --write=npz"
+        " --include=*.jpg --include=a b/** --max-failed=0.5 --dask=local:2 --json",
         "promote --json --dry-run",
     ]
     Path("refuse").touch()
     with pytest.raises(ValueError, match=r"not promoted: abs_rel 0.3 against 0.25"):
         promote_model(dry_run=False)
-    with pytest.raises(ParameterTypeError, match="ensemble_size"):
-        batch_depth("photos", "depth", ensemble_size=0)
+    with pytest.raises(ValueError, match="1 of 2 images failed"):
+        batch_depth("photos", "depth")
+    for wrong in ({"ensemble_size": 0}, {"preset": "slow"}, {"outputs": ["gif"]}, {"max_failed": 1.5}):
+        with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
+            batch_depth("photos", "depth", **wrong)
+
+
+def test_presets_and_options_of_the_flow_are_the_command_line_s():
+    from typing import get_args
+
+    from flows.batch_depth import Preset, batch_depth
+    from metricgold.cli import main
+    from metricgold.params import PRESETS
+
+    assert get_args(Preset) == tuple(PRESETS)
+    known = {option for parameter in main.commands["predict"].params for option in parameter.opts}
+    words = {"num_inference_steps": "steps", "ensemble_size": "ensemble", "outputs": "write"}
+    asked = set(batch_depth.parameters.properties) - {"input", "output"}
+    assert {f"--{words.get(name, name).replace('_', '-')}" for name in asked} <= known
 
 
 @pytest.mark.slow
