@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import pi, sqrt
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -266,14 +267,13 @@ class MetricGoldPipeline(DiffusionPipeline):
 
     def _merge(self, members: list[torch.Tensor], photo: "_Photo", asked: "_Asked") -> Prediction:
         """Members of one image, log depth or latents as asked, to one prediction at the photograph's size."""
-        size, nan = photo.rgb.shape[:2], torch.full((1, 1), torch.nan, device=self.device)
         if asked.merge == "latent":
-            median, deviation = self._decode(torch.stack(members).mean(dim=0, keepdim=True))[0], None
+            merged = self._decode(torch.stack(members).mean(dim=0, keepdim=True))[0]
         else:
-            median, deviation = median_and_deviation(torch.stack(members))
-        if deviation is None or len(members) == 1:
-            deviation = nan.expand_as(median)
-        log_depth, deviation = _resize_maps(torch.stack([median, deviation]), size)
+            merged, deviation = median_and_deviation(torch.stack(members))
+        if asked.merge == "latent" or len(members) == 1:
+            deviation = torch.full_like(merged, torch.nan)  # 0 would claim certainty
+        log_depth, deviation = _resize_maps(torch.stack([merged, deviation]), photo.rgb.shape[:2])
         return Prediction(
             planar_depth_m=self.log_depth.denormalize(log_depth).cpu().numpy(),
             uncertainty=(deviation * (self.log_depth.ln_range / 2)).cpu().numpy(),
@@ -309,7 +309,8 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     disable_progress_bar()  # of reading four small parts: noise in every log
     dtypes = {"unet": DTYPES[dtype], "vae": DTYPES[dtype], "default": torch.float32}
     pipe = MetricGoldPipeline.from_pretrained(folder, dtype=dtypes)
-    pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        pipe.to("cuda")
     if compile:
         pipe.compile_unet()
     return pipe
@@ -364,8 +365,8 @@ def median_and_deviation(members: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def standard_error(members: torch.Tensor, log_depth: LogDepth) -> float:
     """Standard error of the median over members, log depth [E, H, W], relative (nats): the median over all pixels.
 
-    sqrt(pi/2) x 1.4826 x MAD / sqrt(E) at each pixel: what holds for many normal members; of three it is an
-    underestimate.
+    sqrt(pi/2) x 1.4826 x MAD / sqrt(E) at each pixel: what holds for many normal members. Few say too little: of
+    three normal members it is 0.6 of the truth, of five 0.8, of ten 0.94.
     """
     _, deviation = median_and_deviation(members)
     typical = deviation.median().item() * log_depth.ln_range / 2
@@ -373,7 +374,7 @@ def standard_error(members: torch.Tensor, log_depth: LogDepth) -> float:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
+    return isinstance(value, Integral) and value >= 1  # also numpy's
 
 
 def _parts(pairs: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:

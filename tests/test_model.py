@@ -332,6 +332,7 @@ def test_a_dtype_and_a_folder_that_are_none(tiny_model, tmp_path):
         load_pipeline(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_compiled_unet_has_one_graph_for_each_processing_size(pipe, tiny_model):
     counter = CompileCounterWithBackend("eager")
     compiled = load_pipeline(tiny_model)

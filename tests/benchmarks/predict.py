@@ -56,6 +56,7 @@ class Work(NamedTuple):
 def speedup(folder: Path) -> dict[str, float]:
     """Figures on this machine's GPU, or else its CPU."""
     work = _full() if torch.cuda.is_available() else _small()
+    torch.backends.cudnn.allow_tf32 = False  # the comparison of members is in float32 proper
     pipe, photograph = _pipeline(work), _photograph(work)
     theirs = Diffusers(pipe, work)
     _check_agreement(pipe, theirs, photograph)
@@ -97,9 +98,9 @@ def _pipeline(work: Work) -> MetricGoldPipeline:
             unet, vae = UNet2DConditionModel.from_config(SD2_UNET), AutoencoderKL.from_config(SD2_VAE)
         else:
             unet, vae = new_unet(StandIn()), new_vae(StandIn())
+        unet = widen_conv_in(unet, vae.config.latent_channels)
         prompt = EmptyPrompt(NUM_PROMPT_TOKENS, unet.config.cross_attention_dim)
     prompt.embedding.data.normal_()
-    unet = widen_conv_in(unet, vae.config.latent_channels)
     scheduler = DDIMScheduler(**SCHEDULE)
     pipe = MetricGoldPipeline(unet, vae, scheduler, prompt, 0.5, 80.0, work.height, work.width).to(work.device)
     pipe.set_progress_bar_config(disable=True)
@@ -224,6 +225,7 @@ def _unet_flops(pipe: MetricGoldPipeline, work: Work) -> int:
 def _largest_batch(pipe: MetricGoldPipeline, photograph: np.ndarray) -> int:
     """Members at once, uncompiled, within the memory of a 24 GB card; both sides' weights are in it."""
     total, fits = torch.cuda.get_device_properties(0).total_memory, 0
+    torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY_BYTES / total))
     try:
         for size in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128):
