@@ -37,6 +37,7 @@ MAX_PIXELS = 100_000_000  # of a photograph given as a path
 # of their mean, sigma / sqrt(n).
 _SIGMA_OF_MAD = 1.4826
 _MEDIAN_OF_MEAN = sqrt(pi / 2)
+_LOST_TO_FEW = 1.2  # members; see standard_error
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -365,12 +366,13 @@ def median_and_deviation(members: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def standard_error(members: torch.Tensor, log_depth: LogDepth) -> float:
     """Standard error of the median over members, log depth [E, H, W], relative (nats): the median over all pixels.
 
-    sqrt(pi/2) x 1.4826 x MAD / sqrt(E) at each pixel: what holds for many normal members. Few say too little: of
-    three normal members it is 0.6 of the truth, of five 0.8, of ten 0.94.
+    sqrt(pi/2) x 1.4826 x MAD / sqrt(E) at each pixel is what holds for many normal members. Of few the MAD says too
+    little, of three 0.6 of the truth: E / (E - 1.2), found by simulating normal members, mends that to within 7 %.
     """
+    count = len(members)
     _, deviation = median_and_deviation(members)
     typical = deviation.median().item() * log_depth.ln_range / 2
-    return _MEDIAN_OF_MEAN * _SIGMA_OF_MAD * typical / sqrt(len(members))
+    return _MEDIAN_OF_MEAN * _SIGMA_OF_MAD * typical / sqrt(count) * count / (count - _LOST_TO_FEW)
 
 
 def _is_count(value: Any) -> bool:

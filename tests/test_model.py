@@ -195,12 +195,13 @@ def test_auto_does_not_depend_on_company_order_or_batches(pipe):
         np.testing.assert_allclose(one.planar_depth_m, third.planar_depth_m, rtol=1e-4)
 
 
-def test_the_standard_error_is_that_of_a_median():
-    """Of 41 normal members with a known spread: what the median of many draws really scatters by."""
-    log_depth, draws = LogDepth(0.5, 80.0), torch.randn(41, 100, 100, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("count", [3, 5, 7, 9, 10, 41])
+def test_the_standard_error_is_that_of_a_median(count):
+    """Of normal members with a known spread: what the median of many draws really scatters by."""
+    log_depth, draws = LogDepth(0.5, 80.0), torch.randn(count, 200, 200, generator=torch.Generator().manual_seed(0))
     spread = draws * (2 / log_depth.ln_range) * 0.1  # a tenth of a nat
     scatter = (spread.quantile(0.5, dim=0) * log_depth.ln_range / 2).std().item()
-    assert standard_error(spread, log_depth) == pytest.approx(scatter, rel=0.05)
+    assert standard_error(spread, log_depth) == pytest.approx(scatter, rel=0.08)
 
 
 # Merged latents
