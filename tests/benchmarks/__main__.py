@@ -32,6 +32,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("predict.speedup_vs_diffusers_default", "predict.speedup_vs_diffusers_best"): predict.speedup,
     ("batch.free_model_images_per_s_core",): batch.free_model,
     ("dask.speedup_2",): cluster.speedup,
+    ("dask.predict_speedup_2",): cluster.predict_speedup,
 }
 _S3 = "needs an S3 server; not measured yet"
 LEFT_OUT = {
