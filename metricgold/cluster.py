@@ -1,5 +1,6 @@
 """Work for other machines: a Dask cluster, as a client or as an executor. Needs the extra `dask`."""
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ def open_client(address: str) -> "Iterator[Client]":
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
+    # A scheduler that is gone is a traceback there, and an error of one line here.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     number = address.removeprefix(LOCAL)
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
         local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0")

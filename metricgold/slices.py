@@ -108,7 +108,11 @@ class _Work:
         except KilledWorker as error:
             return self._without_workers(part, error)
         except CancelledError as error:
-            raise OSError(f"the Dask scheduler is gone ({error}); what is done is kept, go on with another") from error
+            raise OSError("the Dask scheduler is gone; what is done is kept, the same job goes on later") from error
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # the package is missing there, or is another version
+            raise OSError(f"a worker of the Dask cluster failed: {type(error).__name__}: {error}") from error
         finally:
             future.release()
         self._check_shared(rows)

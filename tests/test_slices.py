@@ -182,6 +182,16 @@ def _open_elsewhere(tmp_path):
     return open_sink
 
 
+def test_what_a_worker_cannot_do_is_said_in_one_line(plain_threads, tmp_path, monkeypatch):
+    def load(_job):
+        raise ImportError("no libcudart")
+
+    monkeypatch.setattr(slices, "load", load)
+    monkeypatch.setattr("metricgold.slices.digest_folder", lambda _model: "")
+    with pytest.raises(OSError, match="a worker of the Dask cluster failed: ImportError: no libcudart"):
+        run(plain_threads, fill(tmp_path / "in", 3), tmp_path / "out")
+
+
 def test_a_scheduler_that_is_gone_is_said(small_slices, tmp_path):
     from dask import config
 
