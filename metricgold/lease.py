@@ -69,7 +69,8 @@ class _Owner:
         if self.machine is None or self.machine != _machine():
             return False
         try:
-            return psutil.Process(self.pid).create_time() != self.started
+            process = psutil.Process(self.pid)
+            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
         except psutil.Error:

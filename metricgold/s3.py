@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import Event
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -65,9 +66,10 @@ class BadCredentials(StoreLost, PermissionError):
 
 
 def make_client() -> Any:
-    """A boto3 client, safe to share among threads."""
+    """A boto3 client with today's credentials, safe to share among threads."""
     import boto3
     from botocore.config import Config
+    from botocore.session import Session
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(
@@ -78,8 +80,18 @@ def make_client() -> Any:
         user_agent="metricgold",  # botocore's own is put together anew for each request: a tenth of its time
         s3={"addressing_style": "path"} if endpoint else None,  # own servers seldom have a name per bucket
     )
+    session = Session()  # boto3's default one keeps old credentials
+    session.register_component("data_loader", _loader())
     with plain_errors("S3"):
-        return boto3.Session().client("s3", config=config)  # the shared session keeps old credentials
+        return boto3.Session(botocore_session=session).client("s3", config=config)
+
+
+@cache
+def _loader() -> Any:
+    """What botocore knows of S3, read from its files once."""
+    from botocore.loaders import create_loader
+
+    return create_loader(os.environ.get("AWS_DATA_PATH"))
 
 
 def patiently(place: str, ask: Callable[[], T], hurry: Event) -> T:
