@@ -98,6 +98,8 @@ def read_photo(
     except Image.UnidentifiedImageError as error:
         # Pillow's own text is the address of a buffer.
         raise _unreadable(name, data)(f"{said}not an image of a known format, or its head is broken") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{said}it is more than {max_pixels} pixels") from error  # Pillow names a limit of its own
     except Exception as error:
         # Decoders raise almost anything on broken bytes: struct.error, SyntaxError, IndexError, bomb errors.
         raise ValueError(f"{said}cannot be read as an image: {error or type(error).__name__}") from error

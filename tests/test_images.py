@@ -167,11 +167,23 @@ def test_cmyk_and_one_bit():
     assert read(saved(bits))[0, :, 2].tolist() == [255, 0]
 
 
+def test_cielab_colours_are_those_of_srgb():
+    lab = Image.merge("LAB", [Image.new("L", (8, 8), value) for value in (138, 209, 198)])
+    # Red is L* 54.3, a* 80.8, b* 69.9 by D50; kept as L* x 2.55, and a* and b* + 128.
+    np.testing.assert_allclose(read(saved(lab, "TIFF"))[0, 0].astype(int), [255, 0, 0], atol=6)
+
+
 def test_too_many_pixels_are_refused_before_decoding():
     # The body is missing altogether: only its head can have been read.
     head = saved(Image.new("L", (3000, 3000)))[:60]
     with pytest.raises(ValueError, match="3000x3000 is more than 1000000 pixels"):
         read(head)
+    # A head that Pillow refuses by itself, naming a limit of its own.
+    huge = (
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+    )
+    with pytest.raises(ValueError, match="name: it is more than 1000000 pixels"):
+        read_photo(huge + b"\x08" + bytes(60), max_pixels=1_000_000, name="name")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.98])
