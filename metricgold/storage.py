@@ -7,6 +7,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 with aside.open("rb") as file:
                     os.fsync(file.fileno())
             aside.replace(path)
+    except OSError as error:
+        if error.errno == ENOSPC:
+            error.filename = str(path)  # a full disk does not say where
+        raise
     finally:
         remove(aside)
 

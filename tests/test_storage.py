@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 
@@ -29,6 +30,13 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert path.read_text() == "one"
     assert names(path.parent) == ["file"]
+
+
+def test_a_full_disk_is_named(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(OSError, match=f"'{path}'"), write_aside(path) as aside, aside.open("wb"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
 
 
 def test_a_folder_replaces_another_as_a_whole(tmp_path):
