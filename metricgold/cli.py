@@ -388,12 +388,13 @@ def predict(
     from metricgold.cluster import open_client
     from metricgold.predict import over_budget, predict_all
     from metricgold.registry import fetch_model
+    from metricgold.sigterm import exit_on_sigterm
     from metricgold.slices import predict_on
 
     params = _asked(_params(ctx).predict, **asked)
     folder, model_name = fetch_model(model)
     listed = {"include": include, "exclude": exclude}
-    with open_client(dask) if dask else nullcontext() as client:
+    with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
         elsewhere = partial(predict_on, client) if client else None
         summary = predict_all(params, folder, input, output, model_name=model_name, elsewhere=elsewhere, **listed)
     _say(summary, as_json)

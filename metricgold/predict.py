@@ -29,7 +29,7 @@ from metricgold.images import NotAnImage, Photo, claims_image, read_photo
 from metricgold.lease import hold
 from metricgold.outputs import DEFAULT, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.params import Inference, Output, Predict
-from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, Row
+from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
 from metricgold.storage import digest_folder, digest_json
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def predict_all(
     source, sink = job.open_source(), job.open_sink()
     with (
         hold(sink, params.lease_s) as check_held,
-        closing(Receipt(sink)) as receipt,
+        open_receipt(sink) as receipt,
         _no_patience_in_trouble(source, sink),
     ):
         receipt.load_previous()
@@ -145,6 +145,8 @@ def over_budget(summary: Row, max_failed: float | int | None) -> str | None:
     """
     failed, images = summary["images_failed"], summary["images_failed"] + summary["images_done"]
     where = f"{summary['receipt']} says why"
+    if not images and summary["images_skipped"]:
+        return f"none of {summary['images_skipped']} files is an image; {where}"
     if max_failed is None:
         return f"all {failed} images failed; {where}" if failed and not summary["images_done"] else None
     if failed <= (max_failed if isinstance(max_failed, int) else max_failed * images):
@@ -363,6 +365,9 @@ def load(job: Job) -> Callable:
 def _checked(job: Job, pipe: Callable) -> Callable:
     """The pipeline, if it can do what is asked: otherwise every image would fail for the same reason."""
     asked = job.params.num_inference_steps, job.params.ensemble_size
+    most = pipe.scheduler.config.num_train_timesteps if hasattr(pipe, "scheduler") else asked[0]
+    if asked[0] > most:
+        raise ValueError(f"{job.model_name} takes num_inference_steps up to {most}, got {asked[0]}")
     if getattr(pipe, "is_one_step", False) and asked != (1, 1):
         raise ValueError(
             f"{job.model_name} was trained for one step: it takes num_inference_steps 1 and ensemble_size 1 "

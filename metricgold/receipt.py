@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from itertools import takewhile
 from typing import Any
 
@@ -37,13 +38,22 @@ begin;
 """
 
 
+@contextmanager
+def open_receipt(sink: Folder | S3Prefix) -> Iterator["Receipt"]:
+    """The receipt of a run, saved as far as it goes if the run breaks off. OSError where no row finds room."""
+    try:
+        with closing(Receipt(sink)) as receipt:
+            yield receipt
+    except sqlite3.OperationalError as error:
+        raise OSError(f"rows wait in a temporary file, in the folder TMPDIR if it is set: {error}") from error
+
+
 class Receipt:
     """The rows of this run, and of earlier ones as far as they are not yet replaced. For one thread."""
 
     def __init__(self, sink: Folder | S3Prefix) -> None:
         self.sink = sink
-        self.file = tempfile.NamedTemporaryFile(prefix="metricgold-", suffix=".sqlite")  # noqa: SIM115
-        self.db = sqlite3.connect(self.file.name, isolation_level=None)
+        self.db = sqlite3.connect("", isolation_level=None)  # a temporary file without a name: a kill leaves none
         self.db.executescript(_SCHEMA)
         self.run = uuid.uuid4().hex[:8]  # a job whose output was taken over overwrites no part of the other's
         self.parts: list[str] = []
@@ -58,7 +68,6 @@ class Receipt:
                 self.flush()
         finally:
             self.db.close()
-            self.file.close()
 
     # --- earlier runs
 
@@ -95,18 +104,24 @@ class Receipt:
         It holds if identity and the input's tag are equal and outputs of all these kinds lie there as it left them.
         Outputs of other kinds that are gone meanwhile, or are something else, are no longer named.
         """
-        found = self.db.execute("select line from row where input = ? and not now", [_blob(entry.key)]).fetchone()
-        row = json.loads(found[0]) if found else {}
-        if (row.get("identity"), row.get("input_tag")) != (identity, entry.tag):
-            return False
-        lying = {kind: file for kind, file in row["outputs"].items() if self._lies_there(file)}
-        if not lying.keys() >= set(kinds):
+        row = self._earlier(entry.key, entry.tag, identity)
+        lying = self._lying(row)
+        if row is None or not lying.keys() >= set(kinds):
             return False
         if lying == row["outputs"]:
             self.db.execute("update row set now = 1 where input = ?", [_blob(entry.key)])
         else:
             self._put(_without_lost(row, lying))
         return True
+
+    def _earlier(self, input: str, tag: str, identity: str) -> Row | None:
+        """The row of an earlier run, if it was made of the same bytes in the same way."""
+        found = self.db.execute("select line from row where input = ? and not now", [_blob(input)]).fetchone()
+        row = json.loads(found[0]) if found else {}
+        return row if (row.get("identity"), row.get("input_tag")) == (identity, tag) else None
+
+    def _lying(self, row: Row | None) -> Row:
+        return {kind: file for kind, file in row["outputs"].items() if self._lies_there(file)} if row else {}
 
     def _lies_there(self, file: Row) -> bool:
         found = self.db.execute("select tag from output where key = ?", [_blob(file["key"])]).fetchone()
@@ -115,8 +130,9 @@ class Receipt:
     # --- this run
 
     def add(self, row: Row) -> None:
-        """Take a row of this run."""
-        self.lines.append(self._put(row))
+        """Take a row of this run. Outputs of other kinds that an equal run has left there are named in it too."""
+        earlier = self._earlier(row["input"], row["input_tag"], row["identity"]) if row["status"] == "done" else None
+        self.lines.append(self._put(_with_earlier(row, earlier, self._lying(earlier)) if earlier else row))
         self.is_saved = False
         if len(self.lines) >= FLUSH_ROWS or time.monotonic() - self.saved_at > FLUSH_SECONDS:
             self.flush()
@@ -179,6 +195,17 @@ def _without_lost(row: Row, lying: Row) -> Row:
     """The row naming only the files that lie there; without a depth file if that one is lost."""
     lost = row["output"] not in [file["key"] for file in lying.values()]
     return {**row, "outputs": lying, **({"output": None, "sha256": None} if lost else {})}
+
+
+def _with_earlier(row: Row, earlier: Row, lying: Row) -> Row:
+    """The row naming also what an earlier one left; its depth file, if the row has none."""
+    others = {kind: file for kind, file in lying.items() if kind not in row["outputs"]}
+    rewritten = earlier["output"] in [file["key"] for file in row["outputs"].values()]
+    if rewritten and earlier["sha256"] != row["sha256"]:
+        others.pop("json", None)  # it speaks of the bytes that were there before
+    same = _without_lost(earlier, others)
+    depth = row if row["output"] else same
+    return {**row, "outputs": {**others, **row["outputs"]}, "output": depth["output"], "sha256": depth["sha256"]}
 
 
 def _failure(row: Row) -> str | None:

@@ -1,4 +1,4 @@
-"""SIGTERM as a flag, for work that saves where it is before it stops."""
+"""SIGTERM as a flag or as an exit, for work that saves where it is before it stops."""
 
 import signal
 import threading
@@ -16,5 +16,22 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
     try:
         yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program with code 143 by way of all that is to be closed; in the main thread only."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)

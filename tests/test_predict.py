@@ -316,6 +316,21 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
     assert not (out / "receipt.partial").exists()
 
 
+def test_sigterm_saves_what_is_done(tmp_path):
+    source, out = fill(tmp_path / "in", 40), tmp_path / "out"
+    code = KILLED.replace("FLUSH_SECONDS = 0.0", "FLUSH_SECONDS = 1e9")
+    code = code.replace("\nrun(", "\nfrom metricgold.sigterm import exit_on_sigterm\nwith exit_on_sigterm(): run(")
+    job = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(source), str(out)])
+    deadline = time.monotonic() + 30
+    while len(list(out.glob("*.json"))) < 8 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.terminate()
+    assert job.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not list(out.glob("**/*.part"))
+    kept = run(source, out)["images_kept"]
+    assert 0 < kept < 40
+
+
 def test_broken_off_at_any_write_it_ends_as_if_undisturbed(tmp_path, monkeypatch):
     source, write = fill(tmp_path / "in", 3), Folder.write
     monkeypatch.setattr(receipt_module, "FLUSH_SECONDS", 0.0)
@@ -473,6 +488,13 @@ def test_a_one_step_model_is_not_asked_for_more(tmp_path):
     assert run(source, tmp_path / "out", pipe, params=one)["images_done"] == 2
 
 
+def test_more_steps_than_the_model_knows_are_refused_at_once(tmp_path):
+    pipe = FakePipe()
+    pipe.scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1))
+    with pytest.raises(ValueError, match="metricgold/1 takes num_inference_steps up to 1, got 2"):
+        run(fill(tmp_path / "in", 2), tmp_path / "out", pipe)
+
+
 # What is kept
 
 
@@ -496,6 +518,19 @@ def test_one_more_kind_is_computed_only_where_it_is_missing(tmp_path):
     ]
     assert run(source, out, pipe, params=more)["images_kept"] == 2
     assert sum(pipe.calls) == 4
+
+
+def test_a_kind_asked_for_alone_leaves_the_others_kept(tmp_path):
+    source, out, idle = fill(tmp_path / "in", 2), tmp_path / "out", FakePipe()
+    run(source, out)
+    first = receipt(Folder(out))
+    assert run(source, out, params=kinds("npz"))["images_kept"] == 0
+    assert [set(row["outputs"]) for row in receipt(Folder(out))] == [{*first[0]["outputs"], "npz"}] * 2
+    assert run(source, out, idle)["images_kept"] == 2
+    assert idle.calls == []
+    run(source, out, model_name="metricgold/2", params=kinds("ply"))
+    (row, _) = receipt(Folder(out))
+    assert (list(row["outputs"]), row["output"], row["sha256"]) == (["ply"], None, None)  # not the other model's
 
 
 def test_a_lost_depth_file_that_is_not_asked_for_is_not_named(tmp_path):
@@ -603,10 +638,10 @@ def test_truncated_images_are_said_to_be(tmp_path):
 @pytest.mark.parametrize(
     ("done", "failed", "max_failed", "message"),
     [
+        (0, 0, 20, "none of 2 files is an image; out/receipt.jsonl says why"),
         (5, 0, None, None),
         (1, 99, None, None),
         (0, 3, None, "all 3 images failed; out/receipt.jsonl says why"),
-        (0, 0, None, None),
         (99, 1, 0.01, None),
         (98, 2, 0.01, "2 of 100 images failed, max_failed is 1 %; out/receipt.jsonl says why"),
         (5, 1, 0.0, "1 of 6 images failed, max_failed is 0 %; out/receipt.jsonl says why"),
@@ -616,7 +651,7 @@ def test_truncated_images_are_said_to_be(tmp_path):
     ],
 )
 def test_failure_budget(done, failed, max_failed, message):
-    summary = {"images_done": done, "images_failed": failed, "receipt": "out/receipt.jsonl"}
+    summary = {"images_done": done, "images_failed": failed, "images_skipped": 2, "receipt": "out/receipt.jsonl"}
     assert over_budget(summary, max_failed) == message
 
 

@@ -1,6 +1,9 @@
 """Rows of a batch job: kept, saved in parts, sorted at the end, in little memory."""
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from contextlib import closing
 
@@ -8,7 +11,8 @@ import pytest
 
 import metricgold.receipt as receipt_module
 from metricgold.buckets import Entry, Folder
-from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt
+from metricgold.outputs import SUFFIXES
+from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, open_receipt
 
 
 def done(key: str, **more) -> dict:
@@ -91,6 +95,51 @@ def test_a_broken_run_is_gone_on_with_and_kept_rows_are_not_saved_twice(sink, mo
         receipt.finish({})
     assert [(row["input"], row["sha256"]) for row in rows_of(sink)] == [("0", "s"), ("1", "s"), ("2", "new")]
     assert parts_of(sink) == []
+
+
+def run_of(sink: Folder, row: dict, *kinds: str) -> dict:
+    """What a run says of one input whose files of these kinds it writes."""
+    for kind in kinds:
+        sink.write(f"a.{kind}{SUFFIXES[kind]}", b"")
+    with closing(Receipt(sink)) as receipt:
+        receipt.load_previous()
+        names = {kind: f"a.{kind}{SUFFIXES[kind]}" for kind in kinds}
+        outputs = {kind: {"key": name, "tag": sink.write(name, kind.encode())} for kind, name in names.items()}
+        receipt.add(row | {"output": names.get("log-png"), "outputs": outputs})
+        receipt.finish({})
+    return rows_of(sink)[0]
+
+
+def test_what_an_equal_run_left_is_named_as_long_as_it_is_true(sink):
+    assert set(run_of(sink, done("a"), "log-png", "json")["outputs"]) == {"log-png", "json"}
+    more = run_of(sink, done("a", sha256=None), "ply")
+    assert set(more["outputs"]) == {"log-png", "json", "ply"}
+    assert (more["output"], more["sha256"]) == ("a.log-png.depth.png", "s")
+    again = run_of(sink, done("a", sha256="other"), "log-png")
+    assert set(again["outputs"]) == {"log-png", "ply"}  # the side-car tells of other bytes
+    sink.delete("a.ply.ply")
+    assert set(run_of(sink, done("a", sha256=None), "npz")["outputs"]) == {"log-png", "npz"}
+    assert set(run_of(sink, done("a", input_tag="2"), "ply")["outputs"]) == {"ply"}
+    assert set(run_of(sink, done("a", identity="j"), "glb")["outputs"]) == {"glb"}
+
+
+def test_a_killed_run_leaves_no_file_in_the_temporary_folder(sink, tmp_path):
+    code = "import os, sys; from metricgold.buckets import Folder; from metricgold.receipt import Receipt\n"
+    code += "receipt = Receipt(Folder(sys.argv[1]))\n"
+    code += "row = {'input': 'a', 'input_tag': '1', 'identity': 'i', 'status': 'failed', 'reason': 5_000_000 * 'x'}\n"
+    code += "receipt._put(row); print(os.listdir(os.environ['TMPDIR'])); os._exit(9)"
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_full_temporary_folder_is_said(sink):
+    with pytest.raises(OSError, match="TMPDIR if it is set: database or disk is full"), open_receipt(sink) as receipt:
+        receipt.db.execute("pragma max_page_count = 10")
+        for n in range(1_000):
+            receipt.add(done(f"{n}"))
+    assert sum(len(rows_of(sink, key)) for key in parts_of(sink)) > 100
 
 
 def test_rows_of_an_earlier_version_are_not_kept(sink):
