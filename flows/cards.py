@@ -47,12 +47,13 @@ def _enter(stack: ExitStack, take: Callable[[], AbstractContextManager]) -> Any:
 
 
 def _create_limit(number: int, log: Callable[[str], None]) -> None:
-    with get_client(sync_client=True) as client:
-        try:
-            client.read_global_concurrency_limit_by_name(LIMIT)
-        except ObjectNotFound:
+    """Make the limit where the server has none; where that is refused the flow goes on without it."""
+    try:
+        with get_client(sync_client=True) as client:
             try:
+                client.read_global_concurrency_limit_by_name(LIMIT)
+            except ObjectNotFound:
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=number))
                 log(f"the server had no limit {LIMIT}: created, {number} at a time")
-            except Exception as error:  # made by another task at this moment, or not ours to make
-                log(f"no limit {LIMIT} created: {error}")
+    except Exception as error:  # made by another task at this moment, or not ours to make
+        log(f"no limit {LIMIT} created: {error}")

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import pages, stages
+from flows import cards, pages, stages
 from flows.cards import LIMIT, card
 from flows.children import ChildFailed
 from tests.conftest import DATASET, write_tartanair
@@ -147,6 +147,20 @@ def test_without_a_card_nothing_waits_and_no_server_is_asked(monkeypatch):
     monkeypatch.setenv("METRICGOLD_CARDS", "0")
     with card(print) as one, card(print) as other:
         assert one == other == {}
+
+
+def test_who_waits_for_a_card_ends_with_its_flow(monkeypatch):
+    def busy(*_, **__):
+        raise TimeoutError
+
+    asked, said = iter([False, True]), []
+    monkeypatch.setenv("METRICGOLD_CARDS", "1")
+    monkeypatch.setattr(cards, "concurrency", busy)
+    monkeypatch.setattr(cards, "get_client", busy)
+    monkeypatch.setattr(cards, "is_ending", lambda: next(asked))
+    with pytest.raises(ChildFailed, match="the flow ended while it waited for a card"), card(said.append):
+        pass
+    assert said == [f"no limit {LIMIT} created: "]
 
 
 def test_work_that_was_told_to_stop_goes_on_a_few_times(monkeypatch):
