@@ -46,6 +46,9 @@ def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]
     thread.start()
     try:
         yield lease.check
+    except BaseException:
+        sink.close()  # a broken job does not wait for its store
+        raise
     finally:
         lease.ended.set()
         thread.join()
