@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 from metricgold import slices
+from metricgold.buckets import open_bucket
 from metricgold.cluster import open_client
 from metricgold.params import Predict
 from metricgold.predict import predict_all
@@ -264,3 +266,25 @@ def test_local_processes_give_the_same_bytes(tiny, tiny_raw, tiny_model, tmp_pat
         run(client, f"{tiny_raw}/**/*_left.png", tmp_path / "out", params=params, model=tiny_model)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "alone")
     assert without_times(rows_of(tmp_path / "out")) == without_times(rows_of(tmp_path / "alone"))
+
+
+@pytest.mark.slow
+def test_s3_to_s3_on_processes_of_their_own(s3_bucket, tmp_path):  # noqa: F811
+    """They find endpoint and credentials where this process does."""
+    for n in range(24):
+        s3_client().put_object(Bucket=s3_bucket, Key=f"in/{n:03d}.png", Body=picture(n))
+    source = fill(tmp_path / "in", 24)
+    run(None, source, tmp_path / "alone", PlainPipe())
+    with open_client("local:2") as client:
+        summary = run(client, f"s3://{s3_bucket}/in", f"s3://{s3_bucket}/out", PlainPipe())
+    assert (summary["images_done"], summary["images_failed"]) == (24, 0)
+    out = open_bucket(f"s3://{s3_bucket}/out")
+    for key in ("000.png.depth.png", "023.png.uncertainty.png", "021.png.preview.jpg"):
+        assert _pixels(out.read(key)) == _pixels((tmp_path / "alone" / key).read_bytes())
+    assert out.read("gallery.html").count(b"data:image/jpeg") > 0
+
+
+def _pixels(data: bytes) -> bytes:
+    """Of a picture whose text says which input, and thus another tag."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.tobytes()
