@@ -27,7 +27,7 @@ def write_ply(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, at
     vertices["point"], vertices["colour"] = points_m, rgb
     with open_whole(target) as file:
         file.write("\n".join([*head, "end_header", ""]).encode("ascii"))
-        file.write(vertices.tobytes())
+        file.write(vertices.data)
 
 
 _FLOAT, _ARRAY_BUFFER, _POINTS = 5126, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4
@@ -42,12 +42,12 @@ def write_glb(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, at
     points_m, rgb = _known(points_m, rgb)
     own = {"unit": "metres", "kind": "points", "axes": "x right, y up, z backward; the camera is at 0, 0, 0"}
     gltf = {"asset": {"version": "2.0", "generator": "metricgold", "extras": with_own(own, attributes)}, "scene": 0}
-    positions = (points_m * np.array([1, -1, -1])).astype("<f4")
+    positions = points_m.astype("<f4") * np.array([1, -1, -1], "<f4")
     with open_whole(target) as file:
         if len(positions):
-            _put_glb(file, gltf | _scene_of(positions), positions.tobytes() + _linear()[rgb].tobytes())
+            _put_glb(file, gltf | _scene_of(positions), positions, _linear()[rgb])
         else:
-            _put_glb(file, gltf | {"scenes": [{}]}, b"")
+            _put_glb(file, gltf | {"scenes": [{}]})
 
 
 def _known(points_m: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,12 +84,13 @@ def _scene_of(positions: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _put_glb(file: BinaryIO, gltf: Mapping[str, Any], binary: bytes) -> None:
+def _put_glb(file: BinaryIO, gltf: Mapping[str, Any], *arrays: np.ndarray) -> None:
     # glTF 2.0, 4.4: head, then chunks of whole words, each with its length and its name.
     text = json.dumps(gltf, allow_nan=False).encode()
-    chunks = [(b"JSON", text + b" " * (-len(text) % 4))]
-    chunks += [(b"BIN\0", binary)] if binary else []
-    file.write(struct.pack("<4sII", b"glTF", 2, 12 + sum(8 + len(chunk) for _, chunk in chunks)))
-    for name, chunk in chunks:
-        file.write(struct.pack("<I4s", len(chunk), name))
-        file.write(chunk)
+    text += b" " * (-len(text) % 4)
+    chunks = [(b"JSON", [text])] + ([(b"BIN\0", [array.data for array in arrays])] if arrays else [])
+    lengths = [sum(memoryview(part).nbytes for part in parts) for _, parts in chunks]
+    file.write(struct.pack("<4sII", b"glTF", 2, 12 + sum(8 + length for length in lengths)))
+    for length, (name, parts) in zip(lengths, chunks, strict=True):
+        file.write(struct.pack("<I4s", length, name))
+        file.writelines(parts)

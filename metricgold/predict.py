@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FILES_VERSION = 2  # of the output files; a person raises it when their meaning changes
 _PEEK_BYTES = 32 << 20  # larger files are asked for their first bytes before they are read
 _HELD_BYTES = 1 << 30  # of images decoded ahead, and again of those that wait for a batch
+_WRITTEN_PIXELS = 48 << 20  # of images being written; a pixel takes 30 bytes meanwhile, 100 in point clouds
 _EXPANSION = 16  # decoded bytes of a photograph over its file's, roughly
 _FIRST_MEMBERS = 3  # of ensemble_size auto: every image has as many
 
@@ -165,7 +166,8 @@ def predict_entries(
     would fare better, and ValueError for a model that cannot do what is asked.
     """
     source, sink, loaded = job.open_source(), job.open_sink(), cache(lambda: _checked(job, pipe or load(job)))
-    threads, written = job.params.num_threads, deque()
+    threads = job.params.num_threads
+    written: deque[tuple[int, Future]] = deque()  # with its pixels
     # One pool: on a far store writing takes most of the time, on a near one with large images reading does.
     with _Pool(2 * threads) as pool, _no_patience_in_trouble(source, sink):
         read = _in_order(pool, partial(_read, job, source), entries, job.images_at_once + threads, threads)
@@ -174,10 +176,13 @@ def predict_entries(
                 yield batch
                 continue
             for row, depicted in _predict(job, loaded(), batch):
-                written.append(pool.submit(_write, job, sink, row, depicted, sample))
-            while len(written) > 2 * threads or (written and written[0].done()):
-                yield written.popleft().result()
-        for future in written:
+                pixels = depicted.planar_depth_m.size if depicted else 0
+                while written and sum(size for size, _ in written) + pixels > _WRITTEN_PIXELS:
+                    yield written.popleft()[1].result()
+                written.append((pixels, pool.submit(_write, job, sink, row, depicted, sample)))
+            while len(written) > 2 * threads or (written and written[0][1].done()):
+                yield written.popleft()[1].result()
+        for _, future in written:
             yield future.result()
 
 

@@ -448,6 +448,25 @@ def test_large_images_do_not_wait_in_numbers(monkeypatch):
     assert sizes == [1] * 9  # 330 bytes and more each
 
 
+def test_large_images_are_not_written_in_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict_module, "_WRITTEN_PIXELS", 2 * 40 * 30)
+    writing, most = [], []
+
+    def slowly(job, sink, row, depicted, sample):
+        writing.append(row)
+        most.append(len(writing))
+        time.sleep(0.01)
+        writing.remove(row)
+        return row
+
+    monkeypatch.setattr(predict_module, "_write", slowly)
+    source = fill(tmp_path / "in", 12)
+    (source / "large.png").write_bytes(picture(0, 80, 60))  # more than fits, so alone
+    job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
+    assert len(list(predict_entries(job, Folder(source).list(), pipe=FakePipe()))) == 13
+    assert max(most) == 2
+
+
 def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
     source, pulled = fill(tmp_path / "in", 60), []
     entries = (pulled.append(entry) or entry for entry in Folder(source).list())
