@@ -3,7 +3,7 @@
 A folder is locked by the kernel. On S3 a small object says who writes; its age is told by the store's own clock, so
 that the clocks of the machines do not matter. It is renewed at a third of its life, and whoever finds it older than
 that takes it over. Stores on which two at once may both seem to have written it are met by looking again a little
-later, while the job begins: the last one has it.
+later, while both have begun: the last one has it.
 """
 
 import json
@@ -91,8 +91,7 @@ def _machine() -> str | None:
 
 class _Lease:
     def __init__(self, sink: S3Prefix, seconds: float) -> None:
-        self.sink, self.lost_to = sink, ""
-        self.settled, self.ended = Event(), Event()
+        self.sink, self.ended, self.lost_to = sink, Event(), ""
         process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
         self.me = _Owner(
             uuid.uuid4().hex, socket.gethostname(), _machine(), process.pid, process.create_time(), now, seconds
@@ -114,19 +113,16 @@ class _Lease:
                 self._renew()
             except (OSError, ValueError) as error:  # the job's own requests meet the same
                 log.warning("the lease of %s could not be renewed: %s", self.sink, error)
-            self.settled.set()
             pause_s = self.me.seconds / 3
-        self.settled.set()
 
     def _renew(self) -> None:
         held = self._found()
         if held and held[0] != self.me:
             self.lost_to = _held(*held)
-        elif self.settled.is_set() or not held:
+        else:
             self._write()
 
     def check(self) -> None:
-        self.settled.wait()
         if self.lost_to:
             raise BlockingIOError(f"{self.sink} {self.lost_to}")
 
