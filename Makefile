@@ -24,7 +24,7 @@ lint: $(READY)  ## style and import contracts
 
 lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile $(FIND_LINKS) --extra dev --no-annotate --no-header pyproject.toml \
-		| sed -e 's/+cpu$$//' -e '/^nvidia-/d' -e '/^triton==/d' -e '/^cuda-/d' > requirements.lock.new
+		| sed -e 's/+cpu$$//' -e '/^nvidia-ml-py=/!{/^nvidia-/d;}' -e '/^triton==/d' -e '/^cuda-/d' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
 $(READY): pyproject.toml requirements.lock
