@@ -44,6 +44,9 @@ def open_receipt(sink: Folder | S3Prefix) -> Iterator["Receipt"]:
     try:
         with closing(Receipt(sink)) as receipt:
             yield receipt
+    except (KeyboardInterrupt, SystemExit):
+        log.warning("stopped; what is done is saved, and the same job goes on")
+        raise
     except sqlite3.OperationalError as error:
         raise OSError(f"rows wait in a temporary file, in the folder TMPDIR if it is set: {error}") from error
 

@@ -320,12 +320,14 @@ def test_sigterm_saves_what_is_done(tmp_path):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
     code = KILLED.replace("FLUSH_SECONDS = 0.0", "FLUSH_SECONDS = 1e9")
     code = code.replace("\nrun(", "\nfrom metricgold.sigterm import exit_on_sigterm\nwith exit_on_sigterm(): run(")
-    job = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(source), str(out)])
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(source), str(out)]
+    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while len(list(out.glob("*.json"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.02)
     job.terminate()
-    assert job.wait(timeout=30) == 128 + signal.SIGTERM
+    assert "the same job goes on" in job.communicate(timeout=30)[1]
+    assert job.returncode == 128 + signal.SIGTERM
     assert not list(out.glob("**/*.part"))
     kept = run(source, out)["images_kept"]
     assert 0 < kept < 40
