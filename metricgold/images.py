@@ -118,10 +118,11 @@ def _whole_or_part(image: Image.Image, data: bytes, allow_truncated: bool) -> Ph
         if allow_truncated and image.format in _READ_IN_PART:
             return _read_part(data)
         raise
-    return _photo(image)
+    return as_photo(image)
 
 
-def _photo(image: Image.Image, *, truncated: bool = False) -> Photo:
+def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
+    """An opened image by the rules of read_photo: upright, on white, in sRGB. ValueError for pixels without a white."""
     exif = _exif(image)
     return Photo(np.array(_upright(_as_rgb(image), exif)), _focal_px(exif, image.size), truncated)
 
@@ -209,7 +210,7 @@ def _read_part(data: bytes) -> Photo:
     try:
         with Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS) as image:
             image.load()
-            photo = _photo(image, truncated=True)
+            photo = as_photo(image, truncated=True)
     finally:
         _lenient.reset(wish)
     if (photo.rgb == photo.rgb[0, 0]).all():

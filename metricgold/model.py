@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import pi, sqrt
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +19,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
+from safetensors import safe_open
 
 from metricgold.attention import prompt_computed_once
 from metricgold.geometry import pinhole
-from metricgold.images import read_photo
+from metricgold.images import as_photo, read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
 
@@ -104,6 +105,21 @@ class MetricGoldPipeline(DiffusionPipeline):
         unet.eval(), vae.eval()
         self.is_compiled = False
 
+    @classmethod
+    def from_pretrained(cls, folder: Any, **options: Any) -> "MetricGoldPipeline":
+        """As diffusers has it, but of safetensors only, and of no folder that is not whole.
+
+        Raises ValueError naming a folder whose files are missing, broken or lack weights, which diffusers would draw
+        at random, and a range of depth that is none.
+        """
+        try:
+            pipe = super().from_pretrained(folder, **options | {"use_safetensors": True})
+            assert pipe.log_depth
+            _check_whole(Path(folder), pipe)
+        except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:  # diffusers' ways to say so
+            raise ValueError(f"{folder} is no whole checkpoint: {error}") from error
+        return pipe
+
     @property
     def log_depth(self) -> LogDepth:
         return LogDepth(self.config.near_m, self.config.far_m)
@@ -155,7 +171,7 @@ class MetricGoldPipeline(DiffusionPipeline):
 
         image               PIL, uint8 [H, W, 3], path, or tensor [3, H, W] (uint8, or float from 0 to 1); a list of
                             those or a tensor [B, 3, H, W] gives a list
-        intrinsics          [3, 3] in pixels of the image, for a list a list; else what a path's EXIF says
+        intrinsics          [3, 3] in pixels of the image, for a list a list; else what a photograph's EXIF says
         batch_size          images x members through the U-Net at once
         merge               depth: median of the members' log depth; latent: mean of their latents, decoded once
         max_ensemble_size,  of ensemble_size auto: three members, then two by two, until standard_error of the image
@@ -317,6 +333,19 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     return pipe
 
 
+def _check_whole(folder: Path, pipe: MetricGoldPipeline) -> None:
+    """ValueError where a local folder's files of weights lack some."""
+    for name, part in pipe.components.items():
+        paths = list((folder / name).glob("*.safetensors"))
+        if isinstance(part, torch.nn.Module) and paths:
+            known: set[str] = set()
+            for path in paths:
+                with safe_open(path, "pt") as file:
+                    known |= set(file.keys())
+            if missing := sorted(set(part.state_dict()) - known):
+                raise ValueError(f"{folder / name} lacks {len(missing)} of its weights, such as {missing[0]}")
+
+
 # Members
 
 
@@ -338,10 +367,12 @@ class _Asked:
         if self.ensemble_size == "auto":
             if self.merge != "depth":
                 raise ValueError("ensemble_size auto needs merge depth: only decoded members show their uncertainty")
-            if not self.uncertainty_target > 0:
-                raise ValueError(f"uncertainty_target must be positive, got {self.uncertainty_target}")
+            if not (isinstance(self.uncertainty_target, Real) and self.uncertainty_target > 0):
+                raise ValueError(f"uncertainty_target must be positive, got {self.uncertainty_target!r}")
         else:
             counts["ensemble_size"] = self.ensemble_size
+        if not (isinstance(self.seed, Integral) and self.seed >= 0):
+            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
         for name, value in counts.items():
             if not _is_count(value):
                 raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
@@ -402,21 +433,26 @@ def _photos(image: Any, intrinsics: Any) -> list[_Photo]:
     images, cameras = (list(image), intrinsics) if _is_many(image) else ([image], [intrinsics])
     if cameras is None:
         cameras = [None] * len(images)
-    if len(cameras) != len(images):
-        raise ValueError(f"{len(images)} images need as many intrinsics, got {len(cameras)}")
+    if not isinstance(cameras, list) or len(cameras) != len(images):
+        raise ValueError(f"{len(images)} images need a list of as many intrinsics, got {_told(cameras)}")
     return [_photo(one, camera) for one, camera in zip(images, cameras, strict=True)]
 
 
+def _told(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, list) else type(value).__name__
+
+
 def _photo(image: Any, intrinsics: Any) -> _Photo:
-    if isinstance(image, str | Path):
-        photo = read_photo(Path(image), max_pixels=MAX_PIXELS)
+    if isinstance(image, str | Path | Image.Image):
+        pil = isinstance(image, Image.Image)
+        photo = as_photo(image) if pil else read_photo(Path(image), max_pixels=MAX_PIXELS)
         rgb = photo.rgb
         if intrinsics is None and photo.focal_px is not None:
             intrinsics = pinhole(photo.focal_px, *rgb.shape[:2])
     elif isinstance(image, torch.Tensor):
         rgb = _from_tensor(image)
     else:
-        rgb = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+        rgb = np.asarray(image)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
     return _Photo(rgb, None if intrinsics is None else _camera(intrinsics))

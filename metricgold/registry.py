@@ -209,8 +209,7 @@ class _Follower:
     def _warn(self, reason: str) -> None:
         if not self.warned:
             self.warned = True
-            log = "training goes on; what MLflow lacks stands in metrics.jsonl"
-            logger.warning("%s (%s)", _without_password(reason), log)
+            logger.warning("%s; what MLflow lacks stands in metrics.jsonl", _without_password(reason))
 
     def _send(self, last: bool) -> None:
         with _client() as client:

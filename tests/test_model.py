@@ -1,12 +1,15 @@
 """The pipeline: metres out of an image, whatever it is batched with; the folder round trip."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metricgold import MetricGoldPipeline, model
@@ -293,7 +296,7 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
     assert found.dtype == np.float64 and np.array_equal(found, camera)
     two = pipe([rgb, tmp_path / "a.jpg"], **options, intrinsics=[camera, None])
     assert np.array_equal(two[0].intrinsics, camera) and two[1].intrinsics[0, 0] == focal
-    with pytest.raises(ValueError, match="2 images need as many intrinsics, got 1"):
+    with pytest.raises(ValueError, match="2 images need a list of as many intrinsics, got 1 of them"):
         pipe([rgb, rgb], **options, intrinsics=[camera])
 
 
@@ -374,3 +377,69 @@ def test_the_folder_is_laid_out_as_on_the_hub(tiny_model):
     for part in ("unet", "vae", "empty_prompt"):
         assert (tiny_model / part / "diffusion_pytorch_model.safetensors").is_file()
     assert (tiny_model / "scheduler" / "scheduler_config.json").is_file()
+
+
+def test_an_opened_photograph_is_read_as_its_file_is(pipe, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    exif.get_ifd(0x8769)[0xA405] = 28  # focal length in 35 mm film
+    Image.fromarray(image()).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        found, of_file = pipe(opened, **OPTIONS), pipe(tmp_path / "a.jpg", **OPTIONS)
+    assert found.planar_depth_m.shape == (48, 32)
+    assert np.array_equal(found.planar_depth_m, of_file.planar_depth_m)
+    assert np.array_equal(found.intrinsics, of_file.intrinsics) and found.intrinsics is not None
+
+
+def test_transparent_and_16_bit_pictures_follow_the_rules_of_files(pipe):
+    rgba = np.dstack([image(), np.zeros((32, 48), np.uint8)])
+    white = pipe(np.full((32, 48, 3), 255, np.uint8), **OPTIONS)
+    assert np.array_equal(pipe(Image.fromarray(rgba), **OPTIONS).planar_depth_m, white.planar_depth_m)
+    grey = Image.fromarray(np.full((32, 48), 128 * 257, np.uint16))
+    flat = pipe(np.full((32, 48, 3), 128, np.uint8), **OPTIONS)
+    assert np.array_equal(pipe(grey, **OPTIONS).planar_depth_m, flat.planar_depth_m)
+
+
+@pytest.fixture
+def broken(tiny_model, tmp_path):
+    """A copy of the checkpoint to break."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(broken):
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["conv_out.bias"]
+    save_file(weights, path)
+    for load in (load_pipeline, MetricGoldPipeline.from_pretrained):
+        with pytest.raises(ValueError, match=r"lacks 1 of its weights, such as conv_out\.bias"):
+            load(broken)
+
+
+def test_weights_are_never_unpickled(broken):
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
+        load_pipeline(broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("model_index.json", "[]"), ("model_index.json", "{"), ("unet/config.json", "nothing"), ("near_m", "-1")],
+)
+def test_a_broken_folder_is_named(broken, name, text):
+    if name == "near_m":
+        index = json.loads((broken / "model_index.json").read_text())
+        (broken / "model_index.json").write_text(json.dumps(index | {"near_m": -1.0}))
+    else:
+        (broken / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{broken.name} is no whole checkpoint"):
+        load_pipeline(broken)
+
+
+@pytest.mark.parametrize("options", [{"seed": None}, {"seed": 1.5}, {"seed": -1}, {"uncertainty_target": "x"}])
+def test_numbers_that_are_none_are_refused(pipe, options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        pipe(image(), 1, "auto", **options)
