@@ -6,15 +6,17 @@ the first and the third list less. S3 takes endpoint, region and credentials fro
 metricgold.s3; StoreLost says that no other key would fare better.
 """
 
+import builtins
 import glob
 import io
+import logging
 import os
 import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -26,6 +28,10 @@ from metricgold import globs, s3
 from metricgold.globs import EVERYTHING, Wanted
 from metricgold.s3 import StoreLost
 from metricgold.storage import remove, write_aside
+
+log = logging.getLogger(__name__)
+
+PART_BYTES = 64 << 20  # of a large file written to S3; there may be 10,000 of them
 
 __all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
 
@@ -104,12 +110,7 @@ class Folder:
                 yield entry
 
     def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[Entry]:
-        with os.scandir(self.root / folder) as found:
-            # Names only: a folder may hold a million. The slash of folders makes the order that of whole keys.
-            names = sorted(
-                item.name + "/" * item.is_dir(follow_symlinks=False) for item in found if not item.name.startswith(".")
-            )
-        for name in names:
+        for name in self._names(folder):
             key = folder + name
             if key <= after and not after.startswith(key):
                 continue
@@ -123,6 +124,22 @@ class Folder:
                 continue  # gone since, or a link to nothing
             if stat.S_ISREG(status.st_mode):
                 yield self._entry(key, status)
+
+    def _names(self, folder: str) -> builtins.list[str]:
+        """Names in a folder, sorted; none, with a warning, of a folder within the root that may not be read."""
+        try:
+            with os.scandir(self.root / folder) as found:
+                # Names only: a folder may hold a million. The slash of folders makes the order that of whole keys.
+                return sorted(
+                    item.name + "/" * item.is_dir(follow_symlinks=False)
+                    for item in found
+                    if not item.name.startswith(".")
+                )
+        except PermissionError as error:
+            if not folder:
+                raise
+            log.warning("%s is left out: %s", self.root / folder, error.strerror)
+            return []
 
     @staticmethod
     def _entry(key: str, status: os.stat_result) -> Entry:
@@ -276,7 +293,10 @@ class S3Prefix:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """Write an object, which S3 shows whole or not at all; its tag. `metadata` is at most 2 KB."""
-        return self._put(key, data, ContentType=content_type, Metadata=_header_values(metadata or {}))
+        about = {"ContentType": content_type, "Metadata": _header_values(metadata or {})}
+        if isinstance(data, bytes) or _size_ahead(data) <= PART_BYTES:
+            return self._put(key, data, **about)
+        return self._put_in_parts(key, data, **about)
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless there is one; whether it holds `data` now, which must be like no one else's.
@@ -337,11 +357,35 @@ class S3Prefix:
 
         return s3.patiently(self._place(key), ask, self.hurry)["ETag"].strip('"')
 
+    def _put_in_parts(self, key: str, file: BinaryIO, **options: Any) -> str:
+        """A large file: one request takes at most 5 GB, and would begin anew with each failure."""
+        place = {"Key": self.prefix + key}
+        place |= {"UploadId": self._ask(key, self.client.create_multipart_upload, **place, **options)["UploadId"]}
+        try:
+            parts: builtins.list[dict[str, Any]] = []
+            while block := file.read(PART_BYTES):
+                number = len(parts) + 1
+                done = self._ask(key, self.client.upload_part, **place, PartNumber=number, Body=block)
+                parts.append({"PartNumber": number, "ETag": done["ETag"]})
+            whole = self._ask(key, self.client.complete_multipart_upload, **place, MultipartUpload={"Parts": parts})
+        except BaseException:
+            with suppress(OSError):  # parts that nobody completes cost money
+                self._ask(key, self.client.abort_multipart_upload, **place)
+            raise
+        return whole["ETag"].strip('"')
+
     def _ask(self, key: str, request: Callable[..., Any], **options: Any) -> Any:
         return s3.patiently(self._place(key), lambda: request(Bucket=self.bucket, **options), self.hurry)
 
     def _place(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
+
+
+def _size_ahead(file: BinaryIO) -> int:
+    start = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    return end - start
 
 
 def _age_s(answer: dict[str, Any]) -> float:

@@ -32,6 +32,7 @@ def open_client(address: str) -> "Iterator[Client]":
         raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
     # A scheduler that is gone is a traceback there, and an error of one line here.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     number = address.removeprefix(LOCAL)
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
         local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0")

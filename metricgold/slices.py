@@ -70,7 +70,7 @@ def _travelling(job: Job) -> Job:
     """The job with paths that hold in any working folder."""
 
     def absolute(location: str) -> str:
-        return location if "://" in location else str(Path.cwd() / location)
+        return location if "://" in location else str(Path.cwd() / Path(location).expanduser())
 
     return replace(job, input=absolute(job.input), output=absolute(job.output), model=Path.cwd() / job.model)
 

@@ -420,7 +420,8 @@ class _Run:
                 if better:
                     # Best is only what lies on the disk.
                     better = save_folder(self.state / "best", {"unet": pipe.unet.state_dict()}, {"step": self.step})
-            log.info("step %d, validation: %s%s", self.step, figures, ", the best so far" if better else "")
+            told = {name: float(f"{value:.4g}") for name, value in figures.items()}
+            log.info("step %d, validation: %s%s", self.step, told, ", the best so far" if better else "")
         figures, better = broadcast_object_list([figures, better])
         self.best = (
             _Best(figures[metric], self.step)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 from server import FaultServer
 
+from metricgold import buckets
 from metricgold.buckets import Folder, StoreLost, open_bucket
 
 
@@ -315,3 +316,42 @@ def test_s3_what_does_not_pass_is_said_at_once(troubled, s3_bucket, monkeypatch)
             bucket.read("a")
         assert isinstance(caught.value, StoreLost) == (fault == "token")
         assert len(troubled.requests) == 1
+
+
+def test_a_folder_that_may_not_be_read_is_left_out_aloud(tmp_path, monkeypatch, caplog):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"1")
+    (tmp_path / "b.jpg").write_bytes(b"2")
+    really = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path)
+
+    monkeypatch.setattr(buckets.os, "scandir", refuse)
+    assert [entry.key for entry in open_bucket(str(tmp_path)).list()] == ["b.jpg"]
+    assert "a is left out: Permission denied" in caplog.text
+
+
+def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(buckets, "PART_BYTES", 5 << 20)
+    bucket, data = open_bucket(f"s3://{s3_bucket}/deep", create=True), os.urandom(11 << 20)
+    tag = bucket.write("large", io.BytesIO(b"before" + data), metadata={"who": "me"})  # from its start
+    file = io.BytesIO(b"before" + data)
+    file.seek(6)
+    later = bucket.write("large", file, metadata={"who": "me"})  # from where it stands
+    assert bucket.read("large") == data and tag != later
+    assert [(entry.key, entry.tag) for entry in bucket.list()] == [("large", later)]
+    assert s3_client().head_object(Bucket=s3_bucket, Key="deep/large")["Metadata"] == {"who": "me"}
+
+    class Broken(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell():
+                raise OSError("the disk is gone")
+            return super().read(size)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        bucket.write("other", Broken(data))
+    assert [entry.key for entry in bucket.list()] == ["large"]
+    assert not s3_client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads")
