@@ -31,7 +31,7 @@ from metricgold.storage import remove, write_aside
 
 log = logging.getLogger(__name__)
 
-PART_BYTES = 64 << 20  # of a large file written to S3; there may be 10,000 of them
+PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there may be 10,000 of them
 
 __all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
 

@@ -95,6 +95,14 @@ class Handler(BaseHTTPRequestHandler):
             self.server.lease = kept
         self.answer(200)
 
+    def do_POST(self) -> None:
+        """A large file in parts begins, or is complete."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        begins = "uploads" in urlsplit(self.path).query.split("&")
+        kind = "InitiateMultipartUploadResult" if begins else "CompleteMultipartUploadResult"
+        body = f'<{kind}><UploadId>one</UploadId><ETag>"{TAG}"</ETag></{kind}>'
+        self.answer(200, body.encode())
+
     def do_DELETE(self) -> None:
         self.answer(204)
 
