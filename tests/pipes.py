@@ -24,10 +24,10 @@ class PlainPipe:
         if self.deadly_width in {rgb.shape[1] for rgb in images}:
             os._exit(9)
         time.sleep(self.seconds * len(images))
-        return [self._predict(rgb) for rgb in images]
+        return [self.predict(rgb) for rgb in images]
 
     @staticmethod
-    def _predict(rgb):
+    def predict(rgb):
         depth_m = 1 + rgb[..., 0].astype(np.float32) / 25.5
         uncertainty, valid_mask = np.full_like(depth_m, 0.02), depth_m < 10.9
         return SimpleNamespace(
