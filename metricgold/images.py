@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageFont
+from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageFont, TiffImagePlugin
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
 FORMATS = (
@@ -76,7 +76,8 @@ def read_photo(
     The rules: the EXIF orientation is applied (unreadable EXIF: as it lies); the first frame of an animation or
     a multi-picture file is taken; transparency lies on white; CMYK, palette, grey and 1-bit become RGB; 16-bit
     grey is divided by 257, 16-bit colour loses its low byte; an embedded colour profile is converted to sRGB, a
-    broken one ignored. `name` stands for the file in messages where `source` is bytes.
+    broken one ignored, as are a PNG's gAMA and cHRM and its transparent colour of 2, 4 or 16 bits. `name` stands
+    for the file in messages where `source` is bytes.
 
     Raises ValueError with the reason for what cannot be read: empty, truncated, broken, of a format that is not
     read here, float or beyond 16 bits, more than `max_pixels` or with a long side of more than `max_aspect` short
@@ -102,7 +103,8 @@ def read_photo(
         raise ValueError(f"{said}it is more than {max_pixels} pixels") from error  # Pillow names a limit of its own
     except Exception as error:
         # Decoders raise almost anything on broken bytes: struct.error, SyntaxError, IndexError, bomb errors.
-        raise ValueError(f"{said}cannot be read as an image: {error or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{said}cannot be read as an image: {reason}") from error
 
 
 def read_rgb(source: bytes | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
@@ -124,6 +126,8 @@ def _whole_or_part(image: Image.Image, data: bytes, allow_truncated: bool) -> Ph
 def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
     """An opened image by the rules of read_photo: upright, on white, in sRGB. ValueError for pixels without a white."""
     exif = _exif(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow knows no other way out of premultiplied grey
     return Photo(np.array(_upright(_as_rgb(image), exif)), _focal_px(exif, image.size), truncated)
 
 
@@ -167,11 +171,11 @@ def _check_size(size: tuple[int, int], max_pixels: int, max_aspect: float | None
 
 
 def _check_jpeg_whole(image: Image.Image, data: bytes) -> None:
-    # libjpeg fills what is missing with mid-grey and tells nobody. A picture may end in that grey by itself: then
-    # further data after its last block change nothing.
+    # libjpeg fills what is missing with mid-grey (of inks: 127) and tells nobody. A picture may end in that grey by
+    # itself: then further data after its last block change nothing.
     width, height = image.size
     corner = image.crop((max(0, width - 8), max(0, height - 8), width, height))
-    if image.format != "JPEG" or (np.asarray(corner) != 128).any():
+    if image.format not in ("JPEG", "MPO") or not np.isin(corner, (127, 128)).all():
         return
     end = data.find(b"\xff\xd9", _start_of_scan(data))
     cut = end if end > 0 else len(data)
@@ -241,11 +245,21 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _from_grey_16bit(image: Image.Image) -> Image.Image:
-    # Pillow's own convert("RGB") would clip at 255.
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ValueError(f"grey values {grey.min()} to {grey.max()} do not fit 16 bits")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    # Pillow's own convert("RGB") would clip at 255; of a TIFF it keeps 12 bits, and white as 0, as they are.
+    tags = getattr(image, "tag_v2", {})
+    white = 4095 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
+    grey = image.convert("I")
+    low, high = grey.getextrema()
+    if low < 0 or high > white:
+        raise ValueError(f"grey values {low} to {high} do not fit 16 bits")
+    return grey.point(_grey_table(white, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0), "L")
+
+
+@cache
+def _grey_table(white: int, is_inverted: bool) -> tuple[int, ...]:
+    """What 0 to 65535 become in 8 bits."""
+    table = tuple((min(value, white) * 255 + white // 2) // white for value in range(65536))
+    return tuple(255 - value for value in table) if is_inverted else table
 
 
 def _in_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
@@ -311,14 +325,29 @@ def _focal_px(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
 
     From the 35 mm equivalent by the diagonal (CIPA DCG-001), else from the focal length and the pixels per
     millimetre of the sensor, reduced as the image is. A long side outside 2 to 175 degrees is not believed, nor is
-    a strip beyond 3:1: a panorama keeps the EXIF of one of its shots.
+    a strip beyond 3:1 (a panorama keeps the EXIF of one of its shots), nor an image of other proportions than EXIF
+    says: it was cropped, nobody knows where.
     """
-    if max(size) > 3 * min(size):
+    if max(size) > 3 * min(size) or _is_cropped(exif, size):
         return None
     for focal_px in (_focal_px_by_35mm(exif, size), _focal_px_by_sensor(exif, size)):
         if focal_px and 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175:
             return focal_px
     return None
+
+
+def _is_cropped(exif: Mapping[int, Any], size: tuple[int, int]) -> bool:
+    stored = _stored_size(exif)
+    if not all(stored):
+        return False
+    # Long and short sides are compared: a turned picture may keep the sides of the one before.
+    short_px = max(size) * min(stored) / max(stored)
+    return abs(short_px - min(size)) > max(1.5, 0.02 * min(size))  # rounding, and cameras that count loosely
+
+
+def _stored_size(exif: Mapping[int, Any]) -> tuple[float, float]:
+    """Width and height that EXIF says; 0 where it does not."""
+    return _positive(exif, ExifTags.Base.ExifImageWidth) or 0, _positive(exif, ExifTags.Base.ExifImageHeight) or 0
 
 
 def _focal_px_by_35mm(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
@@ -332,11 +361,10 @@ def _focal_px_by_sensor(exif: Mapping[int, Any], size: tuple[int, int]) -> float
         exif, ExifTags.Base.FocalPlaneYResolution
     )
     unit_mm = _RESOLUTION_UNIT_MM.get(exif.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))
-    sides = (_positive(exif, ExifTags.Base.ExifImageWidth), _positive(exif, ExifTags.Base.ExifImageHeight))
-    if not (focal_mm and density and unit_mm and sides[0]):
+    stored = _stored_size(exif)
+    if not (focal_mm and density and unit_mm and stored[0]):
         return None
-    # The long sides are compared: a turned picture may keep the sides of the one before.
-    return focal_mm * density / unit_mm * max(size) / max(side or 0 for side in sides)
+    return focal_mm * density / unit_mm * max(size) / max(stored)
 
 
 def _positive(exif: Mapping[int, Any], tag: int) -> float | None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, TiffImagePlugin
 from pillow_heif import register_heif_opener
 
-from metricgold.images import NotAnImage, Photo, draw_preview, read_photo, read_rgb
+from metricgold.images import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
@@ -147,6 +147,25 @@ def test_grey_of_32_bits_is_read_within_16_and_refused_beyond():
         read(saved(Image.fromarray(np.array([[0, 65536]], np.int32)), "TIFF"))
 
 
+def grey_tiff(data: bytes, photometric: int, *bits: int, alpha: int | None = None) -> bytes:
+    """Two pixels in a row by the TIFF specification; of up to two samples, for those lie in the directory itself."""
+    packed = sum(value << 16 * n for n, value in enumerate(bits))
+    tags = {256: 2, 257: 1, 258: packed, 259: 1, 262: photometric, 273: 200, 277: len(bits), 278: 1, 279: len(data)}
+    tags |= {} if alpha is None else {338: alpha}
+    counts = {258: len(bits)}
+    directory = b"".join(struct.pack("<HHII", tag, 3, counts.get(tag, 1), value) for tag, value in tags.items())
+    return (b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory).ljust(200, b"\0") + data
+
+
+def test_grey_tiff_is_scaled_by_its_own_white():
+    assert read(grey_tiff(bytes([0xFF, 0xF8, 0x00]), 1, 12))[0, :, 0].tolist() == [255, 128]  # 4095 is white
+    assert read(grey_tiff(struct.pack("<2H", 65535, 257), 0, 16))[0, :, 0].tolist() == [0, 254]  # 0 is white
+
+
+def test_grey_with_premultiplied_alpha_lies_on_white():
+    assert read(grey_tiff(bytes([50, 100, 0, 0]), 1, 8, 8, alpha=1))[0, :, 0].tolist() == [205, 255]
+
+
 def test_float_pixels_are_refused():
     with pytest.raises(ValueError, match="floating-point"):
         read(saved(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"))
@@ -204,6 +223,26 @@ def test_jpeg_whose_data_stop_early_is_refused_but_a_grey_one_is_not():
     data = saved(noise, "JPEG")
     with pytest.raises(ValueError, match="end early"):
         read(data[: len(data) // 2] + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("inks", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_data_missing_in_the_midst_of_inks_or_of_a_first_frame(kind, inks):
+    picture, grey = noise().convert("CMYK" if inks else "RGB"), Image.new("CMYK" if inks else "RGB", (64, 64), 128)
+    grey.paste(picture.crop((0, 0, 64, 16)))
+    several = {"save_all": True, "append_images": [picture]} if kind == "MPO" else {}
+    assert read(saved(grey, kind, **several)).shape == (64, 64, 3)  # its own grey is not a loss
+    data, length = saved(picture, kind, **several), len(saved(picture, "JPEG"))
+    broken = data[: length // 2] + b"\xff\xd9" + data[length // 2 + 2 :]
+    with pytest.raises(ValueError, match="damaged or end early"):
+        read(broken)
+    assert photo_of(broken, allow_truncated=True).truncated
+
+
+def test_a_reason_is_one_line():
+    with pytest.raises(ValueError, match="cannot be read") as refused:
+        photo_of(saved(noise(), "HEIF")[:-100], name="a.heic")
+    assert "\n" not in str(refused.value)
 
 
 def test_empty_and_foreign_files_name_themselves_and_the_reason():
@@ -293,6 +332,18 @@ def test_a_camera_that_is_not_known_or_not_to_be_believed_is_none(values):
 def test_a_panorama_has_no_camera():
     assert photo_of(with_camera({FILM_MM: 26}, (301, 100))).focal_px is None
     assert photo_of(with_camera({FILM_MM: 26}, (300, 100))).focal_px > 0
+
+
+def test_a_crop_has_no_camera_but_what_was_scaled_or_turned_has():
+    values = {FILM_MM: 26, STORED_X: 4032, STORED_Y: 3024}
+    focal_px = 26 / 43.2666 * 100
+    for size in ((80, 60), (60, 80), (80, 59), (79, 60)):
+        assert photo_of(with_camera(values, size)).focal_px == pytest.approx(focal_px, rel=0.02)
+    for size in ((60, 60), (80, 45), (60, 50)):
+        assert photo_of(with_camera(values, size)).focal_px is None
+    with Image.open(io.BytesIO(with_camera(values, (80, 60)))) as image:  # a crop keeps the whole's EXIF
+        assert as_photo(image.convert("RGB")).focal_px == pytest.approx(focal_px, rel=1e-4)
+        assert as_photo(image.crop((0, 0, 60, 60))).focal_px is None
 
 
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
