@@ -4,12 +4,17 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distributed import Client
 
 LOCAL = "local:"
+
+# It looks at all threads' frames every 10 ms, which can stop Python before 3.11.9 for good, all its threads waiting for
+# each other (python/cpython#106883, dask/distributed#8616).
+_WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
 
 
 @contextmanager
@@ -27,6 +32,7 @@ def open_client(address: str) -> "Iterator[Client]":
     address and without the package, OSError where no scheduler answers.
     """
     try:
+        import dask.config
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
@@ -35,8 +41,8 @@ def open_client(address: str) -> "Iterator[Client]":
     logging.getLogger("distributed").setLevel(logging.WARNING)
     number = address.removeprefix(LOCAL)
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
-        local = LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0")
-        with local as cluster, Client(cluster) as client:
+        local = partial(LocalCluster, n_workers=int(number), threads_per_worker=1, dashboard_address=":0")
+        with dask.config.set(_WITHOUT_PROFILER), local() as cluster, Client(cluster) as client:
             yield client
     elif "://" in address:
         with Client(address) as client:

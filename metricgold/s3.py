@@ -75,7 +75,6 @@ def make_client() -> Any:
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 1},
         connect_timeout=10,
-        read_timeout=20,  # a store that says nothing for so long has lost the request; it is asked again
         max_pool_connections=64,
         tcp_keepalive=True,
         user_agent="metricgold",  # botocore's own is put together anew for each request: a tenth of its time

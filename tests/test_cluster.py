@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metricgold.cluster import open_executor
+from metricgold.cluster import open_client, open_executor
 from metricgold.encode import encode
 
 distributed = pytest.importorskip("distributed")
@@ -52,6 +52,19 @@ def test_a_disk_that_is_full_there_is_said_here(scheduler, tiny, tiny_raw, tiny_
 def test_local_processes_give_the_same_bytes(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
     encode_on("local:2", tiny, tiny_raw, tiny_backbone, tmp_path / "out")
     assert bytes_of(tmp_path / "out") == bytes_of(tiny_latents)
+
+
+@pytest.mark.slow
+def test_nothing_looks_at_the_frames_of_threads():
+    """Such a look can stop Python 3.11.8 and earlier for good; Dask takes a hundred a second unless told otherwise."""
+
+    def names(dask_worker=None):
+        import threading
+
+        return {*(dask_worker.periodic_callbacks if dask_worker else ()), *(t.name for t in threading.enumerate())}
+
+    with open_client("local:1") as client:
+        assert {"profile", "Profile"}.isdisjoint(names().union(*client.run(names).values()))
 
 
 @pytest.mark.parametrize("address", ["local:0", "local:many", "somewhere", "local:"])

@@ -271,15 +271,15 @@ def test_local_processes_give_the_same_bytes(tiny, tiny_raw, tiny_model, tmp_pat
 @pytest.mark.slow
 def test_s3_to_s3_on_processes_of_their_own(s3_bucket, tmp_path):  # noqa: F811
     """They find endpoint and credentials where this process does."""
-    for n in range(12):
+    for n in range(24):
         s3_client().put_object(Bucket=s3_bucket, Key=f"in/{n:03d}.png", Body=picture(n))
-    source = fill(tmp_path / "in", 12)
+    source = fill(tmp_path / "in", 24)
     run(None, source, tmp_path / "alone", PlainPipe())
-    with open_client("local:1") as client:
+    with open_client("local:2") as client:
         summary = run(client, f"s3://{s3_bucket}/in", f"s3://{s3_bucket}/out", PlainPipe())
-    assert (summary["images_done"], summary["images_failed"]) == (12, 0)
+    assert (summary["images_done"], summary["images_failed"]) == (24, 0)
     out = open_bucket(f"s3://{s3_bucket}/out")
-    for key in ("000.png.depth.png", "011.png.uncertainty.png", "009.png.preview.jpg"):
+    for key in ("000.png.depth.png", "023.png.uncertainty.png", "021.png.preview.jpg"):
         assert _pixels(out.read(key)) == _pixels((tmp_path / "alone" / key).read_bytes())
     assert out.read("gallery.html").count(b"data:image/jpeg") > 0
 
