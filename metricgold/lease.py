@@ -1,31 +1,30 @@
 """One job at a time writes into an output.
 
-A folder is locked by the kernel. On S3 a small object says who writes; its age is told by the store's own clock, so
-that the clocks of the machines do not matter. It is renewed at a third of its life, and whoever finds it older than
-that takes it over. Stores on which two at once may both seem to have written it are met by looking again a little
-later, while both have begun: the last one has it.
+A folder is locked by the kernel, with a file within it: one folder has many names, and what lies beside it may be
+another's. On S3 a small object says who writes; its age is told by the store's own clock, so that the clocks of the
+machines do not matter. It is renewed at a third of its life, and whoever finds it older than that takes it over. Stores
+on which two at once may both seem to have written it are met by looking again a little later, while both have begun:
+the last one has it.
 """
 
 import json
 import logging
-import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Event, Thread
 
 import psutil
 
 from metricgold.buckets import Folder, S3Prefix
-from metricgold.storage import only_writer
+from metricgold.storage import machine, only_writer
 
 log = logging.getLogger(__name__)
 
-LEASE = ".metricgold-lease.json"
+LEASE, LOCK = ".metricgold-lease.json", ".metricgold.lock"  # on S3, in a folder
 SETTLE_S = 0.5  # longer than a store takes from looking to writing
 
 
@@ -37,7 +36,7 @@ def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]
     BlockingIOError naming who holds the output, since when, and when it will be free if that job is dead.
     """
     if isinstance(sink, Folder):
-        with only_writer(sink.root):
+        with only_writer(sink.root, sink.root / LOCK):
             yield lambda: None
         return
     lease = _Lease(sink, seconds)
@@ -57,11 +56,11 @@ def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class _Owner:
-    """Who holds a lease, as the object says it. `machine` is None where none can be told from another."""
+    """Who holds a lease, as the object says it."""
 
     id: str
     host: str
-    machine: str | None
+    machine: str
     pid: int
     started: float  # of the process, so that a number used again is not taken for it
     since: str
@@ -69,7 +68,7 @@ class _Owner:
 
     def is_dead(self) -> bool:
         """Whether it was a process of this machine that is no more."""
-        if self.machine is None or self.machine != _machine():
+        if self.machine != machine():
             return False
         try:
             process = psutil.Process(self.pid)
@@ -80,21 +79,12 @@ class _Owner:
             return False
 
 
-def _machine() -> str | None:
-    """This boot of this machine and the space of its process numbers, which containers have their own of."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - names no path
-    except OSError:
-        return None
-
-
 class _Lease:
     def __init__(self, sink: S3Prefix, seconds: float) -> None:
         self.sink, self.ended, self.lost_to = sink, Event(), ""
         process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
         self.me = _Owner(
-            uuid.uuid4().hex, socket.gethostname(), _machine(), process.pid, process.create_time(), now, seconds
+            uuid.uuid4().hex, socket.gethostname(), machine(), process.pid, process.create_time(), now, seconds
         )
         self.data = json.dumps(asdict(self.me), sort_keys=True).encode()
 

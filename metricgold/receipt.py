@@ -18,6 +18,7 @@ from typing import Any
 
 from metricgold.buckets import Entry, Folder, S3Prefix
 from metricgold.outputs import SUFFIXES
+from metricgold.storage import remove_left_aside
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ class Receipt:
             for line in self.sink.lines(key):
                 self._take_over(key, line)
         if written:  # otherwise there is no row that could name them
+            if isinstance(self.sink, Folder):
+                remove_left_aside(self.sink.root)
             self.db.executemany("replace into output values (?, ?)", self._outputs())
 
     def _outputs(self) -> Iterator[tuple[bytes, str]]:

@@ -3,15 +3,21 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
+import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import ENOSPC
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
+LEFT_S = 86_400.0  # a file aside of another machine that is so old is nobody's, whatever the clocks say
+_ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.part", re.DOTALL)
 
 
 @contextmanager
@@ -23,7 +29,7 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.{os.getpid()}-{_tag()}.part")
     remove(aside)
     try:
         yield aside
@@ -50,6 +56,42 @@ def _replace_folder(aside: Path, path: Path) -> None:
         path.rename(old)
     aside.rename(path)
     remove(old)
+
+
+def remove_left_aside(folder: Path) -> None:
+    """Delete the files that killed writers have left aside in a folder and below it; hidden folders are passed over.
+
+    Those of a process of this machine that is no more, and any that are LEFT_S old: on a shared disk another machine
+    may be at work.
+    """
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in filter(_ASIDE.fullmatch, names):
+            with suppress(OSError):  # gone since, or not ours to delete
+                _remove_if_left(Path(path, name))
+
+
+def _remove_if_left(aside: Path) -> None:
+    import psutil
+
+    writer = _ASIDE.fullmatch(aside.name)
+    is_dead = writer["tag"] == _tag() and not psutil.pid_exists(int(writer["pid"]))
+    if is_dead or time.time() - aside.stat().st_mtime > LEFT_S:
+        aside.unlink()
+
+
+@cache
+def machine() -> str:
+    """This boot of this machine and the space of its process numbers, which containers have their own of."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - names no path
+    except OSError:
+        return uuid.uuid4().hex  # none can be told from another
+
+
+def _tag() -> str:
+    return f"{zlib.crc32(machine().encode()):08x}"
 
 
 def remove(path: Path) -> None:
@@ -120,17 +162,18 @@ def digest_folder(path: Path) -> str:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
     """Hold the lock of an output folder, so that no second process writes into it.
 
-    The lock file lies beside the folder and is freed by the kernel even after kill -9.
+    The lock file lies beside the folder if no other place is named; the kernel frees it even after kill -9.
     Raises BlockingIOError naming the folder when another process holds it.
     """
     from filelock import FileLock, Timeout
 
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
+    lock_path = lock_path or folder.with_name(f".{folder.name}.lock")
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -14,7 +14,7 @@ from s3 import s3_bucket, s3_environment  # noqa: F401
 from server import FaultServer
 
 from metricgold.buckets import open_bucket
-from metricgold.lease import LEASE, _Lease, hold
+from metricgold.lease import LEASE, LOCK, _Lease, hold
 
 
 @pytest.fixture
@@ -34,7 +34,16 @@ def test_a_folder_is_locked(tmp_path):
         check()
         with pytest.raises(BlockingIOError, match="out is being written"), hold(sink, 10):
             pass
-    assert list((tmp_path / "out").iterdir()) == []
+        with pytest.raises(BlockingIOError), hold(open_bucket(str(tmp_path / "other" / ".." / "out"), create=True), 10):
+            pass
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_working_folder_is_an_output_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with hold(open_bucket(".", create=True), 10), pytest.raises(BlockingIOError), hold(open_bucket(str(tmp_path)), 10):
+        pass
 
 
 def test_a_second_job_is_refused_until_the_first_ends(sink):

@@ -116,7 +116,7 @@ def test_folder_to_folder(tmp_path):
         assert row["sha256"] == hashlib.sha256((tmp_path / "out" / row["output"]).read_bytes()).hexdigest()
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     left = {path.name for path in (tmp_path / "out").iterdir() if "." not in path.name or path.name.startswith(".")}
-    assert left == {"deep"}  # no partial receipt, no files aside
+    assert left == {"deep", ".metricgold.lock"}  # no partial receipt, no files aside
 
 
 def test_images_of_one_size_share_a_batch(tmp_path):
@@ -309,6 +309,30 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
         assert (out / path.name).read_bytes() == path.read_bytes()
     assert same_rows(receipt(Folder(out)), receipt(Folder(tmp_path / "undisturbed")))
     assert not (out / "receipt.partial").exists()
+
+
+def test_a_killed_job_leaves_half_a_file_only_until_the_next_one(tmp_path):
+    source, out = fill(tmp_path / "in", 6), tmp_path / "out"
+    halting = """
+import metricgold.buckets as buckets
+from time import sleep
+whole = buckets._blocks
+def half(data):
+    yield from whole(data)
+    if data.startswith(b"\\x89PNG"):
+        sleep(60)
+buckets._blocks = half
+run("""
+    code = KILLED.replace("\nrun(", halting)
+    job = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(source), str(out)])
+    deadline = time.monotonic() + 30
+    while not list(out.glob(".*.part")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.kill()
+    job.wait()
+    assert list(out.glob(".*.png.*.part")) and not list(out.glob("*.png"))
+    assert run(source, out)["images_done"] == 6
+    assert not list(out.glob("**/.*.part"))
 
 
 def test_sigterm_saves_what_is_done(tmp_path):
@@ -817,7 +841,7 @@ def test_s3_to_folder_stays_in_the_folder(s3_photos, tmp_path):
     summary = run(f"{s3_photos}/in", out)
     assert summary["images_done"] == len(ODD_KEYS)
     assert len(list(out.rglob("*.depth.png"))) == len(ODD_KEYS)
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"out", ".out.lock"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"out"}
     assert {path.name for path in tmp_path.iterdir()} == {"a"}
 
 

@@ -1,15 +1,20 @@
 import errno
+import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from metricgold.storage import (
+    LEFT_S,
     digest_file,
     digest_folder,
     digest_json,
     only_writer,
     read_json,
+    remove_left_aside,
     write_aside,
     write_json,
 )
@@ -30,6 +35,32 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         raise RuntimeError
     assert path.read_text() == "one"
     assert names(path.parent) == ["file"]
+
+
+def test_what_killed_writers_left_aside_is_removed_and_nothing_else(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom metricgold.storage import write_aside\n"
+        "with write_aside(Path(sys.argv[1])) as aside:\n"
+        "    aside.write_text('half'); print(aside, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "deep" / "a\nb.png")]
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    left = Path(writer.stdout.readline() + writer.stdout.readline().rstrip("\n"))
+    remove_left_aside(tmp_path)
+    assert left.exists()  # its writer lives
+    writer.kill()
+    writer.communicate()
+    with write_aside(tmp_path / "mine") as aside:
+        aside.touch()
+        theirs, old = (tmp_path / f".{name}.{writer.pid}-00000000.part" for name in ("theirs", "old"))
+        for path in (theirs, old, tmp_path / ".notes.part", tmp_path / ".hidden" / left.name):
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        os.utime(old, (time.time() - 2 * LEFT_S,) * 2)
+        remove_left_aside(tmp_path)
+        assert not left.exists() and not old.exists() and aside.exists()
+    assert names(tmp_path) == [".hidden", ".notes.part", theirs.name, "deep", "mine"]
+    assert names(tmp_path / ".hidden") == [left.name]
 
 
 def test_a_full_disk_is_named(tmp_path):
