@@ -8,13 +8,18 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 LOCAL = "local:"
 
-# It looks at all threads' frames every 10 ms, which can stop Python before 3.11.9 for good, all its threads waiting for
-# each other (python/cpython#106883, dask/distributed#8616).
-_WITHOUT_PROFILER = {"distributed.worker.profile.enabled": False}
+SECONDS_BETWEEN_LOOKS = 5.0  # for workers of local:N that are gone for good
+LOCAL_SETTINGS = {
+    # It looks at all threads' frames every 10 ms, which can stop Python before 3.11.9 for good, all its threads waiting
+    # for each other (python/cpython#106883, dask/distributed#8616).
+    "distributed.worker.profile.enabled": False,
+    # Dask's own 15 s may be over while a worker that was killed still loads torch again.
+    "distributed.deploy.lost-worker-timeout": "60s",
+}
 
 
 @contextmanager
@@ -42,10 +47,20 @@ def open_client(address: str) -> "Iterator[Client]":
     number = address.removeprefix(LOCAL)
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
         local = partial(LocalCluster, n_workers=int(number), threads_per_worker=1, dashboard_address=":0")
-        with dask.config.set(_WITHOUT_PROFILER), local() as cluster, Client(cluster) as client:
+        with dask.config.set(LOCAL_SETTINGS), local() as cluster, Client(cluster) as client:
+            _keep(cluster, int(number))
             yield client
     elif "://" in address:
         with Client(address) as client:
             yield client
     else:
         raise ValueError(f"{address} is no address of a cluster: expected tcp://host:port or {LOCAL}N")
+
+
+def _keep(cluster: "LocalCluster", num_workers: int) -> None:
+    """Have lost workers replaced: one that dies while it starts would stay lost, and a job wait for it forever."""
+    from tornado.ioloop import PeriodicCallback
+
+    look = PeriodicCallback(lambda: cluster.scale(num_workers), 1e3 * SECONDS_BETWEEN_LOOKS)
+    cluster.periodic_callbacks["keep"] = look  # stopped with the cluster
+    cluster.loop.add_callback(look.start)

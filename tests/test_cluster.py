@@ -2,11 +2,14 @@
 
 import errno
 import logging
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from metricgold import cluster
 from metricgold.cluster import open_client, open_executor
 from metricgold.encode import encode
 
@@ -25,12 +28,12 @@ def encode_on(address, tiny, raw, backbone, out):
 @pytest.fixture
 def scheduler():
     """Address of two workers that are threads of this process."""
-    cluster = distributed.LocalCluster(
+    local = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp",
         silence_logs=logging.ERROR,
     )  # fmt: skip
-    with cluster:
-        yield cluster.scheduler_address
+    with local:
+        yield local.scheduler_address
 
 
 def test_a_cluster_gives_the_same_bytes(scheduler, tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
@@ -65,6 +68,19 @@ def test_nothing_looks_at_the_frames_of_threads():
 
     with open_client("local:1") as client:
         assert {"profile", "Profile"}.isdisjoint(names().union(*client.run(names).values()))
+
+
+@pytest.mark.slow
+def test_a_local_worker_that_is_gone_for_good_is_replaced(monkeypatch):
+    monkeypatch.setattr(cluster, "SECONDS_BETWEEN_LOOKS", 0.2)
+    monkeypatch.setitem(cluster.LOCAL_SETTINGS, "distributed.deploy.lost-worker-timeout", "0.1s")
+    with open_client("local:1") as client:
+        (before,) = client.run(os.getpid).values()
+        client.sync(client.cluster.workers[0].close)  # as after a worker that has died while it started
+        deadline = time.monotonic() + 30
+        while not (found := client.run(os.getpid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert [pid for pid in found.values() if pid != before]
 
 
 @pytest.mark.parametrize("address", ["local:0", "local:many", "somewhere", "local:"])
