@@ -212,6 +212,7 @@ def test_links_lead_to_the_files(name):
     elements = Elements(render_gallery(summary(1), {name: CARD}, {name: done_row(name, np.ones((1, 1)))}, []))
     keys = [os.fsdecode(unquote_to_bytes(urlsplit(f"file:///{link}").path[3:])) for link in elements.links()]
     assert keys == [name + suffix for suffix in (".depth.png", ".uncertainty.png", ".preview.jpg")]
+    assert "log-pnguncertaintypreview" in elements.text  # each link says what it leads to
 
 
 @pytest.mark.parametrize("name", ["../a.jpg", "a/./b.jpg", "lone \ud800.jpg"])
