@@ -1,10 +1,12 @@
 """Depth, uncertainty and normals as files that say what their numbers mean.
 
 Every file names its unit, its kind and how a number is read; `attributes` are further texts, such as the model's
-name. A file is written whole or not at all. Equal values give equal bytes.
+name: any text without NUL, under names of letters, digits and _ . : - that all formats can hold. A file is written
+whole or not at all. Equal values give equal bytes. PNG and TIFF are read up to twice PIL.Image.MAX_IMAGE_PIXELS.
 """
 
 import json
+import re
 import struct
 import tempfile
 import zlib
@@ -33,7 +35,7 @@ _DEPTH_ENCODING = (
 
 
 def write_log_depth_png(
-    target: Path | BinaryIO, planar_depth_m: np.ndarray, log_depth: LogDepth, attributes: Mapping[str, str]
+    target: str | Path | BinaryIO, planar_depth_m: np.ndarray, log_depth: LogDepth, attributes: Mapping[str, str]
 ) -> None:
     """Write planar depth [H, W] in metres as a 16-bit PNG that names its unit, kind, range and formula.
 
@@ -49,10 +51,11 @@ def write_log_depth_png(
     _write_png(target, code.astype(np.uint16), own, attributes)
 
 
-def read_log_depth_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+def read_log_depth_png(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_log_depth_png wrote: float32 [H, W] in metres (NaN none, inf beyond far_m), text chunks."""
     code, attributes = _read_png(source, np.uint16, "planar depth", "metres")
-    log_depth = LogDepth(float(attributes["near_m"]), float(attributes["far_m"]))
+    with _reading(source, "log depth PNG with its range"):
+        log_depth = LogDepth(float(attributes["near_m"]), float(attributes["far_m"]))
     steps = np.arange(_CODES + 1) / _CODES
     metres = np.concatenate([[np.nan], log_depth.near_m * np.exp(steps * log_depth.ln_range), [np.inf]])
     return metres.astype(np.float32)[code], attributes
@@ -65,17 +68,20 @@ _MM_ENCODING = (
 )
 
 
-def write_mm_depth_png(target: Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_mm_depth_png(
+    target: str | Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]
+) -> None:
     """Write planar depth [H, W] in metres as a 16-bit PNG in millimetres.
 
     0 is none, and also what lies beyond 65.535 m, which has no code: it never wraps around.
     """
-    mm = np.rint(_image(planar_depth_m).astype(np.float64) * 1000)
-    code = np.where((mm <= 65535) & (_image(planar_depth_m) > 0), np.maximum(mm, 1), 0)
+    depth_m = _image(planar_depth_m)
+    mm = np.rint(depth_m.astype(np.float64) * 1000)
+    code = np.where((mm <= 65535) & (depth_m > 0), np.maximum(mm, 1), 0)
     _write_png(target, code.astype(np.uint16), _METRES | {"unit": "millimetres", "encoding": _MM_ENCODING}, attributes)
 
 
-def read_mm_depth_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+def read_mm_depth_png(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_mm_depth_png wrote: float32 [H, W] in metres (NaN none or beyond 65.535 m), text chunks."""
     code, attributes = _read_png(source, np.uint16, "planar depth", "millimetres")
     return np.where(code == 0, np.float32(np.nan), code.astype(np.float32) / 1000), attributes
@@ -85,7 +91,9 @@ _UNCERTAINTY_STEP = 1e-4
 _UNCERTAINTY_ENCODING = "uncertainty = code * step for code 0 to 65534 (saturating); 65535 = no value"
 
 
-def write_uncertainty_png(target: Path | BinaryIO, uncertainty: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_uncertainty_png(
+    target: str | Path | BinaryIO, uncertainty: np.ndarray, attributes: Mapping[str, str]
+) -> None:
     """Write relative uncertainty [H, W] (median absolute deviation of ln depth) as a linear 16-bit PNG."""
     code = np.clip(_image(uncertainty) * np.float32(1 / _UNCERTAINTY_STEP) + 0.5, 0, 65534)
     code = np.where(np.isnan(code), 65535, code).astype(np.uint16)
@@ -93,10 +101,11 @@ def write_uncertainty_png(target: Path | BinaryIO, uncertainty: np.ndarray, attr
     _write_png(target, code, own | {"step": repr(_UNCERTAINTY_STEP)}, attributes)
 
 
-def read_uncertainty_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+def read_uncertainty_png(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_uncertainty_png wrote: float32 [H, W] (NaN where there is no value), text chunks."""
     code, attributes = _read_png(source, np.uint16, "uncertainty", "relative (ln depth)")
-    values = code.astype(np.float32) * np.float32(attributes["step"])
+    with _reading(source, "uncertainty PNG with its step"):
+        values = code.astype(np.float32) * np.float32(attributes["step"])
     return np.where(code == 65535, np.float32(np.nan), values), attributes
 
 
@@ -106,7 +115,7 @@ _NORMALS_ENCODING = (
 )
 
 
-def write_normals_png(target: Path | BinaryIO, normals: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_normals_png(target: str | Path | BinaryIO, normals: np.ndarray, attributes: Mapping[str, str]) -> None:
     """Write unit normals [H, W, 3] as an 8-bit RGB PNG, n * 0.5 + 0.5; NaN is stored as 0, 0, 0 = unknown."""
     normals = np.asarray(normals, np.float32)
     if normals.ndim != 3 or normals.shape[2] != 3:
@@ -117,7 +126,7 @@ def write_normals_png(target: Path | BinaryIO, normals: np.ndarray, attributes: 
     _write_png(target, code, own, attributes)
 
 
-def read_normals_png(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+def read_normals_png(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_normals_png wrote: float32 [H, W, 3] of length 1 (NaN unknown), text chunks."""
     code, attributes = _read_png(source, np.uint8, "normals", "unit vector")
     normals = code.astype(np.float32) / 127.5 - 1
@@ -131,7 +140,7 @@ _FLOAT_ENCODING = "float32 metres; NaN = no depth, inf = beyond range"
 
 
 def write_depth_npz(
-    target: Path | BinaryIO,
+    target: str | Path | BinaryIO,
     planar_depth_m: np.ndarray,
     uncertainty: np.ndarray | None,
     intrinsics: np.ndarray | None,
@@ -146,7 +155,8 @@ def write_depth_npz(
         arrays["uncertainty"] = _image(uncertainty)
     if intrinsics is not None:
         arrays["intrinsics"] = np.asarray(intrinsics, np.float64).reshape(3, 3)
-    texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes, taken=_NPZ_ARRAYS)
+    taken = (*_NPZ_ARRAYS, "file", "allow_pickle")  # the last are arguments of np.savez
+    texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes, taken)
     with open_whole(target) as file:
         np.savez(file, **arrays, **{key: np.array(text) for key, text in texts.items()})
 
@@ -154,7 +164,7 @@ def write_depth_npz(
 _NPZ_ARRAYS = ("planar_depth_m", "uncertainty", "intrinsics")
 
 
-def read_depth_npz(source: Path | BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_depth_npz(source: str | Path | BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read what write_depth_npz wrote: its arrays by name, its attributes."""
     with _reading(source, "NPZ"), np.load(source, allow_pickle=False) as npz:
         stored = dict(npz)
@@ -167,7 +177,7 @@ def read_depth_npz(source: Path | BinaryIO) -> tuple[dict[str, np.ndarray], dict
 _IMAGE_DESCRIPTION = 270
 
 
-def write_depth_tiff(target: Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_depth_tiff(target: str | Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
     """Write planar depth [H, W] in metres as a float32 TIFF; the attributes are JSON in its ImageDescription."""
     texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes)
     tags = {_IMAGE_DESCRIPTION: json.dumps(texts, sort_keys=True)}
@@ -175,7 +185,7 @@ def write_depth_tiff(target: Path | BinaryIO, planar_depth_m: np.ndarray, attrib
         Image.fromarray(_depth_or_nan(planar_depth_m)).save(file, "TIFF", tiffinfo=tags)
 
 
-def read_depth_tiff(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+def read_depth_tiff(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_depth_tiff wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
     with _reading(source, "TIFF"), Image.open(source, formats=["TIFF"]) as image:
         depth_m, text = np.array(image), image.tag_v2.get(_IMAGE_DESCRIPTION, "")
@@ -193,7 +203,7 @@ def _parsed(text: str) -> dict[str, str]:
     return value if isinstance(value, dict) else {}
 
 
-def write_depth_exr(target: Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_depth_exr(target: str | Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
     """Write planar depth [H, W] in metres as an OpenEXR image of one float32 channel, Z, losslessly compressed.
 
     Raises ValueError where the package OpenEXR is missing.
@@ -213,10 +223,10 @@ _EXR_HEADER = (
 )
 
 
-def read_depth_exr(source: Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
+def read_depth_exr(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_depth_exr wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
     openexr = _openexr()
-    data = source.read_bytes() if isinstance(source, Path) else source.read()
+    data = Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
     with tempfile.TemporaryDirectory(prefix="metricgold-") as folder, _reading(source, "OpenEXR"):
         Path(folder, "depth.exr").write_bytes(data)
         exr = openexr.File(f"{folder}/depth.exr")
@@ -250,38 +260,57 @@ def _depth_or_nan(planar_depth_m: np.ndarray) -> np.ndarray:
     return np.where(depth_m > 0, depth_m, np.float32(np.nan))
 
 
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,79}")  # 79: PNG 1.2, 11.3.4.2
+
+
 def with_own(own: Mapping[str, str], attributes: Mapping[str, str], taken: tuple[str, ...] = ()) -> dict[str, str]:
-    """The texts of a file: its format's own, then the attributes. Raises ValueError where both claim a key."""
+    """The texts of a file: its format's own, then the attributes.
+
+    Raises ValueError where both claim a name, and for a name or text that not every format can hold.
+    """
     clash = sorted({*own, *taken} & set(attributes))
     if clash:
         raise ValueError(f"attributes {clash} are set by the file format itself")
+    for name, text in attributes.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"the name of an attribute must be 1 to 79 of A-Z a-z 0-9 _ . : -, got {name!r:.100}")
+        if not isinstance(text, str) or "\0" in text or _has_half_characters(text):
+            raise ValueError(f"attribute {name} must be text without NUL that UTF-8 can hold, got {text!r:.100}")
     return {**own, **attributes}
 
 
+def _has_half_characters(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)  # surrogates, such as of undecodable names
+
+
 @contextmanager
-def open_whole(target: Path | BinaryIO) -> Iterator[BinaryIO]:
+def open_whole(target: str | Path | BinaryIO) -> Iterator[BinaryIO]:
     """Open a target for writing; a path is written aside and appears when all is in it."""
-    if isinstance(target, Path):
-        with write_aside(target) as aside, aside.open("wb") as file:
+    if isinstance(target, str | Path):
+        with write_aside(Path(target)) as aside, aside.open("wb") as file:
             yield file
     else:
         yield target
 
 
+_BROKEN = (ValueError, TypeError, SyntaxError, EOFError, RuntimeError, LookupError, ArithmeticError, MemoryError)
+_BROKEN += (BadZipFile, zlib.error, Image.DecompressionBombError)
+
+
 @contextmanager
-def _reading(source: Path | BinaryIO, format_name: str) -> Iterator[None]:
+def _reading(source: str | Path | BinaryIO, format_name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno is not None:  # the file itself, not what is in it
             raise
         raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
-    except (ValueError, TypeError, SyntaxError, EOFError, RuntimeError, KeyError, BadZipFile, zlib.error) as error:
+    except _BROKEN as error:
         raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
 
 
 def _write_png(
-    target: Path | BinaryIO, code: np.ndarray, own: Mapping[str, str], attributes: Mapping[str, str]
+    target: str | Path | BinaryIO, code: np.ndarray, own: Mapping[str, str], attributes: Mapping[str, str]
 ) -> None:
     text = PngImagePlugin.PngInfo()
     for key, value in with_own(own, attributes).items():
@@ -308,7 +337,7 @@ def _put_png(file: BinaryIO, code: np.ndarray, text: PngImagePlugin.PngInfo) -> 
     PngImagePlugin.putchunk(file, b"IEND", b"")
 
 
-def _read_png(source: Path | BinaryIO, dtype: type, kind: str, unit: str) -> tuple[np.ndarray, dict[str, str]]:
+def _read_png(source: str | Path | BinaryIO, dtype: type, kind: str, unit: str) -> tuple[np.ndarray, dict[str, str]]:
     with _reading(source, "PNG"), Image.open(source, formats=["PNG"]) as image:
         code, attributes = np.array(image), dict(image.text)
     found = [str(code.dtype), attributes.get("kind"), attributes.get("unit")]

@@ -11,7 +11,9 @@ import numpy as np
 from metricgold.depth_files import open_whole, with_own
 
 
-def write_ply(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_ply(
+    target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
+) -> None:
     """Write points [N, 3] in metres and their colours uint8 [N, 3] as a binary PLY, in the camera's axes.
 
     x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. Points
@@ -33,7 +35,9 @@ def write_ply(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, at
 _FLOAT, _ARRAY_BUFFER, _POINTS = 5126, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4
 
 
-def write_glb(target: Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]) -> None:
+def write_glb(
+    target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
+) -> None:
     """Write points [N, 3] in metres, given in the camera's axes, and colours uint8 [N, 3] as a glTF 2.0 binary.
 
     In the file x is right, y up and -z forward, as glTF wants; colours are linear floats, likewise. The

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from metricgold.depth_files import (
     read_depth_exr,
@@ -257,6 +258,53 @@ def test_what_is_foreign_cut_or_taken_is_a_value_error_that_names_it(kind, tmp_p
     with pytest.raises(ValueError, match=r"got \[40"):
         write(tmp_path / "new", depth_m[0], {})
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_names_and_texts_that_not_every_format_holds_are_refused(kind, tmp_path):
+    write, read = ALL[kind]
+    depth_m = np.full((4, 4), 0.57735, np.float32)
+    for name in ("größe", "日本", "a b", "", "k" * 80, "k\nl", "../k"):
+        with pytest.raises(ValueError, match="name of an attribute must be 1 to 79 of"):
+            write(tmp_path / "a", depth_m, {name: "text"})
+    for text in ("a\0b", "a\0", "\udcff", 5, None):
+        with pytest.raises(ValueError, match="attribute k must be text"):
+            write(tmp_path / "a", depth_m, {"k": text})
+    assert not list(tmp_path.iterdir())
+    longest = {"k" * 79: "", "A_1.b:c-d": " Straße\r\n日本 "}
+    write(str(tmp_path / "a"), depth_m, longest)
+    assert longest.items() <= read(str(tmp_path / "a"))[1].items()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle"])
+def test_arguments_of_savez_are_no_attributes(name):
+    with pytest.raises(ValueError, match=rf"\['{name}'\] are set by the file format"):
+        write_npz_of_depth(io.BytesIO(), ODD_DEPTH_M, {name: "text"})
+
+
+@pytest.mark.parametrize("kind", ["log", "uncertainty"])
+def test_a_file_without_the_numbers_that_explain_it_is_refused(kind):
+    write, read = ALL[kind]
+    whole, bare = io.BytesIO(), io.BytesIO()
+    write(whole, np.full((4, 4), 2.0, np.float32), {})
+    with Image.open(whole) as image:
+        texts = PngInfo()
+        for name in ("unit", "kind"):
+            texts.add_text(name, image.text[name])
+        image.save(bare, "PNG", pnginfo=texts)
+    with pytest.raises(ValueError, match=r"is not a .* PNG with its"):
+        read(bare)
+
+
+@pytest.mark.parametrize("kind", ["log", "mm", "uncertainty", "normals", "tiff"])
+def test_a_file_of_more_pixels_than_pillow_opens_is_a_value_error(kind, monkeypatch):
+    write, read = ALL[kind]
+    file = io.BytesIO()
+    write(file, np.full((4, 4), 0.57735, np.float32), {})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 7)
+    with pytest.raises(ValueError, match=r"16 pixels.* exceeds limit"):
+        read(file)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -113,6 +113,9 @@ def test_bad_shapes_and_taken_names_leave_no_file(write, tmp_path):
             write(tmp_path / "a", points_m, rgb, {})
     with pytest.raises(ValueError, match="'unit'"):
         write(tmp_path / "a", POINTS_M, RGB, {"unit": "feet"})
+    for name in ("größe", "k\nelement vertex 7"):  # would break a PLY's head
+        with pytest.raises(ValueError, match="name of an attribute"):
+            write(tmp_path / "a", POINTS_M, RGB, {name: "text"})
     assert not list(tmp_path.iterdir())
     write(tmp_path / "a", POINTS_M, RGB, {})
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
