@@ -44,10 +44,16 @@ def mirror_intrinsics(intrinsics: np.ndarray, width: int) -> np.ndarray:
 
 
 def rays_from_intrinsics(intrinsics: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Ray through every pixel centre with z = 1, float64 [H, W, 3]."""
+    """Ray through every pixel centre with z = 1, float64 [H, W, 3]. Raises ValueError for what is no camera."""
     x, y = pixel_centres(height, width)
     pixels = np.stack([x, y, np.ones_like(x)], axis=-1)  # [H, W, 3]
-    return pixels @ np.linalg.inv(intrinsics).T
+    return pixels @ _inverse(intrinsics).T
+
+
+def _inverse(intrinsics: np.ndarray) -> np.ndarray:
+    if np.shape(intrinsics) != (3, 3) or not np.isfinite(intrinsics).all() or np.linalg.det(intrinsics) == 0:
+        raise ValueError(f"intrinsics must be a finite, invertible [3, 3], got {intrinsics}")
+    return np.linalg.inv(intrinsics)
 
 
 def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np.ndarray:
@@ -57,13 +63,16 @@ def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np
 
 
 def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Points in metres, x right, y down, z forward, float32 [H, W, 3]; NaN where depth is not finite and positive."""
+    """Points in metres, x right, y down, z forward, float32 [H, W, 3]; NaN where depth is not finite and positive.
+
+    Raises ValueError for intrinsics that are no camera, such as None of an image of which none is known.
+    """
     depth_m = np.asarray(planar_depth_m, np.float32)
     depth_m = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))
     height, width = depth_m.shape
     x, y = np.arange(0.5, width), np.arange(0.5, height)[:, None]
     points_m = np.empty((height, width, 3), np.float32)
-    for axis, (along_x, along_y, offset) in enumerate(np.linalg.inv(intrinsics)):
+    for axis, (along_x, along_y, offset) in enumerate(_inverse(intrinsics)):
         points_m[..., axis] = (along_x * x + along_y * y + offset) * depth_m
     return points_m
 

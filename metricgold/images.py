@@ -64,7 +64,7 @@ class Photo:
 
 
 def read_photo(
-    source: bytes | Path,
+    source: bytes | str | Path,
     *,
     max_pixels: int,
     max_aspect: float | None = None,
@@ -87,8 +87,9 @@ def read_photo(
     """
     _prepare_pillow()
     _raise_pillow_limit(max_pixels)
-    name = name or (str(source) if isinstance(source, Path) else "")
-    data = source.read_bytes() if isinstance(source, Path) else source
+    is_path = isinstance(source, str | Path)
+    name = name or (str(source) if is_path else "")
+    data = Path(source).read_bytes() if is_path else source
     said = f"{name}: " if name else ""
     if not data:
         raise _unreadable(name, data)(f"{said}empty file")
@@ -107,7 +108,7 @@ def read_photo(
         raise ValueError(f"{said}cannot be read as an image: {reason}") from error
 
 
-def read_rgb(source: bytes | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
+def read_rgb(source: bytes | str | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
     """Read a photograph as uint8 [H, W, 3], upright, by the rules and with the errors of read_photo."""
     return read_photo(source, max_pixels=max_pixels, name=name).rgb
 
@@ -124,8 +125,15 @@ def _whole_or_part(image: Image.Image, data: bytes, allow_truncated: bool) -> Ph
 
 
 def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
-    """An opened image by the rules of read_photo: upright, on white, in sRGB. ValueError for pixels without a white."""
+    """An opened image by the rules of read_photo: upright, on white, in sRGB.
+
+    Raises ValueError for pixels that cannot be decoded or have no white. What a JPEG lacks in its midst is grey.
+    """
     exif = _exif(image)
+    try:
+        image.load()
+    except Exception as error:  # as freely as read_photo sees them
+        raise ValueError(f"the image cannot be decoded: {error or type(error).__name__}") from error
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no other way out of premultiplied grey
     return Photo(np.array(_upright(_as_rgb(image), exif)), _focal_px(exif, image.size), truncated)

@@ -24,6 +24,14 @@ def test_focal_length_of_ninety_degrees_is_half_the_width():
     assert focal_px_from_fov(90, 640) == pytest.approx(320)
 
 
+@pytest.mark.parametrize("bad", [None, np.zeros((3, 3)), np.eye(2), np.full((3, 3), np.nan), pinhole(0.0, 4, 4)])
+def test_what_is_no_camera_is_named(bad):
+    with pytest.raises(ValueError, match=r"intrinsics must be a finite, invertible \[3, 3\], got"):
+        points_from_depth(np.ones((4, 4), np.float32), bad)
+    with pytest.raises(ValueError, match="intrinsics must be"):
+        rays_from_intrinsics(bad, 4, 4)
+
+
 def test_rays_survive_resize_and_crop():
     intrinsics = pinhole(50.0, 48, 64)
     half = resize_intrinsics(intrinsics, 0.5, 0.5)

@@ -239,6 +239,23 @@ def test_data_missing_in_the_midst_of_inks_or_of_a_first_frame(kind, inks):
     assert photo_of(broken, allow_truncated=True).truncated
 
 
+def test_an_opened_image_that_ends_early_is_a_value_error():
+    for kind in ("JPEG", "PNG", "BMP"):
+        data = saved(noise(), kind)
+        with (
+            Image.open(io.BytesIO(data[: len(data) // 2])) as image,
+            pytest.raises(ValueError, match=r"decoded: .*trunc"),
+        ):
+            as_photo(image)
+
+
+def test_a_path_may_be_text(tmp_path):
+    noise().save(tmp_path / "a.png")
+    assert (read_rgb(str(tmp_path / "a.png"), max_pixels=10**6) == np.asarray(noise())).all()
+    with pytest.raises(FileNotFoundError):
+        read_rgb(str(tmp_path / "b.png"), max_pixels=10**6)
+
+
 def test_a_reason_is_one_line():
     with pytest.raises(ValueError, match="cannot be read") as refused:
         photo_of(saved(noise(), "HEIF")[:-100], name="a.heic")
