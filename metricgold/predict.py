@@ -212,8 +212,8 @@ def _run(
 
     def changed() -> Iterator[Entry]:
         for entry in entries:
-            if receipt.keep(entry, job.identity, job.kinds):
-                progress.count("kept")
+            if counted := receipt.keep(entry, job.identity, job.kinds):
+                progress.count(counted)
             else:
                 yield entry
 

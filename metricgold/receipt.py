@@ -101,24 +101,26 @@ class Receipt:
             status, input = row["status"], _blob(row["input"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.sink}: {key} holds a line that is no row; move it away: {line[:80]!r}") from error
-        if status == "done":
+        if status in ("done", "skipped"):  # what failed is tried again
             self.db.execute("replace into row values (?, ?, ?, null, 0)", [input, line.decode().rstrip(), status])
 
-    def keep(self, entry: Entry, identity: str, kinds: Iterable[str]) -> bool:
-        """Take the row of an earlier run into this one if it holds still; whether it does.
+    def keep(self, entry: Entry, identity: str, kinds: Iterable[str]) -> str | None:
+        """Take the row of an earlier run into this one if it holds still; as what it counts: `kept` or `skipped`.
 
-        It holds if identity and the input's tag are equal and outputs of all these kinds lie there as it left them.
-        Outputs of other kinds that are gone meanwhile, or are something else, are no longer named.
+        It holds if identity and the input's tag are equal and, of an image, outputs of all these kinds lie there as it
+        left them. Outputs of other kinds that are gone meanwhile, or are something else, are no longer named.
         """
         row = self._earlier(entry.key, entry.tag, identity)
         lying = self._lying(row)
-        if row is None or not lying.keys() >= set(kinds):
-            return False
-        if lying == row["outputs"]:
+        if row is None:
+            return None
+        if row["status"] == "done" and not lying.keys() >= set(kinds):
+            return None
+        if lying == row.get("outputs", {}):
             self.db.execute("update row set now = 1 where input = ?", [_blob(entry.key)])
         else:
             self._put(_without_lost(row, lying))
-        return True
+        return "kept" if row["status"] == "done" else "skipped"
 
     def _earlier(self, input: str, tag: str, identity: str) -> Row | None:
         """The row of an earlier run, if it was made of the same bytes in the same way."""
@@ -127,7 +129,7 @@ class Receipt:
         return row if (row.get("identity"), row.get("input_tag")) == (identity, tag) else None
 
     def _lying(self, row: Row | None) -> Row:
-        return {kind: file for kind, file in row["outputs"].items() if self._lies_there(file)} if row else {}
+        return {kind: file for kind, file in (row or {}).get("outputs", {}).items() if self._lies_there(file)}
 
     def _lies_there(self, file: Row) -> bool:
         found = self.db.execute("select tag from output where key = ?", [_blob(file["key"])]).fetchone()
@@ -137,8 +139,10 @@ class Receipt:
 
     def add(self, row: Row) -> None:
         """Take a row of this run. Outputs of other kinds that an equal run has left there are named in it too."""
-        earlier = self._earlier(row["input"], row["input_tag"], row["identity"]) if row["status"] == "done" else None
-        self.lines.append(self._put(_with_earlier(row, earlier, self._lying(earlier)) if earlier else row))
+        earlier = self._earlier(row["input"], row["input_tag"], row["identity"])
+        if earlier and row["status"] == earlier["status"] == "done":
+            row = _with_earlier(row, earlier, self._lying(earlier))
+        self.lines.append(self._put(row))
         self.is_saved = False
         if len(self.lines) >= FLUSH_ROWS or time.monotonic() - self.saved_at > FLUSH_SECONDS:
             self.flush()

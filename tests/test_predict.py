@@ -200,6 +200,22 @@ def test_bad_and_foreign_files_are_rows(tmp_path):
     assert "notes.txt: not an image" in rows["notes.txt"]["reason"]
 
 
+def test_what_is_no_image_is_looked_at_once(tmp_path, monkeypatch):
+    source, out = fill(tmp_path / "in", 2), tmp_path / "out"
+    for name in ("notes.txt", "film.mp4"):
+        (source / name).write_text("not a picture")
+    (source / "empty.jpg").touch()
+    run(source, out)
+    first, read, looked_at = receipt(Folder(out)), Folder.read, []
+    (source / "film.mp4").write_bytes(picture(5))
+    monkeypatch.setattr(Folder, "read", lambda self, key, *more: looked_at.append(key) or read(self, key, *more))
+    summary = run(source, out)
+    assert sorted(looked_at) == ["empty.jpg", "film.mp4"]  # what failed is tried again
+    counted = [summary[f"images_{name}"] for name in ("done", "kept", "failed", "skipped")]
+    assert counted == [3, 2, 1, 1]
+    assert receipt(Folder(out))[-1] == first[-1] and first[-1]["status"] == "skipped"
+
+
 def test_an_image_the_model_cannot_do_costs_no_other(tmp_path):
     source = fill(tmp_path / "in", 4)
     (source / "wide.png").write_bytes(picture(0, 99))
