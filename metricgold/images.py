@@ -47,6 +47,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # TIFF 6.0, section 8
 _GREY_16BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -80,10 +81,10 @@ def read_photo(
     for the file in messages where `source` is bytes.
 
     Raises ValueError with the reason for what cannot be read: empty, truncated, broken, of a format that is not
-    read here, float or beyond 16 bits, more than `max_pixels` or with a long side of more than `max_aspect` short
-    ones (both found before decoding). With `allow_truncated` a JPEG or PNG that ends early is read as far as it
-    goes. It is a NotAnImage where neither bytes nor name claim an image. Raises OSError where the file itself
-    cannot be opened.
+    read here (of raw photographs Pillow sees but a preview), float or beyond 16 bits, more than `max_pixels` or with
+    a long side of more than `max_aspect` short ones (both found before decoding). With `allow_truncated` a JPEG or
+    PNG that ends early is read as far as it goes. It is a NotAnImage where neither bytes nor name claim an image.
+    Raises OSError where the file itself cannot be opened.
     """
     _prepare_pillow()
     _raise_pillow_limit(max_pixels)
@@ -134,6 +135,10 @@ def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
         image.load()
     except Exception as error:  # as freely as read_photo sees them
         raise ValueError(f"the image cannot be decoded: {error or type(error).__name__}") from error
+    if getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE) == _REDUCED:
+        raise ValueError(
+            "its first page is a small preview, as in raw photographs, which are not read; develop it first"
+        )
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no other way out of premultiplied grey
     return Photo(np.array(_upright(_as_rgb(image), exif)), _focal_px(exif, image.size), truncated)

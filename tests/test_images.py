@@ -147,10 +147,11 @@ def test_grey_of_32_bits_is_read_within_16_and_refused_beyond():
         read(saved(Image.fromarray(np.array([[0, 65536]], np.int32)), "TIFF"))
 
 
-def grey_tiff(data: bytes, photometric: int, *bits: int, alpha: int | None = None) -> bytes:
+def grey_tiff(data: bytes, photometric: int, *bits: int, alpha: int | None = None, subfile: int = 0) -> bytes:
     """Two pixels in a row by the TIFF specification; of up to two samples, for those lie in the directory itself."""
     packed = sum(value << 16 * n for n, value in enumerate(bits))
-    tags = {256: 2, 257: 1, 258: packed, 259: 1, 262: photometric, 273: 200, 277: len(bits), 278: 1, 279: len(data)}
+    tags = {254: subfile, 256: 2, 257: 1, 258: packed, 259: 1, 262: photometric, 273: 200, 277: len(bits), 278: 1}
+    tags |= {279: len(data)}
     tags |= {} if alpha is None else {338: alpha}
     counts = {258: len(bits)}
     directory = b"".join(struct.pack("<HHII", tag, 3, counts.get(tag, 1), value) for tag, value in tags.items())
@@ -164,6 +165,12 @@ def test_grey_tiff_is_scaled_by_its_own_white():
 
 def test_grey_with_premultiplied_alpha_lies_on_white():
     assert read(grey_tiff(bytes([50, 100, 0, 0]), 1, 8, 8, alpha=1))[0, :, 0].tolist() == [205, 255]
+
+
+def test_the_preview_of_a_raw_photograph_does_not_stand_for_it():
+    assert read(grey_tiff(bytes([7, 9]), 1, 8))[0, :, 0].tolist() == [7, 9]
+    with pytest.raises(ValueError, match="small preview, as in raw photographs"):
+        read(grey_tiff(bytes([7, 9]), 1, 8, subfile=1))
 
 
 def test_float_pixels_are_refused():
