@@ -302,8 +302,7 @@ def _card_of_kept(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, 
 
 def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo | None]:
     """A row to go on with and its photograph, or a finished row and None."""
-    started = time.perf_counter()
-    row = _begun(job, entry)
+    started, photo = time.perf_counter(), None
     try:
         if entry.bytes > _PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16)):
             raise NotAnImage(f"{entry.key}: not an image of a known format")
@@ -311,10 +310,11 @@ def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo
     except StoreLost:
         raise
     except NotAnImage as error:
-        return _without_depth(row, "skipped", str(error)), None
+        status, reason = "skipped", str(error)
     except Exception as error:  # whatever is wrong with one image, the others go on
-        return _without_depth(row, "failed", _reason(error)), None
-    return {**row, "seconds": {"read": _since(started)}}, photo
+        status, reason = "failed", _reason(error)
+    row = {**_begun(job, entry), "seconds": {"read": _since(started)}}
+    return (row, photo) if photo else (_without_depth(row, status, reason), None)
 
 
 def _begun(job: Job, entry: Entry) -> Row:

@@ -198,6 +198,7 @@ def test_bad_and_foreign_files_are_rows(tmp_path):
     assert "broken.png: cannot be read" in rows["broken.png"]["reason"]
     assert rows["empty.jpg"]["reason"] == "empty.jpg: empty file"
     assert "notes.txt: not an image" in rows["notes.txt"]["reason"]
+    assert all("read" in row["seconds"] and row["finished"] for row in rows.values())
 
 
 def test_what_is_no_image_is_looked_at_once(tmp_path, monkeypatch):
