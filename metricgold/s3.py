@@ -83,7 +83,14 @@ def make_client() -> Any:
     session = Session()  # boto3's default one keeps old credentials
     session.register_component("data_loader", _loader())
     with plain_errors("S3"):
-        return boto3.Session(botocore_session=session).client("s3", config=config)
+        client = boto3.Session(botocore_session=session).client("s3", config=config)
+    client.meta.events.register_last("before-call.s3", _send_at_once)
+    return client
+
+
+def _send_at_once(params: dict[str, Any], **_: Any) -> None:
+    """Objects follow their headers. To wait for "100 Continue" first costs a round trip each, and few are refused."""
+    params["headers"].pop("Expect", None)
 
 
 @cache

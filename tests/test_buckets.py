@@ -181,6 +181,15 @@ def test_s3_metadata_is_kept_whatever_its_letters(s3_bucket):  # noqa: F811
     assert head["ContentType"] == "image/png"
 
 
+@pytest.mark.parametrize("data", [b"", b"small", io.BytesIO(b"a file")])
+def test_s3_sends_an_object_without_asking_whether_it_may(s3_bucket, data):  # noqa: F811
+    sent = []
+    bucket = open_bucket(f"s3://{s3_bucket}/", create=True)
+    bucket.client.meta.events.register("before-send.s3", lambda request, **_: sent.append(dict(request.headers)))
+    bucket.write("a", data)
+    assert [headers.get("Expect") for headers in sent] == [None]
+
+
 def test_s3_writes_only_where_nothing_is(s3_bucket):  # noqa: F811
     bucket = open_bucket(f"s3://{s3_bucket}")
     assert bucket.write_if_absent("a", b"mine")
