@@ -249,7 +249,7 @@ def _openexr() -> Any:
 
 
 def _image(values: np.ndarray) -> np.ndarray:
-    image = np.asarray(values, np.float32)
+    image = np.ascontiguousarray(values, np.float32)  # OpenEXR takes the memory as it lies
     if image.ndim != 2 or not image.size:
         raise ValueError(f"an image [H, W] was expected, got {list(image.shape)}")
     return image

@@ -308,6 +308,16 @@ def test_a_file_of_more_pixels_than_pillow_opens_is_a_value_error(kind, monkeypa
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_the_order_in_memory_changes_nothing(kind):
+    write = ALL[kind][0]
+    depth_m = np.random.default_rng(0).uniform(0.5, 0.6, (5, 7)).astype(np.float32)
+    as_it_lies, plain = io.BytesIO(), io.BytesIO()
+    write(as_it_lies, depth_m.T, {})
+    write(plain, depth_m.T.copy(order="C"), {})
+    assert as_it_lies.getvalue() == plain.getvalue()
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_each_reader_refuses_the_files_of_the_others(kind):
     for other, (write, _) in ALL.items():
         file = io.BytesIO()
