@@ -126,11 +126,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> Path:
 @click.option("--again", is_flag=True, help="Draw from metrics/policies.json; measure nothing.")
 def main(again: bool) -> None:
     """Measure every policy in the project's root and refresh the README's table and picture."""
-    if not again:
-        write_json(METRICS, {"rows": measure_all(load_params())})
-    rows = read_json(METRICS)["rows"]
-    fill_between(Path("README.md"), "policies", table(rows))
-    click.echo(draw(rows, PICTURE))
+    try:
+        if not again:
+            write_json(METRICS, {"rows": measure_all(load_params())})
+        rows = read_json(METRICS)["rows"]
+        fill_between(Path("README.md"), "policies", table(rows))
+        click.echo(draw(rows, PICTURE))
+    except (ValueError, OSError) as error:  # such as no params, caches or figures here
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What a policy costs is counted; both objectives are trained from the same params."""
 
 import pytest
+from click.testing import CliRunner
 
 from metricgold import policies
 from metricgold.params import PRESETS, Inference
@@ -43,6 +44,15 @@ def test_table_and_picture_show_every_policy(tmp_path):
     ]
     first, second = (policies.draw(ROWS, tmp_path / f"{n}.png").read_bytes() for n in (1, 2))
     assert first == second and first.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("options", "missing"), [([], "params.yaml"), (["--again"], "policies.json")])
+def test_outside_a_project_one_message_says_what_is_missing(options, missing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(policies.main, options)
+    assert (done.exit_code, done.output.count("\n")) == (1, 1)
+    assert missing in done.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_readme_without_markers_is_named(tmp_path):
