@@ -130,11 +130,11 @@ def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
 
     Raises ValueError for pixels that cannot be decoded or have no white. What a JPEG lacks in its midst is grey.
     """
-    exif = _exif(image)
     try:
         image.load()
     except Exception as error:  # as freely as read_photo sees them
         raise ValueError(f"the image cannot be decoded: {error or type(error).__name__}") from error
+    exif = _exif(image)  # after a TIFF turned itself, which it does when it is loaded
     if getattr(image, "tag_v2", {}).get(_NEW_SUBFILE_TYPE) == _REDUCED:
         raise ValueError(
             "its first page is a small preview, as in raw photographs, which are not read; develop it first"
