@@ -58,11 +58,11 @@ def free_model(folder: Path) -> dict[str, float]:
     return {"batch.free_model_images_per_s_core": NUM_IMAGES / seconds}
 
 
-def write_photographs(folder: Path) -> Path:
+def write_photographs(folder: Path, num: int = NUM_IMAGES) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:SIDE, 0:SIDE]
-    for n in range(NUM_IMAGES):
+    for n in range(num):
         smooth = 128 + 80 * np.sin((x * (1 + n % 7) + y * (1 + n % 5)) / 60)
         rgb = smooth[..., None] + rng.normal(0, 6, (SIDE, SIDE, 3))
         Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(folder / f"{n:04d}.jpg", quality=90)

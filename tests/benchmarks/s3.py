@@ -25,10 +25,11 @@ from metricgold.params import Predict
 from metricgold.predict import predict_all
 
 from . import CannotRun, least_seconds, stub
-from .batch import NUM_IMAGES, FreePipe, write_photographs
+from .batch import FreePipe, write_photographs
 
 SWIFT = Path(__file__).parents[1] / "swift.py"
 SUFFIXES = [SUFFIX_OF[kind] for kind in DEFAULT]
+NUM_FREE, NUM_SLOW = 1_000, 2_000  # images, with a model that costs nothing and with one that does
 MODEL_S = 0.1  # an image: two steps x two runs on a fast card; 50 x 10 take seconds
 
 
@@ -51,12 +52,12 @@ class Store(NamedTuple):
 
 
 @contextmanager
-def store(folder: Path) -> Iterator[Store]:
-    """A fresh bucket with NUM_IMAGES photographs below in/."""
+def store(folder: Path, num_images: int) -> Iterator[Store]:
+    """A fresh bucket with photographs below in/."""
     with _served(folder / "swift") as environment, mock.patch.dict(os.environ, environment):
         fresh = Store(make_client(), f"metricgold-{uuid.uuid4().hex[:12]}")
         fresh.client.create_bucket(Bucket=fresh.bucket)
-        for path in write_photographs(folder / "in").iterdir():
+        for path in write_photographs(folder / "in", num_images).iterdir():
             fresh.put(f"in/{path.name}", path.read_bytes())
         yield fresh
 
@@ -84,7 +85,7 @@ def _served(folder: Path) -> Iterator[dict[str, str]]:
 def rate(folder: Path) -> dict[str, float]:
     """A model that costs nothing against a bare loop that gets and puts the same bytes with as many threads."""
     params, pipe, outputs = Predict(gallery=0), FreePipe(), (f"out{n}/" for n in count())
-    with store(folder) as there:
+    with store(folder, NUM_FREE) as there:
         predict_all(params, folder, there.url("in"), there.url("first"), model_name="free", pipe=pipe)
         files = {key: there.get(key) for key in there.keys("first/") if "jpg." in key}
         job_s, loop_s = least_seconds(
@@ -96,8 +97,8 @@ def rate(folder: Path) -> dict[str, float]:
         )
     return {
         "batch.s3_rate_vs_boto3": loop_s / job_s,
-        "batch.s3_images_per_s": NUM_IMAGES / job_s,
-        "batch.s3_images_per_s_boto3": NUM_IMAGES / loop_s,
+        "batch.s3_images_per_s": NUM_FREE / job_s,
+        "batch.s3_images_per_s_boto3": NUM_FREE / loop_s,
     }
 
 
@@ -124,13 +125,13 @@ class SlowPipe(FreePipe):
 
 def overhead(folder: Path) -> dict[str, float]:
     """Wall time over what the model alone takes."""
-    with store(folder) as there:
+    with store(folder, NUM_SLOW) as there:
         started = time.perf_counter()
         arguments = Predict(ensemble_size=2), folder, there.url("in"), there.url("out")
         summary = predict_all(*arguments, model_name="slow", pipe=SlowPipe())
         seconds = time.perf_counter() - started
-    assert summary["images_done"] == NUM_IMAGES
-    return {"batch.overhead": seconds / (NUM_IMAGES * MODEL_S)}
+    assert summary["images_done"] == NUM_SLOW
+    return {"batch.overhead": seconds / (NUM_SLOW * MODEL_S)}
 
 
 def rss_growth(folder: Path) -> dict[str, float]:
@@ -140,7 +141,7 @@ def rss_growth(folder: Path) -> dict[str, float]:
     """
     if not Path("/proc/self/status").exists():
         raise CannotRun("this system does not tell a process's peak memory")
-    photo = sorted(write_photographs(folder / "photographs").iterdir())[0]
+    (photo,) = write_photographs(folder / "photographs", 1).iterdir()
     (folder / "in").mkdir()
     shutil.copy(photo, folder / "in" / stub.name(0))
     _predict_free(str(folder / "in"), str(folder / "out"))
