@@ -115,6 +115,7 @@ def outcome(sink: Folder | S3Prefix) -> dict:
     """All that a job leaves, but for times."""
     summary = json.loads(sink.read(receipt.SUMMARY))
     rows = [json.loads(line) for line in sink.lines(receipt.RECEIPT)]
+    assert isinstance(sink, S3Prefix) or not list(sink.root.glob("**/.*.part"))
     return {
         "files": visible(sink),
         "rest": sorted(entry.key for entry in sink.list() if entry.key[0] not in "0123"),
