@@ -4,8 +4,8 @@ import ctypes
 import io
 import logging
 import warnings
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -95,7 +95,7 @@ def read_photo(
     if not data:
         raise _unreadable(name, data)(f"{said}empty file")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _leniency(False), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels, max_aspect)
             return _whole_or_part(image, data, allow_truncated)
     except Image.UnidentifiedImageError as error:
@@ -209,27 +209,40 @@ def _start_of_scan(jpeg: bytes) -> int:
 # An image that ends early
 
 _READ_IN_PART = ("JPEG", "MPO", "PNG")
-_lenient = ContextVar("lenient", default=False)
+_lenient: ContextVar[bool | None] = ContextVar("lenient", default=None)
 
 
 class _Lenient:
-    """Stands for Pillow's LOAD_TRUNCATED_IMAGES: that is one global, while threads here may wish different things."""
+    """Stands for Pillow's LOAD_TRUNCATED_IMAGES: that is one global, while threads here may wish different things.
+
+    Elsewhere in the process it is what it was.
+    """
+
+    def __init__(self, elsewhere: bool) -> None:
+        self.elsewhere = elsewhere
 
     def __bool__(self) -> bool:
-        return _lenient.get()
+        wish = _lenient.get()
+        return self.elsewhere if wish is None else wish
+
+
+@contextmanager
+def _leniency(wish: bool) -> Iterator[None]:
+    if not isinstance(ImageFile.LOAD_TRUNCATED_IMAGES, _Lenient):
+        ImageFile.LOAD_TRUNCATED_IMAGES = _Lenient(ImageFile.LOAD_TRUNCATED_IMAGES)
+    before = _lenient.set(wish)
+    try:
+        yield
+    finally:
+        _lenient.reset(before)
 
 
 def _read_part(data: bytes) -> Photo:
     # An end mark lets libjpeg give out what it has, also of a progressive JPEG; what is missing is mid-grey (PNG:
     # black). PNG ignores what follows.
-    ImageFile.LOAD_TRUNCATED_IMAGES = _Lenient()
-    wish = _lenient.set(True)
-    try:
-        with Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS) as image:
-            image.load()
-            photo = as_photo(image, truncated=True)
-    finally:
-        _lenient.reset(wish)
+    with _leniency(True), Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS) as image:
+        image.load()
+        photo = as_photo(image, truncated=True)
     if (photo.rgb == photo.rgb[0, 0]).all():
         raise ValueError("it ends before its first pixels")
     return photo

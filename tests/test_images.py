@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 from pillow_heif import register_heif_opener
 
 from metricgold.images import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
@@ -562,6 +562,18 @@ def test_where_there_is_nothing_to_take_it_is_refused_all_the_same():
         data = saved(noise(), kind)
         with pytest.raises(ValueError):
             photo_of(data[: int(len(data) * share)], allow_truncated=True, name=f"a.{kind.lower()}")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_what_others_wish_of_pillow_changes_nothing(kind, monkeypatch):
+    data = saved(noise(), kind)
+    half = data[: len(data) // 2]
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ValueError, match="truncated"):
+        photo_of(half)
+    assert photo_of(half, allow_truncated=True).truncated
+    with Image.open(io.BytesIO(half)) as image:
+        image.load()  # as they wish
 
 
 def test_threads_of_different_wishes_do_not_disturb_each_other():
