@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property, partial
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def predict_all(
     job = Job(params, input, output, Path(model), model_name, digest, tuple(include), tuple(exclude))
     check_kinds(job.kinds)
     source, sink = job.open_source(), job.open_sink()
+    entries = _inputs(source, sink)
     with (
         hold(sink, params.lease_s) as check_held,
         open_receipt(sink) as receipt,
@@ -129,9 +131,7 @@ def predict_all(
         receipt.flush()  # the first write: an output that cannot be written ends the job here
         sample = Sample(params.gallery)
         rows = partial(elsewhere or predict_entries, job, pipe=pipe, sample=sample)
-        counts = _run(job, _inputs(source, sink), rows, receipt, check_held)
-        if not counts:
-            raise ValueError(f"{source}: no files to predict")
+        counts = _run(job, entries, rows, receipt, check_held)
         summary = _summary(job, source, sink, counts, time.monotonic() - started) | {"reasons": receipt.reasons()}
         summary |= {"max_failed": params.max_failed, "over_budget": over_budget(summary, params.max_failed)}
         _write_gallery(job, source, sink, receipt, sample, summary)
@@ -226,11 +226,17 @@ def _run(
 
 
 def _inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[Entry]:
-    """Entries of the input, without what an earlier run wrote if the output lies within it."""
+    """Entries of the input, without what an earlier run wrote if the output lies within it. ValueError for none."""
     inside = source.prefix_of(sink)
-    for entry in source.list():
-        if inside is None or not entry.key.startswith(inside) or not _is_ours(entry.key[len(inside) :]):
-            yield entry
+
+    def is_input(entry: Entry) -> bool:
+        return inside is None or not entry.key.startswith(inside) or not _is_ours(entry.key[len(inside) :])
+
+    entries = filter(is_input, source.list())
+    first = next(entries, None)
+    if first is None:
+        raise ValueError(f"{source}: no files to predict")
+    return chain([first], entries)
 
 
 def _is_ours(key: str) -> bool:

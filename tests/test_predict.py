@@ -255,6 +255,7 @@ def test_nothing_to_predict_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="/in: no files to predict"):
         run(tmp_path / "in", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
     with pytest.raises(FileNotFoundError, match="/nowhere"):
         run(tmp_path / "nowhere", tmp_path / "out")
 
