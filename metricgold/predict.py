@@ -30,7 +30,7 @@ from metricgold.images import NotAnImage, Photo, claims_image, read_photo
 from metricgold.lease import hold
 from metricgold.outputs import DEFAULT, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.params import Inference, Output, Predict
-from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
+from metricgold.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
 from metricgold.storage import digest_folder, digest_json
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ def _inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[Entr
 
 
 def _is_ours(key: str) -> bool:
-    own = key in (RECEIPT, SUMMARY, GALLERY) or key.startswith(PARTIAL)
+    own = key in (RECEIPT, EARLIER, SUMMARY, GALLERY) or key.startswith(PARTIAL)
     return own or key.endswith(tuple(SUFFIXES.values()))
 
 

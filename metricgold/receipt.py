@@ -1,7 +1,8 @@
 """The rows of a batch job, one for each input: in SQLite while it runs, as JSON lines in the output.
 
 `receipt.jsonl` is written last and sorted by input. Until then `receipt.partial/` holds what is done, at most
-FLUSH_SECONDS old; a killed job goes on from there. Nothing here grows in memory with the number of inputs.
+FLUSH_SECONDS old; a killed job goes on from there. Rows of inputs that a run does not list stay known in
+`receipt.earlier.jsonl`. Nothing here grows in memory with the number of inputs.
 """
 
 import json
@@ -22,7 +23,7 @@ from metricgold.storage import remove_left_aside
 
 log = logging.getLogger(__name__)
 
-RECEIPT, PARTIAL, SUMMARY = "receipt.jsonl", "receipt.partial/", "summary.json"
+RECEIPT, EARLIER, PARTIAL, SUMMARY = "receipt.jsonl", "receipt.earlier.jsonl", "receipt.partial/", "summary.json"
 FLUSH_SECONDS, FLUSH_ROWS = 5.0, 1000  # what a kill may cost; rows of one part
 MAX_REASONS = 10  # kinds of failure in the summary
 
@@ -76,13 +77,13 @@ class Receipt:
     # --- earlier runs
 
     def load_previous(self) -> None:
-        """Take over the receipt of the last whole run, then what a broken run after it has saved.
+        """Take over what whole runs have left, then what a broken run after them has saved.
 
         Raises ValueError naming a receipt that holds anything else.
         """
         found = takewhile(lambda key: key.startswith(PARTIAL), (entry.key for entry in self.sink.list(after=PARTIAL)))
         self.parts = list(found)
-        written = [RECEIPT] * self.sink.exists(RECEIPT) + self.parts
+        written = [key for key in (EARLIER, RECEIPT) if self.sink.exists(key)] + self.parts
         for key in written:
             for line in self.sink.lines(key):
                 self._take_over(key, line)
@@ -186,19 +187,31 @@ class Receipt:
         return json.loads(line)
 
     def finish(self, summary: Row) -> None:
-        """Write the summary, then the receipt, sorted by input; then drop the partial one."""
+        """Write the summary, then the receipt, sorted by input; then drop the partial one.
+
+        Rows of inputs that this run did not list go beside it as long as files of theirs lie there, so that a job over
+        a part of the inputs does not make the next one over all of them begin anew.
+        """
         self.sink.write(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode(), "application/json")
-        with tempfile.TemporaryFile() as file:
-            for (line,) in self.db.execute("select line from row where now order by input"):
-                file.write(line.encode() + b"\n")
-            file.seek(0)
-            self.sink.write(RECEIPT, file, "application/jsonl", durable=True)
+        self._write_lines(EARLIER, (line for line in self._lines(now=False) if self._lying(json.loads(line))))
+        self._write_lines(RECEIPT, self._lines(now=True))
         self.is_saved = True
         try:
             for key in (*self.parts, PARTIAL.rstrip("/")):
                 self.sink.delete(key)
         except OSError as error:  # what they say is in the receipt too
             log.warning("%s of %s is left: %s", PARTIAL, self.sink, error)
+
+    def _lines(self, *, now: bool) -> Iterator[str]:
+        return (line for (line,) in self.db.execute("select line from row where now = ? order by input", [now]))
+
+    def _write_lines(self, key: str, lines: Iterable[str]) -> None:
+        """Write an object of lines; without any only where there is one to replace."""
+        with tempfile.TemporaryFile() as file:
+            file.writelines(line.encode() + b"\n" for line in lines)
+            if file.tell() or self.sink.exists(key):
+                file.seek(0)
+                self.sink.write(key, file, "application/jsonl", durable=True)
 
 
 def _without_lost(row: Row, lying: Row) -> Row:

@@ -578,6 +578,28 @@ def test_one_more_kind_is_computed_only_where_it_is_missing(tmp_path):
     assert sum(pipe.calls) == 4
 
 
+def test_a_job_over_a_part_costs_the_others_nothing(tmp_path):
+    source, out, idle = fill(tmp_path / "in"), tmp_path / "out", FakePipe()
+    run(source, out)
+    whole = (out / "receipt.jsonl").read_bytes()
+    for _ in range(2):
+        assert run(source / "1.png", out, idle)["images_kept"] == 1
+        assert [row["input"] for row in receipt(Folder(out))] == ["1.png"]
+        left = (out / "receipt.earlier.jsonl").read_text().splitlines()
+        assert [json.loads(line)["input"] for line in left] == ["0.png", "2.png", "3.png", "4.png"]
+    assert run(source, out, idle)["images_kept"] == 5
+    assert idle.calls == []
+    assert (out / "receipt.jsonl").read_bytes() == whole
+    assert (out / "receipt.earlier.jsonl").read_bytes() == b""
+    for name in ("0.png", "2.png"):
+        (source / name).unlink()
+    for path in out.glob("0.png.*"):
+        path.unlink()
+    run(source, out, idle)
+    (line,) = (out / "receipt.earlier.jsonl").read_text().splitlines()  # of what has files still
+    assert json.loads(line)["input"] == "2.png"
+
+
 def test_a_kind_asked_for_alone_leaves_the_others_kept(tmp_path):
     source, out, idle = fill(tmp_path / "in", 2), tmp_path / "out", FakePipe()
     run(source, out)
