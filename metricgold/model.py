@@ -7,7 +7,8 @@ which keeps metres metres. A model trained for one step (metricgold.objective) t
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import pi, sqrt
 from numbers import Integral, Real
@@ -21,17 +22,18 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 from safetensors import safe_open
 
-from metricgold.attention import prompt_computed_once
+from metricgold.attention import compute_prompt_once, prompt_computed_once
 from metricgold.geometry import pinhole
 from metricgold.images import as_photo, read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
-VAE_BATCH_SIZE = 4  # one image at full size keeps a GPU busy; more of them only cost memory
+VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
 SPACINGS = ("trailing", "leading", "linspace")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_GRAPHS = 64  # of a compiled U-Net, one for each processing size; beyond, sizes run uncompiled
+MAX_FROZEN_BYTES = 4_000_000_000  # of weights in such graphs on a CPU, each of which has its own
 MAX_PIXELS = 100_000_000  # of a photograph given as a path
 
 # For normal members: sigma is 1.4826 x MAD, and a median of n of them has sqrt(pi/2) = 1.2533 times the standard error
@@ -103,7 +105,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             objective=objective,
         )
         unet.eval(), vae.eval()
-        self.is_compiled = False
+        self.is_compiled = self._is_frozen = False
 
     @classmethod
     def from_pretrained(cls, folder: Any, **options: Any) -> "MetricGoldPipeline":
@@ -131,8 +133,10 @@ class MetricGoldPipeline(DiffusionPipeline):
     def compile_unet(self, backend: str = "inductor") -> None:
         """Have torch compile the U-Net, at its first call for each processing size; saved folders know nothing of it.
 
-        Every batch is then filled up to batch_size: choose one that images x members make full. Raises ValueError
-        where the C++ compiler is missing that torch needs.
+        Every batch is then filled up to batch_size: choose one that images x members make full. On a CPU each graph
+        keeps the weights in the layout that oneDNN multiplies fastest, so that weights, the prompt, dtype and device
+        must stay as they are now, and sizes whose graphs hold more than MAX_FROZEN_BYTES run uncompiled. Raises
+        ValueError where the C++ compiler is missing that torch needs.
         """
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -141,8 +145,26 @@ class MetricGoldPipeline(DiffusionPipeline):
             get_cpp_compiler()
         except InvalidCxxCompiler as error:
             raise ValueError("compile needs a C++ compiler: install g++, name one in CXX, or do without") from error
-        self.unet.compile(backend=backend, dynamic=False, recompile_limit=MAX_GRAPHS)
+        if backend == "inductor" and self.device.type == "cpu":
+            self._compile_frozen()
+        else:
+            self.unet.compile(backend=backend, dynamic=False, recompile_limit=MAX_GRAPHS)
         self.is_compiled = True
+
+    @torch.no_grad()
+    def _compile_frozen(self) -> None:
+        self._is_frozen = True
+        compute_prompt_once(self.unet, self._prompt())  # for good: its keys and values are constants too
+        options = {
+            # Of a small U-Net's pass 6 % is Python between 300 kernels, 3 % looking at modules that must not change,
+            # 2 % Welford's way to the variance of a group, which sums of up to some thousand numbers do not need.
+            "cpp_wrapper": True,
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+            "cpp.use_two_step_variance_threshold": 1 << 20,
+        }
+        limit = max(1, min(MAX_GRAPHS, MAX_FROZEN_BYTES // self.unet.get_memory_footprint()))
+        # Isolated: unlooked at, the modules of two pipelines would be taken for each other.
+        self.unet.compile(dynamic=False, recompile_limit=limit, isolate_recompiles=True, options=options)
 
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Size at which an image goes through the U-Net: the trained area at the image's own aspect ratio,
@@ -158,7 +180,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         image: Any,
         num_inference_steps: int | None = None,
         ensemble_size: int | Literal["auto"] | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         timestep_spacing: str = "trailing",
         batch_size: int = 16,
         *,
@@ -177,8 +199,9 @@ class MetricGoldPipeline(DiffusionPipeline):
         max_ensemble_size,  of ensemble_size auto: three members, then two by two, until standard_error of the image
         uncertainty_target  is at most the target
 
-        Member k starts from noise drawn from (seed, k), the same for every image, and an image's members depend on
-        that image alone: a prediction does not depend on what else is in the list. Without num_inference_steps and
+        Member k starts from noise drawn from (seed, k). One seed serves every image, which keeps depth from flickering
+        over the frames of a video; a list of seeds has one for each image. An image's members depend on that image and
+        its seed alone: a prediction does not depend on what else is in the list. Without num_inference_steps and
         ensemble_size 50 and 10, as in the paper; 1 and 1 of a model trained for one step, which knows no others and
         draws no noise: every member would be the same.
         Raises ValueError for what is no image, for options out of range, and for more than one step of a one-step
@@ -186,7 +209,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         """
         photos = _photos(image, intrinsics)
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
-        asked = _Asked(ensemble_size, max_ensemble_size, uncertainty_target, merge, seed, batch_size)
+        asked = _Asked(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
+        seeds = _seeds(seed, len(photos))
         scheduler = self._timesteps(num_steps, timestep_spacing)
         groups = defaultdict(list)
         for index, photo in enumerate(photos):
@@ -195,7 +219,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         with prompt_computed_once(self.unet, self._prompt()):
             for size, indices in groups.items():
                 rgb = np.stack([_resize_rgb(photos[i].rgb, *size) for i in indices])
-                for i, members in zip(indices, self._members(rgb, asked, scheduler), strict=True):
+                found = self._members(rgb, [seeds[i] for i in indices], asked, scheduler)
+                for i, members in zip(indices, found, strict=True):
                     predictions[i] = self._merge(members, photos[i], asked)
         return predictions if _is_many(image) else predictions[0]
 
@@ -221,18 +246,20 @@ class MetricGoldPipeline(DiffusionPipeline):
         scheduler.set_timesteps(num_steps, device=self.device)
         return scheduler
 
-    def _members(self, rgb: np.ndarray, asked: "_Asked", scheduler: DDIMScheduler) -> list[list[torch.Tensor]]:
+    def _members(
+        self, rgb: np.ndarray, seeds: list[int], asked: "_Asked", scheduler: DDIMScheduler
+    ) -> list[list[torch.Tensor]]:
         """Of each image uint8 [B, H, W, 3] its members: log depth [H, W], or latents where those are merged."""
         rgb_latent = self._encode(rgb)
-        noise = self._noise(rgb_latent.shape[1:], asked.most, asked.seed)
+        noise = {seed: self._noise(rgb_latent.shape[1:], asked.most, seed) for seed in set(seeds)}
         members: list[list[torch.Tensor]] = [[] for _ in rgb]
         for more in asked.rounds():
             pairs = [(b, e) for b, found in enumerate(members) if self._wants_more(found, asked) for e in more]
             for part in _parts(pairs, asked.batch_size):
                 # A compiled U-Net has one graph for each processing size: every batch is full.
                 filled = part + part[:1] * (asked.batch_size - len(part)) if self.is_compiled else part
-                b, e = map(list, zip(*filled, strict=True))
-                latents = self.denoise(rgb_latent[b], noise[e], scheduler)[: len(part)]
+                drawn = torch.stack([noise[seeds[b]][e] for b, e in filled])
+                latents = self.denoise(rgb_latent[[b for b, _ in filled]], drawn, scheduler)[: len(part)]
                 found = self._decode(latents) if asked.merge == "depth" else latents
                 for (image, _), member in zip(part, found, strict=True):
                     members[image].append(member)
@@ -246,12 +273,14 @@ class MetricGoldPipeline(DiffusionPipeline):
     def _encode(self, rgb: np.ndarray) -> torch.Tensor:
         """uint8 [B, H, W, 3] to scaled latents [B, c, h, w]."""
         tensor = rgb_to_tensor(rgb)
-        latents = [encode_rgb(self.vae, part.to(self.device)) for part in tensor.split(VAE_BATCH_SIZE)]
+        size = max(1, VAE_PIXELS // tensor[0, 0].numel())
+        latents = [encode_rgb(self.vae, part.to(self.device)) for part in tensor.split(size)]
         return torch.cat(latents) * self.vae.config.scaling_factor
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Scaled latents [B, c, h, w] to log depth [B, H, W]."""
-        parts = (latent / self.vae.config.scaling_factor).split(VAE_BATCH_SIZE)
+        size = max(1, VAE_PIXELS // (latent[0, 0].numel() * vae_factor(self.vae) ** 2))
+        parts = (latent / self.vae.config.scaling_factor).split(size)
         log_depth = torch.cat([decode_log_depth(self.vae, part) for part in parts])
         if not torch.isfinite(log_depth).all():
             raise ValueError(f"the model's answer is no number in {self.unet.dtype}; try bfloat16 or float32")
@@ -272,15 +301,24 @@ class MetricGoldPipeline(DiffusionPipeline):
     def denoise(self, rgb_latent: torch.Tensor, noise: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
         """DDIM from noise to depth latents; scaled latents float32 [B, c, h, w] in and out."""
         prompt = self._prompt().expand(len(noise), -1, -1)
-        latent = noise
+        latent, dtype = noise, prompt.dtype  # the U-Net's, which looks at all its weights to say so
         # To the scheduler as numbers: it keeps its tables on the CPU, where a tensor from the GPU is waited for.
         for timestep, number in zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True):
-            sample = torch.cat([rgb_latent, latent], dim=1).to(self.unet.dtype)  # [B, 2c, h, w]
-            output = self.unet(sample, timestep, encoder_hidden_states=prompt).sample.float()
+            sample = torch.cat([rgb_latent, latent], dim=1).to(dtype)  # [B, 2c, h, w]
+            with self._freezing():
+                output = self.unet(sample, timestep, encoder_hidden_states=prompt).sample.float()
             stepped = scheduler.step(output, number, latent)
             # The last step's prev_sample is a little off the clean latent, for the first timestep has some noise.
             latent = stepped.pred_original_sample if self.is_one_step else stepped.prev_sample
         return latent
+
+    def _freezing(self) -> AbstractContextManager[None]:
+        """Where torch makes graphs it takes weights for constants, if they are."""
+        if not self._is_frozen:
+            return nullcontext()
+        from torch._inductor import config
+
+        return config.patch(freezing=True)
 
     def _merge(self, members: list[torch.Tensor], photo: "_Photo", asked: "_Asked") -> Prediction:
         """Members of one image, log depth or latents as asked, to one prediction at the photograph's size."""
@@ -357,7 +395,6 @@ class _Asked:
     max_ensemble_size: int
     uncertainty_target: float
     merge: str
-    seed: int
     batch_size: int
 
     def __post_init__(self) -> None:
@@ -371,8 +408,6 @@ class _Asked:
                 raise ValueError(f"uncertainty_target must be positive, got {self.uncertainty_target!r}")
         else:
             counts["ensemble_size"] = self.ensemble_size
-        if not (isinstance(self.seed, Integral) and self.seed >= 0):
-            raise ValueError(f"seed must be a whole number from 0, got {self.seed!r}")
         for name, value in counts.items():
             if not _is_count(value):
                 raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
@@ -386,6 +421,16 @@ class _Asked:
         starts = [0, *range(3, self.most, 2)] if self.ensemble_size == "auto" else [0]
         for start, end in zip(starts, [*starts[1:], self.most], strict=True):
             yield range(start, end)
+
+
+def _seeds(seed: Any, num_images: int) -> list[int]:
+    """One for each image."""
+    seeds = list(seed) if isinstance(seed, list | tuple) else [seed] * num_images
+    if len(seeds) != num_images or not all(isinstance(one, Integral) and one >= 0 for one in seeds):
+        raise ValueError(
+            f"seed must be a whole number from 0, or a list of {num_images} of them, one for each image, got {seed!r}"
+        )
+    return seeds
 
 
 def median_and_deviation(members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

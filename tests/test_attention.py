@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from metricgold.attention import PromptAttention, prompt_computed_once
+from metricgold.attention import FoldedAttention, PromptAttention, prompt_computed_once
 from metricgold.backbone import new_unet
 from metricgold.params import StandIn
 
@@ -21,11 +21,13 @@ def answer(unet, prompt):
         return unet(sample, 10, encoder_hidden_states=prompt.expand(3, -1, -1)).sample
 
 
-def test_it_equals_diffusers_to_a_millionth(unet):
-    prompt = torch.randn(1, 5, 8)
+@pytest.mark.parametrize(("num_tokens", "kind"), [(2, FoldedAttention), (8, PromptAttention)])
+def test_it_equals_diffusers_to_a_millionth(unet, num_tokens, kind):
+    """Four heads of 8 channels each: 8 tokens are too many to be worth folding."""
+    prompt = torch.randn(1, num_tokens, 8)
     expected = answer(unet, prompt)
     with torch.no_grad(), prompt_computed_once(unet, prompt):
-        crossing = [name for name, one in unet.attn_processors.items() if isinstance(one, PromptAttention)]
+        crossing = [name for name, one in unet.attn_processors.items() if type(one) is kind]
         assert len(crossing) == 4 and all(".attn2." in name for name in crossing)  # 1 down, 2 up, 1 in the middle
         found = answer(unet, torch.zeros_like(prompt))  # what is passed in is not looked at
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)

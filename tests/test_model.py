@@ -57,6 +57,22 @@ def test_members_differ_and_seeds_repeat(pipe):
     assert np.isnan(pipe(one, num_inference_steps=2, ensemble_size=1).uncertainty).all()
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_each_image_has_its_own_of_a_list_of_seeds(pipe, batch_size):
+    images, seeds = [image(seed=1), image(45, 31, seed=2), image(seed=3), image(seed=1)], [3, 7, 7, 4]
+    together = pipe(images, **OPTIONS | {"seed": seeds}, batch_size=batch_size)
+    for one, seed, other in zip(images, seeds, together, strict=True):
+        alone = pipe(one, **OPTIONS | {"seed": seed})
+        np.testing.assert_allclose(alone.planar_depth_m, other.planar_depth_m, rtol=1e-4)
+    assert not np.allclose(together[0].planar_depth_m, together[3].planar_depth_m, rtol=1e-3)
+
+
+@pytest.mark.parametrize("seed", [[1], [1, 2, 3], [1, -2], [1, None], [[1, 2]]])
+def test_a_list_of_seeds_has_one_for_each_image(pipe, seed):
+    with pytest.raises(ValueError, match=r"seed must be a whole number from 0, or a list of 2 of them, one for each"):
+        pipe([image(), image()], **OPTIONS | {"seed": seed})
+
+
 def test_the_merge_is_the_median_in_log_space_with_its_mad(pipe):
     """Three members at 1, 2 and 8 m: median 2 m, deviations of ln depth 0, ln 2, ln 4, so their median is ln 2."""
     members = torch.from_numpy(LogDepth(0.5, 80.0).normalize(np.float32([1, 2, 8])))
@@ -303,7 +319,7 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
 def test_where_depth_saturates_is_no_answer(pipe):
     photo = model._Photo(image(1, 4), None)
     log_depth = torch.tensor([[-1, -0.9985, 0.5, 1]])
-    found = pipe._merge([log_depth], photo, model._Asked(1, 1, 1, "depth", 0, 1))
+    found = pipe._merge([log_depth], photo, model._Asked(1, 1, 1, "depth", 1))
     assert found.valid_mask.tolist() == [[False, True, True, False]] and found.valid_mask.dtype == bool
 
 
@@ -349,6 +365,25 @@ def test_a_compiled_unet_has_one_graph_for_each_processing_size(pipe, tiny_model
                 found = compiled([one, one], num_steps, size, batch_size=4)[1]
                 np.testing.assert_allclose(found.planar_depth_m, pipe(one, num_steps, size).planar_depth_m, rtol=1e-4)
     assert counter.frame_count == len({pipe.processing_size(*shape) for shape in shapes}) == 2
+
+
+@pytest.mark.slow
+def test_pipelines_compiled_for_a_cpu_keep_to_their_own_weights_and_folders(pipe, tiny_model, tmp_path, monkeypatch):
+    """Graphs hold the weights, and nothing looks at modules any more: two of the same shape must not be mixed up."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    other = load_pipeline(tiny_model)
+    other.unet.conv_out.weight.data.mul_(-1)
+    other.save_pretrained(tmp_path / "other")
+    pairs = [
+        (load_pipeline(folder, compile=True), load_pipeline(folder)) for folder in (tiny_model, tmp_path / "other")
+    ]
+    for seed in (0, 1):
+        for compiled, plain in pairs:
+            found, expected = (one(image(seed=seed), **OPTIONS, batch_size=3) for one in (compiled, plain))
+            np.testing.assert_allclose(found.planar_depth_m, expected.planar_depth_m, rtol=1e-3)
+    pairs[1][0].save_pretrained(tmp_path / "again")
+    name = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 def test_a_missing_compiler_is_one_clear_error(tiny_model):

@@ -152,8 +152,8 @@ def _check_agreement(pipe: MetricGoldPipeline, theirs: Diffusers, photograph: np
 
 @torch.no_grad()
 def _members(pipe: MetricGoldPipeline, photograph: np.ndarray, num_steps: int, count: int) -> list[torch.Tensor]:
-    asked = _Asked(count, count, 1.0, "depth", 0, count)
-    return pipe._members(photograph[None], asked, pipe._timesteps(num_steps, "trailing"))[0]
+    asked = _Asked(count, count, 1.0, "depth", count)
+    return pipe._members(photograph[None], [0], asked, pipe._timesteps(num_steps, "trailing"))[0]
 
 
 def _photograph(work: Work) -> np.ndarray:
