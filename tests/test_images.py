@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 from pillow_heif import register_heif_opener
 
+from metricgold import images
 from metricgold.images import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.
@@ -145,8 +146,9 @@ def test_grey_of_16_bits_is_scaled_not_clipped(kind):
 
 def test_grey_of_32_bits_is_read_within_16_and_refused_beyond():
     assert read(saved(Image.fromarray(np.array([[0, 65535]], np.int32)), "TIFF"))[0, :, 0].tolist() == [0, 255]
-    with pytest.raises(ValueError, match="0 to 65536 do not fit 16 bits"):
-        read(saved(Image.fromarray(np.array([[0, 65536]], np.int32)), "TIFF"))
+    for low, high in ((0, 65536), (-1, 9)):
+        with pytest.raises(ValueError, match=f"{low} to {high} do not fit 16 bits"):
+            read(saved(Image.fromarray(np.array([[low, high]], np.int32)), "TIFF"))
 
 
 def grey_tiff(data: bytes, photometric: int, *bits: int, alpha: int | None = None, subfile: int = 0) -> bytes:
@@ -443,6 +445,10 @@ def as_srgb(linear: np.ndarray) -> np.ndarray:
     return 255 * np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
+def as_linear(srgb: np.ndarray) -> np.ndarray:
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 def test_colours_of_a_wide_profile_become_those_of_srgb(kind):
     stored = np.random.default_rng(0).integers(60, 200, (16, 16, 3), np.uint8)  # colours that sRGB has
@@ -472,6 +478,16 @@ def test_grey_pixels_under_a_profile_of_colours():
     grey = np.arange(256, dtype=np.uint8)[None]
     rgb = read(saved(Image.fromarray(grey), "PNG", icc_profile=rgb_profile(power=1.0)))
     assert np.abs(rgb[0] - as_srgb(grey[0, :, None] / 255)).max() <= 2
+
+
+def test_srgb_by_another_spelling_changes_no_pixel():
+    curve = as_linear(np.arange(1024) / 1023)
+    table = b"curv\0\0\0\0" + struct.pack(">I1024H", 1024, *np.rint(curve * 65535).astype(int))
+    primaries = zip((b"rXYZ", b"gXYZ", b"bXYZ"), SRGB_PRIMARIES.T, strict=True)
+    tags = {name: xyz(column * 1.003) for name, column in primaries} | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), table)
+    profile = icc_profile(b"RGB ", b"XYZ ", b"mntr", tags)
+    stored = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert (read(saved(Image.fromarray(stored), "PNG", icc_profile=profile)) == stored).all()
 
 
 def test_profile_and_transparency_together():
@@ -689,6 +705,30 @@ def test_preview_is_red_near_and_blue_far_and_holds_a_scale():
     panel = sheet[:, 400:]
     assert panel.shape[1] > 40
     assert (panel.max(axis=2) < 100).sum() > 30  # ink of ticks and figures
+
+
+def test_preview_tells_each_tenth_of_the_depth_from_the_next():
+    depth_m = np.geomspace(1, 50, 400 * 300).reshape(400, 300).astype(np.float32)
+    shades = np.asarray(draw_preview(depth_m)).astype(int)[20:400:40, 150]
+    assert np.abs(np.diff(shades, axis=0)).max(axis=1).min() > 10
+
+
+def test_preview_of_a_flat_wall_is_no_rainbow():
+    depth_m = np.linspace(2, 2.02, 400 * 300).reshape(400, 300).astype(np.float32)
+    wall = np.asarray(draw_preview(depth_m)).astype(int)[:, :300]
+    assert np.ptp(wall.reshape(-1, 3), axis=0).max() < 60
+
+
+@pytest.mark.parametrize(("low_m", "high_m"), [(1.0, 50.0), (0.5, 0.9), (3.0, 3.7), (12.0, 80.0)])
+def test_the_scale_of_a_preview_has_the_colour_of_its_metres(low_m, high_m):
+    panel = np.asarray(images._scale_panel(440, low_m, high_m)).astype(int)
+    bar, beside = panel[:, 15], panel[:, 32]  # from row 20 to 419, and the strokes right of it
+    rows = [y for y in range(440) if (beside[y] < 60).all()]
+    ticks_m = images._ticks(low_m, high_m, room=8)
+    assert len(rows) == len(ticks_m) >= 2
+    for y, tick_m in zip(reversed(rows), ticks_m, strict=True):  # far on top
+        expected = images._colour(np.full((1, 1), tick_m, np.float32), low_m, high_m)[0, 0].astype(int)
+        assert np.abs(bar[np.clip(y, 20, 419)] - expected).max() <= 6
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (2000, 3), (64, 96), (1500, 2000)])
