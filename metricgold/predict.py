@@ -23,12 +23,18 @@ from typing import Any
 import numpy as np
 
 from metricgold.buckets import Entry, Folder, S3Prefix, StoreLost, open_bucket
-from metricgold.depth_files import read_log_depth_png
+from metricgold.depth_files import (
+    read_depth_exr,
+    read_depth_npz,
+    read_depth_tiff,
+    read_log_depth_png,
+    read_mm_depth_png,
+)
 from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
 from metricgold.geometry import focal_px_from_fov, pinhole
 from metricgold.images import NotAnImage, Photo, claims_image, read_photo
 from metricgold.lease import hold
-from metricgold.outputs import DEFAULT, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
+from metricgold.outputs import DEFAULT, DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.params import Inference, Output, Predict
 from metricgold.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
 from metricgold.storage import digest_folder, digest_json
@@ -287,7 +293,7 @@ def _cards(
             chosen.keep(key, None)
     cards = {key: card for key, card in sample.cards.items() if key in chosen.cards}
     kept = (receipt.row(key) for key in chosen.cards if key not in cards)
-    missing = [row for row in kept if "log-png" in row["outputs"]]
+    missing = [row for row in kept if not row["outputs"].keys().isdisjoint(DEPTH)]
     with _Pool(job.params.num_threads) as pool:
         made = pool.map(partial(_card_of_kept, job, source, sink), missing)
         cards |= {row["input"]: card for row, card in zip(missing, made, strict=True) if card is not None}
@@ -296,11 +302,22 @@ def _cards(
 
 def _card_of_kept(job: Job, source: Folder | S3Prefix, sink: Folder | S3Prefix, row: Row) -> Card | None:
     try:
-        depth_m, _ = read_log_depth_png(BytesIO(sink.read(row["outputs"]["log-png"]["key"])))
+        kind = next(kind for kind in DEPTH if kind in row["outputs"])
+        found, _ = _READERS[kind](BytesIO(sink.read(row["outputs"][kind]["key"])))
+        depth_m = found["planar_depth_m"] if kind == "npz" else found
         return make_card(_read_photo(job, source.read(row["input"]), row["input"]).rgb, depth_m)
     except Exception as error:
         log.info("%s is left out of %s: %s", row["input"], GALLERY, _reason(error))
         return None
+
+
+_READERS: dict[Output, Callable] = {
+    "log-png": read_log_depth_png,
+    "mm-png": read_mm_depth_png,
+    "npz": read_depth_npz,
+    "tiff": read_depth_tiff,
+    "exr": read_depth_exr,
+}
 
 
 # --- reading

@@ -27,6 +27,7 @@ from metricgold.buckets import Folder, StoreLost, open_bucket
 from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.images import Photo
 from metricgold.log_depth import LogDepth
+from metricgold.outputs import DEPTH
 from metricgold.params import Predict
 from metricgold.predict import Job, _batches, over_budget, predict_all, predict_entries
 
@@ -820,6 +821,17 @@ def test_gallery_shows_new_and_kept_images(tmp_path):
     assert len(shown(kept)) == 4
     run(source, out, params=PARAMS)
     assert not (out / "gallery.html").exists()  # it would show another state than the receipt
+
+
+@pytest.mark.parametrize("kind", DEPTH)
+def test_gallery_shows_kept_images_whatever_file_holds_their_depth(tmp_path, kind):
+    if kind == "exr":
+        pytest.importorskip("OpenEXR")
+    source, out = fill(tmp_path / "in", 1), tmp_path / "out"
+    params = kinds(kind).model_copy(update={"gallery": 1})
+    for kept in (0, 1):
+        assert run(source, out, params=params)["images_kept"] == kept
+        assert (out / "gallery.html").read_text().count("data:image/jpeg") == 2
 
 
 def test_a_page_that_fails_costs_nothing(tmp_path, monkeypatch, caplog):
