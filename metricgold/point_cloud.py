@@ -33,6 +33,7 @@ def write_ply(
 
 
 _FLOAT, _ARRAY_BUFFER, _POINTS = 5126, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4
+_MAX_POINTS = 178_000_000  # of 24 bytes: a GLB counts its bytes with 32 bits
 
 
 def write_glb(
@@ -42,8 +43,11 @@ def write_glb(
 
     In the file x is right, y up and -z forward, as glTF wants; colours are linear floats, likewise. The
     attributes are the asset's extras. Points that are not finite are left out; without points the scene is empty.
+    Raises ValueError for more points than a GLB can count.
     """
     points_m, rgb = _known(points_m, rgb)
+    if len(points_m) > _MAX_POINTS:
+        raise ValueError(f"a GLB holds up to {_MAX_POINTS} points, got {len(points_m)}: write a PLY")
     own = {"unit": "metres", "kind": "points", "axes": "x right, y up, z backward; the camera is at 0, 0, 0"}
     gltf = {"asset": {"version": "2.0", "generator": "metricgold", "extras": with_own(own, attributes)}, "scene": 0}
     positions = points_m.astype("<f4") * np.array([1, -1, -1], "<f4")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from metricgold import point_cloud
 from metricgold.geometry import pinhole, points_from_depth
 from metricgold.point_cloud import write_glb, write_ply
 
@@ -96,6 +97,14 @@ def test_what_is_no_depth_leaves_no_point(write, kind, axes):
     cloud = loaded(written(write, points_m.reshape(-1, 3), rgb.reshape(-1, 3)), kind)
     np.testing.assert_allclose(np.asarray(cloud.vertices) * axes, points_m[1:].reshape(-1, 3), rtol=1e-6)
     assert (np.asarray(cloud.vertices)[:, 2] * axes[2] == 2).all()
+
+
+def test_a_glb_of_more_points_than_it_counts_is_refused(monkeypatch):
+    assert 24 * point_cloud._MAX_POINTS + 2**20 < 2**32 < 24.2 * point_cloud._MAX_POINTS  # with room for its JSON
+    monkeypatch.setattr(point_cloud, "_MAX_POINTS", 49)
+    with pytest.raises(ValueError, match="up to 49 points, got 50: write a PLY"):
+        written(write_glb)
+    assert written(write_glb, POINTS_M[1:], RGB[1:])
 
 
 def test_a_cloud_without_points_is_a_whole_file():
