@@ -29,7 +29,7 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{_tag()}.part")
+    aside = _aside(path)
     remove(aside)
     try:
         yield aside
@@ -46,6 +46,13 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         remove(aside)
+
+
+def _aside(path: Path) -> Path:
+    # The longest names leave no room beside them: 255 bytes is all that file systems take.
+    name = os.fsencode(path.name)
+    short = path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()
+    return path.with_name(f".{short}.{os.getpid()}-{_tag()}.part")
 
 
 def _replace_folder(aside: Path, path: Path) -> None:

@@ -37,6 +37,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert names(path.parent) == ["file"]
 
 
+def test_a_name_as_long_as_names_may_be(tmp_path):
+    one, other = ("ä" * 100 + letter * 55 for letter in "ab")
+    with write_aside(tmp_path / one) as first, write_aside(tmp_path / other) as second:
+        first.write_text("one")
+        second.write_text("other")
+    assert [(tmp_path / name).read_text() for name in (one, other)] == ["one", "other"]
+
+
 def test_what_killed_writers_left_aside_is_removed_and_nothing_else(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom metricgold.storage import write_aside\n"
