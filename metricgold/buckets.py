@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
+from math import ceil
 from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO
@@ -32,6 +33,7 @@ from metricgold.storage import remove, write_aside
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there may be 10,000 of them
+MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
 
 __all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
 
@@ -292,8 +294,9 @@ class S3Prefix:
         durable: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object, which S3 shows whole or not at all; its tag. `metadata` is at most 2 KB."""
-        about = {"ContentType": content_type, "Metadata": _header_values(metadata or {})}
+        """Write an object, which S3 shows whole or not at all; its tag. Values of `metadata` may be cut."""
+        said = {name: _header_value(text) for name, text in (metadata or {}).items()}
+        about = {"ContentType": content_type, "Metadata": said}
         if isinstance(data, bytes) or _size_ahead(data) <= PART_BYTES:
             return self._put(key, data, **about)
         return self._put_in_parts(key, data, **about)
@@ -393,9 +396,11 @@ def _age_s(answer: dict[str, Any]) -> float:
     return max(0.0, (now - answer["LastModified"]).total_seconds())
 
 
-def _header_values(metadata: Mapping[str, str]) -> dict[str, str]:
+def _header_value(text: str) -> str:
     # Headers are ASCII in one line; what else there is travels as in an address.
-    return {name: quote(value, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~") for name, value in metadata.items()}
+    quoted = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="backslashreplace")
+    too_long = len(quoted) - MAX_METADATA_CHARS
+    return _header_value(text[: -ceil(too_long / 12)]) if too_long > 0 else quoted  # a character is at most 4 %XX
 
 
 def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:

@@ -46,7 +46,6 @@ _CONTENT_TYPES = {
     ".json": "application/json",
 }
 _METADATA = ("input", "input_tag", "identity", "model")
-_METADATA_BYTES = 500  # of one value; S3 takes 2 kB for all, in which a byte may become %XX
 _PLAIN = "".join(sorted(set(string.punctuation) - {"%"}))
 
 
@@ -119,9 +118,8 @@ def check_kinds(kinds: Iterable[Output]) -> None:
 
 
 def metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Whose output an object is, as S3 keeps it beside the bytes; cut where S3 would refuse it."""
-    texts = {name: facts[name].encode("utf-8", "backslashreplace") for name in _METADATA}
-    return {name: text[:_METADATA_BYTES].decode("utf-8", "ignore") for name, text in texts.items()}
+    """Whose output an object is, as S3 keeps it beside the bytes."""
+    return {name: facts[name] for name in _METADATA}
 
 
 def to_ascii(text: str) -> str:

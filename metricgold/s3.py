@@ -154,10 +154,12 @@ def _code(error: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    from botocore.exceptions import EndpointConnectionError
+    from botocore.exceptions import ClientError, EndpointConnectionError
 
     if isinstance(error, EndpointConnectionError):
         return f"cannot reach {urlsplit(error.kwargs['endpoint_url']).netloc}"
+    if isinstance(error, ClientError):  # botocore's own words are about retries that are off
+        return ": ".join(filter(None, (_code(error), error.response.get("Error", {}).get("Message"))))
     return str(error) or type(error).__name__
 
 
@@ -178,7 +180,7 @@ def plain_errors(place: str, patience_s: float = 0.0) -> Iterator[None]:
         if isinstance(error, _no_credentials()):
             raise BadCredentials(f"{place}: no complete S3 credentials in the environment") from error
         if isinstance(error, boto.BotoCoreError | boto.ClientError):
-            raise OSError(f"{place}: {error}") from error
+            raise OSError(f"{place}: {_reason(error)}") from error
         raise
 
 

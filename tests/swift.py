@@ -67,9 +67,6 @@ use = egg:swift#slo
 SWIFT = """
 [swift-hash]
 swift_hash_path_prefix = metricgold
-[swift-constraints]
-max_meta_value_length = 2048
-max_header_size = 16384
 """
 
 

@@ -2,6 +2,7 @@ import io
 import os
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import server
@@ -179,6 +180,17 @@ def test_s3_metadata_is_kept_whatever_its_letters(s3_bucket):  # noqa: F811
     head = s3_client().head_object(Bucket=s3_bucket, Key="a.png")
     assert head["Metadata"] == {"model": "Gr%C3%B6%C3%9Fe 1%0A", "params": '{"a": 1}'}
     assert head["ContentType"] == "image/png"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("a" * 300, "a" * 256), ("ä€😀" * 100, "ä€😀" * 9 + "ä"), ("\udcff", "\\udcff")],
+    ids=["ascii", "wide", "no UTF-8"],
+)
+def test_s3_metadata_is_cut_between_characters(s3_bucket, text, kept):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}/", create=True)
+    bucket.write("a", b"x", metadata={"input": text})
+    assert unquote(bucket.client.head_object(Bucket=s3_bucket, Key="a")["Metadata"]["input"]) == kept
 
 
 @pytest.mark.parametrize("data", [b"", b"small", io.BytesIO(b"a file")])
