@@ -27,6 +27,7 @@ from metricgold.geometry import pinhole
 from metricgold.images import as_photo, read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
+from metricgold.upsampling import fold_upsampling
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
@@ -155,6 +156,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     def _compile_frozen(self) -> None:
         self._is_frozen = True
         compute_prompt_once(self.unet, self._prompt())  # for good: its keys and values are constants too
+        fold_upsampling(self.unet)
         options = {
             # Of a small U-Net's pass 6 % is Python between 300 kernels, 3 % looking at modules that must not change,
             # 2 % Welford's way to the variance of a group, which sums of up to some thousand numbers do not need.
