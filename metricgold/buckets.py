@@ -22,7 +22,7 @@ from email.utils import parsedate_to_datetime
 from math import ceil
 from pathlib import Path
 from threading import Event
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from metricgold import globs, s3
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there may be 10,000 of them
 MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
+T = TypeVar("T")
 
 __all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
 
@@ -230,7 +231,7 @@ def _blocks(data: bytes | BinaryIO) -> Iterator[bytes]:
 class S3Prefix:
     """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`)."""
 
-    client: Any
+    store: s3.Store
     bucket: str
     prefix: str
     only: str | None = None
@@ -239,6 +240,10 @@ class S3Prefix:
 
     def __str__(self) -> str:
         return self._place(self.only or self.wanted.pattern)
+
+    @property
+    def client(self) -> Any:
+        return self.store.client
 
     def list(self, after: str | None = None) -> Iterator[Entry]:
         """Yield entries in the order of their UTF-8 keys, a page of 1000 in memory at a time.
@@ -256,7 +261,7 @@ class S3Prefix:
         begin = self.prefix + (self.only or globs.head(self.wanted.pattern))
         start = {"StartAfter": self.prefix + after} if after else {}
         while start is not None:
-            page = self._ask("", self.client.list_objects_v2, Prefix=begin, **start)
+            page = self._ask("", "list_objects_v2", Prefix=begin, **start)
             yield from page.get("Contents", ())
             start = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
 
@@ -319,13 +324,13 @@ class S3Prefix:
 
     def exists(self, key: str) -> bool:
         try:
-            self._ask(key, self.client.head_object, Key=self.prefix + key)
+            self._ask(key, "head_object", Key=self.prefix + key)
         except FileNotFoundError:
             return False
         return True
 
     def delete(self, key: str) -> None:
-        self._ask(key, self.client.delete_object, Key=self.prefix + key)
+        self._ask(key, "delete_object", Key=self.prefix + key)
 
     def close(self) -> None:
         """No more patience: requests that wait for the store give up now, later ones are tried once."""
@@ -348,7 +353,7 @@ class S3Prefix:
             with closing(answer["Body"]):
                 return take(answer)
 
-        return s3.patiently(self._place(key), ask, self.hurry)
+        return self._patiently(key, ask)
 
     def _put(self, key: str, data: bytes | BinaryIO, **options: Any) -> str:
         start = 0 if isinstance(data, bytes) else data.tell()
@@ -358,27 +363,30 @@ class S3Prefix:
                 data.seek(start)
             return self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **options)
 
-        return s3.patiently(self._place(key), ask, self.hurry)["ETag"].strip('"')
+        return self._patiently(key, ask)["ETag"].strip('"')
 
     def _put_in_parts(self, key: str, file: BinaryIO, **options: Any) -> str:
         """A large file: one request takes at most 5 GB, and would begin anew with each failure."""
         place = {"Key": self.prefix + key}
-        place |= {"UploadId": self._ask(key, self.client.create_multipart_upload, **place, **options)["UploadId"]}
+        place |= {"UploadId": self._ask(key, "create_multipart_upload", **place, **options)["UploadId"]}
         try:
             parts: builtins.list[dict[str, Any]] = []
             while block := file.read(PART_BYTES):
                 number = len(parts) + 1
-                done = self._ask(key, self.client.upload_part, **place, PartNumber=number, Body=block)
+                done = self._ask(key, "upload_part", **place, PartNumber=number, Body=block)
                 parts.append({"PartNumber": number, "ETag": done["ETag"]})
-            whole = self._ask(key, self.client.complete_multipart_upload, **place, MultipartUpload={"Parts": parts})
+            whole = self._ask(key, "complete_multipart_upload", **place, MultipartUpload={"Parts": parts})
         except BaseException:
             with suppress(OSError):  # parts that nobody completes cost money
-                self._ask(key, self.client.abort_multipart_upload, **place)
+                self._ask(key, "abort_multipart_upload", **place)
             raise
         return whole["ETag"].strip('"')
 
-    def _ask(self, key: str, request: Callable[..., Any], **options: Any) -> Any:
-        return s3.patiently(self._place(key), lambda: request(Bucket=self.bucket, **options), self.hurry)
+    def _ask(self, key: str, request: str, **options: Any) -> Any:
+        return self._patiently(key, lambda: getattr(self.client, request)(Bucket=self.bucket, **options))
+
+    def _patiently(self, key: str, ask: Callable[[], T]) -> T:
+        return s3.patiently(self._place(key), ask, self.hurry, self.store.renew)
 
     def _place(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
@@ -407,9 +415,9 @@ def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
     name, _, key = location[len("s3://") :].partition("/")
     if not name:
         raise ValueError(f"{location}: expected s3://bucket/prefix")
-    client, hurry = s3.make_client(), Event()
-    s3.patiently(location, lambda: client.head_bucket(Bucket=name), hurry)
-    folder = S3Prefix(client, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
+    store, hurry = s3.Store(), Event()
+    s3.patiently(location, lambda: store.client.head_bucket(Bucket=name), hurry)
+    folder = S3Prefix(store, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
     if create or not key or (key.endswith("/") and not glob.has_magic(key)):
         return folder
     parent, _, last = key.rpartition("/")

@@ -31,14 +31,13 @@ LONGEST_PAUSE_S = 20.0
 _TOLD_AT_TRY = 5  # a second or two into the trouble
 
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
-_BAD_CREDENTIALS = {
-    "ExpiredToken",
+_EXPIRED = {"ExpiredToken", "TokenRefreshRequired"}
+_BAD_CREDENTIALS = _EXPIRED | {
     "InvalidAccessKeyId",
     "InvalidClientTokenId",
     "InvalidToken",
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
 }
 _BUSY = {
     "BandwidthLimitExceeded",
@@ -101,20 +100,31 @@ def _loader() -> Any:
     return create_loader(os.environ.get("AWS_DATA_PATH"))
 
 
-def patiently(place: str, ask: Callable[[], T], hurry: Event) -> T:
+class Store:
+    """A client for many threads, made anew when its credentials have expired: there may be others by now."""
+
+    def __init__(self) -> None:
+        self.client = make_client()
+
+    def renew(self) -> None:
+        self.client = make_client()
+
+
+def patiently(place: str, ask: Callable[[], T], hurry: Event, renew: Callable[[], None] | None = None) -> T:
     """The answer of `ask`, which is asked again, with growing random pauses, through trouble that passes.
 
-    Once `hurry` is set nothing is tried twice. Raises Unreachable when patience has run out, BadCredentials,
+    With `renew`, which is called before it is asked again, credentials that have expired are such trouble. Once `hurry`
+    is set nothing is tried twice. Raises Unreachable when patience has run out, BadCredentials,
     FileNotFoundError, PermissionError, FileExistsError (a condition not met), EOFError (a range beyond the end),
     io.UnsupportedOperation or another OSError naming the place at once.
     """
     patience_s = _patience_s()
     retrying = Retrying(
-        retry=retry_if_exception(_passes),
+        retry=retry_if_exception(lambda error: _passes(error) or (renew is not None and _have_expired(error))),
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
         stop=stop_after_delay(patience_s) | stop_when_event_set(hurry),
         sleep=sleep_using_event(hurry),
-        before_sleep=lambda state: _tell(place, patience_s, state),
+        before_sleep=lambda state: _between(place, patience_s, renew, state),
         reraise=True,
     )
     with plain_errors(place, patience_s):
@@ -129,10 +139,18 @@ def _patience_s() -> float:
         raise ValueError(f"METRICGOLD_S3_PATIENCE_S: expected seconds, got {value!r}") from error
 
 
-def _tell(place: str, patience_s: float, state: RetryCallState) -> None:
+def _between(place: str, patience_s: float, renew: Callable[[], None] | None, state: RetryCallState) -> None:
+    error = state.outcome.exception()
     if state.attempt_number == _TOLD_AT_TRY:
-        reason = _reason(state.outcome.exception())
-        log.warning("%s: %s; trying for %g s", place, reason, patience_s)
+        log.warning("%s: %s; trying for %g s", place, _reason(error), patience_s)
+    if renew is not None and _have_expired(error):
+        renew()
+
+
+def _have_expired(error: BaseException) -> bool:
+    from botocore.exceptions import ClientError
+
+    return isinstance(error, ClientError) and _code(error) in _EXPIRED
 
 
 def _passes(error: BaseException) -> bool:

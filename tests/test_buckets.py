@@ -328,15 +328,27 @@ def test_s3_patience_ends(troubled, s3_bucket, monkeypatch):  # noqa: F811
 def test_s3_what_does_not_pass_is_said_at_once(troubled, s3_bucket, monkeypatch):  # noqa: F811
     bucket = open_bucket(f"s3://{s3_bucket}")
     bucket.write("a", b"x")
-    expired = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
-    monkeypatch.setitem(server.PAGES, "token", lambda: server._page(403, expired))
-    for fault, kind in (("404", FileNotFoundError), ("expired", PermissionError), ("token", StoreLost)):
+    for fault, kind in (("404", FileNotFoundError), ("expired", PermissionError)):
         troubled.script[f"/{s3_bucket}/a"] = [fault]
         troubled.reset_counts()
         with pytest.raises(kind, match=f"s3://{s3_bucket}/a: ") as caught:
             bucket.read("a")
-        assert isinstance(caught.value, StoreLost) == (fault == "token")
+        assert not isinstance(caught.value, StoreLost)
         assert len(troubled.requests) == 1
+
+
+def test_s3_credentials_that_expire_are_read_anew_as_long_as_patience_lasts(troubled, s3_bucket, monkeypatch):  # noqa: F811
+    expired = b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"
+    monkeypatch.setitem(server.PAGES, "token", lambda: server._page(403, expired))
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    for fault in (["token"], ["token", "503", "token"]):
+        before, troubled.script[f"/{s3_bucket}/a"] = bucket.client, [*fault, "ok"]
+        bucket.write("a", b"x")
+        assert bucket.client is not before and not troubled.script[f"/{s3_bucket}/a"]
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "0.5")
+    troubled.script[f"/{s3_bucket}/a"] = ["token"] * 100
+    with pytest.raises(StoreLost, match=rf"s3://{s3_bucket}/a: access denied \(ExpiredToken\)"):
+        bucket.read("a")
 
 
 def test_a_folder_that_may_not_be_read_is_left_out_aloud(tmp_path, monkeypatch, caplog):
