@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 from server import FaultServer
 
-from metricgold import buckets
+from metricgold import buckets, s3
 from metricgold.buckets import Folder, StoreLost, open_bucket
 
 
@@ -388,3 +388,13 @@ def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypat
         bucket.write("other", Broken(data))
     assert [entry.key for entry in bucket.list()] == ["large"]
     assert not s3_client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2026-11-22T22:19:22.125Z", "2026-11-22T22:19:22.000000+00:00", "Sun, 22 Nov 2026 22:19:22 GMT", "0", "1e9"],
+)
+def test_s3_times_are_what_botocore_makes_of_them(text):
+    from botocore.utils import parse_timestamp
+
+    assert s3._parse_time(text) == parse_timestamp(text)

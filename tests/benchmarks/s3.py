@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,12 +87,11 @@ def rate(folder: Path) -> dict[str, float]:
     """A model that costs nothing against a bare loop that gets and puts the same bytes with as many threads."""
     params, pipe, outputs = Predict(gallery=0), FreePipe(), (f"out{n}/" for n in count())
     with store(folder, NUM_FREE) as there:
-        predict_all(params, folder, there.url("in"), there.url("first"), model_name="free", pipe=pipe)
+        job = partial(predict_all, params, folder / "none", there.url("in"), model_name="free", pipe=pipe)
+        job(there.url("first"))
         files = {key: there.get(key) for key in there.keys("first/") if "jpg." in key}
         job_s, loop_s = least_seconds(
-            lambda: predict_all(
-                params, folder, there.url("in"), there.url(next(outputs)), model_name="free", pipe=pipe
-            ),
+            lambda: job(there.url(next(outputs))),
             lambda: _get_and_put(there, files, next(outputs), 2 * params.num_threads),  # readers and writers
             rounds=2,
         )
@@ -127,7 +127,7 @@ def overhead(folder: Path) -> dict[str, float]:
     """Wall time over what the model alone takes."""
     with store(folder, NUM_SLOW) as there:
         started = time.perf_counter()
-        arguments = Predict(ensemble_size=2), folder, there.url("in"), there.url("out")
+        arguments = Predict(ensemble_size=2), folder / "none", there.url("in"), there.url("out")
         summary = predict_all(*arguments, model_name="slow", pipe=SlowPipe())
         seconds = time.perf_counter() - started
     assert summary["images_done"] == NUM_SLOW
