@@ -365,7 +365,12 @@ OUTPUTS = ("log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", 
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
 @click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")
 @click.option("--allow-truncated", is_flag=True, default=None, help="Take what is there of images that end early.")
-@click.option("--compile", is_flag=True, default=None, help="Compile the U-Net: minutes first, faster then.")
+@click.option(
+    "--compile",
+    is_flag=True,
+    default=None,
+    help="Compile the U-Net: half a minute or more for each shape, faster then.",
+)
 @click.option("--dask", metavar="ADDRESS", help="Slices on a Dask cluster: tcp://host:port, or local:N processes here.")
 @json_option
 @click.pass_context

@@ -7,6 +7,8 @@ from math import radians, tan
 
 import numpy as np
 
+FOV_DEG = 60.0  # over the longer side where no camera is known: a lens of 31 mm on 35 mm film
+
 
 def pixel_centres(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """x and y of every pixel centre, float64 [H, W] each."""

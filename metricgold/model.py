@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from metricgold.attention import compute_prompt_once, prompt_computed_once
-from metricgold.geometry import pinhole
+from metricgold.geometry import FOV_DEG, focal_px_from_fov, pinhole
 from metricgold.images import as_photo, read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
@@ -52,14 +52,16 @@ class Prediction:
     uncertainty     float32 [H, W], relative: median absolute deviation of ln depth over the ensemble; NaN where
                     nothing is known of it, with one member or merged latents
     valid_mask      bool [H, W], False where depth saturates at near_m or far_m
-    intrinsics      float64 [3, 3] in pixels of the image, None where no camera is known
+    intrinsics      float64 [3, 3] in pixels of the image
+    focal_from      argument, exif, or fov_deg where it had to be assumed
     num_members     runs that were merged
     """
 
     planar_depth_m: np.ndarray
     uncertainty: np.ndarray
     valid_mask: np.ndarray
-    intrinsics: np.ndarray | None = None
+    intrinsics: np.ndarray
+    focal_from: Literal["argument", "exif", "fov_deg"]
     num_members: int = 1
 
 
@@ -187,6 +189,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         batch_size: int = 16,
         *,
         intrinsics: Any = None,
+        fov_deg: float = FOV_DEG,
         merge: str = "depth",
         max_ensemble_size: int = 10,
         uncertainty_target: float = 0.01,
@@ -195,7 +198,8 @@ class MetricGoldPipeline(DiffusionPipeline):
 
         image               PIL, uint8 [H, W, 3], path, or tensor [3, H, W] (uint8, or float from 0 to 1); a list of
                             those or a tensor [B, 3, H, W] gives a list
-        intrinsics          [3, 3] in pixels of the image, for a list a list; else what a photograph's EXIF says
+        intrinsics          [3, 3] in pixels of the image, for a list a list; else what a photograph's EXIF says,
+        fov_deg             or a camera with so many degrees over the image's longer side
         batch_size          images x members through the U-Net at once
         merge               depth: median of the members' log depth; latent: mean of their latents, decoded once
         max_ensemble_size,  of ensemble_size auto: three members, then two by two, until standard_error of the image
@@ -209,7 +213,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         Raises ValueError for what is no image, for options out of range, and for more than one step of a one-step
         model; OSError for a path that cannot be opened.
         """
-        photos = _photos(image, intrinsics)
+        photos = _photos(image, intrinsics, fov_deg)
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         asked = _Asked(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
         seeds = _seeds(seed, len(photos))
@@ -336,6 +340,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             uncertainty=(deviation * (self.log_depth.ln_range / 2)).cpu().numpy(),
             valid_mask=(log_depth.abs() < 1 - SATURATED).cpu().numpy(),
             intrinsics=photo.intrinsics,
+            focal_from=photo.focal_from,
             num_members=len(members),
         )
 
@@ -466,43 +471,51 @@ def _parts(pairs: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Photo:
-    """uint8 [H, W, 3], and float64 [3, 3] where a camera is known."""
+    """uint8 [H, W, 3], float64 [3, 3], and whose camera that is."""
 
     rgb: np.ndarray
-    intrinsics: np.ndarray | None
+    intrinsics: np.ndarray
+    focal_from: str
 
 
 def _is_many(image: Any) -> bool:
     return isinstance(image, list) or (isinstance(image, torch.Tensor) and image.ndim == 4)
 
 
-def _photos(image: Any, intrinsics: Any) -> list[_Photo]:
+def _photos(image: Any, intrinsics: Any, fov_deg: float) -> list[_Photo]:
+    if not (isinstance(fov_deg, Real) and 0 < fov_deg < 180):
+        raise ValueError(f"fov_deg must lie between 0 and 180, got {fov_deg!r}")
     images, cameras = (list(image), intrinsics) if _is_many(image) else ([image], [intrinsics])
     if cameras is None:
         cameras = [None] * len(images)
     if not isinstance(cameras, list) or len(cameras) != len(images):
         raise ValueError(f"{len(images)} images need a list of as many intrinsics, got {_told(cameras)}")
-    return [_photo(one, camera) for one, camera in zip(images, cameras, strict=True)]
+    return [_photo(one, camera, fov_deg) for one, camera in zip(images, cameras, strict=True)]
 
 
 def _told(value: Any) -> str:
     return f"{len(value)} of them" if isinstance(value, list) else type(value).__name__
 
 
-def _photo(image: Any, intrinsics: Any) -> _Photo:
-    if isinstance(image, str | Path | Image.Image):
-        pil = isinstance(image, Image.Image)
-        photo = as_photo(image) if pil else read_photo(Path(image), max_pixels=MAX_PIXELS)
-        rgb = photo.rgb
-        if intrinsics is None and photo.focal_px is not None:
-            intrinsics = pinhole(photo.focal_px, *rgb.shape[:2])
-    elif isinstance(image, torch.Tensor):
-        rgb = _from_tensor(image)
-    else:
-        rgb = np.asarray(image)
+def _photo(image: Any, intrinsics: Any, fov_deg: float) -> _Photo:
+    rgb, focal_px = _pixels(image)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
-    return _Photo(rgb, None if intrinsics is None else _camera(intrinsics))
+    if intrinsics is not None:
+        return _Photo(rgb, _camera(intrinsics), "argument")
+    height, width = rgb.shape[:2]
+    if focal_px is not None:
+        return _Photo(rgb, pinhole(focal_px, height, width), "exif")
+    return _Photo(rgb, pinhole(focal_px_from_fov(fov_deg, max(height, width)), height, width), "fov_deg")
+
+
+def _pixels(image: Any) -> tuple[np.ndarray, float | None]:
+    """Pixels, and the focal length that EXIF names."""
+    if isinstance(image, str | Path | Image.Image):
+        is_open = isinstance(image, Image.Image)
+        photo = as_photo(image) if is_open else read_photo(Path(image), max_pixels=MAX_PIXELS)
+        return photo.rgb, photo.focal_px
+    return (_from_tensor(image) if isinstance(image, torch.Tensor) else np.asarray(image)), None
 
 
 def _from_tensor(image: torch.Tensor) -> np.ndarray:
@@ -520,8 +533,8 @@ def _from_tensor(image: torch.Tensor) -> np.ndarray:
 
 def _camera(intrinsics: Any) -> np.ndarray:
     camera = np.asarray(intrinsics, np.float64)
-    if camera.shape != (3, 3) or not np.isfinite(camera).all():
-        raise ValueError(f"intrinsics must be finite [3, 3], got {camera.tolist()}")
+    if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
+        raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")
     return camera
 
 

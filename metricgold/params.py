@@ -266,7 +266,7 @@ Output = Literal["log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "prev
 
 class Predict(Inference):
     batch_size: PositiveInt = 16  # images x members through the U-Net at once
-    compile: bool = False  # the U-Net, by torch.compile: minutes at the start, once for each processing size
+    compile: bool = False  # the U-Net, by torch.compile: half a minute or more, once for each processing size
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None  # None: log-png, uncertainty, preview, json
     max_pixels: PositiveInt = 100_000_000  # larger images are refused before they are decoded
     max_aspect: Annotated[float, Field(ge=1)] = 8.0  # long side over short side; longer strips are refused

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metricgold import MetricGoldPipeline, model
+from metricgold.geometry import focal_px_from_fov
 from metricgold.log_depth import LogDepth
 from metricgold.model import load_pipeline, median_and_deviation, standard_error
+from metricgold.params import Predict
 
 OPTIONS = {"num_inference_steps": 2, "ensemble_size": 3, "seed": 7}
 
@@ -249,7 +251,9 @@ def test_merged_latents_are_their_mean_decoded_once(pipe, monkeypatch):
         ({"num_inference_steps": 2000}, "num_inference_steps must be a whole number from 1 to 1000, got 2000"),
         ({"max_ensemble_size": 0}, "max_ensemble_size must be a whole number from 1, got 0"),
         ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
-        ({"intrinsics": np.eye(4)}, r"intrinsics must be finite \[3, 3\], got"),
+        ({"intrinsics": np.eye(4)}, r"intrinsics must be a finite \[3, 3\] that can be inverted, got"),
+        ({"intrinsics": np.zeros((3, 3))}, r"intrinsics must be a finite \[3, 3\] that can be inverted, got"),
+        ({"fov_deg": 180}, "fov_deg must lie between 0 and 180, got 180"),
         ({"timestep_spacing": "even"}, "timestep_spacing must be one of trailing, leading, linspace, got 'even'"),
     ],
 )
@@ -305,11 +309,15 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA405] = 35  # focal length in 35 mm film
     Image.fromarray(rgb).save(tmp_path / "a.jpg", exif=exif)
-    (focal, _, x), (_, _, y), _ = pipe(tmp_path / "a.jpg", **options).intrinsics
+    by_exif = pipe(tmp_path / "a.jpg", **options)
+    (focal, _, x), (_, _, y), _ = by_exif.intrinsics
     assert (focal, x, y) == pytest.approx((35 * 80 / 43.2666, 32, 24), rel=1e-4)
-    assert pipe(rgb, **options).intrinsics is None
-    found = pipe(tmp_path / "a.jpg", **options, intrinsics=camera.tolist()).intrinsics
-    assert found.dtype == np.float64 and np.array_equal(found, camera)
+    found = pipe(tmp_path / "a.jpg", **options, intrinsics=camera.tolist())
+    assert found.intrinsics.dtype == np.float64 and np.array_equal(found.intrinsics, camera)
+    assumed = pipe(rgb.transpose(1, 0, 2), **options, fov_deg=90)
+    np.testing.assert_allclose(assumed.intrinsics, [[32, 0, 24], [0, 32, 32], [0, 0, 1]])
+    assert pipe(rgb, **options).intrinsics[0, 0] == focal_px_from_fov(Predict().fov_deg, 64)  # as a batch job's
+    assert [one.focal_from for one in (by_exif, found, assumed)] == ["exif", "argument", "fov_deg"]
     two = pipe([rgb, tmp_path / "a.jpg"], **options, intrinsics=[camera, None])
     assert np.array_equal(two[0].intrinsics, camera) and two[1].intrinsics[0, 0] == focal
     with pytest.raises(ValueError, match="2 images need a list of as many intrinsics, got 1 of them"):
@@ -317,7 +325,7 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
 
 
 def test_where_depth_saturates_is_no_answer(pipe):
-    photo = model._Photo(image(1, 4), None)
+    photo = model._Photo(image(1, 4), np.eye(3), "argument")
     log_depth = torch.tensor([[-1, -0.9985, 0.5, 1]])
     found = pipe._merge([log_depth], photo, model._Asked(1, 1, 1, "depth", 1))
     assert found.valid_mask.tolist() == [[False, True, True, False]] and found.valid_mask.dtype == bool
