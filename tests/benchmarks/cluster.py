@@ -21,7 +21,7 @@ from . import CannotRun, least_seconds
 DATASET = "tartanair-synthetic"
 NUM_SCENES, FRAMES_PER_SCENE = 16, 6
 HEIGHT, WIDTH = 120, 160
-NUM_PREDICTED = 64  # four slices
+NUM_PREDICTED = 128  # in slices of 16 and more
 SEEN = 64  # pixels a side that the model sees
 MANIFEST = """\
 {name: tartanair-synthetic, role: train, title: Noise, source: "file://nowhere", citation: none,
