@@ -83,7 +83,7 @@ def _small() -> Work:
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
     fast = "avx512_bf16" in flags or "amx_bf16" in flags
-    return Work(64, 96, 50, "cpu", torch.bfloat16 if fast else torch.float32, rounds=1)
+    return Work(64, 96, 50, "cpu", torch.bfloat16 if fast else torch.float32, rounds=3)
 
 
 # Sides
