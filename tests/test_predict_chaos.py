@@ -141,11 +141,11 @@ def expected(tmp_path_factory) -> Callable[[Folder | S3Prefix], dict]:
     return undisturbed
 
 
-def test_a_job_into_a_folder_is_killed_thirty_times(tmp_path, expected):
+def test_a_job_into_a_folder_is_killed_fifty_times(tmp_path, expected):
     source = open_bucket(str(tmp_path / "in"), create=True)
     fill(source, 60)
     outputs = tmp_path / "out"
-    kill_again_and_again(str(source), lambda n: f"{outputs}{n}", expected(source), num_kills=30, within_s=0.5)
+    kill_again_and_again(str(source), lambda n: f"{outputs}{n}", expected(source), num_kills=50, within_s=0.5)
 
 
 def test_a_job_into_s3_is_killed_twenty_times(s3_bucket, expected):  # noqa: F811
