@@ -3,7 +3,8 @@
 A worker process loads the pipeline once, reads inputs and writes outputs itself; only rows and the gallery's cards
 come back, to the one receipt. Listing and slices go on side by side: two slices for each worker are under way. Rows
 are safe when their slice is done, so a slice is as long as half a minute of work; one that is lost with its worker is
-done again by another, and one that takes its workers with it is halved until the image is found.
+done again by another, and one that takes its workers with it is halved until the image is found, which is then tried
+alone.
 """
 
 import logging
@@ -59,7 +60,7 @@ def predict_on(
         while True:
             while work.has_room() and (part := list(islice(listing, work.num_images))):
                 work.submit(part)
-            if not work.running:
+            if not (work.running or work.submit_suspect()):
                 return
             yield from work.next_rows()
     finally:
@@ -83,6 +84,8 @@ class _Work:
         self.running: dict[Future, list[Entry]] = {}
         self.num_images = FIRST_IMAGES  # of the next slice
         self.halved, self.is_shared = 0, False
+        self.suspects: list[list[Entry]] = []  # single images that died, perhaps of a neighbour
+        self.is_alone = False
         self.resources: dict[str, int] | None = None
 
     def has_room(self) -> bool:
@@ -97,8 +100,18 @@ class _Work:
         asked = {"resources": self.resources, "retries": RETRIES, "pure": False}
         self.running[self.client.submit(_predict_slice, self.job, part, wanted, self.pipe, **asked)] = part
 
+    def submit_suspect(self) -> bool:
+        """Once nothing else is under way, submit one of the suspects, if there is one.
+
+        What waits at a worker dies with it: only of an image that was alone it is known who did it.
+        """
+        self.is_alone = bool(self.suspects)
+        if self.is_alone:
+            self.submit(self.suspects.pop())
+        return self.is_alone
+
     def next_rows(self) -> list[Row]:
-        """Rows of a slice that is done; none where it is halved instead."""
+        """Rows of a slice that is done; none where it is halved or put off instead."""
         from distributed import KilledWorker
 
         future = self._next_done()
@@ -146,8 +159,11 @@ class _Work:
     def _without_workers(self, part: list[Entry], error: Exception) -> list[Row]:
         """Halve a slice whose workers all died, down to the image; rows of failure where that is not to be found."""
         self.halved += 1
-        if len(part) == 1 or self.halved > MAX_HALVED:
+        if self.is_alone or self.halved > MAX_HALVED:
             return [failed_row(self.job, entry, f"{entry.key}: the workers died at it: {error}") for entry in part]
+        if len(part) == 1:
+            self.suspects.append(part)
+            return []
         log.warning("%d images from %s on: their workers died; they are tried in halves", len(part), part[0].key)
         middle = len(part) // 2
         self.submit(part[:middle])

@@ -10,6 +10,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from PIL import Image
 from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 from metricgold import slices
-from metricgold.buckets import open_bucket
+from metricgold.buckets import Entry, open_bucket
 from metricgold.cluster import open_client
 from metricgold.params import Predict
-from metricgold.predict import predict_all
+from metricgold.predict import Job, predict_all
 from metricgold.slices import predict_on
 from tests.pipes import NotingPipe, PlainPipe
 
@@ -211,6 +212,22 @@ def test_a_scheduler_that_is_gone_is_said(small_slices, tmp_path):
             run(client, fill(tmp_path / "in", 30), tmp_path / "out", PlainPipe(seconds=0.3))
         ending.join()
     assert list((tmp_path / "out").glob("receipt.partial/*"))
+
+
+def test_only_an_image_that_was_alone_is_blamed():
+    """One that waits at a worker dies with the one at work."""
+    job = Job(PARAMS, "in", "out", Path("none"), "metricgold/1", "")
+    work = slices._Work(SimpleNamespace(submit=lambda *_, **__: object()), job, None, None)
+    for key in ("deadly.png", "beside.png"):
+        assert work._without_workers([Entry(key, 1, "tag")], RuntimeError("killed")) == []
+    blamed, tried = [], []
+    while work.submit_suspect():
+        ((_, (entry,)),) = [work.running.popitem()]
+        tried.append(entry.key)
+        if entry.key == "deadly.png":
+            blamed += work._without_workers([entry], RuntimeError("killed"))
+    assert sorted(tried) == ["beside.png", "deadly.png"]
+    assert [(row["input"], row["status"]) for row in blamed] == [("deadly.png", "failed")]
 
 
 @pytest.mark.slow
