@@ -222,7 +222,7 @@ def test_only_an_image_that_was_alone_is_blamed():
         assert work._without_workers([Entry(key, 1, "tag")], RuntimeError("killed")) == []
     blamed, tried = [], []
     while work.submit_suspect():
-        ((_, (entry,)),) = [work.running.popitem()]
+        _, (entry,) = work.running.popitem()
         tried.append(entry.key)
         if entry.key == "deadly.png":
             blamed += work._without_workers([entry], RuntimeError("killed"))
