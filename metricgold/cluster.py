@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,8 +13,8 @@ LOCAL = "local:"
 
 SECONDS_BETWEEN_LOOKS = 5.0  # for workers of local:N that are gone for good
 LOCAL_SETTINGS = {
-    # It looks at all threads' frames every 10 ms, which can stop Python before 3.11.9 for good, all its threads waiting
-    # for each other (python/cpython#106883, dask/distributed#8616).
+    # The profiler looks at all threads' frames every 10 ms, which can stop Python before 3.11.9 for good, with all its
+    # threads waiting for each other (python/cpython#106883, dask/distributed#8616).
     "distributed.worker.profile.enabled": False,
     # Dask's own 15 s may be over while a worker that was killed still loads torch again.
     "distributed.deploy.lost-worker-timeout": "60s",
@@ -46,8 +45,11 @@ def open_client(address: str) -> "Iterator[Client]":
     logging.getLogger("distributed").setLevel(logging.WARNING)
     number = address.removeprefix(LOCAL)
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
-        local = partial(LocalCluster, n_workers=int(number), threads_per_worker=1, dashboard_address=":0")
-        with dask.config.set(LOCAL_SETTINGS), local() as cluster, Client(cluster) as client:
+        with (
+            dask.config.set(LOCAL_SETTINGS),
+            LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0") as cluster,
+            Client(cluster) as client,
+        ):
             _keep(cluster, int(number))
             yield client
     elif "://" in address:

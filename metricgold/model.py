@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from metricgold.attention import compute_prompt_once, prompt_computed_once
-from metricgold.geometry import FOV_DEG, focal_px_from_fov, pinhole
+from metricgold.geometry import FOV_DEG, pinhole_or_assumed
 from metricgold.images import as_photo, read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
@@ -503,10 +503,7 @@ def _photo(image: Any, intrinsics: Any, fov_deg: float) -> _Photo:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
     if intrinsics is not None:
         return _Photo(rgb, _camera(intrinsics), "argument")
-    height, width = rgb.shape[:2]
-    if focal_px is not None:
-        return _Photo(rgb, pinhole(focal_px, height, width), "exif")
-    return _Photo(rgb, pinhole(focal_px_from_fov(fov_deg, max(height, width)), height, width), "fov_deg")
+    return _Photo(rgb, *pinhole_or_assumed(focal_px, fov_deg, *rgb.shape[:2]))
 
 
 def _pixels(image: Any) -> tuple[np.ndarray, float | None]:

@@ -31,7 +31,7 @@ from metricgold.depth_files import (
     read_mm_depth_png,
 )
 from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
-from metricgold.geometry import focal_px_from_fov, pinhole
+from metricgold.geometry import pinhole_or_assumed
 from metricgold.images import NotAnImage, Photo, claims_image, read_photo
 from metricgold.lease import hold
 from metricgold.outputs import DEFAULT, DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
@@ -458,18 +458,18 @@ def _ask(pipe: Callable, images: list[np.ndarray], asked: Row) -> list[Any]:
 
 def _depict(job: Job, pipe: Callable, row: Row, photo: Photo, prediction: Any) -> Depicted:
     height, width = photo.rgb.shape[:2]
-    focal_px = photo.focal_px or focal_px_from_fov(job.params.fov_deg, max(height, width))
+    intrinsics, focal_from = pinhole_or_assumed(photo.focal_px, job.params.fov_deg, height, width)
     return Depicted(
         rgb=photo.rgb,
         planar_depth_m=prediction.planar_depth_m,
         uncertainty=prediction.uncertainty,
         valid_mask=prediction.valid_mask,
-        intrinsics=pinhole(focal_px, height, width),
+        intrinsics=intrinsics,
         log_depth=pipe.log_depth,
         facts={
             **{name: row[name] for name in ("input", "input_tag", "identity")},
             **{"width": width, "height": height, "truncated": photo.truncated},
-            **{"focal_px": float(focal_px), "focal_from": "exif" if photo.focal_px else "fov_deg"},
+            **{"focal_px": float(intrinsics[0, 0]), "focal_from": focal_from},
             **{"num_members": prediction.num_members, "params": job.inference},
             **{"model": job.model_name, "model_sha256": job.model_sha256},
         },
