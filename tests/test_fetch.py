@@ -66,6 +66,12 @@ def sent(*servers):
     return sum(server.bytes_sent for server in servers)
 
 
+def forget(server):
+    """Counts begin anew, once what was sent before is counted."""
+    sent(server)
+    server.reset_counts()
+
+
 def asked_twice(server, path="/a.bin"):
     """Bytes that were asked for more often than once."""
     spans = [span for _, where, span in server.requests if where == path and span]
@@ -137,7 +143,7 @@ def test_a_server_without_ranges(server, fetcher, tmp_path):
     server.script["/a.bin"] = ["no_range"] * 3 + ["reset"]
     with fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").reader() as reader:
         assert reader.read(len(TRUTH)) == TRUTH
-    server.reset_counts()
+    forget(server)
     (server.folder / "b.bin").write_bytes(TRUTH)
     assert fetcher.open([f"{server.url}/b.bin"], tmp_path / "b").digests(["sha256"]) == SHA256
     assert server.requests == [("GET", "/b.bin", None)]  # known by now
@@ -338,7 +344,7 @@ def test_a_second_run_fetches_the_rest(server, arrived, tmp_path):
             file.close()
     with Fetcher(advance=arrived.append) as fetcher:
         assert fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
-        server.reset_counts()
+        forget(server)
         assert fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
     assert sum(arrived) == len(TRUTH)
     assert server.requests == []
@@ -348,7 +354,7 @@ def test_a_second_run_of_a_selection_costs_a_byte(server, fetcher, tmp_path):
     file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
     file.need([(5000, 6000)])
     file.close()
-    server.reset_counts()
+    forget(server)
     file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
     file.need([(5000, 6000), (len(TRUTH) - 1000, len(TRUTH))])
     assert sent(server) == 1
@@ -424,7 +430,7 @@ def test_a_full_disk_is_no_fault_of_the_server(server, fetcher, tmp_path, monkey
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(partial_module.os, "pwrite", full)
-    server.reset_counts()
+    forget(server)
     for fetch in (lambda: file.need([(0, len(TRUTH))]), lambda: file.digests(["md5"])):
         with pytest.raises(OSError, match="No space left") as caught:
             fetch()
