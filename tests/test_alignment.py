@@ -1,7 +1,5 @@
 """Depth that lies on its photograph scores above depth that does not, on rendered scenes and real photographs."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,8 +7,9 @@ from PIL import Image
 from metricgold.alignment import MISALIGNED, align, depth_edges
 from metricgold.datasets.synthetic import render_scene
 from metricgold.params import Synthesize
+from tests.support import SHARED
 
-SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
+SAMPLES = SHARED / "samples"
 PARAMS = Synthesize(height=120, width=160, num_train_scenes=6, num_test_scenes=1, frames_per_scene=2)
 DATASETS = ("hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic")
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-import server
 from hypothesis import given
 from hypothesis import strategies as st
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
-from server import FaultServer
 
 from metricgold import buckets, s3
 from metricgold.buckets import Folder, StoreLost, open_bucket
+from tests.support import server
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
+from tests.support.server import FaultServer
 
 
 def keys(bucket) -> list[str]:

@@ -2,14 +2,15 @@
 
 import csv
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 
 from metricgold.datasets import READERS
 from metricgold.manifest import MANIFESTS, check_manifest, load_manifest, read_split_csv
+from tests.support import SHARED
 
-LISTS = Path(__file__).parents[2] / "shared" / "samples" / "metadata"
+LISTS = SHARED / "samples" / "metadata"
 beside_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="the publishers' lists lie beside the project, not in it")
 
 NAMES = sorted(path.stem for path in MANIFESTS.glob("*.yaml"))

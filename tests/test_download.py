@@ -17,8 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
-from server import FaultServer
 
 from metricgold import download as module
 from metricgold import fetch
@@ -29,6 +27,9 @@ from metricgold.ledger import Ledger
 from metricgold.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.params import Download, Synthesize
 from metricgold.storage import digest_file, only_writer
+from tests.support import ROOT
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+from tests.support.server import FaultServer
 
 FACTS = {
     "name": "tiny",
@@ -396,7 +397,7 @@ def test_killed_and_called_again(many, tmp_path, num_bytes):
     download(read_manifest(manifest), whole)
     server.reset_counts()
     command = [sys.executable, "-c", KILLED, str(manifest), str(tmp_path / "raw"), str(num_bytes)]
-    died = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[1], timeout=60)
+    died = subprocess.run(command, capture_output=True, cwd=ROOT, timeout=60)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert not (tmp_path / "raw/ledger.json").exists()
     download(read_manifest(manifest), tmp_path / "raw")

@@ -3,7 +3,8 @@
 import pytest
 from benchmarks import BOUNDS, chaos
 from benchmarks.upstream import serve
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 
 BOUND = BOUNDS["download.faulty_bytes_ratio"]
 EVERY_FAULT = {"503", "429", "reset", "truncate", "no_range", "wrong_bytes", "wrong_range", "html", "expired", "slow"}

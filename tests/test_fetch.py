@@ -16,13 +16,13 @@ import time
 import zipfile
 
 import pytest
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
-from server import GONE, FaultServer
 
 from metricgold import fetch as module
 from metricgold import partial as partial_module
 from metricgold.fetch import Fetcher
 from metricgold.partial import Partial
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+from tests.support.server import GONE, FaultServer
 
 TRUTH = random.Random(0).randbytes(3_000_001)
 SHA256 = {"sha256": hashlib.sha256(TRUTH).hexdigest()}

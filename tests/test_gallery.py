@@ -13,7 +13,6 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 import pytest
-from browser import NAMES, Browser, find_browser
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,6 +20,7 @@ from PIL import Image
 from metricgold.depth_files import read_log_depth_png, write_log_depth_png
 from metricgold.gallery import GALLERY, MAX_TROUBLES, Card, Sample, make_card, middles, render_gallery
 from metricgold.log_depth import LogDepth
+from tests.support.browser import NAMES, Browser, find_browser
 
 SURROGATES = st.text(st.characters(), max_size=30)
 CARD = Card(1, 1, b"photograph", b"depth", (1.0, 2.0), 1, 1, 1.0, 1.0, b"\1\0")

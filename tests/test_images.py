@@ -4,7 +4,6 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,11 @@ from pillow_heif import register_heif_opener
 
 from metricgold import images
 from metricgold.images import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
+from tests.support import ROOT, SHARED
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-ODD = Path(__file__).parents[2] / "shared" / "samples" / "odd_images"
+ODD = SHARED / "samples" / "odd_images"
 ODD_IMAGES = sorted(path.relative_to(ODD).as_posix() for path in ODD.rglob("*") if path.is_file())
 REFUSED = {
     "exif/jpg/corrupted.jpg": "damaged",
@@ -686,7 +686,7 @@ def test_odd_kinds_become_what_the_table_says(kind):
 
 
 def test_the_table_of_the_readme_lists_these_kinds():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text()
     section = re.search(r"^#+ Odd images\n(.*?)(?=^#|\Z)", readme, re.M | re.S)
     if section is None:
         pytest.skip("the README has no section 'Odd images'")

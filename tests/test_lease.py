@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
-import server
-from s3 import s3_bucket, s3_environment  # noqa: F401
-from server import FaultServer
 
 from metricgold.buckets import open_bucket
 from metricgold.lease import LEASE, LOCK, _Lease, hold
+from tests.support import server
+from tests.support.s3 import s3_bucket, s3_environment  # noqa: F401
+from tests.support.server import FaultServer
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from metricgold.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow
+from tests.support import ROOT
 
 ROWS = [MemberRow("b/2.png", 20, 2, start=512), MemberRow("a/1.png", 10, 1)]
 
@@ -98,9 +98,7 @@ for number in range(10_000):
 @pytest.mark.parametrize("seconds", [0.02, 0.1, 0.3])
 def test_killed_in_the_middle_every_archive_is_whole_or_absent(tmp_path, seconds):
     path = tmp_path / "ledger.sqlite"
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
-    )
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, cwd=ROOT)
     child.stdout.readline()
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(seconds)

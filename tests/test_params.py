@@ -1,11 +1,8 @@
-from pathlib import Path
-
 import pytest
 import yaml
 
 from metricgold.params import Params, Train, load_params
-
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
 
 
 def write(tmp_path, values):

@@ -10,7 +10,6 @@ import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from pipes import PlainPipe
 from types import SimpleNamespace
 from urllib.parse import unquote
 
@@ -19,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 import metricgold.predict as predict_module
 import metricgold.receipt as receipt_module
@@ -30,10 +28,13 @@ from metricgold.log_depth import LogDepth
 from metricgold.outputs import DEPTH
 from metricgold.params import Predict
 from metricgold.predict import Job, _batches, over_budget, predict_all, predict_entries
+from tests.support import ROOT, SHARED
+from tests.support.pipes import PlainPipe
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, batch_size=6, num_threads=2, gallery=0)
-ODD = Path(__file__).parents[2] / "shared" / "samples" / "odd_images"
+ODD = SHARED / "samples" / "odd_images"
 
 
 class FakePipe:
@@ -295,7 +296,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 import metricgold.receipt
-from test_predict import FakePipe, PARAMS, run
+from tests.test_predict import FakePipe, PARAMS, run
 metricgold.receipt.FLUSH_SECONDS = 0.0
 class Slow(FakePipe):
     def __call__(self, image, **options):
@@ -308,7 +309,7 @@ run(sys.argv[2], sys.argv[3], Slow(), params=PARAMS.model_copy(update={"batch_si
 @pytest.mark.parametrize("least", [1, 12, 30])
 def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
-    job = subprocess.Popen([sys.executable, "-c", KILLED, str(Path(__file__).parent), str(source), str(out)])
+    job = subprocess.Popen([sys.executable, "-c", KILLED, str(ROOT), str(source), str(out)])
     deadline = time.monotonic() + 30
     while len(list(out.glob("*.depth.png"))) < least and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -343,7 +344,7 @@ def half(data):
 buckets._blocks = half
 run("""
     code = KILLED.replace("\nrun(", halting)
-    job = subprocess.Popen([sys.executable, "-c", code, str(Path(__file__).parent), str(source), str(out)])
+    job = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(source), str(out)])
     deadline = time.monotonic() + 30
     while not list(out.glob(".*.part")) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -358,7 +359,7 @@ def test_sigterm_saves_what_is_done(tmp_path):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
     code = KILLED.replace("FLUSH_SECONDS = 0.0", "FLUSH_SECONDS = 1e9")
     code = code.replace("\nrun(", "\nfrom metricgold.sigterm import exit_on_sigterm\nwith exit_on_sigterm(): run(")
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(source), str(out)]
+    command = [sys.executable, "-c", code, str(ROOT), str(source), str(out)]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while len(list(out.glob("*.json"))) < 8 and time.monotonic() < deadline:

@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
-from swift import Swift
 
 from metricgold import receipt
 from metricgold.buckets import Folder, S3Prefix, open_bucket
 from metricgold.log_depth import LogDepth
 from metricgold.params import Predict
 from metricgold.predict import predict_all
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+from tests.support.swift import Swift
 
 PARAMS = Predict(num_inference_steps=1, ensemble_size=2, batch_size=8, num_threads=2, gallery=3)
 PAUSE_S = 0.5  # in which a killed server stays away

@@ -1,14 +1,12 @@
 """Profiles are whole, agree with what they promise, and never overwrite what a person edited."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
 from metricgold.params import load_params
 from metricgold.profiles import PROFILES, differences, list_profiles, use_profile
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = ["demo", "h100", "rtx3090", "rtx3090-one-step"]
 
 

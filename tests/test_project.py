@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,8 +10,8 @@ from flows.plugin import DEPLOYMENTS
 from metricgold.cli import main
 from metricgold.manifest import load_manifest
 from metricgold.params import Params, load_params
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROFILES = sorted([ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")])
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 

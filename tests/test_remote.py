@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from email.utils import formatdate
 
 import pytest
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
-from server import FaultServer
 
 from metricgold import __version__
 from metricgold.remote import (
@@ -26,6 +24,8 @@ from metricgold.remote import (
     request,
     shown,
 )
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+from tests.support.server import FaultServer
 
 TRUTH = bytes(range(256)) * 12_000  # 3 MB
 

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-import server as module
 import urllib3
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
-from server import FaultServer
+
+from tests.support import server as module
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
+from tests.support.server import FaultServer
 
 DATA = bytes(range(256)) * 4000  # 1,024,000 bytes
 

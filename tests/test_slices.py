@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 from metricgold import slices
 from metricgold.buckets import Entry, open_bucket
@@ -23,7 +22,8 @@ from metricgold.cluster import open_client
 from metricgold.params import Predict
 from metricgold.predict import Job, predict_all
 from metricgold.slices import predict_on
-from tests.pipes import NotingPipe, PlainPipe
+from tests.support.pipes import NotingPipe, PlainPipe
+from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
 distributed = pytest.importorskip("distributed")
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, batch_size=8, num_threads=2, gallery=5)

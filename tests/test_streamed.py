@@ -6,7 +6,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from server import FaultServer
 
 from metricgold.download import download
 from metricgold.encode import SceneEncoder, encode
@@ -16,6 +15,7 @@ from metricgold.shards import LatentCache
 from metricgold.storage import read_json
 from metricgold.store import Store
 from metricgold.streamed import encode_from_remote
+from tests.support.server import FaultServer
 
 SCENES = ("env101", "env102", "env103", "env901")  # the last is of another split
 

@@ -24,11 +24,12 @@ from metricgold.outputs import DEFAULT
 from metricgold.outputs import SUFFIXES as SUFFIX_OF
 from metricgold.params import Predict
 from metricgold.predict import predict_all
+from tests.support import ROOT
 
 from . import CannotRun, least_seconds, stub
 from .batch import FreePipe, write_photographs
 
-SWIFT = Path(__file__).parents[1] / "swift.py"
+SWIFT = ROOT / "tests/support/swift.py"
 SUFFIXES = [SUFFIX_OF[kind] for kind in DEFAULT]
 NUM_FREE, NUM_SLOW = 1_000, 2_000  # images, with a model that costs nothing and with one that does
 MODEL_S = 0.1  # an image: two steps x two runs on a fast card; 50 x 10 take seconds

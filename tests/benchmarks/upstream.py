@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metricgold.manifest import Manifest, load_manifest
+from tests.support import ROOT
 
-SERVER = Path(__file__).parents[1] / "server.py"
+SERVER = ROOT / "tests/support/server.py"
 HYPERSIM_MEMBERS = load_manifest("hypersim").members
 
 # Bytes of one frame of a HyperSim scene. Colour and distance are a real frame's; the other layers share out the rest,
@@ -136,7 +137,7 @@ class Served(NamedTuple):
 
 @contextmanager
 def serve(folder: Path | None = None, **options: Any) -> Iterator[Served]:
-    """tests/server.py over `folder` in a process of its own; options as its command line has them."""
+    """tests/support/server.py over `folder` in a process of its own; options as its command line has them."""
     given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, str(SERVER), *([] if folder is None else [str(folder)]), *given]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:

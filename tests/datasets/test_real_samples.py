@@ -13,8 +13,9 @@ from metricgold.datasets import FrameRef, hypersim, list_frames, open_dataset, r
 from metricgold.datasets.depth_png import read_depth_png
 from metricgold.datasets.members import read_hdf5, read_npy, read_pixels
 from metricgold.manifest import load_manifest, read_split_csv
+from tests.support import SHARED
 
-SAMPLES = Path(__file__).parents[3] / "shared" / "samples"
+SAMPLES = SHARED / "samples"
 pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real samples lie beside the project, not in it")
 
 HYPERSIM_DEPTH = "hypersim/apple/ai_037_002/images/scene_cam_00_geometry_hdf5/frame.0000.depth_meters.hdf5"

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 SCRIPTS = Path(sys.executable).parent
 COPIED = ("dvc.yaml", "params.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore", "data_manifests")
 COPIED += (".dvc/config", ".dvc/.gitignore")

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import SHARED
+
 SWIFT = Path(__file__).with_name("swift.py")
-SERVER = Path(__file__).parents[2] / "shared" / "services" / "s3_server"
+SERVER = SHARED / "services" / "s3_server"
 
 
 @cache

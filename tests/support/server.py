@@ -1,6 +1,6 @@
 """An HTTP server for tests, over a folder or before a real S3 server, that goes wrong when asked to.
 
-As a script it serves in a process of its own: `python tests/server.py FOLDER`, see `main`.
+As a script it serves in a process of its own: `python tests/support/server.py FOLDER`, see `main`.
 """
 
 import argparse
