@@ -97,7 +97,7 @@ def _whole_way(images: list[Path], url: str) -> dict[str, Any]:
     from flows.train_metricgold import train_metricgold
     from metricgold.params import load_params
     from metricgold.report import DEPTH, IMAGES, collect_demo_images, write_demo_report
-    from metricgold.storage import read_json
+    from metricgold.storage.files import read_json
 
     trained = train_metricgold(promote=True)
     seconds = read_json(SECONDS) | seconds

@@ -21,7 +21,7 @@ from flows.children import ChildFailed, end_children, is_ending, run_child
 from flows.pages import show_lines
 from metricgold.download import check_licence
 from metricgold.manifest import load_manifest
-from metricgold.storage import write_json
+from metricgold.storage.files import write_json
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
 SECONDS = Path("reports/seconds.json")

@@ -27,7 +27,15 @@ from metricgold.latents import filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
 from metricgold.model import EmptyPrompt
 from metricgold.params import Backbone, LogDepthRange, Mirror, StandIn
-from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, read_json, write_aside, write_json
+from metricgold.storage.files import (
+    digest_file,
+    digest_folder,
+    digest_json,
+    only_writer,
+    read_json,
+    write_aside,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 

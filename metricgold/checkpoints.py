@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from metricgold.storage import read_json, remove, write_aside, write_json
+from metricgold.storage.files import read_json, remove, write_aside, write_json
 
 log = logging.getLogger(__name__)
 

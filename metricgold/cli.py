@@ -70,7 +70,7 @@ def synthesize(ctx: click.Context, dataset: str) -> None:
     """Render DATASET-synthetic and pack it into the data set's own archives; a real data set leaves a note."""
     from metricgold.datasets.synthetic import synthesize
     from metricgold.manifest import load_manifest
-    from metricgold.storage import write_json
+    from metricgold.storage.files import write_json
 
     out = Path("data/synthetic") / dataset
     if not _is_own(dataset) and load_manifest(dataset).name.endswith("-synthetic"):
@@ -393,8 +393,8 @@ def predict(
     from metricgold.cluster import open_client
     from metricgold.predict import over_budget, predict_all
     from metricgold.registry import fetch_model
-    from metricgold.sigterm import exit_on_sigterm
     from metricgold.slices import predict_on
+    from metricgold.storage.sigterm import exit_on_sigterm
 
     params = _asked(_params(ctx).predict, **asked)
     folder, model_name = fetch_model(model)

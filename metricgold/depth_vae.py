@@ -33,8 +33,7 @@ from metricgold.latents import encode_log_depth, filled_log_depth, vae_factor
 from metricgold.log_depth import LogDepth
 from metricgold.mixture import Draw, Mixture
 from metricgold.params import DepthVae, LogDepthRange
-from metricgold.sigterm import stop_on_sigterm
-from metricgold.storage import (
+from metricgold.storage.files import (
     digest_file,
     digest_folder,
     digest_json,
@@ -44,6 +43,7 @@ from metricgold.storage import (
     write_aside,
     write_json,
 )
+from metricgold.storage.sigterm import stop_on_sigterm
 from metricgold.vae_floor import (
     Encoding,
     Floor,

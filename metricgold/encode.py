@@ -52,7 +52,7 @@ from metricgold.shards import (
     write_record,
     write_shard,
 )
-from metricgold.storage import digest_json, only_writer, read_json, remove
+from metricgold.storage.files import digest_json, only_writer, read_json, remove
 from metricgold.views import MARK, open_processes, read_views
 
 log = logging.getLogger(__name__)

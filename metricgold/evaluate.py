@@ -28,7 +28,7 @@ from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
 from metricgold.panels import COLUMNS, Example, write_panels
 from metricgold.params import Evaluate, Inference
-from metricgold.storage import digest_json, write_aside, write_json
+from metricgold.storage.files import digest_json, write_aside, write_json
 
 if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline

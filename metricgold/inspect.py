@@ -43,7 +43,7 @@ from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.datasets.members import naming
 from metricgold.evaluate import evenly_spaced
 from metricgold.frame import Frame
-from metricgold.storage import digest_file, write_aside, write_json
+from metricgold.storage.files import digest_file, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 

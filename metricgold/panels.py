@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.storage import write_aside
+from metricgold.storage.files import write_aside
 
 DEPTH_COLOURS = "Spectral"  # near red, far blue, on a logarithmic scale
 ERROR_COLOURS = "magma"

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from metricgold.buckets import Entry, Folder, S3Prefix, StoreLost, open_bucket
 from metricgold.depth_files import (
     read_depth_exr,
     read_depth_npz,
@@ -33,11 +32,12 @@ from metricgold.depth_files import (
 from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
 from metricgold.geometry import pinhole_or_assumed
 from metricgold.images import NotAnImage, Photo, claims_image, read_photo
-from metricgold.lease import hold
 from metricgold.outputs import DEFAULT, DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.params import Inference, Output, Predict
 from metricgold.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
-from metricgold.storage import digest_folder, digest_json
+from metricgold.storage.buckets import Entry, Folder, S3Prefix, StoreLost, open_bucket
+from metricgold.storage.files import digest_folder, digest_json
+from metricgold.storage.output_lock import hold
 
 log = logging.getLogger(__name__)
 

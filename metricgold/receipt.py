@@ -17,9 +17,9 @@ from contextlib import closing, contextmanager
 from itertools import takewhile
 from typing import Any
 
-from metricgold.buckets import Entry, Folder, S3Prefix
 from metricgold.outputs import SUFFIXES
-from metricgold.storage import remove_left_aside
+from metricgold.storage.buckets import Entry, Folder, S3Prefix
+from metricgold.storage.files import remove_left_aside
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.evaluate import evenly_spaced
 from metricgold.images import read_rgb
 from metricgold.metrics import depth_metrics
-from metricgold.storage import read_json, write_aside, write_json
+from metricgold.storage.files import read_json, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 

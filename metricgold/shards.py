@@ -52,7 +52,7 @@ import h5py
 import numpy as np
 
 from metricgold.latents import LatentFrame
-from metricgold.storage import digest_file, read_json, write_aside, write_json
+from metricgold.storage.files import digest_file, read_json, write_aside, write_json
 
 FORMAT = 2  # 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"

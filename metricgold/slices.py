@@ -17,11 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricgold.buckets import Entry, Folder
 from metricgold.gallery import Card, Sample
 from metricgold.predict import Job, failed_row, load, predict_entries
 from metricgold.receipt import Row
-from metricgold.storage import digest_folder
+from metricgold.storage.buckets import Entry, Folder
+from metricgold.storage.files import digest_folder
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -25,7 +25,7 @@ from metricgold.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, Member
 from metricgold.manifest import ALGORITHMS, Manifest, Source
 from metricgold.progress import Advance, ByteProgress, show_bytes
 from metricgold.remote import shown
-from metricgold.storage import BLOCK_BYTES, digest_crc32, digest_json, remove
+from metricgold.storage.files import BLOCK_BYTES, digest_crc32, digest_json, remove
 
 log = logging.getLogger(__name__)
 

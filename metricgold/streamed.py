@@ -25,7 +25,7 @@ from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, 
 from metricgold.ledger import DONE, DROPPED
 from metricgold.manifest import Manifest
 from metricgold.params import Params
-from metricgold.storage import remove
+from metricgold.storage.files import remove
 from metricgold.store import Store
 
 log = logging.getLogger(__name__)

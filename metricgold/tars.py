@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from metricgold.members import BadArchive, Extracted, Gate, refusing, write
-from metricgold.storage import remove
+from metricgold.storage.files import remove
 
 BLOCK_BYTES = 1 << 20
 RECORD_BYTES = 512

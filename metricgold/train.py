@@ -47,8 +47,8 @@ from metricgold.model import MetricGoldPipeline
 from metricgold.objective import Objective, training_scheduler
 from metricgold.params import LogDepthRange, Train
 from metricgold.shards import LatentCache
-from metricgold.sigterm import stop_on_sigterm
-from metricgold.storage import digest_json, only_writer, read_json, remove, write_aside, write_json
+from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json
+from metricgold.storage.sigterm import stop_on_sigterm
 from metricgold.updates import Guard, learning_rate, new_optimizer
 
 log = logging.getLogger(__name__)

@@ -36,7 +36,7 @@ from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, f
 from metricgold.log_depth import LogDepth
 from metricgold.panels import metre_ticks
 from metricgold.params import LogDepthRange, VaeFloor
-from metricgold.storage import write_aside, write_json
+from metricgold.storage.files import write_aside, write_json
 
 log = logging.getLogger(__name__)
 

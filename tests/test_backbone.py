@@ -19,7 +19,7 @@ from metricgold.backbone import (
     widen_conv_in,
 )
 from metricgold.params import Backbone, LogDepthRange
-from metricgold.storage import digest_file, digest_folder
+from metricgold.storage.files import digest_file, digest_folder
 
 WIDTH = 8  # of the text encoder
 

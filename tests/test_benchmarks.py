@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from benchmarks import BOUNDS, CannotRun, formats, least_seconds
-from benchmarks.__main__ import LEFT_OUT, MEASURES, run, write_report
-from benchmarks.containers import CONTAINERS, make_shards
+
+from tests.benchmarks import BOUNDS, CannotRun, formats, least_seconds
+from tests.benchmarks.__main__ import LEFT_OUT, MEASURES, run, write_report
+from tests.benchmarks.containers import CONTAINERS, make_shards
 
 
 def test_every_name_of_the_table_is_measured_or_left_out_with_a_reason():

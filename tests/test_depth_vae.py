@@ -16,7 +16,7 @@ from metricgold.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.depth_vae import depth_vae, learning_rate, log_depth_loss
 from metricgold.encode import encode
 from metricgold.params import DepthVae
-from metricgold.storage import digest_folder
+from metricgold.storage.files import digest_folder
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 PARAMS = DepthVae(num_steps=12, batch_size=4, crop=16, lr=2e-3, warmup_steps=2, checkpoint_every=4)

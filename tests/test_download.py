@@ -26,7 +26,7 @@ from metricgold.download import download, group_by_scene, parse_checksums, plan,
 from metricgold.ledger import Ledger
 from metricgold.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.params import Download, Synthesize
-from metricgold.storage import digest_file, only_writer
+from metricgold.storage.files import digest_file, only_writer
 from tests.support import ROOT
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.server import FaultServer

@@ -1,9 +1,9 @@
 """Downloads that are killed at random moments from servers that fail at random: right bytes, few bytes."""
 
 import pytest
-from benchmarks import BOUNDS, chaos
-from benchmarks.upstream import serve
 
+from tests.benchmarks import BOUNDS, chaos
+from tests.benchmarks.upstream import serve
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 
 BOUND = BOUNDS["download.faulty_bytes_ratio"]

@@ -22,7 +22,7 @@ from metricgold.latents import encode_log_depth, encode_rgb, filled_log_depth, r
 from metricgold.log_depth import LogDepth
 from metricgold.params import load_params
 from metricgold.shards import LatentCache
-from metricgold.storage import read_json, write_json
+from metricgold.storage.files import read_json, write_json
 from metricgold.views import open_processes
 
 

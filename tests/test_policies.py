@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 from metricgold import policies
 from metricgold.params import PRESETS, Inference
-from metricgold.storage import read_json
+from metricgold.storage.files import read_json
 
 ROWS = [
     {"objective": "diffusion", "policy": "fast", "asked": PRESETS["fast"], "passes": 4, "abs_rel": 0.2, "delta1": 0.7},

@@ -21,13 +21,13 @@ from PIL import Image
 
 import metricgold.predict as predict_module
 import metricgold.receipt as receipt_module
-from metricgold.buckets import Folder, StoreLost, open_bucket
 from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.images import Photo
 from metricgold.log_depth import LogDepth
 from metricgold.outputs import DEPTH
 from metricgold.params import Predict
 from metricgold.predict import Job, _batches, over_budget, predict_all, predict_entries
+from metricgold.storage.buckets import Folder, StoreLost, open_bucket
 from tests.support import ROOT, SHARED
 from tests.support.pipes import PlainPipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
@@ -334,7 +334,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
 def test_a_killed_job_leaves_half_a_file_only_until_the_next_one(tmp_path):
     source, out = fill(tmp_path / "in", 6), tmp_path / "out"
     halting = """
-import metricgold.buckets as buckets
+import metricgold.storage.buckets as buckets
 from time import sleep
 whole = buckets._blocks
 def half(data):
@@ -358,7 +358,9 @@ run("""
 def test_sigterm_saves_what_is_done(tmp_path):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
     code = KILLED.replace("FLUSH_SECONDS = 0.0", "FLUSH_SECONDS = 1e9")
-    code = code.replace("\nrun(", "\nfrom metricgold.sigterm import exit_on_sigterm\nwith exit_on_sigterm(): run(")
+    code = code.replace(
+        "\nrun(", "\nfrom metricgold.storage.sigterm import exit_on_sigterm\nwith exit_on_sigterm(): run("
+    )
     command = [sys.executable, "-c", code, str(ROOT), str(source), str(out)]
     job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from metricgold import receipt
-from metricgold.buckets import Folder, S3Prefix, open_bucket
 from metricgold.log_depth import LogDepth
 from metricgold.params import Predict
 from metricgold.predict import predict_all
+from metricgold.storage.buckets import Folder, S3Prefix, open_bucket
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.swift import Swift
 

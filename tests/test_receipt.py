@@ -10,9 +10,9 @@ from contextlib import closing
 import pytest
 
 import metricgold.receipt as receipt_module
-from metricgold.buckets import Entry, Folder
 from metricgold.outputs import SUFFIXES
 from metricgold.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, open_receipt
+from metricgold.storage.buckets import Entry, Folder
 
 
 def done(key: str, **more) -> dict:
@@ -124,7 +124,7 @@ def test_what_an_equal_run_left_is_named_as_long_as_it_is_true(sink):
 
 
 def test_a_killed_run_leaves_no_file_in_the_temporary_folder(sink, tmp_path):
-    code = "import os, sys; from metricgold.buckets import Folder; from metricgold.receipt import Receipt\n"
+    code = "import os, sys; from metricgold.storage.buckets import Folder; from metricgold.receipt import Receipt\n"
     code += "receipt = Receipt(Folder(sys.argv[1]))\n"
     code += "row = {'input': 'a', 'input_tag': '1', 'identity': 'i', 'status': 'failed', 'reason': 5_000_000 * 'x'}\n"
     code += "receipt._put(row); print(os.listdir(os.environ['TMPDIR'])); os._exit(9)"

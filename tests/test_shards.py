@@ -30,7 +30,7 @@ from metricgold.shards import (
     write_record,
     write_shard,
 )
-from metricgold.storage import digest_folder, read_json, write_json
+from metricgold.storage.files import digest_folder, read_json, write_json
 
 COMMON = {"vae": "abc", "log_depth": {"near_m": 0.5, "far_m": 80.0}}
 

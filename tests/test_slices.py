@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from metricgold import slices
-from metricgold.buckets import Entry, open_bucket
 from metricgold.cluster import open_client
 from metricgold.params import Predict
 from metricgold.predict import Job, predict_all
 from metricgold.slices import predict_on
+from metricgold.storage.buckets import Entry, open_bucket
 from tests.support.pipes import NotingPipe, PlainPipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
@@ -176,7 +176,7 @@ def test_outputs_on_another_disk_are_found_out(plain_threads, small_slices, tmp_
 
 def _open_elsewhere(tmp_path):
     """Workers see another folder under the same path."""
-    from metricgold.buckets import open_bucket
+    from metricgold.storage.buckets import open_bucket
 
     def open_sink(job):
         is_worker = threading.current_thread() is not threading.main_thread()

@@ -12,7 +12,7 @@ from metricgold.encode import SceneEncoder, encode
 from metricgold.manifest import Manifest, read_manifest
 from metricgold.params import Download
 from metricgold.shards import LatentCache
-from metricgold.storage import read_json
+from metricgold.storage.files import read_json
 from metricgold.store import Store
 from metricgold.streamed import encode_from_remote
 from tests.support.server import FaultServer

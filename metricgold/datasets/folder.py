@@ -48,7 +48,7 @@ from metricgold.frame import Frame
 from metricgold.geometry import planar_from_ray_distance, rays_from_intrinsics
 from metricgold.images import read_rgb
 from metricgold.manifest import Exclusion
-from metricgold.storage import digest_file, digest_json, write_json
+from metricgold.storage.files import digest_file, digest_json, write_json
 
 STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"

@@ -26,7 +26,7 @@ from metricgold.datasets.shading import Air, shade, through_air
 from metricgold.datasets.worlds import Pose, World, draw_garden, draw_hall, draw_room, draw_street
 from metricgold.geometry import focal_px_from_fov, pinhole
 from metricgold.params import Synthesize
-from metricgold.storage import digest_file, only_writer, remove, write_aside
+from metricgold.storage.files import digest_file, only_writer, remove, write_aside
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from metricgold.storage import write_json
+from metricgold.storage.files import write_json
 
 from . import BOUNDS, CannotRun, batch, cache, cluster, download, frames, predict, s3, train
 

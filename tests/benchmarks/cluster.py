@@ -14,7 +14,7 @@ from metricgold.encode import encode
 from metricgold.params import Encode, LogDepthRange, Predict
 from metricgold.predict import predict_all
 from metricgold.slices import predict_on
-from metricgold.storage import remove
+from metricgold.storage.files import remove
 
 from . import CannotRun, least_seconds
 

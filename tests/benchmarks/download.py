@@ -16,7 +16,7 @@ import numpy as np
 
 from metricgold.download import download
 from metricgold.manifest import Manifest
-from metricgold.storage import digest_file
+from metricgold.storage.files import digest_file
 
 from . import CannotRun, chaos, least_seconds
 from .upstream import HYPERSIM_MEMBERS, Upstream, manifest_of, serve, write_plain, write_scene_zip, write_tar

@@ -24,9 +24,9 @@ from metricgold.outputs import DEFAULT
 from metricgold.outputs import SUFFIXES as SUFFIX_OF
 from metricgold.params import Predict
 from metricgold.predict import predict_all
-from tests.support import ROOT
+from tests.support import ROOT, stub
 
-from . import CannotRun, least_seconds, stub
+from . import CannotRun, least_seconds
 from .batch import FreePipe, write_photographs
 
 SWIFT = ROOT / "tests/support/swift.py"

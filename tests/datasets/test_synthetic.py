@@ -19,7 +19,7 @@ from PIL import Image
 from metricgold.datasets import open_dataset, synthetic
 from metricgold.datasets.synthetic import DATASETS, hypersim_cam_from_uv, render_scene, scene_name, synthesize
 from metricgold.params import Synthesize
-from metricgold.storage import digest_folder
+from metricgold.storage.files import digest_folder
 
 PARAMS = Synthesize(seed=5, height=24, width=36, num_train_scenes=3, num_test_scenes=1, frames_per_scene=4)
 H, W = PARAMS.height, PARAMS.width

@@ -3,7 +3,7 @@
 Keys are relative, with `/` between segments. A file, a folder, a glob and `s3://bucket/prefix` are all buckets:
 the first and the third list less. S3 takes endpoint, region and credentials from where boto3 looks for them
 (AWS_ENDPOINT_URL and so on); none of them is ever an argument here. Trouble with it that passes is waited out, see
-metricgold.s3; StoreLost says that no other key would fare better.
+metricgold.storage.s3_client; StoreLost says that no other key would fare better.
 """
 
 import builtins
@@ -25,10 +25,11 @@ from threading import Event
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-from metricgold import globs, s3
-from metricgold.globs import EVERYTHING, Wanted
-from metricgold.s3 import StoreLost
-from metricgold.storage import remove, write_aside
+from metricgold.storage import globs
+from metricgold.storage import s3_client as s3
+from metricgold.storage.files import remove, write_aside
+from metricgold.storage.globs import EVERYTHING, Wanted
+from metricgold.storage.s3_client import StoreLost
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ def open_bucket(
 ) -> "Folder | S3Prefix":
     """Open a file, folder, glob or s3://bucket/prefix; with `create`, a folder or prefix to write into.
 
-    A location may be a glob in its path or key (metricgold.globs); `include` and `exclude` are globs over the keys
-    that would be listed. What exists under a name with `*` or `[` is taken by its name.
+    A location may be a glob in its path or key (metricgold.storage.globs); `include` and `exclude` are globs over the
+    keys that would be listed. What exists under a name with `*` or `[` is taken by its name.
 
     Raises ValueError for a malformed location, FileNotFoundError or PermissionError naming the location.
     """

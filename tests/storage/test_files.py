@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from metricgold.storage import (
+from metricgold.storage.files import (
     LEFT_S,
     digest_file,
     digest_folder,
@@ -47,7 +47,7 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
 
 def test_what_killed_writers_left_aside_is_removed_and_nothing_else(tmp_path):
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom metricgold.storage import write_aside\n"
+        "import sys, time\nfrom pathlib import Path\nfrom metricgold.storage.files import write_aside\n"
         "with write_aside(Path(sys.argv[1])) as aside:\n"
         "    aside.write_text('half'); print(aside, flush=True); time.sleep(60)"
     )
@@ -119,7 +119,7 @@ def test_a_folder_s_digest_knows_names_and_bytes(tmp_path):
 
 def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
     folder = tmp_path / "out"
-    code = "import sys, time; from metricgold.storage import only_writer\nwith only_writer(sys.argv[1]):\n"
+    code = "import sys, time; from metricgold.storage.files import only_writer\nwith only_writer(sys.argv[1]):\n"
     code += "    print('held', flush=True); time.sleep(60)"
     child = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "held\n"

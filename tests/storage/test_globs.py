@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricgold.globs import Wanted, depth, head, matches, split
+from metricgold.storage.globs import Wanted, depth, head, matches, split
 
 KEYS = ("a.jpg", "b.png", "d/a.jpg", "d/b.jpg", "d/e/a.jpg", "d/e/f/c.png", "de/a.jpg", "x[1]/a.jpg", "x/y/z")
 

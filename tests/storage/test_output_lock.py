@@ -10,8 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from metricgold.buckets import open_bucket
-from metricgold.lease import LEASE, LOCK, _Lease, hold
+from metricgold.storage.buckets import open_bucket
+from metricgold.storage.output_lock import LEASE, LOCK, _Lease, hold
 from tests.support import server
 from tests.support.s3 import s3_bucket, s3_environment  # noqa: F401
 from tests.support.server import FaultServer
@@ -88,7 +88,8 @@ def test_a_lease_that_was_lost_ends_the_job_and_is_left_alone(sink):
 
 def test_a_job_killed_on_this_machine_leaves_no_lease(sink):
     code = (
-        "import sys, time\nfrom metricgold.buckets import open_bucket\nfrom metricgold.lease import hold\n"
+        "import sys, time\nfrom metricgold.storage.buckets import open_bucket\n"
+        "from metricgold.storage.output_lock import hold\n"
         "with hold(open_bucket(sys.argv[1], create=True), 600):\n    print('held', flush=True)\n    time.sleep(60)"
     )
     job = subprocess.Popen([sys.executable, "-c", code, str(sink)], stdout=subprocess.PIPE)

@@ -19,8 +19,8 @@ from threading import Event, Thread
 
 import psutil
 
-from metricgold.buckets import Folder, S3Prefix
-from metricgold.storage import machine, only_writer
+from metricgold.storage.buckets import Folder, S3Prefix
+from metricgold.storage.files import machine, only_writer
 
 log = logging.getLogger(__name__)
 
