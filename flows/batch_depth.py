@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows.cards import card
 from flows.children import ask_child
-from metricgold.params import Output
+from metricgold.params.sections import Output
 
 Preset = Literal["paper", "balanced", "fast", "one-step"]
 

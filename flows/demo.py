@@ -95,7 +95,7 @@ def _whole_way(images: list[Path], url: str) -> dict[str, Any]:
     from flows.batch_depth import batch_depth
     from flows.stages import SECONDS
     from flows.train_metricgold import train_metricgold
-    from metricgold.params import load_params
+    from metricgold.params.sections import load_params
     from metricgold.report import DEPTH, IMAGES, collect_demo_images, write_demo_report
     from metricgold.storage.files import read_json
 
@@ -119,7 +119,7 @@ def _whole_way(images: list[Path], url: str) -> dict[str, Any]:
 
 def _synthesize() -> dict[str, float]:
     """Render the data sets side by side, before there is a server to tell; answers seconds per stage."""
-    from metricgold.params import load_params
+    from metricgold.params.sections import load_params
 
     names = [f"synthesize@{name}" for name in load_params().datasets]
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "--single-item"]

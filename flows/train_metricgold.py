@@ -11,7 +11,7 @@ from flows.cards import card
 from flows.pages import show_lines
 from flows.registry import promote_version, register_version
 from flows.stages import DVC, check_licences, run_stages, run_until_done, stage_graph
-from metricgold.params import load_params
+from metricgold.params.sections import load_params
 from metricgold.storage.files import read_json
 
 METRICS = Path("metrics/evaluate.json")

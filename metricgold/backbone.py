@@ -26,7 +26,7 @@ from metricgold.frame import Frame
 from metricgold.latents import filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
 from metricgold.model import EmptyPrompt
-from metricgold.params import Backbone, LogDepthRange, Mirror, StandIn
+from metricgold.params.sections import Backbone, LogDepthRange, Mirror, StandIn
 from metricgold.storage.files import (
     digest_file,
     digest_folder,

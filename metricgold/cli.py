@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from metricgold.params import Download, Params, Predict
+    from metricgold.params.sections import Download, Params, Predict
 
 # Modules are imported inside the commands: torch alone costs two seconds, --help should not pay them.
 
@@ -41,7 +41,7 @@ def main(ctx: click.Context, params_path: Path) -> None:
 
 
 def _params(ctx: click.Context) -> "Params":
-    from metricgold.params import load_params
+    from metricgold.params.sections import load_params
 
     return load_params(ctx.obj)
 
@@ -240,7 +240,7 @@ def profile() -> None:
 @click.pass_context
 def list_(ctx: click.Context) -> None:
     """Name the profiles and what they are for."""
-    from metricgold.profiles import list_profiles
+    from metricgold.params.profiles import list_profiles
 
     for name, title in list_profiles(ctx.obj).items():
         click.echo(f"{name}: {title}")
@@ -252,7 +252,7 @@ def list_(ctx: click.Context) -> None:
 @click.pass_context
 def use(ctx: click.Context, name: str, force: bool) -> None:
     """Copy the profile NAME to params.yaml and say what changes."""
-    from metricgold.profiles import use_profile
+    from metricgold.params.profiles import use_profile
 
     for line in use_profile(name, ctx.obj, force=force) or ["nothing to change"]:
         click.echo(line)
@@ -411,7 +411,7 @@ def _asked(params: "Predict", preset: str | None, **options: Any) -> "Predict":
     """The section predict with what the command line says in its place."""
     from pydantic import ValidationError
 
-    from metricgold.params import PRESETS, Predict
+    from metricgold.params.sections import PRESETS, Predict
 
     changes = PRESETS[preset] if preset else {}
     changes = changes | {name: value for name, value in options.items() if value not in (None, ())}

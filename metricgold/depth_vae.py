@@ -32,7 +32,7 @@ from metricgold.frame import Frame
 from metricgold.latents import encode_log_depth, filled_log_depth, vae_factor
 from metricgold.log_depth import LogDepth
 from metricgold.mixture import Draw, Mixture
-from metricgold.params import DepthVae, LogDepthRange
+from metricgold.params.sections import DepthVae, LogDepthRange
 from metricgold.storage.files import (
     digest_file,
     digest_folder,

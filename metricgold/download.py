@@ -20,7 +20,7 @@ import yaml
 from metricgold.fetch import Fetcher
 from metricgold.ledger import DONE, Ledger
 from metricgold.manifest import Archive, Manifest, Source, read_split_csv
-from metricgold.params import Download
+from metricgold.params.sections import Download
 from metricgold.progress import Advance, ByteProgress, show_bytes
 from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json
 from metricgold.store import Store

@@ -39,7 +39,7 @@ from metricgold.latents import (
 )
 from metricgold.log_depth import LogDepth
 from metricgold.manifest import read_manifest
-from metricgold.params import Encode, LogDepthRange
+from metricgold.params.sections import Encode, LogDepthRange
 from metricgold.shards import (
     INDEX,
     find_shard,

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from metricgold.datasets import list_frames, read_frame
 from metricgold.datasets.listing import FrameRef
 from metricgold.frame import Frame
+from metricgold.images.panels import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
-from metricgold.panels import COLUMNS, Example, write_panels
-from metricgold.params import Evaluate, Inference
+from metricgold.params.sections import Evaluate, Inference
 from metricgold.storage.files import digest_json, write_aside, write_json
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from metricgold import panels
+from metricgold.images import panels
 
 if TYPE_CHECKING:
     from jinja2 import Template

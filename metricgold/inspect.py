@@ -36,13 +36,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from metricgold import panels
 from metricgold.alignment import MISALIGNED, align, depth_edges
 from metricgold.datasets import list_frames, read_frame
 from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.datasets.members import naming
 from metricgold.evaluate import evenly_spaced
 from metricgold.frame import Frame
+from metricgold.images import panels
 from metricgold.storage.files import digest_file, write_aside, write_json
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metricgold.frame import Frame
-from metricgold.geometry import crop_intrinsics, mirror_intrinsics, resize_intrinsics
+from metricgold.images.camera import crop_intrinsics, mirror_intrinsics, resize_intrinsics
 from metricgold.log_depth import LogDepth
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from metricgold.attention import compute_prompt_once, prompt_computed_once
-from metricgold.geometry import FOV_DEG, pinhole_or_assumed
-from metricgold.images import as_photo, read_photo
+from metricgold.images.camera import FOV_DEG, pinhole_or_assumed
+from metricgold.images.photo import as_photo, read_photo
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
 from metricgold.upsampling import fold_upsampling

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 
 from metricgold.latents import vae_factor
 from metricgold.noise import multi_resolution_noise
-from metricgold.params import Train
+from metricgold.params.sections import Train
 
 
 class Objective:

@@ -12,11 +12,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from metricgold import depth_files, point_cloud
-from metricgold.geometry import normals_from_depth, points_from_depth
-from metricgold.images import draw_preview
+from metricgold.images import depth_files, point_cloud
+from metricgold.images.camera import normals_from_depth, points_from_depth
+from metricgold.images.photo import draw_preview
 from metricgold.log_depth import LogDepth
-from metricgold.params import Output
+from metricgold.params.sections import Output
 
 # The side-car last: where it lies, the others do.
 SUFFIXES: dict[Output, str] = {

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from metricgold.backbone import new_unet, new_vae
 from metricgold.latents import vae_factor
-from metricgold.params import Backbone, Encode, Params, Train
+from metricgold.params.sections import Backbone, Encode, Params, Train
 from metricgold.storage.files import read_json
 
 GIB = 1 << 30

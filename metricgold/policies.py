@@ -14,7 +14,7 @@ import click
 
 from metricgold.evaluate import evaluate
 from metricgold.model import MetricGoldPipeline, load_pipeline
-from metricgold.params import PRESETS, Evaluate, Params, load_params
+from metricgold.params.sections import PRESETS, Evaluate, Params, load_params
 from metricgold.report import fill_between
 from metricgold.storage.files import read_json, write_aside, write_json
 from metricgold.train import train

@@ -22,18 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from metricgold.depth_files import (
+from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
+from metricgold.images.camera import pinhole_or_assumed
+from metricgold.images.depth_files import (
     read_depth_exr,
     read_depth_npz,
     read_depth_tiff,
     read_log_depth_png,
     read_mm_depth_png,
 )
-from metricgold.gallery import GALLERY, Card, Sample, make_card, render_gallery
-from metricgold.geometry import pinhole_or_assumed
-from metricgold.images import NotAnImage, Photo, claims_image, read_photo
+from metricgold.images.photo import NotAnImage, Photo, claims_image, read_photo
 from metricgold.outputs import DEFAULT, DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
-from metricgold.params import Inference, Output, Predict
+from metricgold.params.sections import Inference, Output, Predict
 from metricgold.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
 from metricgold.storage.buckets import Entry, Folder, S3Prefix, StoreLost, open_bucket
 from metricgold.storage.files import digest_folder, digest_json

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from metricgold.params import Params, Promote
+from metricgold.params.sections import Params, Promote
 from metricgold.storage.files import digest_file, digest_folder, digest_json, read_json, write_aside, write_json
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ import click
 import numpy as np
 import yaml
 
-from metricgold import panels
 from metricgold.datasets import list_frames, read_frame
-from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.evaluate import evenly_spaced
-from metricgold.images import read_rgb
+from metricgold.images import panels
+from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
+from metricgold.images.photo import read_rgb
 from metricgold.metrics import depth_metrics
 from metricgold.storage.files import read_json, write_aside, write_json
 

@@ -24,7 +24,7 @@ from metricgold.download import (
 from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
 from metricgold.ledger import DONE, DROPPED
 from metricgold.manifest import Manifest
-from metricgold.params import Params
+from metricgold.params.sections import Params
 from metricgold.storage.files import remove
 from metricgold.store import Store
 

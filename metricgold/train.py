@@ -45,7 +45,7 @@ from metricgold.latents import LatentFrame
 from metricgold.mixture import Draw, Mixture
 from metricgold.model import MetricGoldPipeline
 from metricgold.objective import Objective, training_scheduler
-from metricgold.params import LogDepthRange, Train
+from metricgold.params.sections import LogDepthRange, Train
 from metricgold.shards import LatentCache
 from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json
 from metricgold.storage.sigterm import stop_on_sigterm

@@ -32,10 +32,10 @@ from metricgold.backbone import load_vae
 from metricgold.datasets import FrameRef, list_frames, read_frame
 from metricgold.evaluate import depth_edges, evenly_spaced
 from metricgold.frame import Frame
+from metricgold.images.panels import metre_ticks
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, fit_frame, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
-from metricgold.panels import metre_ticks
-from metricgold.params import LogDepthRange, VaeFloor
+from metricgold.params.sections import LogDepthRange, VaeFloor
 from metricgold.storage.files import write_aside, write_json
 
 log = logging.getLogger(__name__)

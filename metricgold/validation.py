@@ -6,11 +6,11 @@ from pathlib import Path
 from metricgold.datasets import list_frames, read_frame
 from metricgold.evaluate import evenly_spaced, in_range
 from metricgold.frame import Frame
+from metricgold.images.panels import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
 from metricgold.model import MetricGoldPipeline
-from metricgold.panels import COLUMNS, Example, write_panels
-from metricgold.params import LogDepthRange, Validation
+from metricgold.params.sections import LogDepthRange, Validation
 
 
 def held_out_validation(

@@ -19,7 +19,7 @@ from metricgold.datasets import FrameRef, read_frame
 from metricgold.datasets.vkitti2 import kitti_benchmark_crop
 from metricgold.frame import Frame
 from metricgold.latents import cut_frame, fit_frame, mirror_frame
-from metricgold.params import Encode
+from metricgold.params.sections import Encode
 
 MARK = "#"  # between the name of a frame and the number of a view
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.params import Params
+from metricgold.params.sections import Params
 
 HEIGHT, WIDTH = 32, 48
 DATASET = "tartanair-synthetic"

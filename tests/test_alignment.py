@@ -6,7 +6,7 @@ from PIL import Image
 
 from metricgold.alignment import MISALIGNED, align, depth_edges
 from metricgold.datasets.synthetic import render_scene
-from metricgold.params import Synthesize
+from metricgold.params.sections import Synthesize
 from tests.support import SHARED
 
 SAMPLES = SHARED / "samples"

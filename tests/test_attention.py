@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 
 from metricgold.attention import FoldedAttention, PromptAttention, prompt_computed_once
 from metricgold.backbone import new_unet
-from metricgold.params import StandIn
+from metricgold.params.sections import StandIn
 
 
 @pytest.fixture

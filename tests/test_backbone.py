@@ -18,7 +18,7 @@ from metricgold.backbone import (
     vae_digest,
     widen_conv_in,
 )
-from metricgold.params import Backbone, LogDepthRange
+from metricgold.params.sections import Backbone, LogDepthRange
 from metricgold.storage.files import digest_file, digest_folder
 
 WIDTH = 8  # of the text encoder

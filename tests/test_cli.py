@@ -11,9 +11,10 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from metricgold import cli, params
+from metricgold import cli
 from metricgold.cli import main
-from metricgold.depth_files import read_log_depth_png
+from metricgold.images.depth_files import read_log_depth_png
+from metricgold.params import sections as params
 
 
 def run(*words, code=0):

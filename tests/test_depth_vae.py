@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from metricgold.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.depth_vae import depth_vae, learning_rate, log_depth_loss
 from metricgold.encode import encode
-from metricgold.params import DepthVae
+from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -169,7 +169,7 @@ def test_unreadable_training_frames_are_passed_over(tiny, tiny_raw, tiny_backbon
 CHILD = """
 import sys, torch
 from pathlib import Path
-from metricgold.params import DepthVae, LogDepthRange
+from metricgold.params.sections import DepthVae, LogDepthRange
 from metricgold.depth_vae import depth_vae
 params, raw, backbone, out = DepthVae.model_validate_json(sys.argv[1]), *map(Path, sys.argv[2:])
 depth_vae(params, LogDepthRange(), {"tartanair-synthetic": raw}, backbone, out, out.with_suffix(".json"), size=(32, 48))

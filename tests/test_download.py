@@ -25,7 +25,7 @@ from metricgold.datasets.synthetic import render_scene, synthesize
 from metricgold.download import download, group_by_scene, parse_checksums, plan, verify
 from metricgold.ledger import Ledger
 from metricgold.manifest import Archive, Manifest, load_manifest, read_manifest
-from metricgold.params import Download, Synthesize
+from metricgold.params.sections import Download, Synthesize
 from metricgold.storage.files import digest_file, only_writer
 from tests.support import ROOT
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
@@ -355,7 +355,7 @@ import os, signal, sys, yaml
 from pathlib import Path
 from metricgold.download import download
 from metricgold.manifest import read_manifest
-from metricgold.params import Download
+from metricgold.params.sections import Download
 
 left = int(sys.argv[3])
 

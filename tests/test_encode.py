@@ -20,7 +20,7 @@ from metricgold.datasets import list_frames, open_dataset
 from metricgold.encode import encode, open_encoder, source_digest
 from metricgold.latents import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
-from metricgold.params import load_params
+from metricgold.params.sections import load_params
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json, write_json
 from metricgold.views import open_processes

@@ -13,7 +13,7 @@ from metricgold.datasets import list_frames
 from metricgold.evaluate import best_constant, depth_edges, evaluate, evenly_spaced, mean_depth_map, vae_floor
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import METRICS, depth_metrics
-from metricgold.params import Evaluate
+from metricgold.params.sections import Evaluate
 
 NAME = "tartanair-synthetic"
 RANGE = LogDepth(0.5, 80.0)

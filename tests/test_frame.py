@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from metricgold.frame import Frame
-from metricgold.geometry import pinhole
+from metricgold.images.camera import pinhole
 
 
 def fields(**changes):

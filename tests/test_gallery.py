@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from metricgold.depth_files import read_log_depth_png, write_log_depth_png
 from metricgold.gallery import GALLERY, MAX_TROUBLES, Card, Sample, make_card, middles, render_gallery
+from metricgold.images.depth_files import read_log_depth_png, write_log_depth_png
 from metricgold.log_depth import LogDepth
 from tests.support.browser import NAMES, Browser, find_browser
 

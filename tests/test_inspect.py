@@ -15,7 +15,7 @@ from PIL import Image
 
 from metricgold.datasets.synthetic import render_scene
 from metricgold.inspect import EDGES_M, KINDS, coarse, inspect, percentiles, read_size, sample
-from metricgold.params import Synthesize
+from metricgold.params.sections import Synthesize
 
 STATED = {
     "depth": {"unit": "metre", "kind": "planar", "invalid": [], "far": 200},

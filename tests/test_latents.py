@@ -4,7 +4,7 @@ import torch
 
 from metricgold.backbone import load_vae
 from metricgold.frame import Frame
-from metricgold.geometry import pinhole
+from metricgold.images.camera import pinhole
 from metricgold.latents import (
     decode_log_depth,
     encode_log_depth,

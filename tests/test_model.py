@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metricgold import MetricGoldPipeline, model
-from metricgold.geometry import focal_px_from_fov
+from metricgold.images.camera import focal_px_from_fov
 from metricgold.log_depth import LogDepth
 from metricgold.model import load_pipeline, median_and_deviation, standard_error
-from metricgold.params import Predict
+from metricgold.params.sections import Predict
 
 OPTIONS = {"num_inference_steps": 2, "ensemble_size": 3, "seed": 7}
 

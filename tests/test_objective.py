@@ -13,7 +13,7 @@ from metricgold.backbone import load_backbone
 from metricgold.checkpoints import read_rows
 from metricgold.latents import decode_log_depth, encode_rgb, rgb_to_tensor
 from metricgold.objective import Objective, _crops, masked_loss, shifted_timesteps, training_scheduler
-from metricgold.params import Params, Train
+from metricgold.params.sections import Params, Train
 from metricgold.train import train
 from metricgold.updates import learning_rate
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metricgold import depth_files
+from metricgold.images import depth_files
 from metricgold.log_depth import LogDepth
 from metricgold.outputs import DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata, to_ascii
-from metricgold.params import Output
+from metricgold.params.sections import Output
 
 HEIGHT, WIDTH, FOCAL_PX = 6, 8, 10.0
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from metricgold.params import Params, Train, load_params
+from metricgold.params.profiles import PROFILES
+from metricgold.params.sections import Params, Train, load_params
 from metricgold.plan import (
     CARDS,
     GIB,
@@ -25,7 +26,6 @@ from metricgold.plan import (
     refusal,
     saved_bytes,
 )
-from metricgold.profiles import PROFILES
 
 SMALL = {
     "in_channels": 8,

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 from metricgold import policies
-from metricgold.params import PRESETS, Inference
+from metricgold.params.sections import PRESETS, Inference
 from metricgold.storage.files import read_json
 
 ROWS = [

@@ -21,11 +21,11 @@ from PIL import Image
 
 import metricgold.predict as predict_module
 import metricgold.receipt as receipt_module
-from metricgold.depth_files import read_log_depth_png, read_uncertainty_png
-from metricgold.images import Photo
+from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
+from metricgold.images.photo import Photo
 from metricgold.log_depth import LogDepth
 from metricgold.outputs import DEPTH
-from metricgold.params import Predict
+from metricgold.params.sections import Predict
 from metricgold.predict import Job, _batches, over_budget, predict_all, predict_entries
 from metricgold.storage.buckets import Folder, StoreLost, open_bucket
 from tests.support import ROOT, SHARED
@@ -799,7 +799,7 @@ def test_a_format_that_cannot_be_written_here_is_said_first(tmp_path, monkeypatc
     def missing(*_):
         raise ValueError("OpenEXR is not installed")
 
-    monkeypatch.setattr("metricgold.depth_files.write_depth_exr", missing)
+    monkeypatch.setattr("metricgold.images.depth_files.write_depth_exr", missing)
     pipe = FakePipe()
     with pytest.raises(ValueError, match="OpenEXR is not installed"):
         run(fill(tmp_path / "in", 1), tmp_path / "out", pipe, params=kinds("exr"))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from metricgold import receipt
 from metricgold.log_depth import LogDepth
-from metricgold.params import Predict
+from metricgold.params.sections import Predict
 from metricgold.predict import predict_all
 from metricgold.storage.buckets import Folder, S3Prefix, open_bucket
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures

@@ -9,7 +9,7 @@ import yaml
 from flows.plugin import DEPLOYMENTS
 from metricgold.cli import main
 from metricgold.manifest import load_manifest
-from metricgold.params import Params, load_params
+from metricgold.params.sections import Params, load_params
 from tests.support import ROOT
 
 PROFILES = sorted([ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")])

@@ -8,7 +8,7 @@ import yaml
 
 from metricgold.cli import main
 from metricgold.metrics import METRICS
-from metricgold.params import load_params
+from metricgold.params.sections import load_params
 from metricgold.report import PICTURE
 from tests.support import ROOT
 
@@ -112,8 +112,8 @@ def test_a_profile_has_every_key_that_dvc_watches(path):
 def test_python_examples_name_what_exists():
     """Names are imported; nothing is trained here that they could be run on."""
     import metricgold
-    from metricgold import depth_files
     from metricgold.datasets import READERS
+    from metricgold.images import depth_files
 
     for kind, block in BLOCKS:
         if kind == "python":

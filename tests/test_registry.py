@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from metricgold import registry
-from metricgold.params import Params, Predict, Promote
+from metricgold.params.sections import Params, Predict, Promote
 from metricgold.registry import fetch_model, promote, register, rollback, track
 
 PARAMS = Params(datasets=["hypersim-synthetic"], predict=Predict(num_inference_steps=2, ensemble_size=1))

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.evaluate import evaluate
+from metricgold.images.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.log_depth import LogDepth
-from metricgold.params import Evaluate
+from metricgold.params.sections import Evaluate
 from metricgold.report import (
     DEPTH,
     IMAGES,

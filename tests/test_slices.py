@@ -18,7 +18,7 @@ from PIL import Image
 
 from metricgold import slices
 from metricgold.cluster import open_client
-from metricgold.params import Predict
+from metricgold.params.sections import Predict
 from metricgold.predict import Job, predict_all
 from metricgold.slices import predict_on
 from metricgold.storage.buckets import Entry, open_bucket

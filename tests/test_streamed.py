@@ -10,7 +10,7 @@ import pytest
 from metricgold.download import download
 from metricgold.encode import SceneEncoder, encode
 from metricgold.manifest import Manifest, read_manifest
-from metricgold.params import Download
+from metricgold.params.sections import Download
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json
 from metricgold.store import Store

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from metricgold.backbone import load_backbone
 from metricgold.checkpoints import flat_state, load_flat_state, read_rows
-from metricgold.params import LogDepthRange, load_params
+from metricgold.params.sections import LogDepthRange, load_params
 from metricgold.storage.files import digest_folder
 from metricgold.train import train
 

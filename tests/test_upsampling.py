@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metricgold.backbone import new_unet
-from metricgold.params import StandIn
+from metricgold.params.sections import StandIn
 from metricgold.upsampling import double_and_convolve, fold_upsampling
 
 

@@ -14,7 +14,7 @@ from metricgold.datasets import open_dataset
 from metricgold.evaluate import depth_edges
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics
-from metricgold.params import VaeFloor
+from metricgold.params.sections import VaeFloor
 from metricgold.storage.files import digest_folder
 from metricgold.vae_floor import Encoding, FlipAsymmetry, Floor, Truth, best_range, measure_floor, vae_floor
 

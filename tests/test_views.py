@@ -13,9 +13,9 @@ from PIL import Image
 
 from metricgold.datasets import list_frames
 from metricgold.frame import Frame
-from metricgold.geometry import rays_from_intrinsics
+from metricgold.images.camera import rays_from_intrinsics
 from metricgold.latents import fit_frame
-from metricgold.params import Encode
+from metricgold.params.sections import Encode
 from metricgold.views import open_processes, read_views, view_frame
 
 HEIGHT, WIDTH = 24, 40
@@ -101,7 +101,7 @@ def _has_torch():
 
 PARENT = """\
 import os, time
-from metricgold.params import Encode
+from metricgold.params.sections import Encode
 from metricgold.views import open_processes
 if __name__ == "__main__":
     with open_processes(1) as pool:

@@ -27,7 +27,7 @@
 
 Depth may be a 16-bit grey PNG, .npy, .npz (one array, or `array: its name` under depth) or TIFF (float or 16-bit
 grey), of the same size as the rgb. NaN, infinity, zero and below are never valid. An rgb may be any photograph that
-metricgold.images reads, but one whose EXIF turns it is refused: nobody can know whether the depth was turned too.
+metricgold.images.photo reads, but one whose EXIF turns it is refused: nobody can know whether the depth was turned too.
 """
 
 import csv
@@ -45,8 +45,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps, paired_ids
 from metricgold.datasets.members import expect_shape, naming, read_npy, read_pixels
 from metricgold.frame import Frame
-from metricgold.geometry import planar_from_ray_distance, rays_from_intrinsics
-from metricgold.images import read_rgb
+from metricgold.images.camera import planar_from_ray_distance, rays_from_intrinsics
+from metricgold.images.photo import read_rgb
 from metricgold.manifest import Exclusion
 from metricgold.storage.files import digest_file, digest_json, write_json
 

@@ -23,7 +23,7 @@ import numpy as np
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, no_gaps, paired_ids
 from metricgold.datasets.members import expect_floats, expect_shape, naming, read_hdf5
 from metricgold.frame import Frame
-from metricgold.geometry import pixel_centres, planar_from_ray_distance
+from metricgold.images.camera import pixel_centres, planar_from_ray_distance
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from metricgold.datasets.raycast import NOTHING, Hits
 from metricgold.datasets.shading import Air, shade, through_air
 from metricgold.datasets.worlds import Pose, World, draw_garden, draw_hall, draw_room, draw_street
-from metricgold.geometry import focal_px_from_fov, pinhole
-from metricgold.params import Synthesize
+from metricgold.images.camera import focal_px_from_fov, pinhole
+from metricgold.params.sections import Synthesize
 from metricgold.storage.files import digest_file, only_writer, remove, write_aside
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
 from metricgold.datasets.members import expect_floats, expect_shape, read_npy, read_pixels
 from metricgold.frame import Frame
-from metricgold.geometry import pinhole, rays_from_intrinsics
+from metricgold.images.camera import pinhole, rays_from_intrinsics
 
 FAR_RAY_DISTANCE_M = 1000.0
 FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther

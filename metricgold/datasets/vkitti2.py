@@ -11,7 +11,7 @@ from metricgold.datasets.depth_png import read_depth_png
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
 from metricgold.datasets.members import expect_shape, naming, read_pixels
 from metricgold.frame import Frame
-from metricgold.geometry import crop_intrinsics
+from metricgold.images.camera import crop_intrinsics
 
 FAR = 65535
 CROP_HEIGHT, CROP_WIDTH = 352, 1216  # of KITTI's depth benchmark

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from metricgold.log_depth import LogDepth
-from metricgold.params import Predict
+from metricgold.params.sections import Predict
 from metricgold.predict import predict_all
 
 from . import CannotRun, least_seconds

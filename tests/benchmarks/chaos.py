@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from metricgold.manifest import Manifest
-from metricgold.params import Download
+from metricgold.params.sections import Download
 
 from .upstream import HYPERSIM_MEMBERS, Served, Upstream, manifest_of, serve, write_plain, write_scene_zip, write_tar
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from metricgold.cluster import open_client, open_executor
 from metricgold.encode import encode
-from metricgold.params import Encode, LogDepthRange, Predict
+from metricgold.params.sections import Encode, LogDepthRange, Predict
 from metricgold.predict import predict_all
 from metricgold.slices import predict_on
 from metricgold.storage.files import remove

@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from metricgold.backbone import SCHEDULE, new_unet, new_vae, widen_conv_in
 from metricgold.latents import vae_factor
 from metricgold.model import EmptyPrompt, MetricGoldPipeline, _Asked
-from metricgold.params import PRESETS, StandIn
+from metricgold.params.sections import PRESETS, StandIn
 from metricgold.plan import NUM_PROMPT_TOKENS, SD2_UNET, SD2_VAE, Card, flop_counter
 
 from . import least_seconds

@@ -22,7 +22,7 @@ from unittest import mock
 
 from metricgold.outputs import DEFAULT
 from metricgold.outputs import SUFFIXES as SUFFIX_OF
-from metricgold.params import Predict
+from metricgold.params.sections import Predict
 from metricgold.predict import predict_all
 from tests.support import ROOT, stub
 

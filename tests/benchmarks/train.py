@@ -25,7 +25,7 @@ from metricgold.backbone import SCHEDULE
 from metricgold.latents import LatentFrame, encode_log_depth, encode_rgb
 from metricgold.model import EmptyPrompt
 from metricgold.noise import multi_resolution_noise
-from metricgold.params import Train, load_params
+from metricgold.params.sections import Train, load_params
 from metricgold.plan import (
     ASSUMED_MFU,
     CARDS,

@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from metricgold.datasets import folder, list_frames, open_dataset, read_frame
-from metricgold.geometry import rays_from_intrinsics
+from metricgold.images.camera import rays_from_intrinsics
 from metricgold.storage.files import read_json
 
 HEIGHT, WIDTH = 6, 8

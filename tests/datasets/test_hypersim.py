@@ -9,8 +9,8 @@ import pytest
 from metricgold.datasets import hypersim, list_frames, open_dataset, read_frame
 from metricgold.datasets.members import read_hdf5
 from metricgold.datasets.synthetic import hypersim_cam_from_uv, render_scene
-from metricgold.geometry import rays_from_intrinsics
-from metricgold.params import Synthesize
+from metricgold.images.camera import rays_from_intrinsics
+from metricgold.params.sections import Synthesize
 
 HEIGHT, WIDTH = 12, 16
 TILTED = (0.58, 0.0, -0.07, 0.0, 0.43, 0.09, 0.0, 0.004, -1.004)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from metricgold.datasets import open_dataset, synthetic
 from metricgold.datasets.synthetic import DATASETS, hypersim_cam_from_uv, render_scene, scene_name, synthesize
-from metricgold.params import Synthesize
+from metricgold.params.sections import Synthesize
 from metricgold.storage.files import digest_folder
 
 PARAMS = Synthesize(seed=5, height=24, width=36, num_train_scenes=3, num_test_scenes=1, frames_per_scene=4)
@@ -150,7 +150,7 @@ def test_a_failure_leaves_the_old_archives_alone(archives, tmp_path, monkeypatch
 
 def test_a_killed_run_leaves_nothing_that_counts(archives, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from metricgold.params import Synthesize;"
+        "import sys; from pathlib import Path; from metricgold.params.sections import Synthesize;"
         "from metricgold.datasets.synthetic import synthesize;"
         "synthesize('hypersim-synthetic', Synthesize(num_train_scenes=400), Path(sys.argv[1]))"
     )

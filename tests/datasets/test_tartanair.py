@@ -6,7 +6,7 @@ from PIL import Image
 
 from metricgold.datasets import list_frames, open_dataset, tartanair
 from metricgold.datasets.tartanair import sky_ray_distance_m
-from metricgold.geometry import pinhole, rays_from_intrinsics
+from metricgold.images.camera import pinhole, rays_from_intrinsics
 
 HEIGHT, WIDTH = 6, 8
 

@@ -10,7 +10,7 @@ from PIL import Image
 from metricgold.datasets import list_frames, open_dataset, read_frame
 from metricgold.datasets.vkitti2 import kitti_benchmark_crop
 from metricgold.frame import Frame
-from metricgold.geometry import rays_from_intrinsics
+from metricgold.images.camera import rays_from_intrinsics
 
 HEIGHT, WIDTH = 6, 10
 

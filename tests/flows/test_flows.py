@@ -216,7 +216,7 @@ def test_presets_and_options_of_the_flow_are_the_command_line_s():
 
     from flows.batch_depth import Preset, batch_depth
     from metricgold.cli import main
-    from metricgold.params import PRESETS
+    from metricgold.params.sections import PRESETS
 
     assert get_args(Preset) == tuple(PRESETS)
     known = {option for parameter in main.commands["predict"].params for option in parameter.opts}

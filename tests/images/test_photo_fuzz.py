@@ -13,7 +13,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageCms
 
-from metricgold.images import NotAnImage, Photo, read_photo
+from metricgold.images.photo import NotAnImage, Photo, read_photo
 
 MAX_PIXELS = 1_000_000
 SECONDS_EACH, MEMORY_MB, GROWTH_MB = 5, 3000, 150

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from metricgold.depth_files import open_whole, with_own
+from metricgold.images.depth_files import open_whole, with_own
 
 
 def write_ply(

@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from metricgold.params import Params, Train, load_params
+from metricgold.params.sections import Params, Train, load_params
 from tests.support import ROOT
 
 

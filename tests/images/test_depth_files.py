@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from metricgold.depth_files import (
+from metricgold.images.depth_files import (
     read_depth_exr,
     read_depth_npz,
     read_depth_tiff,
@@ -337,5 +337,5 @@ def test_npz_with_pickles_is_refused(tmp_path):
 
 
 def test_importing_the_formats_does_not_load_openexr():
-    program = "import sys, metricgold.depth_files; sys.exit('OpenEXR' in sys.modules)"
+    program = "import sys, metricgold.images.depth_files; sys.exit('OpenEXR' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from metricgold import point_cloud
-from metricgold.geometry import pinhole, points_from_depth
-from metricgold.point_cloud import write_glb, write_ply
+from metricgold.images import point_cloud
+from metricgold.images.camera import pinhole, points_from_depth
+from metricgold.images.point_cloud import write_glb, write_ply
 
 trimesh = pytest.importorskip("trimesh")
 RNG = np.random.default_rng(0)

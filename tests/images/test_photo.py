@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 from pillow_heif import register_heif_opener
 
-from metricgold import images
-from metricgold.images import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
+from metricgold.images import photo as images
+from metricgold.images.photo import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
 from tests.support import ROOT, SHARED
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.
@@ -82,7 +82,7 @@ def test_odd_image_that_ends_early_is_read_in_part_if_so_wished(name):
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
 def test_odd_images_leave_nothing_on_the_terminal():
     program = (
-        "import sys; from pathlib import Path; from metricgold.images import read_rgb\n"
+        "import sys; from pathlib import Path; from metricgold.images.photo import read_rgb\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    try: read_rgb(path, max_pixels=2_000_000)\n"
         "    except ValueError: pass\n"

@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from metricgold.params import load_params
+from metricgold.params.sections import load_params
 from metricgold.storage.files import write_aside
 
-PROFILES = Path(__file__).parents[1] / "profiles"
+PROFILES = Path(__file__).parents[2] / "profiles"
 
 
 def list_profiles(path: Path = Path("params.yaml"), profiles: Path = PROFILES) -> dict[str, str]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metricgold.geometry import (
+from metricgold.images.camera import (
     crop_intrinsics,
     focal_px_from_fov,
     mirror_intrinsics,

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from metricgold.params import load_params
-from metricgold.profiles import PROFILES, differences, list_profiles, use_profile
+from metricgold.params.profiles import PROFILES, differences, list_profiles, use_profile
+from metricgold.params.sections import load_params
 from tests.support import ROOT
 
 NAMES = ["demo", "h100", "rtx3090", "rtx3090-one-step"]
