@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from tqdm import tqdm
 
-from metricgold.datasets import list_frames, read_frame
-from metricgold.frame import Frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.latents import filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
 from metricgold.model import EmptyPrompt

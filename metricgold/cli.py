@@ -68,8 +68,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JS
 @click.pass_context
 def synthesize(ctx: click.Context, dataset: str) -> None:
     """Render DATASET-synthetic and pack it into the data set's own archives; a real data set leaves a note."""
-    from metricgold.datasets.synthetic import synthesize
-    from metricgold.manifest import load_manifest
+    from metricgold.datasets.manifest import load_manifest
+    from metricgold.datasets.synthetic.archives import synthesize
     from metricgold.storage.files import write_json
 
     out = Path("data/synthetic") / dataset
@@ -102,7 +102,7 @@ def download(
 ) -> None:
     """Fetch DATASET's archives, verify and extract them into data/raw/DATASET; of own data there only take note."""
     if _is_own(dataset):
-        from metricgold.datasets.folder import write_ledger
+        from metricgold.datasets.own_data import write_ledger
 
         if action or scenes or limit_gb:
             raise click.UsageError(f"data/raw/{dataset} is your own: there is nothing to fetch")
@@ -110,7 +110,7 @@ def download(
         return
 
     from metricgold import download as stage
-    from metricgold.manifest import load_manifest
+    from metricgold.datasets.manifest import load_manifest
 
     manifest, into = load_manifest(dataset), Path("data/raw") / dataset
     params = _selected(_params(ctx).download, dataset, scenes, limit_gb)
@@ -141,7 +141,7 @@ def manifest() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 def check(names: tuple[str, ...]) -> None:
     """Say what is wrong with manifests and where; all of the project's if none is named."""
-    from metricgold.manifest import MANIFESTS, WARNING, check_manifests
+    from metricgold.datasets.manifest import MANIFESTS, WARNING, check_manifests
 
     paths = [Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml" for name in names]
     paths = paths or sorted(MANIFESTS.glob("*.yaml"))
@@ -159,7 +159,7 @@ def check(names: tuple[str, ...]) -> None:
 @click.pass_context
 def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
     """Look at DATASET's frames: a page in reports/inspect, figures in metrics/inspect, a histogram in plots/inspect."""
-    from metricgold.inspect import inspect
+    from metricgold.datasets.inspect.page import inspect
 
     params = _params(ctx).inspect
     kinds = {"reports": "html", "metrics": "json", "plots": "csv"}
@@ -193,7 +193,7 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
     if from_remote and dask:
         raise click.UsageError(f"--dask needs the raw data of {dataset} on a shared disk, which --from-remote deletes")
     if from_remote:
-        from metricgold.manifest import load_manifest
+        from metricgold.datasets.manifest import load_manifest
         from metricgold.streamed import encode_from_remote
 
         encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from metricgold.datasets.manifest import Archive, Manifest, Source, read_split_csv
 from metricgold.fetch import Fetcher
 from metricgold.ledger import DONE, Ledger
-from metricgold.manifest import Archive, Manifest, Source, read_split_csv
 from metricgold.params.sections import Download
 from metricgold.progress import Advance, ByteProgress, show_bytes
 from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json

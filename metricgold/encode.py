@@ -24,9 +24,11 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from metricgold.backbone import load_vae, vae_digest
-from metricgold.datasets import IN_NO_SPLIT, FrameRef, Listing, folder, list_frames
+from metricgold.datasets import own_data as folder
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.manifest import read_manifest
+from metricgold.datasets.readers import IN_NO_SPLIT, FrameRef, Listing, list_frames
 from metricgold.download import scene_splits
-from metricgold.frame import Frame
 from metricgold.latents import (
     LatentFrame,
     decode_log_depth,
@@ -38,7 +40,6 @@ from metricgold.latents import (
     vae_factor,
 )
 from metricgold.log_depth import LogDepth
-from metricgold.manifest import read_manifest
 from metricgold.params.sections import Encode, LogDepthRange
 from metricgold.shards import (
     INDEX,

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from metricgold.datasets import list_frames, read_frame
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef
-from metricgold.frame import Frame
+from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.images.panels import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics

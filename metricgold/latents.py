@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metricgold.frame import Frame
+from metricgold.datasets.frame import Frame
 from metricgold.images.camera import crop_intrinsics, mirror_intrinsics, resize_intrinsics
 from metricgold.log_depth import LogDepth
 

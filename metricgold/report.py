@@ -20,7 +20,7 @@ import click
 import numpy as np
 import yaml
 
-from metricgold.datasets import list_frames, read_frame
+from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.evaluate import evenly_spaced
 from metricgold.images import panels
 from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png

@@ -20,9 +20,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from metricgold.archives import ZipMember, extract, extract_tar, is_archive, join_ranges, list_zip
+from metricgold.datasets.manifest import ALGORITHMS, Manifest, Source
 from metricgold.fetch import Fetcher, RemoteFile
 from metricgold.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
-from metricgold.manifest import ALGORITHMS, Manifest, Source
 from metricgold.progress import Advance, ByteProgress, show_bytes
 from metricgold.remote import shown
 from metricgold.storage.files import BLOCK_BYTES, digest_crc32, digest_json, remove

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from metricgold.datasets import Listing, NoFramesError, list_frames
+from metricgold.datasets.manifest import Manifest
+from metricgold.datasets.readers import Listing, NoFramesError, list_frames
 from metricgold.download import (
     Group,
     bring,
@@ -23,7 +24,6 @@ from metricgold.download import (
 )
 from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
 from metricgold.ledger import DONE, DROPPED
-from metricgold.manifest import Manifest
 from metricgold.params.sections import Params
 from metricgold.storage.files import remove
 from metricgold.store import Store

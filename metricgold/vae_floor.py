@@ -29,9 +29,9 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 from metricgold.backbone import load_vae
-from metricgold.datasets import FrameRef, list_frames, read_frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import FrameRef, list_frames, read_frame
 from metricgold.evaluate import depth_edges, evenly_spaced
-from metricgold.frame import Frame
 from metricgold.images.panels import metre_ticks
 from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, fit_frame, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from metricgold.datasets import list_frames, read_frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.evaluate import evenly_spaced, in_range
-from metricgold.frame import Frame
 from metricgold.images.panels import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics

@@ -15,9 +15,9 @@ from threading import Thread
 
 import numpy as np
 
-from metricgold.datasets import FrameRef, read_frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import FrameRef, read_frame
 from metricgold.datasets.vkitti2 import kitti_benchmark_crop
-from metricgold.frame import Frame
 from metricgold.latents import cut_frame, fit_frame, mirror_frame
 from metricgold.params.sections import Encode
 

@@ -211,7 +211,7 @@ def test_the_stand_in_is_of_the_same_classes_and_files(stable_diffusion, tmp_pat
 
 
 def test_the_stand_in_s_latents_have_unit_variance_once_scaled(tiny_backbone, tiny_raw, tiny):
-    from metricgold.datasets import open_dataset
+    from metricgold.datasets.readers import open_dataset
     from metricgold.latents import encode_rgb, rgb_to_tensor
 
     vae = load_backbone(tiny_backbone)["vae"].eval()

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from metricgold import manifest as manifests
 from metricgold.cli import main
+from metricgold.datasets import manifest as manifests
 
 FACTS = {
     "name": "tiny",

@@ -20,11 +20,11 @@ import pytest
 
 from metricgold import download as module
 from metricgold import fetch
-from metricgold.datasets import list_frames, read_frame
-from metricgold.datasets.synthetic import render_scene, synthesize
+from metricgold.datasets.manifest import Archive, Manifest, load_manifest, read_manifest
+from metricgold.datasets.readers import list_frames, read_frame
+from metricgold.datasets.synthetic.archives import render_scene, synthesize
 from metricgold.download import download, group_by_scene, parse_checksums, plan, verify
 from metricgold.ledger import Ledger
-from metricgold.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.params.sections import Download, Synthesize
 from metricgold.storage.files import digest_file, only_writer
 from tests.support import ROOT
@@ -354,7 +354,7 @@ KILLED = """
 import os, signal, sys, yaml
 from pathlib import Path
 from metricgold.download import download
-from metricgold.manifest import read_manifest
+from metricgold.datasets.manifest import read_manifest
 from metricgold.params.sections import Download
 
 left = int(sys.argv[3])

@@ -16,7 +16,7 @@ import torch
 
 from metricgold import encode as module
 from metricgold.backbone import load_vae
-from metricgold.datasets import list_frames, open_dataset
+from metricgold.datasets.readers import list_frames, open_dataset
 from metricgold.encode import encode, open_encoder, source_digest
 from metricgold.latents import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth

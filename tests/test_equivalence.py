@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from metricgold.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in
 from metricgold.checkpoints import read_rows
-from metricgold.datasets import open_dataset
+from metricgold.datasets.readers import open_dataset
 from metricgold.encode import encode
 from metricgold.metrics import depth_metrics
 from metricgold.mixture import Draw, Mixture

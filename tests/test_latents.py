@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from metricgold.backbone import load_vae
-from metricgold.frame import Frame
+from metricgold.datasets.frame import Frame
 from metricgold.images.camera import pinhole
 from metricgold.latents import (
     decode_log_depth,

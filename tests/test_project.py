@@ -8,7 +8,7 @@ import yaml
 
 from flows.plugin import DEPLOYMENTS
 from metricgold.cli import main
-from metricgold.manifest import load_manifest
+from metricgold.datasets.manifest import load_manifest
 from metricgold.params.sections import Params, load_params
 from tests.support import ROOT
 

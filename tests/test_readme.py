@@ -68,7 +68,7 @@ def test_every_path_exists():
     named = [text for text in SPANS if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/?", text) and ("/" in text or "." in text)]
     tops = {path.name for path in ROOT.iterdir()} | {made.rstrip("/") for made in MADE}
     paths = {text for text in named if text.split("/")[0] in tops} | {link for link in links if link[0] != "#"}
-    assert {"params.yaml", "metricgold/frame.py", "data_manifests/", str(PICTURE)} <= paths
+    assert {"params.yaml", "metricgold/datasets/frame.py", "data_manifests/", str(PICTURE)} <= paths
     for path in sorted(paths - EXAMPLES):
         made = path.startswith(MADE) or path.split("/")[0] + "/" in MADE or path == "dvc.lock"
         assert made or (ROOT / path.replace("\\", "")).exists(), path
@@ -112,7 +112,7 @@ def test_a_profile_has_every_key_that_dvc_watches(path):
 def test_python_examples_name_what_exists():
     """Names are imported; nothing is trained here that they could be run on."""
     import metricgold
-    from metricgold.datasets import READERS
+    from metricgold.datasets.readers import READERS
     from metricgold.images import depth_files
 
     for kind, block in BLOCKS:

@@ -7,9 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from metricgold.datasets.manifest import Manifest, read_manifest
 from metricgold.download import download
 from metricgold.encode import SceneEncoder, encode
-from metricgold.manifest import Manifest, read_manifest
 from metricgold.params.sections import Download
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from metricgold.backbone import load_vae
-from metricgold.datasets import open_dataset
+from metricgold.datasets.readers import open_dataset
 from metricgold.evaluate import depth_edges
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics

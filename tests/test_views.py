@@ -11,8 +11,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from metricgold.datasets import list_frames
-from metricgold.frame import Frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import list_frames
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.latents import fit_frame
 from metricgold.params.sections import Encode

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.members import read_pixels
+from metricgold.datasets.arrays import read_pixels
 
 
 def read_depth_png(path: Path, units_per_metre: float, no_depth: int = 0) -> tuple[np.ndarray, np.ndarray]:

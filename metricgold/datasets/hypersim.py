@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from metricgold.datasets.arrays import expect_floats, expect_shape, naming, read_hdf5
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, no_gaps, paired_ids
-from metricgold.datasets.members import expect_floats, expect_shape, naming, read_hdf5
-from metricgold.frame import Frame
 from metricgold.images.camera import pixel_centres, planar_from_ray_distance
 
 log = logging.getLogger(__name__)

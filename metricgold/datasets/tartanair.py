@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from metricgold.datasets.arrays import expect_floats, expect_shape, read_npy, read_pixels
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
-from metricgold.datasets.members import expect_floats, expect_shape, read_npy, read_pixels
-from metricgold.frame import Frame
 from metricgold.images.camera import pinhole, rays_from_intrinsics
 
 FAR_RAY_DISTANCE_M = 1000.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from metricgold.datasets.arrays import read_pixels
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing
-from metricgold.datasets.members import read_pixels
 from metricgold.datasets.tartanair import FAR_RAY_DISTANCE_M, frame_from, list_trajectories
-from metricgold.frame import Frame
 
 FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from metricgold.datasets.arrays import expect_shape, naming, read_pixels
 from metricgold.datasets.depth_png import read_depth_png
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
-from metricgold.datasets.members import expect_shape, naming, read_pixels
-from metricgold.frame import Frame
 from metricgold.images.camera import crop_intrinsics
 
 FAR = 65535

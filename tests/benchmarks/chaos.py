@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from metricgold.manifest import Manifest
+from metricgold.datasets.manifest import Manifest
 from metricgold.params.sections import Download
 
 from .upstream import HYPERSIM_MEMBERS, Served, Upstream, manifest_of, serve, write_plain, write_scene_zip, write_tar

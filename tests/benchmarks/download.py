@@ -14,8 +14,8 @@ from urllib.request import urlopen
 
 import numpy as np
 
+from metricgold.datasets.manifest import Manifest
 from metricgold.download import download
-from metricgold.manifest import Manifest
 from metricgold.storage.files import digest_file
 
 from . import CannotRun, chaos, least_seconds

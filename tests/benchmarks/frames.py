@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from metricgold.datasets import FrameRef, hypersim
+from metricgold.datasets.readers import FrameRef, hypersim
 
 from . import least_seconds
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metricgold.manifest import Manifest, load_manifest
+from metricgold.datasets.manifest import Manifest, load_manifest
 from tests.support import ROOT
 
 SERVER = ROOT / "tests/support/server.py"

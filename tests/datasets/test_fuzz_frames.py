@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets import FrameRef, hypersim, read_frame
-from metricgold.frame import Frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import FrameRef, hypersim, read_frame
 
 HEIGHT, WIDTH = 24, 32
 NUM_PER_DATASET = 250

@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from metricgold.datasets import hypersim, list_frames, open_dataset, read_frame
-from metricgold.datasets.members import read_hdf5
-from metricgold.datasets.synthetic import hypersim_cam_from_uv, render_scene
+from metricgold.datasets.arrays import read_hdf5
+from metricgold.datasets.readers import hypersim, list_frames, open_dataset, read_frame
+from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv, render_scene
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.params.sections import Synthesize
 

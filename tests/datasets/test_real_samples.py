@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets import FrameRef, hypersim, list_frames, open_dataset, read_frame
+from metricgold.datasets.arrays import read_hdf5, read_npy, read_pixels
 from metricgold.datasets.depth_png import read_depth_png
-from metricgold.datasets.members import read_hdf5, read_npy, read_pixels
-from metricgold.manifest import load_manifest, read_split_csv
+from metricgold.datasets.manifest import load_manifest, read_split_csv
+from metricgold.datasets.readers import FrameRef, hypersim, list_frames, open_dataset, read_frame
 from tests.support import SHARED
 
 SAMPLES = SHARED / "samples"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets import list_frames, open_dataset, tartanair
+from metricgold.datasets.readers import list_frames, open_dataset, tartanair
 from metricgold.datasets.tartanair import sky_ray_distance_m
 from metricgold.images.camera import pinhole, rays_from_intrinsics
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from metricgold.datasets import list_frames, open_dataset
+from metricgold.datasets.readers import list_frames, open_dataset
 from metricgold.datasets.tartanair2 import unpack_depth
 
 HEIGHT, WIDTH = 4, 6

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets import list_frames, open_dataset, read_frame
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.readers import list_frames, open_dataset, read_frame
 from metricgold.datasets.vkitti2 import kitti_benchmark_crop
-from metricgold.frame import Frame
 from metricgold.images.camera import rays_from_intrinsics
 
 HEIGHT, WIDTH = 6, 10

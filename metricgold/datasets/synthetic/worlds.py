@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metricgold.datasets.raycast import NOTHING, Box, Cylinder, Ground, Shell, Solid, Solids, Sphere
-from metricgold.datasets.shading import Air, Light
+from metricgold.datasets.synthetic.raycast import NOTHING, Box, Cylinder, Ground, Shell, Solid, Solids, Sphere
+from metricgold.datasets.synthetic.shading import Air, Light
 
 Rng = np.random.Generator
 WOOD = (0.55, 0.36, 0.20)

@@ -12,7 +12,7 @@ an evenly spaced sample of every scene is decoded. A frame is suspicious, which 
                      far from those of the other frames (another unit)
     duplicate rgb    the photograph is, byte for byte or to the eye, that of another frame
     duplicate depth  so is the depth map, within a folder; over folders a scene may be rendered in many weathers
-    misaligned       depth edges lie better elsewhere than on the photograph's (metricgold.alignment)
+    misaligned       depth edges fit better elsewhere than on the photograph's (see edge_alignment)
 """
 
 import base64
@@ -36,12 +36,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from metricgold.alignment import MISALIGNED, align, depth_edges
-from metricgold.datasets import list_frames, read_frame
+from metricgold.datasets.arrays import naming
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
 from metricgold.datasets.listing import FrameRef, Listing
-from metricgold.datasets.members import naming
+from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.evaluate import evenly_spaced
-from metricgold.frame import Frame
 from metricgold.images import panels
 from metricgold.storage.files import digest_file, write_aside, write_json
 
@@ -468,7 +468,7 @@ def _render(dataset: str, split: str | None, found: Findings, pool: Executor) ->
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": "{:.1%}".format, "metres": metres}
-    return environment.from_string(Path(__file__).with_name("inspect.html.j2").read_text()).render(
+    return environment.from_string(Path(__file__).with_name("page.html.j2").read_text()).render(
         dataset=dataset,
         split=split,
         figures=found.figures(),

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from metricgold.archives import SUFFIXES, is_archive
 
-MANIFESTS = Path(__file__).parents[1] / "data_manifests"
+MANIFESTS = Path(__file__).parents[2] / "data_manifests"
 SCHEMES = ("file", "http", "https", "s3")
 ALGORITHMS = ("md5", "sha256", "sha512")
 OF_NO_BYTES = {hashlib.new(name, usedforsecurity=False).hexdigest() for name in ALGORITHMS}

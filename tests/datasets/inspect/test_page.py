@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.datasets.synthetic import render_scene
-from metricgold.inspect import EDGES_M, KINDS, coarse, inspect, percentiles, read_size, sample
+from metricgold.datasets.inspect.page import EDGES_M, KINDS, coarse, inspect, percentiles, read_size, sample
+from metricgold.datasets.synthetic.archives import render_scene
 from metricgold.params.sections import Synthesize
 
 STATED = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metricgold.datasets.raycast import NOTHING, Hits, Solids
+from metricgold.datasets.synthetic.raycast import NOTHING, Hits, Solids
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from metricgold.frame import Frame
+from metricgold.datasets.frame import Frame
 from metricgold.images.camera import pinhole
 
 

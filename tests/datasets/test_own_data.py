@@ -7,7 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.datasets import folder, list_frames, open_dataset, read_frame
+from metricgold.datasets import own_data as folder
+from metricgold.datasets.readers import list_frames, open_dataset, read_frame
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.storage.files import read_json
 

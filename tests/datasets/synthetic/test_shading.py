@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from metricgold.datasets.raycast import NOTHING, Box, Ground, Hits, Solids
-from metricgold.datasets.shading import MATERIALS, Air, Light, _pulse, shade, through_air
-from metricgold.datasets.worlds import draw_garden, draw_hall, draw_room, draw_street
+from metricgold.datasets.synthetic.raycast import NOTHING, Box, Ground, Hits, Solids
+from metricgold.datasets.synthetic.shading import MATERIALS, Air, Light, _pulse, shade, through_air
+from metricgold.datasets.synthetic.worlds import draw_garden, draw_hall, draw_room, draw_street
 
 SUN = Light((0.0, 0.0, 1000.0), (1.0, 1.0, 1.0), (0.2, 0.2, 0.2))
 

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metricgold.manifest import (
+from metricgold.datasets.manifest import (
     WARNING,
     Manifest,
     check_manifest,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.alignment import MISALIGNED, align, depth_edges
-from metricgold.datasets.synthetic import render_scene
+from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
+from metricgold.datasets.synthetic.archives import render_scene
 from metricgold.params.sections import Synthesize
 from tests.support import SHARED
 

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets import open_dataset, synthetic
-from metricgold.datasets.synthetic import DATASETS, hypersim_cam_from_uv, render_scene, scene_name, synthesize
+from metricgold.datasets.readers import open_dataset
+from metricgold.datasets.synthetic import archives as synthetic
+from metricgold.datasets.synthetic.archives import DATASETS, hypersim_cam_from_uv, render_scene, scene_name, synthesize
 from metricgold.params.sections import Synthesize
 from metricgold.storage.files import digest_folder
 
@@ -151,7 +152,7 @@ def test_a_failure_leaves_the_old_archives_alone(archives, tmp_path, monkeypatch
 def test_a_killed_run_leaves_nothing_that_counts(archives, tmp_path):
     code = (
         "import sys; from pathlib import Path; from metricgold.params.sections import Synthesize;"
-        "from metricgold.datasets.synthetic import synthesize;"
+        "from metricgold.datasets.synthetic.archives import synthesize;"
         "synthesize('hypersim-synthetic', Synthesize(num_train_scenes=400), Path(sys.argv[1]))"
     )
     out = tmp_path / "out"

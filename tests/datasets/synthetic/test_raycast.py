@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricgold.datasets.raycast import NOTHING, Box, Cylinder, Ground, Shell, Solids, Sphere
+from metricgold.datasets.synthetic.raycast import NOTHING, Box, Cylinder, Ground, Shell, Solids, Sphere
 
 ORIGIN = np.array([0.0, 0.0, 1.5])
 

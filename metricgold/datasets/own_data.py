@@ -42,12 +42,12 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixels
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps, paired_ids
-from metricgold.datasets.members import expect_shape, naming, read_npy, read_pixels
-from metricgold.frame import Frame
+from metricgold.datasets.manifest import Exclusion
 from metricgold.images.camera import planar_from_ray_distance, rays_from_intrinsics
 from metricgold.images.photo import read_rgb
-from metricgold.manifest import Exclusion
 from metricgold.storage.files import digest_file, digest_json, write_json
 
 STATEMENT = "dataset.yaml"

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from metricgold.datasets import READERS
-from metricgold.manifest import MANIFESTS, check_manifest, load_manifest, read_split_csv
+from metricgold.datasets.manifest import MANIFESTS, check_manifest, load_manifest, read_split_csv
+from metricgold.datasets.readers import READERS
 from tests.support import SHARED
 
 LISTS = SHARED / "samples" / "metadata"

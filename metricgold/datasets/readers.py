@@ -1,0 +1,105 @@
+"""Raw archives -> frames: one file per data set, one table, one form.
+
+A synthetic twin `<name>-synthetic` is laid out like its original and goes through the same reader. Any other name
+is a team's own data, described by the dataset.yaml in its raw folder (metricgold.datasets.own_data).
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from metricgold.datasets import hypersim, own_data, tartanair, tartanair2, vkitti2
+from metricgold.datasets.frame import Frame
+from metricgold.datasets.listing import FrameRef, Listing, no_gaps
+from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
+
+log = logging.getLogger(__name__)
+
+IN_NO_SPLIT = "in no split"  # the reason for which such frames are gaps
+
+
+class NoFramesError(ValueError):
+    """A raw folder has neither frames nor gaps."""
+
+
+class Reader(NamedTuple):
+    list_frames: Callable[[str, Path], Listing]  # looks at names only
+    read_frame: Callable[[FrameRef], Frame]
+
+
+READERS: dict[str, Reader] = {
+    module.__name__.rpartition(".")[2]: Reader(module.list_frames, module.read_frame)
+    for module in (hypersim, vkitti2, tartanair, tartanair2)
+}
+OWN = Reader(own_data.list_frames, own_data.read_frame)  # of every name that has no reader of its own
+
+
+def open_dataset(name: str, raw: Path, *, split: str | None = None) -> Iterator[Frame]:
+    """All frames of a data set in the order of their names. Errors as in list_frames and read_frame."""
+    return map(read_frame, list_frames(name, raw, split=split).frames)
+
+
+def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
+    """What open_dataset would read, without decoding, and what is left out for which reason.
+
+    split=None takes everything that lies in `raw` and needs no manifest. A split is decided by
+    raw/manifest.yaml, which download writes, else by the project's own manifest of that name, and drops
+    what the manifest excludes; for a team's own data raw/dataset.yaml says both. Raises ValueError for an
+    unknown data set or split and where a reader needs a file that is not there, NoFramesError
+    for a raw folder without frames. With a split, gaps are those of its scenes and of frames in no split.
+    """
+    raw = Path(raw)
+    reader = _reader_of(name, raw)
+    listing = reader.list_frames(name, raw)
+    if not listing.frames and not listing.gaps:
+        hint = f"{raw / own_data.FRAMES} names none" if reader is OWN else f"metricgold download {name} fills it"
+        raise NoFramesError(f"{raw}: no frames of {name}; {hint}")
+    if split is not None:
+        rules = own_data.read_statement(raw) if reader is OWN else _manifest(name, raw)
+        listing = _select(listing, rules, raw, split)
+    for reason, count in listing.gaps.items():
+        log.info("%s: %d frames left out: %s", name, count, reason)
+    return listing
+
+
+def read_frame(ref: FrameRef) -> Frame:
+    """Decode one frame. Raises ValueError naming the member that is missing or broken."""
+    return _known_reader(ref.dataset).read_frame(ref)
+
+
+def _known_reader(name: str) -> Reader:
+    return READERS.get(name.removesuffix("-synthetic"), OWN)
+
+
+def _reader_of(name: str, raw: Path) -> Reader:
+    """The reader that goes with a name and a raw folder. ValueError where they contradict each other."""
+    reader, is_own = _known_reader(name), own_data.has_statement(raw)
+    if reader is OWN and not is_own:
+        known = f"{', '.join(READERS)}, each also with -synthetic"
+        raise ValueError(f"unknown data set {name!r}; known: {known}; any other name needs {raw / own_data.STATEMENT}")
+    if reader is not OWN and is_own:
+        raise ValueError(f"{raw / own_data.STATEMENT}: {name} has a reader of its own; give your data another name")
+    return reader
+
+
+def _manifest(name: str, raw: Path) -> Manifest:
+    recorded = raw / "manifest.yaml"
+    return read_manifest(recorded) if recorded.exists() else load_manifest(name)
+
+
+def _select(listing: Listing, rules: Manifest | own_data.Statement, raw: Path, split: str) -> Listing:
+    split_of = rules.splitter(raw, split)
+    frames, gaps, scenes = [], no_gaps(), {scene for scene in listing.scenes if split_of(scene, "") == split}
+    for ref in listing.frames:
+        found = split_of(ref.scene, ref.name)
+        if found == split:
+            scenes.add(ref.scene)
+        reason = IN_NO_SPLIT if found is None else rules.exclusion(ref.name)
+        if reason and found in (None, split):
+            gaps[ref.scene][reason] += 1
+        elif found == split:
+            frames.append(ref)
+    for scene in scenes:
+        gaps[scene].update(listing.gaps_of(scene))
+    return Listing.of(frames, gaps)
