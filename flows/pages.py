@@ -19,7 +19,7 @@ from prefect.artifacts import (
 
 STATE = Path("models/metricgold.state")  # of the trainer: metrics.jsonl, samples/step-NNNNNN.png
 PICTURE_PX = 1000  # of the long side; the picture travels inside the artifact
-_SHARE = re.compile(r"\bprogress (\d+(?:\.\d+)?) %")  # what metricgold.progress writes into a log
+_SHARE = re.compile(r"\bprogress (\d+(?:\.\d+)?) %")  # what metricgold.download.progress writes into a log
 _STEP = re.compile(r"\bstep (\d+) of (\d+)\b")  # the trainers
 _VALIDATION = re.compile(r"\bstep (\d+), validation: (\{.*?\})")
 

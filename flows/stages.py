@@ -20,7 +20,7 @@ from flows.cards import card
 from flows.children import ChildFailed, end_children, is_ending, run_child
 from flows.pages import show_lines
 from metricgold.datasets.manifest import load_manifest
-from metricgold.download import check_licence
+from metricgold.download.stage import check_licence
 from metricgold.storage.files import write_json
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command

@@ -109,8 +109,8 @@ def download(
         write_ledger(dataset, Path("data/raw") / dataset)
         return
 
-    from metricgold import download as stage
     from metricgold.datasets.manifest import load_manifest
+    from metricgold.download import stage
 
     manifest, into = load_manifest(dataset), Path("data/raw") / dataset
     params = _selected(_params(ctx).download, dataset, scenes, limit_gb)

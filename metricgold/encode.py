@@ -28,7 +28,7 @@ from metricgold.datasets import own_data as folder
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.manifest import read_manifest
 from metricgold.datasets.readers import IN_NO_SPLIT, FrameRef, Listing, list_frames
-from metricgold.download import scene_splits
+from metricgold.download.stage import scene_splits
 from metricgold.latents import (
     LatentFrame,
     decode_log_depth,

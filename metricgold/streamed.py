@@ -11,7 +11,9 @@ from pathlib import Path
 
 from metricgold.datasets.manifest import Manifest
 from metricgold.datasets.readers import Listing, NoFramesError, list_frames
-from metricgold.download import (
+from metricgold.download.ledger import DONE, DROPPED
+from metricgold.download.raw_folder import Store
+from metricgold.download.stage import (
     Group,
     bring,
     ledger_entry,
@@ -23,10 +25,8 @@ from metricgold.download import (
     wanted_groups,
 )
 from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
-from metricgold.ledger import DONE, DROPPED
 from metricgold.params.sections import Params
 from metricgold.storage.files import remove
-from metricgold.store import Store
 
 log = logging.getLogger(__name__)
 

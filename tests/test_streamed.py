@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from metricgold.datasets.manifest import Manifest, read_manifest
-from metricgold.download import download
+from metricgold.download.raw_folder import Store
+from metricgold.download.stage import download
 from metricgold.encode import SceneEncoder, encode
 from metricgold.params.sections import Download
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json
-from metricgold.store import Store
 from metricgold.streamed import encode_from_remote
 from tests.support.server import FaultServer
 

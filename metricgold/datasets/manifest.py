@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from metricgold.archives import SUFFIXES, is_archive
+from metricgold.download.archives import SUFFIXES, is_archive
 
 MANIFESTS = Path(__file__).parents[2] / "data_manifests"
 SCHEMES = ("file", "http", "https", "s3")

@@ -149,7 +149,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     manifest, raw, rng = manifest_of(*mirrors, **world.values), folder / "raw", random.Random(seed)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "metricgold.download", "boto3", "urllib3"])
+    processes.set_forkserver_preload([__name__, "metricgold.download.stage", "boto3", "urllib3"])
     watch, started = Watch(world.sha256_of, raw), time.monotonic()
 
     def start():
@@ -195,8 +195,8 @@ def _child(manifest: Manifest, raw: Path, log: Path, environment: dict[str, str]
     os.environ.update(environment)
     _keep_receive_buffers_small()
     os.dup2(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644), 2)
-    from metricgold import fetch
-    from metricgold.download import download
+    from metricgold.download import fetcher as fetch
+    from metricgold.download.stage import download
 
     fetch.FIRST_WAIT_S = 0.02
     download(manifest, raw, params=PARAMS)

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import numpy as np
 
 from metricgold.datasets.manifest import Manifest
-from metricgold.download import download
+from metricgold.download.stage import download
 from metricgold.storage.files import digest_file
 
 from . import CannotRun, chaos, least_seconds
@@ -26,7 +26,7 @@ NUM_FRAMES = 10  # of a scene's zip, 254 MB
 
 
 def faulty(folder: Path) -> dict[str, float]:
-    """The run of tests/test_download_chaos.py: two mirrors, one of them often bad, fifty kills."""
+    """The run of tests/download/test_chaos.py: two mirrors, one of them often bad, fifty kills."""
     tally = chaos.over_http(folder, num_kills=50)
     print(f"    {tally}")
     return {

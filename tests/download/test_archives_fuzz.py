@@ -17,8 +17,8 @@ from collections import Counter
 
 import pytest
 
-from metricgold import members
-from metricgold.archives import extract, extract_tar, list_zip
+from metricgold.download import gate as members
+from metricgold.download.archives import extract, extract_tar, list_zip
 
 NUM_CASES = 2000
 EVIL = ["../e", "/e", "a/../../e", "a\\..\\e", "C:e", "a\0b", "\x1b[2J", "", ".", "..", "a" * 300, "b/" * 900, ".part"]

@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from metricgold.members import Extracted, Gate, Writer, refusing, write
-from metricgold.tars import TarMember, TarResult, extract_tar, extract_whole_tar
+from metricgold.download.gate import Extracted, Gate, Writer, refusing, write
+from metricgold.download.tars import TarMember, TarResult, extract_tar, extract_whole_tar
 
 __all__ = [
     "Extracted",

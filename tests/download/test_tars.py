@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 
-from metricgold.archives import extract, extract_tar
+from metricgold.download.archives import extract, extract_tar
 
 LONG = "long/" + "n" * 120 + "/" + "m" * 90 + ".bin"
 
@@ -144,7 +144,7 @@ def test_what_nobody_wants_is_hashed_and_of_it_only_the_large_is_asked_for_again
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from metricgold.archives import extract_tar
+from metricgold.download.archives import extract_tar
 
 content, into, log = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), os.open(sys.argv[3], os.O_APPEND | os.O_WRONLY)
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from metricgold import progress as module
-from metricgold.progress import ByteProgress, show_bytes, show_seconds
+from metricgold.download import progress as module
+from metricgold.download.progress import ByteProgress, show_bytes, show_seconds
 
 
 def test_a_line_says_share_bytes_archives_rate_and_time_left(monkeypatch):
@@ -24,7 +24,7 @@ def test_lines_come_now_and_then(monkeypatch, caplog):
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
     progress = ByteProgress("tiny")
     progress.expect(10, 1)
-    with caplog.at_level(logging.INFO, logger="metricgold.progress"):
+    with caplog.at_level(logging.INFO, logger="metricgold.download.progress"):
         for _ in range(3):
             progress.advance(2)
     assert [re.match(r"progress (\S+) %", record.message)[1] for record in caplog.records] == ["20.0", "40.0", "60.0"]

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from metricgold.archives import ZipMember, extract, extract_tar, is_archive, join_ranges, list_zip
 from metricgold.datasets.manifest import ALGORITHMS, Manifest, Source
-from metricgold.fetch import Fetcher, RemoteFile
-from metricgold.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
-from metricgold.progress import Advance, ByteProgress, show_bytes
-from metricgold.remote import shown
+from metricgold.download.archives import ZipMember, extract, extract_tar, is_archive, join_ranges, list_zip
+from metricgold.download.fetcher import Fetcher, RemoteFile
+from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
+from metricgold.download.progress import Advance, ByteProgress, show_bytes
+from metricgold.download.transport import shown
 from metricgold.storage.files import BLOCK_BYTES, digest_crc32, digest_json, remove
 
 log = logging.getLogger(__name__)

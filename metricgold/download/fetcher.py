@@ -15,8 +15,8 @@ from weakref import WeakSet
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, sleep_using_event, wait_random_exponential
 
-from metricgold.partial import Partial, Range
-from metricgold.remote import (
+from metricgold.download.partial_file import Partial, Range
+from metricgold.download.transport import (
     Busy,
     Changed,
     FetchError,

@@ -111,7 +111,7 @@ def test_no_such_archive(project):
 
 
 def test_no_disk(project, monkeypatch):
-    from metricgold import download
+    from metricgold.download import stage as download
 
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _path: Usage(10, 9, 1))
     assert "disk too small: " in refused("download", "tiny", "--accept-licence")

@@ -12,7 +12,7 @@ from email.utils import formatdate
 import pytest
 
 from metricgold import __version__
-from metricgold.remote import (
+from metricgold.download.transport import (
     Busy,
     Changed,
     FetchError,

@@ -1,4 +1,4 @@
-"""Fetch what a manifest names into a raw folder (its layout: metricgold.store), as few bytes as possible.
+"""Fetch what a manifest names into a raw folder (its layout: metricgold.download.raw_folder), as few bytes as possible.
 
 Killed, moved to another disk or cut off by a bad server, the next run goes on where the last one stood.
 """
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import yaml
 
 from metricgold.datasets.manifest import Archive, Manifest, Source, read_split_csv
-from metricgold.fetch import Fetcher
-from metricgold.ledger import DONE, Ledger
+from metricgold.download.fetcher import Fetcher
+from metricgold.download.ledger import DONE, Ledger
+from metricgold.download.progress import Advance, ByteProgress, show_bytes
+from metricgold.download.raw_folder import Store
 from metricgold.params.sections import Download
-from metricgold.progress import Advance, ByteProgress, show_bytes
 from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json
-from metricgold.store import Store
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ import zipfile
 
 import pytest
 
-from metricgold import fetch as module
-from metricgold import partial as partial_module
-from metricgold.fetch import Fetcher
-from metricgold.partial import Partial
+from metricgold.download import fetcher as module
+from metricgold.download import partial_file as partial_module
+from metricgold.download.fetcher import Fetcher
+from metricgold.download.partial_file import Partial
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.server import GONE, FaultServer
 
@@ -388,7 +388,7 @@ def test_a_host_that_moved(server, fetcher, folder, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from metricgold import fetch
+from metricgold.download import fetcher as fetch
 fetch.FIRST_WAIT_S = 0.01
 left = int(sys.argv[3])
 
@@ -441,7 +441,7 @@ def test_a_full_disk_is_no_fault_of_the_server(server, fetcher, tmp_path, monkey
 INTERRUPTED = """
 import logging, sys
 from pathlib import Path
-from metricgold.fetch import Fetcher
+from metricgold.download.fetcher import Fetcher
 logging.basicConfig(level="WARNING")
 with Fetcher(part_bytes=100_000, advance=lambda n: print(flush=True)) as fetcher:
     {what}
@@ -546,7 +546,7 @@ def test_memory_stays_flat(folder, tmp_path):
     code = """
 import resource, sys
 from pathlib import Path
-from metricgold.fetch import Fetcher
+from metricgold.download.fetcher import Fetcher
 with Fetcher() as fetcher:
     fetcher.read([sys.argv[1] + "/a.bin"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

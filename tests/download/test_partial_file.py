@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metricgold import partial as module
-from metricgold.partial import Partial, Ranges
+from metricgold.download import partial_file as module
+from metricgold.download.partial_file import Partial, Ranges
 
 SPANS = st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(0, 40)))
 
@@ -180,7 +180,7 @@ def test_many_threads(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from metricgold.partial import Partial
+from metricgold.download.partial_file import Partial
 path = Path(sys.argv[1])
 partial = Partial.resume(path) or Partial.create(path, 400_000, origin="o", validator=None)
 print(flush=True)

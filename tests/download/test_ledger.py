@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from metricgold.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow
+from metricgold.download.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow
 from tests.support import ROOT
 
 ROWS = [MemberRow("b/2.png", 20, 2, start=512), MemberRow("a/1.png", 10, 1)]
@@ -87,7 +87,7 @@ def test_what_is_no_ledger_is_said(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from metricgold.ledger import Ledger, MemberRow
+from metricgold.download.ledger import Ledger, MemberRow
 ledger = Ledger(Path(sys.argv[1]))
 print("ready", flush=True)
 for number in range(10_000):

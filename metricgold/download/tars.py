@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from metricgold.members import BadArchive, Extracted, Gate, refusing, write
+from metricgold.download.gate import BadArchive, Extracted, Gate, refusing, write
 from metricgold.storage.files import remove
 
 BLOCK_BYTES = 1 << 20

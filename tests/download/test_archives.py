@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metricgold import members
-from metricgold.archives import Extracted, extract, is_archive, join_ranges, list_zip
+from metricgold.download import gate as members
+from metricgold.download.archives import Extracted, extract, is_archive, join_ranges, list_zip
 
 
 def make_zip(path, members, compression=zipfile.ZIP_STORED):

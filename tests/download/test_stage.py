@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metricgold import download as module
-from metricgold import fetch
 from metricgold.datasets.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.datasets.synthetic.archives import render_scene, synthesize
-from metricgold.download import download, group_by_scene, parse_checksums, plan, verify
-from metricgold.ledger import Ledger
+from metricgold.download import fetcher as fetch
+from metricgold.download import stage as module
+from metricgold.download.ledger import Ledger
+from metricgold.download.stage import download, group_by_scene, parse_checksums, plan, verify
 from metricgold.params.sections import Download, Synthesize
 from metricgold.storage.files import digest_file, only_writer
 from tests.support import ROOT
@@ -353,7 +353,7 @@ def test_no_network(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys, yaml
 from pathlib import Path
-from metricgold.download import download
+from metricgold.download.stage import download
 from metricgold.datasets.manifest import read_manifest
 from metricgold.params.sections import Download
 
