@@ -31,7 +31,7 @@ __all__ = ["MetricGoldPipeline", "__version__"]
 def __getattr__(name: str) -> Any:
     # Resolved on first use: importing metricgold must not import torch.
     if name == "MetricGoldPipeline":
-        from metricgold.model import MetricGoldPipeline
+        from metricgold.model.pipeline import MetricGoldPipeline
 
         return MetricGoldPipeline
     raise AttributeError(f"module 'metricgold' has no attribute {name!r}")

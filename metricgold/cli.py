@@ -172,7 +172,7 @@ def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
 @click.pass_context
 def backbone(ctx: click.Context) -> None:
     """Prepare VAE, U-Net, schedule and empty prompt in models/backbone."""
-    from metricgold.backbone import prepare_backbone
+    from metricgold.model.backbone import prepare_backbone
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}

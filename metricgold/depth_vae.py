@@ -25,13 +25,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from metricgold.backbone import load_vae, vae_digest
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import FrameRef, list_frames
 from metricgold.evaluate import depth_edges
-from metricgold.latents import encode_log_depth, filled_log_depth, vae_factor
 from metricgold.log_depth import LogDepth
 from metricgold.mixture import Draw, Mixture
+from metricgold.model.backbone import load_vae, vae_digest
+from metricgold.model.vae import encode_log_depth, filled_log_depth, vae_factor
 from metricgold.params.sections import DepthVae, LogDepthRange
 from metricgold.storage.files import (
     digest_file,

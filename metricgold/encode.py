@@ -23,13 +23,14 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from metricgold.backbone import load_vae, vae_digest
 from metricgold.datasets import own_data as folder
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.manifest import read_manifest
 from metricgold.datasets.readers import IN_NO_SPLIT, FrameRef, Listing, list_frames
 from metricgold.download.stage import scene_splits
-from metricgold.latents import (
+from metricgold.log_depth import LogDepth
+from metricgold.model.backbone import load_vae, vae_digest
+from metricgold.model.vae import (
     LatentFrame,
     decode_log_depth,
     encode_log_depth,
@@ -39,7 +40,6 @@ from metricgold.latents import (
     rgb_to_tensor,
     vae_factor,
 )
-from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Encode, LogDepthRange
 from metricgold.shards import (
     INDEX,

@@ -31,7 +31,7 @@ from metricgold.params.sections import Evaluate, Inference
 from metricgold.storage.files import digest_json, write_aside, write_json
 
 if TYPE_CHECKING:
-    from metricgold.model import MetricGoldPipeline
+    from metricgold.model.pipeline import MetricGoldPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def evaluate(
     give equal bytes. The JSON is written last. Raises ValueError naming a data set without a frame to measure.
     """
     if pipe is None:
-        from metricgold.model import load_pipeline
+        from metricgold.model.pipeline import load_pipeline
 
         pipe = load_pipeline(model, dtype=params.dtype)
     measured = {name: Measured(depth_edges(pipe.log_depth)) for name in raw_folders}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 
-from metricgold.latents import vae_factor
+from metricgold.model.vae import vae_factor
 from metricgold.noise import multi_resolution_noise
 from metricgold.params.sections import Train
 

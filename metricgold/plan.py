@@ -22,8 +22,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from metricgold.backbone import new_unet, new_vae
-from metricgold.latents import vae_factor
+from metricgold.model.backbone import new_unet, new_vae
+from metricgold.model.vae import vae_factor
 from metricgold.params.sections import Backbone, Encode, Params, Train
 from metricgold.storage.files import read_json
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from metricgold.evaluate import evaluate
-from metricgold.model import MetricGoldPipeline, load_pipeline
+from metricgold.model.pipeline import MetricGoldPipeline, load_pipeline
 from metricgold.params.sections import PRESETS, Evaluate, Params, load_params
 from metricgold.report import fill_between
 from metricgold.storage.files import read_json, write_aside, write_json

@@ -385,7 +385,7 @@ def _in_order(
 
 def load(job: Job) -> Callable:
     """The pipeline of a job, as predict_entries asks it."""
-    from metricgold.model import load_pipeline  # torch, which a rerun with nothing new does not need
+    from metricgold.model.pipeline import load_pipeline  # torch, which a rerun with nothing new does not need
 
     return load_pipeline(job.model, dtype=job.params.dtype, compile=job.params.compile)
 

@@ -602,7 +602,7 @@ class _Depth:
     """What MLflow calls: images in, metres out."""
 
     def __init__(self, folder: Path) -> None:
-        from metricgold.model import load_pipeline
+        from metricgold.model.pipeline import load_pipeline
 
         self.pipeline = load_pipeline(folder)
 

@@ -51,7 +51,7 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from metricgold.latents import LatentFrame
+from metricgold.model.vae import LatentFrame
 from metricgold.storage.files import digest_file, read_json, write_aside, write_json
 
 FORMAT = 2  # 1: an array a field, no valid_mask in pixels

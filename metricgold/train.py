@@ -30,7 +30,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from metricgold.backbone import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
 from metricgold.checkpoints import (
     cut_rows,
     find_checkpoint,
@@ -41,9 +40,10 @@ from metricgold.checkpoints import (
     save_checkpoint,
     save_folder,
 )
-from metricgold.latents import LatentFrame
 from metricgold.mixture import Draw, Mixture
-from metricgold.model import MetricGoldPipeline
+from metricgold.model.backbone import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
+from metricgold.model.pipeline import MetricGoldPipeline
+from metricgold.model.vae import LatentFrame
 from metricgold.objective import Objective, training_scheduler
 from metricgold.params.sections import LogDepthRange, Train
 from metricgold.shards import LatentCache

@@ -28,13 +28,13 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from metricgold.backbone import load_vae
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import FrameRef, list_frames, read_frame
 from metricgold.evaluate import depth_edges, evenly_spaced
 from metricgold.images.panels import metre_ticks
-from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, fit_frame, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
+from metricgold.model.backbone import load_vae
+from metricgold.model.vae import decode_log_depth, encode_log_depth, encode_rgb, fit_frame, rgb_to_tensor, vae_factor
 from metricgold.params.sections import LogDepthRange, VaeFloor
 from metricgold.storage.files import write_aside, write_json
 

@@ -9,7 +9,7 @@ from metricgold.evaluate import evenly_spaced, in_range
 from metricgold.images.panels import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
-from metricgold.model import MetricGoldPipeline
+from metricgold.model.pipeline import MetricGoldPipeline
 from metricgold.params.sections import LogDepthRange, Validation
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import FrameRef, read_frame
 from metricgold.datasets.vkitti2 import kitti_benchmark_crop
-from metricgold.latents import cut_frame, fit_frame, mirror_frame
+from metricgold.model.vae import cut_frame, fit_frame, mirror_frame
 from metricgold.params.sections import Encode
 
 MARK = "#"  # between the name of a frame and the number of a view

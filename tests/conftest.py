@@ -98,7 +98,7 @@ def tiny_raw(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory, tiny_raw) -> Path:
-    from metricgold.backbone import prepare_backbone
+    from metricgold.model.backbone import prepare_backbone
 
     out = tmp_path_factory.mktemp("models") / "backbone"
     return prepare_backbone(TINY.backbone, TINY.log_depth, {DATASET: tiny_raw}, out)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metricgold.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.depth_vae import depth_vae, learning_rate, log_depth_loss
 from metricgold.encode import encode
+from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder
 

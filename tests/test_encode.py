@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from metricgold import encode as module
-from metricgold.backbone import load_vae
 from metricgold.datasets.readers import list_frames, open_dataset
 from metricgold.encode import encode, open_encoder, source_digest
-from metricgold.latents import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
+from metricgold.model.backbone import load_vae
+from metricgold.model.vae import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.params.sections import load_params
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json, write_json

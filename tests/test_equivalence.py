@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from metricgold.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in
 from metricgold.checkpoints import read_rows
 from metricgold.datasets.readers import open_dataset
 from metricgold.encode import encode
 from metricgold.metrics import depth_metrics
 from metricgold.mixture import Draw, Mixture
-from metricgold.model import load_pipeline
+from metricgold.model.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in
+from metricgold.model.pipeline import load_pipeline
 from metricgold.objective import masked_loss
 from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
 from metricgold.train import train

@@ -252,7 +252,7 @@ def test_with_a_trained_pipeline(tiny_raw, tiny_model, tmp_path):
 
 
 def test_vae_floor_takes_frames_of_any_size(tiny_model):
-    from metricgold.model import MetricGoldPipeline
+    from metricgold.model.pipeline import MetricGoldPipeline
 
     pipe = MetricGoldPipeline.from_pretrained(tiny_model)
     sizes = [(16, 24), (9, 31)]

@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler
 from pydantic import ValidationError
 
 from metricgold import MetricGoldPipeline
-from metricgold.backbone import load_backbone
 from metricgold.checkpoints import read_rows
-from metricgold.latents import decode_log_depth, encode_rgb, rgb_to_tensor
+from metricgold.model.backbone import load_backbone
+from metricgold.model.vae import decode_log_depth, encode_rgb, rgb_to_tensor
 from metricgold.objective import Objective, _crops, masked_loss, shifted_timesteps, training_scheduler
 from metricgold.params.sections import Params, Train
 from metricgold.train import train

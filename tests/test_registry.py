@@ -58,7 +58,7 @@ def tiny_model(tmp_path_factory):
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    from metricgold.model import EmptyPrompt, MetricGoldPipeline
+    from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline
 
     torch.manual_seed(0)
     channels = {"block_out_channels": (8, 8), "norm_num_groups": 4}

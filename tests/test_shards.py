@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metricgold import shards
-from metricgold.latents import LatentFrame
+from metricgold.model.vae import LatentFrame
 from metricgold.shards import (
     LatentCache,
     find_shard,

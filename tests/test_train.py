@@ -17,8 +17,8 @@ from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from metricgold.backbone import load_backbone
 from metricgold.checkpoints import flat_state, load_flat_state, read_rows
+from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
 from metricgold.storage.files import digest_folder
 from metricgold.train import train

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from metricgold.backbone import load_vae
 from metricgold.datasets.readers import open_dataset
 from metricgold.evaluate import depth_edges
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics
+from metricgold.model.backbone import load_vae
 from metricgold.params.sections import VaeFloor
 from metricgold.storage.files import digest_folder
 from metricgold.vae_floor import Encoding, FlipAsymmetry, Floor, Truth, best_range, measure_floor, vae_floor

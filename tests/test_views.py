@@ -14,7 +14,7 @@ from PIL import Image
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import list_frames
 from metricgold.images.camera import rays_from_intrinsics
-from metricgold.latents import fit_frame
+from metricgold.model.vae import fit_frame
 from metricgold.params.sections import Encode
 from metricgold.views import open_processes, read_views, view_frame
 

@@ -107,7 +107,7 @@ def _write_pipeline(folder: Path) -> Path:
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
-    from metricgold.model import EmptyPrompt, MetricGoldPipeline
+    from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline
 
     torch.manual_seed(0)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}

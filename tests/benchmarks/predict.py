@@ -25,9 +25,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metricgold.backbone import SCHEDULE, new_unet, new_vae, widen_conv_in
-from metricgold.latents import vae_factor
-from metricgold.model import EmptyPrompt, MetricGoldPipeline, _Asked
+from metricgold.model.backbone import SCHEDULE, new_unet, new_vae, widen_conv_in
+from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline, _Asked
+from metricgold.model.vae import vae_factor
 from metricgold.params.sections import PRESETS, StandIn
 from metricgold.plan import NUM_PROMPT_TOKENS, SD2_UNET, SD2_VAE, Card, flop_counter
 

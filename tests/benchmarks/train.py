@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metricgold.backbone import SCHEDULE
-from metricgold.latents import LatentFrame, encode_log_depth, encode_rgb
-from metricgold.model import EmptyPrompt
+from metricgold.model.backbone import SCHEDULE
+from metricgold.model.pipeline import EmptyPrompt
+from metricgold.model.vae import LatentFrame, encode_log_depth, encode_rgb
 from metricgold.noise import multi_resolution_noise
 from metricgold.params.sections import Train, load_params
 from metricgold.plan import (

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from metricgold.backbone import load_vae
 from metricgold.datasets.frame import Frame
 from metricgold.images.camera import pinhole
-from metricgold.latents import (
+from metricgold.log_depth import LogDepth
+from metricgold.model.backbone import load_vae
+from metricgold.model.vae import (
     decode_log_depth,
     encode_log_depth,
     encode_rgb,
@@ -15,7 +16,6 @@ from metricgold.latents import (
     rgb_to_tensor,
     vae_factor,
 )
-from metricgold.log_depth import LogDepth
 
 
 def frame(height, width):

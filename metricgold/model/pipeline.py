@@ -22,12 +22,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 from safetensors import safe_open
 
-from metricgold.attention import compute_prompt_once, prompt_computed_once
 from metricgold.images.camera import FOV_DEG, pinhole_or_assumed
 from metricgold.images.photo import as_photo, read_photo
-from metricgold.latents import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 from metricgold.log_depth import LogDepth
-from metricgold.upsampling import fold_upsampling
+from metricgold.model.folded_upsampling import fold_upsampling
+from metricgold.model.prompt_attention import compute_prompt_once, prompt_computed_once
+from metricgold.model.vae import decode_log_depth, encode_log_depth, encode_rgb, rgb_to_tensor, vae_factor
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory

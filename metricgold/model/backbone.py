@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.latents import filled_log_depth, rgb_to_tensor
 from metricgold.log_depth import LogDepth
-from metricgold.model import EmptyPrompt
+from metricgold.model.pipeline import EmptyPrompt
+from metricgold.model.vae import filled_log_depth, rgb_to_tensor
 from metricgold.params.sections import Backbone, LogDepthRange, Mirror, StandIn
 from metricgold.storage.files import (
     digest_file,

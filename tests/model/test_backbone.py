@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from metricgold.backbone import (
+from metricgold.model.backbone import (
     load_backbone,
     load_vae,
     new_unet,
@@ -212,7 +212,7 @@ def test_the_stand_in_is_of_the_same_classes_and_files(stable_diffusion, tmp_pat
 
 def test_the_stand_in_s_latents_have_unit_variance_once_scaled(tiny_backbone, tiny_raw, tiny):
     from metricgold.datasets.readers import open_dataset
-    from metricgold.latents import encode_rgb, rgb_to_tensor
+    from metricgold.model.vae import encode_rgb, rgb_to_tensor
 
     vae = load_backbone(tiny_backbone)["vae"].eval()
     with torch.no_grad():

@@ -12,10 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from metricgold import MetricGoldPipeline, model
+from metricgold import MetricGoldPipeline
 from metricgold.images.camera import focal_px_from_fov
 from metricgold.log_depth import LogDepth
-from metricgold.model import load_pipeline, median_and_deviation, standard_error
+from metricgold.model import pipeline as model
+from metricgold.model.pipeline import load_pipeline, median_and_deviation, standard_error
 from metricgold.params.sections import Predict
 
 OPTIONS = {"num_inference_steps": 2, "ensemble_size": 3, "seed": 7}
@@ -85,7 +86,7 @@ def test_the_merge_is_the_median_in_log_space_with_its_mad(pipe):
 
 def test_ddim_equals_diffusers_step_by_step(pipe):
     """One member by hand, with a scheduler of its own, against the pipeline's answer."""
-    from metricgold.latents import decode_log_depth, encode_rgb, rgb_to_tensor
+    from metricgold.model.vae import decode_log_depth, encode_rgb, rgb_to_tensor
 
     rgb = image(seed=5)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")

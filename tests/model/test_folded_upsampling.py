@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from metricgold.backbone import new_unet
+from metricgold.model.backbone import new_unet
+from metricgold.model.folded_upsampling import double_and_convolve, fold_upsampling
 from metricgold.params.sections import StandIn
-from metricgold.upsampling import double_and_convolve, fold_upsampling
 
 
 @pytest.mark.parametrize(("height", "width", "bias"), [(4, 6, True), (1, 1, True), (3, 5, False)])
