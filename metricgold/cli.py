@@ -194,12 +194,12 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
         raise click.UsageError(f"--dask needs the raw data of {dataset} on a shared disk, which --from-remote deletes")
     if from_remote:
         from metricgold.datasets.manifest import load_manifest
-        from metricgold.streamed import encode_from_remote
+        from metricgold.encode.from_remote import encode_from_remote
 
         encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)
     else:
         from metricgold.cluster import open_executor
-        from metricgold.encode import encode
+        from metricgold.encode.scene_encoder import encode
 
         with open_executor(dask) if dask else nullcontext() as executor:
             encode(dataset, params.encode, params.log_depth, raw, backbone, out, executor=executor)

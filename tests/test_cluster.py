@@ -11,7 +11,7 @@ import pytest
 
 from metricgold import cluster
 from metricgold.cluster import open_client, open_executor
-from metricgold.encode import encode
+from metricgold.encode.scene_encoder import encode
 
 distributed = pytest.importorskip("distributed")
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from metricgold.depth_vae import depth_vae, learning_rate, log_depth_loss
-from metricgold.encode import encode
+from metricgold.encode.scene_encoder import encode
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder

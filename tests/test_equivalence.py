@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from metricgold.checkpoints import read_rows
 from metricgold.datasets.readers import open_dataset
-from metricgold.encode import encode
+from metricgold.encode.scene_encoder import encode
 from metricgold.metrics import depth_metrics
 from metricgold.mixture import Draw, Mixture
 from metricgold.model.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from metricgold.cluster import open_client, open_executor
-from metricgold.encode import encode
+from metricgold.encode.scene_encoder import encode
 from metricgold.params.sections import Encode, LogDepthRange, Predict
 from metricgold.predict import predict_all
 from metricgold.slices import predict_on
@@ -68,7 +68,7 @@ def predict_speedup(folder: Path) -> dict[str, float]:
 
 
 def _warm_up(_number: int) -> None:
-    import metricgold.encode  # noqa: F401
+    import metricgold.encode.scene_encoder  # noqa: F401
 
 
 def _write_raw(raw: Path) -> None:

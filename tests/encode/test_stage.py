@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from metricgold import encode as module
 from metricgold.datasets.readers import list_frames, open_dataset
-from metricgold.encode import encode, open_encoder, source_digest
+from metricgold.encode import scene_encoder as module
+from metricgold.encode.crops import open_processes
+from metricgold.encode.scene_encoder import encode, open_encoder, source_digest
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae
 from metricgold.model.vae import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.params.sections import load_params
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json, write_json
-from metricgold.views import open_processes
 
 
 def run(tiny, raw, backbone, out, **changes):
@@ -357,7 +357,7 @@ def test_killed_at_thirty_random_moments_it_ends_with_the_same_bytes(project, ti
     raw, out, rng = project / "data" / "raw" / tiny.datasets[0], project / "out", np.random.default_rng()
     _encode_project(project, raw, project / "undisturbed")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metricgold.encode"])
+    context.set_forkserver_preload(["metricgold.encode.scene_encoder"])
     wanted = np.sort(rng.integers(0, 78, size=30))  # shards, of 80
     for want in wanted:
         child = context.Process(target=_encode_project, args=(project, raw, out))

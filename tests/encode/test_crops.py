@@ -13,10 +13,10 @@ from PIL import Image
 
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import list_frames
+from metricgold.encode.crops import open_processes, read_views, view_frame
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.model.vae import fit_frame
 from metricgold.params.sections import Encode
-from metricgold.views import open_processes, read_views, view_frame
 
 HEIGHT, WIDTH = 24, 40
 INTRINSICS = np.array([[50.0, 1.5, 21.3], [0, 47.0, 16.7], [0, 0, 1]])
@@ -102,7 +102,7 @@ def _has_torch():
 PARENT = """\
 import os, time
 from metricgold.params.sections import Encode
-from metricgold.views import open_processes
+from metricgold.encode.crops import open_processes
 if __name__ == "__main__":
     with open_processes(1) as pool:
         print(pool.submit(os.getpid).result(), flush=True)

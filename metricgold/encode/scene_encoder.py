@@ -28,6 +28,7 @@ from metricgold.datasets.frame import Frame
 from metricgold.datasets.manifest import read_manifest
 from metricgold.datasets.readers import IN_NO_SPLIT, FrameRef, Listing, list_frames
 from metricgold.download.stage import scene_splits
+from metricgold.encode.crops import MARK, open_processes, read_views
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae, vae_digest
 from metricgold.model.vae import (
@@ -54,7 +55,6 @@ from metricgold.shards import (
     write_shard,
 )
 from metricgold.storage.files import digest_json, only_writer, read_json, remove
-from metricgold.views import MARK, open_processes, read_views
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from metricgold.download.stage import (
     scene_splits,
     wanted_groups,
 )
-from metricgold.encode import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
+from metricgold.encode.scene_encoder import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
 from metricgold.params.sections import Params
 from metricgold.storage.files import remove
 

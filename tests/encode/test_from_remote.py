@@ -10,11 +10,11 @@ import pytest
 from metricgold.datasets.manifest import Manifest, read_manifest
 from metricgold.download.raw_folder import Store
 from metricgold.download.stage import download
-from metricgold.encode import SceneEncoder, encode
+from metricgold.encode.from_remote import encode_from_remote
+from metricgold.encode.scene_encoder import SceneEncoder, encode
 from metricgold.params.sections import Download
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json
-from metricgold.streamed import encode_from_remote
 from tests.support.server import FaultServer
 
 SCENES = ("env101", "env102", "env103", "env901")  # the last is of another split
@@ -163,7 +163,7 @@ def test_a_damaged_shard_brings_its_scene_back_and_no_other(stream, expected, mi
 def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(tiny, tiny_backbone, manifest, expected, tmp_path):
     """kill -9 of the process that fetches and encodes; the last run is left alone."""
     rng, context = np.random.default_rng(), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metricgold.streamed"])
+    context.set_forkserver_preload(["metricgold.encode.from_remote"])
     params = tiny.model_copy(update={"download": Download(num_workers=1, patience_s=2)})
     args = (manifest, params, tmp_path / "raw", tiny_backbone, tmp_path / "out")
     for seconds in rng.uniform(0, 0.4, size=10):
