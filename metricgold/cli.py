@@ -209,7 +209,7 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
 @click.pass_context
 def vae_floor(ctx: click.Context) -> None:
     """Measure what the VAE alone loses, by encoding, range and depth, into metrics/vae_floor.json and plots/."""
-    from metricgold.vae_floor import vae_floor
+    from metricgold.evaluate.vae_floor import vae_floor
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
@@ -305,7 +305,7 @@ def _place() -> tuple[str, bool]:
 
 def _validation(params: "Params") -> Any:
     """Held-out frames to look at while training; pictures of them lie beside the checkpoints."""
-    from metricgold.validation import held_out_validation
+    from metricgold.evaluate.validation import held_out_validation
 
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
     samples = Path("models/metricgold.state/samples")
@@ -316,7 +316,7 @@ def _validation(params: "Params") -> Any:
 @click.pass_context
 def evaluate(ctx: click.Context) -> None:
     """Measure models/metricgold on held-out scenes into metrics/evaluate.json and plots/."""
-    from metricgold.evaluate import evaluate
+    from metricgold.evaluate.stage import evaluate
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}

@@ -27,7 +27,17 @@ from tqdm import tqdm
 
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import FrameRef, list_frames
-from metricgold.evaluate import depth_edges
+from metricgold.evaluate.stage import depth_edges
+from metricgold.evaluate.vae_floor import (
+    Encoding,
+    Floor,
+    check_size,
+    default_device,
+    frame_batches,
+    measure_floor,
+    readable,
+    some_frames,
+)
 from metricgold.log_depth import LogDepth
 from metricgold.mixture import Draw, Mixture
 from metricgold.model.backbone import load_vae, vae_digest
@@ -44,16 +54,6 @@ from metricgold.storage.files import (
     write_json,
 )
 from metricgold.storage.sigterm import stop_on_sigterm
-from metricgold.vae_floor import (
-    Encoding,
-    Floor,
-    check_size,
-    default_device,
-    frame_batches,
-    measure_floor,
-    readable,
-    some_frames,
-)
 
 log = logging.getLogger(__name__)
 

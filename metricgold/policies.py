@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from metricgold.evaluate import evaluate
+from metricgold.evaluate.stage import evaluate
 from metricgold.model.pipeline import MetricGoldPipeline, load_pipeline
 from metricgold.params.sections import PRESETS, Evaluate, Params, load_params
 from metricgold.report import fill_between

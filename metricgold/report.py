@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.evaluate import evenly_spaced
+from metricgold.evaluate.stage import evenly_spaced
 from metricgold.images import panels
 from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.images.photo import read_rgb

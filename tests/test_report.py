@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.evaluate import evaluate
+from metricgold.evaluate.stage import evaluate
 from metricgold.images.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Evaluate

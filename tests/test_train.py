@@ -348,8 +348,8 @@ def test_looking_changes_nothing_that_is_learnt_and_resumes(tiny, tiny_latents, 
 
 
 def test_validation_measures_held_out_frames_in_metres(tiny, tiny_raw, tiny_latents, tiny_backbone, tmp_path):
+    from metricgold.evaluate.validation import held_out_validation
     from metricgold.metrics import METRICS
-    from metricgold.validation import held_out_validation
 
     changes = {"validation": {"every": 6, "split": "test", "frames_per_dataset": 2, "metric": "delta1"}}
     params = tiny.train.model_validate(tiny.train.model_dump() | changes)

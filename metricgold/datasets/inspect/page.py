@@ -41,7 +41,7 @@ from metricgold.datasets.frame import Frame
 from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
 from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.evaluate import evenly_spaced
+from metricgold.evaluate.stage import evenly_spaced
 from metricgold.images import panels
 from metricgold.storage.files import digest_file, write_aside, write_json
 

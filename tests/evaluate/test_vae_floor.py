@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from metricgold.datasets.readers import open_dataset
-from metricgold.evaluate import depth_edges
+from metricgold.evaluate.stage import depth_edges
+from metricgold.evaluate.vae_floor import Encoding, FlipAsymmetry, Floor, Truth, best_range, measure_floor, vae_floor
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics
 from metricgold.model.backbone import load_vae
 from metricgold.params.sections import VaeFloor
 from metricgold.storage.files import digest_folder
-from metricgold.vae_floor import Encoding, FlipAsymmetry, Floor, Truth, best_range, measure_floor, vae_floor
 
 SIZE = (32, 48)
 RANGES = [{"near_m": 1.0, "far_m": 40.0}, {"near_m": 0.5, "far_m": 150.0}]

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import FrameRef, list_frames, read_frame
-from metricgold.evaluate import depth_edges, evenly_spaced
+from metricgold.evaluate.stage import depth_edges, evenly_spaced
 from metricgold.images.panels import metre_ticks
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae

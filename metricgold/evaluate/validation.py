@@ -5,7 +5,7 @@ from pathlib import Path
 
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.evaluate import evenly_spaced, in_range
+from metricgold.evaluate.stage import evenly_spaced, in_range
 from metricgold.images.panels import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from metricgold.datasets.readers import list_frames
-from metricgold.evaluate import best_constant, depth_edges, evaluate, evenly_spaced, mean_depth_map, vae_floor
+from metricgold.evaluate.stage import best_constant, depth_edges, evaluate, evenly_spaced, mean_depth_map, vae_floor
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import METRICS, depth_metrics
 from metricgold.params.sections import Evaluate
