@@ -9,7 +9,7 @@ export DO_NOT_TRACK := true
 .PHONY: demo test bench lint lock clean
 
 demo: $(READY)  ## the whole way on synthetic scenes, about ten minutes on two cores
-	$(BIN)/python -m flows.demo $(IMAGES)
+	$(BIN)/python -m demo $(IMAGES)
 
 test: $(READY) lint  ## everything that a machine without GPU and network can check
 	$(BIN)/python -m pytest -n 2 --dist worksteal

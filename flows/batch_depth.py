@@ -8,8 +8,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from flows.cards import card
-from flows.children import ask_child
+from flows.child_processes import ask_child
+from flows.gpu_slots import card
 from metricgold.params.sections import Output
 
 Preset = Literal["paper", "balanced", "fast", "one-step"]

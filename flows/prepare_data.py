@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.stages import check_licences, run_stages, stage_graph
+from flows.dvc_stages import check_licences, run_stages, stage_graph
 from metricgold.params.sections import load_params
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.registry import promote_version
+from flows.registry_tasks import promote_version
 
 
 @flow(name="promote-model")

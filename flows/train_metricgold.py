@@ -7,10 +7,10 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.cards import card
-from flows.pages import show_lines
-from flows.registry import promote_version, register_version
-from flows.stages import DVC, check_licences, run_stages, run_until_done, stage_graph
+from flows.dvc_stages import DVC, check_licences, run_stages, run_until_done, stage_graph
+from flows.gpu_slots import card
+from flows.registry_tasks import promote_version, register_version
+from flows.run_page import show_lines
 from metricgold.params.sections import load_params
 from metricgold.storage.files import read_json
 

@@ -198,8 +198,8 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
 
         encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)
     else:
-        from metricgold.cluster import open_executor
         from metricgold.encode.scene_encoder import encode
+        from metricgold.predict.dask_cluster import open_executor
 
         with open_executor(dask) if dask else nullcontext() as executor:
             encode(dataset, params.encode, params.log_depth, raw, backbone, out, executor=executor)
@@ -222,7 +222,7 @@ def vae_floor(ctx: click.Context) -> None:
 @click.pass_context
 def depth_vae(ctx: click.Context) -> None:
     """Fine-tune what decodes depth into models/depth-vae; with num_steps 0 the backbone's decoder is handed on."""
-    from metricgold.depth_vae import depth_vae
+    from metricgold.train.depth_vae import depth_vae
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
@@ -264,7 +264,7 @@ def use(ctx: click.Context, name: str, force: bool) -> None:
 @click.pass_context
 def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
     """Count parameters, operations, memory, hours and disk of `metricgold train` before it starts."""
-    from metricgold import plan as counting
+    from metricgold.train import plan as counting
 
     answer = counting.plan(_params(ctx), Path("models/backbone"), Path("data/latents"), card=card)
     click.echo(json.dumps(answer, sort_keys=True) if as_json else counting.describe(answer))
@@ -278,9 +278,9 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
 @click.pass_context
 def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     """Fine-tune the U-Net on the latent caches into models/metricgold; MLflow follows it live."""
-    from metricgold.card import only_job
-    from metricgold.registry import track
-    from metricgold.train import train
+    from metricgold.registry.versions import track
+    from metricgold.train.gpu_lock import only_job
+    from metricgold.train.run import train
 
     params = _params(ctx)
     caches = {name: Path("data/latents") / name for name in params.datasets}
@@ -390,10 +390,10 @@ def predict(
     Options override the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
     it if all do.
     """
-    from metricgold.cluster import open_client
-    from metricgold.predict import over_budget, predict_all
-    from metricgold.registry import fetch_model
-    from metricgold.slices import predict_on
+    from metricgold.predict.dask_cluster import open_client
+    from metricgold.predict.dask_slices import predict_on
+    from metricgold.predict.stage import over_budget, predict_all
+    from metricgold.registry.versions import fetch_model
     from metricgold.storage.sigterm import exit_on_sigterm
 
     params = _asked(_params(ctx).predict, **asked)
@@ -426,7 +426,7 @@ def _asked(params: "Predict", preset: str | None, **options: Any) -> "Predict":
 @click.pass_context
 def register(ctx: click.Context, as_json: bool) -> None:
     """Log run, metrics, lineage and models/metricgold to MLflow as a new version."""
-    from metricgold.registry import register
+    from metricgold.registry.versions import register
 
     _say(register(_params(ctx), Path("models/metricgold"), Path("metrics/evaluate.json")), as_json)
 
@@ -438,7 +438,7 @@ def register(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: bool) -> None:
     """Move the alias champion to a version if the gate in params holds; exit 1 if it does not."""
-    from metricgold.registry import promote
+    from metricgold.registry.versions import promote
 
     outcome = promote(_params(ctx).promote, version=version, dry_run=dry_run)
     _say(outcome, as_json)

@@ -6,10 +6,10 @@ import tomllib
 import pytest
 import yaml
 
+from demo.report import PICTURE
 from metricgold.cli import main
 from metricgold.metrics import METRICS
 from metricgold.params.sections import load_params
-from metricgold.report import PICTURE
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()

@@ -445,7 +445,7 @@ def _write_ledger(store: Store) -> Path:
 
 
 def read_passing(store: Store) -> set[str]:
-    """Archives that metricgold.encode.from_remote fetches in order to delete them again; what a killed run left is among them."""
+    """Archives that `encode --from-remote` fetches in order to delete them again, also those a killed run left."""
     note = store.into / PASSING
     return set(read_json(note)) if note.is_file() else set()
 

@@ -1,8 +1,8 @@
 """Raw frames to latents: reader -> views of a size -> VAE -> shards. Scene by scene, a killed run goes on.
 
 Frames are decoded ahead of the VAE, in processes where that is worth their start, and a shard is written while the
-next one is encoded. Whole scenes may be encoded elsewhere (metricgold.cluster). None of this changes a byte, as long as
-the devices are of one kind.
+next one is encoded. Whole scenes may be encoded by other processes (metricgold.predict.dask_cluster). None of this
+changes a byte, as long as the devices are of one kind.
 """
 
 import errno

@@ -3,7 +3,7 @@
 MetricGoldPipeline is a diffusers pipeline: `save_pretrained` and `from_pretrained` write and read the hub's
 folder layout, with near and far in model_index.json. Inference follows MetricGold (arXiv 2411.10886) and
 Marigold (arXiv 2312.02145): DDIM from pure noise, several runs merged; the merge is a median in log space,
-which keeps metres metres. A model trained for one step (metricgold.objective) takes that one, from zeros.
+which keeps metres metres. A model trained for one step (metricgold.train.objective) takes that one, from zeros.
 """
 
 from collections import defaultdict
@@ -78,7 +78,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     """One image to depth in metres.
 
     vae                                  images are only encoded and depth only decoded, so that its decoder may be
-                                         one fine-tuned on log depth (metricgold.depth_vae)
+                                         one fine-tuned on log depth (metricgold.train.depth_vae)
     near_m, far_m                        range of the log depth that the U-Net was trained on
     processing_height, processing_width  size the U-Net was trained at; inputs are scaled to its area
     objective                            what the U-Net was trained for: diffusion or one-step

@@ -10,7 +10,7 @@ from PIL import Image
 
 from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Predict
-from metricgold.predict import predict_all
+from metricgold.predict.stage import predict_all
 
 from . import CannotRun, least_seconds
 

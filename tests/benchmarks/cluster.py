@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metricgold.cluster import open_client, open_executor
 from metricgold.encode.scene_encoder import encode
 from metricgold.params.sections import Encode, LogDepthRange, Predict
-from metricgold.predict import predict_all
-from metricgold.slices import predict_on
+from metricgold.predict.dask_cluster import open_client, open_executor
+from metricgold.predict.dask_slices import predict_on
+from metricgold.predict.stage import predict_all
 from metricgold.storage.files import remove
 
 from . import CannotRun, least_seconds

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-from metricgold.outputs import DEFAULT
-from metricgold.outputs import SUFFIXES as SUFFIX_OF
 from metricgold.params.sections import Predict
-from metricgold.predict import predict_all
+from metricgold.predict.outputs import DEFAULT
+from metricgold.predict.outputs import SUFFIXES as SUFFIX_OF
+from metricgold.predict.stage import predict_all
 from tests.support import ROOT, stub
 
 from . import CannotRun, least_seconds

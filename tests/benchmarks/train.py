@@ -1,4 +1,4 @@
-"""An optimiser step from the latent cache, as metricgold.train takes it, against the same work the usual way.
+"""An optimiser step from the latent cache, as metricgold.train.run takes it, against the same work the usual way.
 
 The usual way is that of the scripts which this recipe comes from: float32, image and depth through the VAE in every
 step, micro-batches of two. Its frames lie decoded in memory, so what decoding costs is left out, which understates the
@@ -24,9 +24,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from metricgold.model.backbone import SCHEDULE
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.vae import LatentFrame, encode_log_depth, encode_rgb
-from metricgold.noise import multi_resolution_noise
 from metricgold.params.sections import Train, load_params
-from metricgold.plan import (
+from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
+from metricgold.train.noise import multi_resolution_noise
+from metricgold.train.plan import (
     ASSUMED_MFU,
     CARDS,
     NUM_PROMPT_TOKENS,
@@ -36,8 +37,7 @@ from metricgold.plan import (
     flop_counter,
     flops_per_sample,
 )
-from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
-from metricgold.train import _Run
+from metricgold.train.run import _Run
 
 from . import CannotRun, least_seconds
 
@@ -145,7 +145,7 @@ def _alone(make: Callable[[], Any]) -> Side:
 
 
 class OurStep:
-    """metricgold.train's own step: a batch that its thread has read from a cache, and its update."""
+    """metricgold.train.run's own step: a batch that its thread has read from a cache, and its update."""
 
     def __init__(self, work: Work, folder: Path) -> None:
         caches = {"noise": _write_cache(folder / "latents", work)}

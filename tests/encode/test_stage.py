@@ -263,7 +263,7 @@ def test_a_name_that_looks_like_a_view_s_is_refused(tiny, tiny_raw, tiny_backbon
 
 
 def test_an_executor_encodes_whole_scenes_to_the_same_bytes(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
-    """Threads here; a cluster in tests/test_cluster.py."""
+    """Threads here; a cluster in tests/predict/test_dask_cluster.py."""
     args = (tiny.datasets[0], tiny.encode, tiny.log_depth, tiny_raw, tiny_backbone, tmp_path / "out")
     with ThreadPoolExecutor(2) as executor:
         encode(*args, executor=executor)

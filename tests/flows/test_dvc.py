@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.children import ChildFailed, ask_child, run_child
-from flows.stages import stage_graph
+from flows.child_processes import ChildFailed, ask_child, run_child
+from flows.dvc_stages import stage_graph
 from tests.flows.toy import calls, make_project, quiet_environment
 
 DATASETS = ["hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic"]

@@ -167,7 +167,7 @@ def test_prepare_data_stops_after_the_download(at_server, project):
 
 def test_a_licence_is_asked_for_before_anything_starts(project):
     """In the flow's own words, at once, and not again after an hour."""
-    from flows.stages import check_licences
+    from flows.dvc_stages import check_licences
 
     with pytest.raises(ValueError, match=r"hypersim is under CC BY-SA 3\.0 .* --accept-licence"):
         check_licences(["vkitti2-synthetic", "hypersim"])
@@ -178,7 +178,7 @@ def test_a_licence_is_asked_for_before_anything_starts(project):
 
 
 def test_a_download_is_tried_again():
-    from flows import stages
+    from flows import dvc_stages as stages
 
     assert stages._task_of("download@hypersim").retries == 3
     assert stages._task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]

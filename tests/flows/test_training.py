@@ -17,9 +17,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import cards, pages, stages
-from flows.cards import LIMIT, card
-from flows.children import ChildFailed
+from flows import dvc_stages as stages
+from flows import gpu_slots as cards
+from flows import run_page as pages
+from flows.child_processes import ChildFailed
+from flows.gpu_slots import LIMIT, card
 from tests.conftest import DATASET, write_tartanair
 from tests.flows.toy import SCRIPTS, make_project
 

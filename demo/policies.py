@@ -1,0 +1,140 @@
+"""What accuracy costs: both objectives of training, and ways to ask each, on the same data and the same budget.
+
+python -m demo.policies   trains what is not trained yet, measures, and refreshes the README's table and picture
+
+A policy is a number of steps, of runs, and how runs are merged; its cost is what passes through the U-Net for one
+image, counted and not computed. Both models are trained by params.yaml but for what the objective changes.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from demo.report import fill_between
+from metricgold.evaluate.stage import evaluate
+from metricgold.model.pipeline import MetricGoldPipeline, load_pipeline
+from metricgold.params.sections import PRESETS, Evaluate, Params, load_params
+from metricgold.storage.files import read_json, write_aside, write_json
+from metricgold.train.run import train
+
+MODELS = Path("models/policies")
+METRICS = Path("metrics/policies.json")
+PICTURE = Path(".github/policies.png")
+FRAMES_PER_DATASET = 24
+
+# What differs between the objectives' profiles for real hardware differs here.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "diffusion": {"objective": "diffusion"},
+    "one-step": {"objective": "one-step", "loss": "l1", "timestep_shift": 1.0},
+}
+ONE_STEP = {"one-step": PRESETS["one-step"]}
+POLICIES: dict[str, dict[str, dict[str, Any]]] = {
+    "diffusion": {
+        **PRESETS,
+        "balanced, until certain": {"num_inference_steps": 10, "ensemble_size": "auto"},
+        "balanced, latents merged": PRESETS["balanced"] | {"merge": "latent"},
+    },
+    "one-step": ONE_STEP,
+}
+
+
+def train_objective(name: str, params: Params, out: Path) -> Path:
+    """Train on the latent caches by params, but for the objective; a model that stands is taken as it is."""
+    caches = {dataset: Path("data/latents") / dataset for dataset in params.datasets}
+    asked = params.train.model_validate(params.train.model_dump() | OBJECTIVES[name] | {"validation": None})
+    depth_vae = Path("models/depth-vae")
+    folder = depth_vae if depth_vae.exists() else None
+    return train(asked, params.log_depth, caches, Path("models/backbone"), out, depth_vae=folder)
+
+
+def measure(pipe: MetricGoldPipeline, asked: Evaluate, raw_folders: dict[str, Path]) -> dict[str, float]:
+    """AbsRel and delta1 of one policy, and what passes through the U-Net for one image."""
+    passes = 0
+
+    def count(_module: Any, args: Any) -> None:
+        nonlocal passes
+        passes += len(args[0])
+
+    hook = pipe.unet.register_forward_pre_hook(count)
+    try:
+        with TemporaryDirectory() as scratch:
+            found = evaluate(asked, raw_folders, Path(), Path(scratch) / "metrics.json", Path(scratch), pipe=pipe)
+    finally:
+        hook.remove()
+    return {key: found[key] for key in ("abs_rel", "delta1", "num_frames")} | {"passes": passes / found["num_frames"]}
+
+
+def measure_all(params: Params, models: Path = MODELS) -> list[dict[str, Any]]:
+    """A row for each objective and policy."""
+    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
+    few = params.evaluate.frames_per_dataset or FRAMES_PER_DATASET
+    rows = []
+    for objective, policies in POLICIES.items():
+        pipe = load_pipeline(train_objective(objective, params, models / objective))
+        for name, policy in policies.items():
+            frames = {"frames_per_dataset": min(few, FRAMES_PER_DATASET)}
+            asked = Evaluate.model_validate(params.evaluate.model_dump() | frames | policy)
+            figures = measure(pipe, asked, raw_folders)
+            rows.append({"objective": objective, "policy": name, "asked": policy} | figures)
+            click.echo(f"{objective}, {name}: {figures}")
+    return rows
+
+
+# --- for the README -----------------------------------------------------------------------------------------
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, dearest first within an objective."""
+    lines = [
+        "| trained for | asked | steps x runs | passes an image | AbsRel ↓ | δ1 ↑ |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        asked = row["asked"]
+        runs = f"{asked['num_inference_steps']} x {asked['ensemble_size']}"
+        figures = f"{row['passes']:.3g} | {row['abs_rel']:.3f} | {row['delta1']:.3f}"
+        lines.append(f"| {row['objective']} | {row['policy']} | {runs} | {figures} |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> Path:
+    """AbsRel against passes through the U-Net, a mark for each policy."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(8, 3.6), dpi=100, layout="constrained")
+    ax = figure.subplots()
+    for objective, mark in (("diffusion", "o"), ("one-step", "D")):
+        own = [row for row in rows if row["objective"] == objective]
+        ax.plot([row["passes"] for row in own], [row["abs_rel"] for row in own], mark, ms=8, label=f"{objective} model")
+        for row in own:
+            ax.annotate(row["policy"], (row["passes"], row["abs_rel"]), (6, 5), textcoords="offset points", size=8)
+    ax.set(xscale="log", xlabel="passes through the U-Net for one image", ylabel="AbsRel, held-out scenes")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.margins(x=0.14, y=0.18)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    with write_aside(path) as aside:
+        figure.savefig(aside, format="png", metadata={"Software": None})
+    return path
+
+
+@click.command()
+@click.option("--again", is_flag=True, help="Draw from metrics/policies.json; measure nothing.")
+def main(again: bool) -> None:
+    """Measure every policy in the project's root and refresh the README's table and picture."""
+    try:
+        if not again:
+            write_json(METRICS, {"rows": measure_all(load_params())})
+        rows = read_json(METRICS)["rows"]
+        fill_between(Path("README.md"), "policies", table(rows))
+        click.echo(draw(rows, PICTURE))
+    except (ValueError, OSError) as error:  # such as no params, caches or figures here
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

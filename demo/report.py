@@ -1,0 +1,461 @@
+"""What the demo shows at its end: one self-contained page, one flat JSON, and the README's picture and table.
+
+python -m demo.report picture   the README's picture, from the last demo's images
+python -m demo.report results   the README's table, from metrics/evaluate.json
+"""
+
+import base64
+import io
+import json
+import logging
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import yaml
+
+from metricgold.datasets.readers import list_frames, read_frame
+from metricgold.evaluate.stage import evenly_spaced
+from metricgold.images import panels
+from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
+from metricgold.images.photo import read_rgb
+from metricgold.metrics import depth_metrics
+from metricgold.storage.files import read_json, write_aside, write_json
+
+logger = logging.getLogger(__name__)
+
+IMAGES = Path("data/demo/images")  # what the demo predicts on
+TRUTH = Path("data/demo/truth")  # true depth of those that have one
+DEPTH = Path("data/demo/depth")  # what it predicts
+PICTURE = Path(".github/picture.png")
+
+MAX_SHOWN = 40  # images on the page
+SHOWN_PX = 480  # long side of each
+MAX_PIXELS = 100_000_000
+WORST_UNCERTAINTY_SHOWN = 0.25
+UNCERTAINTY_COLOURS = "viridis"
+
+
+# --- images for the demo ------------------------------------------------------------------------------------
+
+
+def collect_demo_images(
+    raw_folders: dict[str, Path], out: Path, extra: Sequence[Path], num_per_dataset: int = 4
+) -> list[Path]:
+    """Fill `out` with held-out frames of every data set as PNG, and with copies of the user's own images.
+
+    True depth goes into the sibling folder `truth` as <name>.npz (planar_depth_m float32 [H, W], valid_mask,
+    intrinsics, frame), so that `out` holds nothing but images. A folder in `extra` stands for all its files.
+    Both folders are replaced as a whole. Answers the images in order. Raises FileNotFoundError for a missing
+    file in `extra`, ValueError for a data set without held-out frames.
+    """
+    own = _files(extra)
+    with write_aside(out) as images, write_aside(Path(out).with_name(TRUTH.name)) as truth:
+        images.mkdir()
+        truth.mkdir()
+        names = [
+            name
+            for dataset, raw in raw_folders.items()
+            for name in _write_held_out(dataset, raw, images, truth, num_per_dataset)
+        ]
+        names += _copy_own(own, images)
+    return [Path(out) / name for name in names]
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    """The files behind files and folders; FileNotFoundError for what is not there."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such image or folder")
+        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        found += inside
+    return found
+
+
+def _write_held_out(dataset: str, raw: Path, images: Path, truth: Path, num: int) -> Iterable[str]:
+    from PIL import Image
+
+    found = list_frames(dataset, raw, split="test").frames
+    if not found:
+        raise ValueError(f"{raw}: {dataset} has no held-out frame to show")
+    for number, index in enumerate(evenly_spaced(len(found), num)):
+        frame = read_frame(found[index])
+        stem = f"{dataset}-{number:02d}"
+        Image.fromarray(frame.rgb).save(images / f"{stem}.png")
+        np.savez_compressed(
+            truth / f"{stem}.npz",
+            planar_depth_m=frame.planar_depth_m,
+            valid_mask=frame.valid_mask,
+            intrinsics=frame.intrinsics,
+            frame=np.array(frame.name),
+        )
+        yield f"{stem}.png"
+
+
+def _copy_own(files: Sequence[Path], images: Path) -> Iterable[str]:
+    for file in files:
+        name, number = f"yours-{file.name}", 1
+        while (images / name).exists():
+            number += 1
+            name = f"yours-{number}-{file.name}"
+        shutil.copyfile(file, images / name)
+        yield name
+
+
+# --- the page -----------------------------------------------------------------------------------------------
+
+
+def write_demo_report(
+    root: Path,
+    seconds: dict[str, float],
+    *,
+    registered: dict[str, Any],
+    promoted: dict[str, Any],
+    predict_summary: dict[str, Any],
+) -> Path:
+    """Write reports/demo.html, which needs no other file, and reports/demo.json below the project's root.
+
+    seconds          wall time of each stage
+    registered       answer of `metricgold register --json`
+    promoted         answer of `metricgold promote --json`
+    predict_summary  answer of `metricgold predict --json` over IMAGES into DEPTH
+
+    Reads metrics/evaluate.json, plots/evaluate.png, models/metricgold.state/metrics.jsonl, dvc.lock and the demo's
+    images, truth and depth below `root`. Raises ValueError where the metrics or the receipt are missing.
+    """
+    root = Path(root)
+    metrics = _read_metrics(root)
+    summary = {
+        **{key: metrics[key] for key in ("abs_rel", "delta1", "constant_abs_rel", "vae_floor_abs_rel")},
+        **{key: predict_summary[key] for key in ("images_done", "images_failed")},
+        "model_version": registered["version"],
+        "alias": promoted["alias"],
+        "seconds": {stage: round(float(value), 1) for stage, value in seconds.items()},
+    }
+    shown, failed = _shown_images(root)
+    page = _render(
+        summary=summary,
+        metrics=metrics,
+        rows=_metric_rows(metrics),
+        shown=shown,
+        failed=failed,
+        not_shown=max(0, predict_summary["images_done"] - len(shown)),
+        scales={"error": _error_scale(), "uncertainty": _uncertainty_scale()},
+        loss_curve=_loss_curve(root / "models/metricgold.state/metrics.jsonl"),
+        by_depth=_embedded(root / "plots/evaluate.png"),
+        bars=_time_bars(summary["seconds"]),
+        checks=promoted.get("checks", []),
+        lineage=_lineage(root, metrics, registered),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    path = root / "reports/demo.html"
+    with write_aside(path) as aside:
+        aside.write_text(page)
+    write_json(root / "reports/demo.json", summary)
+    return path
+
+
+def _read_metrics(root: Path) -> dict[str, Any]:
+    path = root / "metrics/evaluate.json"
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; `dvc repro evaluate` writes it")
+    return read_json(path)
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda share: f"{share:.1%}"
+    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text()).render(**values)
+
+
+# --- one image and what became of it ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predicted:
+    """An image of the demo with its prediction, and its truth where there is one; all [H, W]."""
+
+    name: str
+    frame: str | None  # the data set's own name of it
+    rgb: np.ndarray
+    depth_m: np.ndarray
+    uncertainty: np.ndarray
+    true_m: np.ndarray | None = None
+    valid_mask: np.ndarray | None = None
+
+    @property
+    def example(self) -> panels.Example:
+        """The same for drawing; without truth no pixel is valid."""
+        nowhere = np.zeros(self.depth_m.shape, dtype=bool)
+        known = self.true_m is not None
+        true_m, valid = (self.true_m, self.valid_mask) if known else (self.depth_m, nowhere)
+        return panels.Example(self.name, self.rgb, self.depth_m, true_m, valid)
+
+
+def read_predicted(root: Path, row: dict[str, Any]) -> Predicted:
+    """One `done` row of the demo's receipt with its files."""
+    name, output = row["input"], row["output"].removesuffix(".depth.png")
+    rgb = read_rgb(root / IMAGES / name, max_pixels=MAX_PIXELS)
+    depth_m, attributes = read_log_depth_png(root / DEPTH / f"{output}.depth.png")
+    uncertainty, _ = read_uncertainty_png(root / DEPTH / f"{output}.uncertainty.png")
+    truth = root / TRUTH / f"{Path(name).stem}.npz"
+    if not truth.exists():
+        return Predicted(name, None, rgb, depth_m, uncertainty)
+    with np.load(truth, allow_pickle=False) as stored:
+        true_m = stored["planar_depth_m"]
+        # Measured as evaluate does: only where the truth lies in the model's range.
+        near_m, far_m = float(attributes["near_m"]), float(attributes["far_m"])
+        valid = stored["valid_mask"] & (true_m >= near_m) & (true_m <= far_m)
+        return Predicted(name, str(stored["frame"]), rgb, depth_m, uncertainty, true_m, valid)
+
+
+def _receipt(root: Path) -> list[dict[str, Any]]:
+    path = root / DEPTH / "receipt.jsonl"
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; metricgold predict {IMAGES} {DEPTH} writes it")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Cards of the first images, the user's own ones leading, and the rows that failed."""
+    rows = _receipt(root)
+    done = [row for row in rows if row["status"] == "done"]
+    done.sort(key=lambda row: not row["input"].startswith("yours-"))
+    cards = [_card(read_predicted(root, row)) for row in done[:MAX_SHOWN]]
+    return cards, [row for row in rows if row["status"] == "failed"]
+
+
+def _card(found: Predicted) -> dict[str, Any]:
+    example, step = found.example, max(1, -(-max(found.depth_m.shape) // SHOWN_PX))
+    small = lambda image: _data_uri(panels.png_bytes(np.ascontiguousarray(image[::step, ::step])))  # noqa: E731
+    height, width = found.depth_m.shape
+    card = {
+        "name": found.frame or found.name.removeprefix("yours-"),
+        "source": found.name.rpartition("-")[0] if found.frame else "your image",
+        "size": f"{width} x {height}",
+        "centre_m": float(found.depth_m[height // 2, width // 2]),
+        "photograph": small(found.rgb),
+        "depth": small(panels.colour_depth(found.depth_m, example.range_m)),
+        "depth_scale": _depth_scale(example.range_m),
+        "uncertainty": small(_colour_uncertainty(found.uncertainty)),
+        "error": None,
+        "abs_rel": None,
+    }
+    if found.true_m is not None and example.valid_mask.any():
+        card["error"] = small(panels.colour_error(example.relative_error))
+        card["abs_rel"] = depth_metrics(found.depth_m, found.true_m, example.valid_mask)["abs_rel"]
+    return card
+
+
+def _colour_uncertainty(uncertainty: np.ndarray) -> np.ndarray:
+    return panels.colour_share(uncertainty / WORST_UNCERTAINTY_SHOWN, UNCERTAINTY_COLOURS, np.isfinite(uncertainty))
+
+
+# --- scales: a CSS gradient and its ticks -------------------------------------------------------------------
+
+
+def _gradient(colours: str) -> str:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return ", ".join(to_hex(colour) for colour in colormaps[colours](np.linspace(0, 1, 17)))
+
+
+def _depth_scale(range_m: tuple[float, float]) -> dict[str, Any]:
+    near_m, far_m = range_m
+    place = lambda m: 100 * float(np.log(m / near_m) / np.log(far_m / near_m))  # noqa: E731
+    ticks = [(place(m), f"{m:.3g} m") for m in panels.metre_ticks(range_m)]
+    return {"gradient": _gradient(panels.DEPTH_COLOURS), "ticks": ticks}
+
+
+def _error_scale() -> dict[str, Any]:
+    worst = panels.WORST_SHOWN
+    ticks = [(0, "0 %"), (50, f"{worst / 2:.0%}"), (100, f"{worst:.0%}+")]
+    return {"gradient": _gradient(panels.ERROR_COLOURS), "ticks": ticks}
+
+
+def _uncertainty_scale() -> dict[str, Any]:
+    worst = WORST_UNCERTAINTY_SHOWN
+    ticks = [(0, "0 %"), (50, f"{worst / 2:.1%}"), (100, f"{worst:.0%}+")]
+    return {"gradient": _gradient(UNCERTAINTY_COLOURS), "ticks": ticks}
+
+
+# --- figures, tables, lineage -------------------------------------------------------------------------------
+
+
+def _data_uri(content: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _embedded(path: Path) -> str | None:
+    return _data_uri(path.read_bytes()) if path.exists() else None
+
+
+def _loss_curve(path: Path) -> str | None:
+    """Loss and its running mean against steps, as SVG; None without rows."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    if not rows:
+        return None
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    steps, losses = [row["step"] for row in rows], np.array([row["loss"] for row in rows])
+    window = max(1, len(rows) // 20)
+    running = np.convolve(losses, np.ones(window) / window, mode="valid")
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(steps, losses, color="#b9c6d8", lw=1)
+    ax.plot(steps[window - 1 :], running, color="#1f4e8c", lw=2)
+    ax.set(yscale="log", xlabel="optimiser step", ylabel="masked latent loss")
+    for place, digits in ((ax.yaxis.set_major_locator, (1.0,)), (ax.yaxis.set_minor_locator, (2.0, 3.0, 5.0))):
+        place(LogLocator(subs=digits))
+    for label in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        label(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.grid(alpha=0.3, which="both")
+    ax.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _data_uri(buffer.getvalue(), "image/svg+xml")
+
+
+def _metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each data set the model, both baselines and the floor, ready for the table."""
+    titles = {"constant": "best constant depth", "mean_map": "mean depth map", "vae_floor": "VAE floor"}
+    rows = []
+    for name, found in metrics["datasets"].items():
+        rows.append({"dataset": name, "method": "model", "figures": found, "num_frames": found["num_frames"]})
+        rows += [
+            {"dataset": name, "method": title, "figures": found[key], "num_frames": None}
+            for key, title in titles.items()
+        ]
+    return rows
+
+
+def _time_bars(seconds: dict[str, float]) -> list[dict[str, Any]]:
+    longest = max(seconds.values(), default=0) or 1
+    return [{"stage": stage, "seconds": value, "share": 100 * value / longest} for stage, value in seconds.items()]
+
+
+def _lineage(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) -> list[tuple[str, str]]:
+    """What this model is made of, as (what, which) pairs."""
+    pairs = [("git commit", _git_commit(root) or "not in a git checkout")]
+    pairs += [(key.replace("_", " "), str(registered[key])) for key in ("model_digest", "run_id") if key in registered]
+    pairs.append(("evaluation digest", metrics["digest"]))
+    made = root / "models/metricgold/lineage.json"
+    if made.exists():
+        lineage = read_json(made)
+        pairs += [(f"index of {name}", str(one.get("index"))) for name, one in lineage.get("latents", {}).items()]
+        pairs.append(("backbone", str(lineage.get("backbone", {}).get("digest"))))
+    return pairs + [(f"DVC {path}", md5) for path, md5 in _dvc_hashes(root / "dvc.lock")]
+
+
+def _git_commit(root: Path) -> str | None:
+    """Commit of the checkout, marked when files differ from it."""
+    try:
+        answers = [
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answers[0] + (" with changes" if answers[1] else "")
+
+
+def _dvc_hashes(lock: Path) -> list[tuple[str, str]]:
+    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return [(out["path"], out["md5"]) for out in outs if "md5" in out]
+
+
+# --- the README's picture and table -------------------------------------------------------------------------
+
+
+def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
+    """Draw PICTURE, 800 px wide: photograph, planar depth with its metres, error; one row per image.
+
+    names: demo images (hypersim-synthetic-00); the first of every data set if none are given. Raises ValueError
+    for a name without a prediction and a truth.
+    """
+    predicted = {Path(row["input"]).stem: row for row in _receipt(root) if row["status"] == "done"}
+    with_truth = [stem for stem in sorted(predicted) if (root / TRUTH / f"{stem}.npz").exists()]
+    if not names:
+        first = {stem.rpartition("-")[0]: stem for stem in reversed(with_truth)}
+        names = sorted(first.values())
+    unknown = sorted(set(names) - set(with_truth))
+    if unknown or not names:
+        raise ValueError(f"no demo image with truth named {', '.join(unknown)}; there are: {', '.join(with_truth)}")
+    examples = [read_predicted(root, predicted[name]).example for name in names]
+    return panels.write_panels(root / PICTURE, examples, ("photograph", "depth", "error"), width_px=800)
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """metrics/evaluate.json as a Markdown table: one row per data set, the mean last."""
+    lines = [
+        "| data set | frames | AbsRel ↓ | δ1 ↑ | RMSE, m ↓ | AbsRel: best constant | mean map | VAE floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in sorted(metrics["datasets"].items()):
+        others = (one[method]["abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
+        lines.append(_table_row(name, one, others))
+    others = (metrics[f"{method}_abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
+    asked = metrics["params"]
+    lines += [
+        _table_row("**mean**", metrics, others),
+        "",
+        f"Split `{asked['split']}`, {asked['num_inference_steps']} steps x {asked['ensemble_size']} runs, "
+        f"truth from {metrics['near_m']:g} to {metrics['far_m']:g} m, no alignment.",
+    ]
+    return "\n".join(lines)
+
+
+def _table_row(name: str, one: dict[str, Any], others: Iterable[float]) -> str:
+    figures = [f"{one['abs_rel']:.3f}", f"{one['delta1']:.3f}", f"{one['rmse_m']:.2f}", *(f"{x:.3f}" for x in others)]
+    return f"| {name} | {one['num_frames']} | " + " | ".join(figures) + " |"
+
+
+def fill_results(readme: Path, metrics: dict[str, Any]) -> None:
+    """Put the results table between the README's markers. ValueError where they are missing."""
+    fill_between(readme, "results", results_table(metrics))
+
+
+def fill_between(readme: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name -->. ValueError where they are missing."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = readme.read_text().partition(opening)
+    _, closed, after = rest.partition(closing)
+    if not (found and closed):
+        raise ValueError(f"{readme}: expected the markers {opening} and {closing}")
+    with write_aside(readme) as aside:
+        aside.write_text(f"{before}{opening}\n{text}\n{closing}{after}")
+
+
+@click.group()
+def main() -> None:
+    """Refresh what the README shows, from the project's root."""
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+def picture(names: tuple[str, ...]) -> None:
+    """Draw the README's picture from the last demo's images (NAMES, or one of each data set)."""
+    click.echo(write_picture(Path(), names))
+
+
+@main.command()
+def results() -> None:
+    """Write metrics/evaluate.json into the README's table."""
+    fill_results(Path("README.md"), _read_metrics(Path()))
+
+
+if __name__ == "__main__":
+    main()

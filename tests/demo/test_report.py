@@ -1,0 +1,228 @@
+"""The demo's page, its JSON, and what the README takes from them; on images made here."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from demo.report import (
+    DEPTH,
+    IMAGES,
+    PICTURE,
+    TRUTH,
+    collect_demo_images,
+    fill_results,
+    results_table,
+    write_demo_report,
+    write_picture,
+)
+from metricgold.evaluate.stage import evaluate
+from metricgold.images.depth_files import write_log_depth_png, write_uncertainty_png
+from metricgold.log_depth import LogDepth
+from metricgold.params.sections import Evaluate
+
+NAME = "tartanair-synthetic"
+RANGE = LogDepth(0.5, 80.0)
+HOSTILE = "yours-<script>alert(1)</script>.png"
+REGISTERED = {"version": "3", "run_id": "r1", "model_digest": "d1", "alias": "candidate"}
+PROMOTED = {
+    "passed": True,
+    "alias": "champion",
+    "checks": [{"name": "max_abs_rel", "value": 0.1, "bound": 0.25, "passed": True}],
+}
+MANIFEST = {
+    "name": NAME,
+    "role": "train",
+    "title": "miniature",
+    "source": "here",
+    "licence": {"name": "none", "url": "file:///none", "terms": "none"},
+    "citation": "none",
+    "depth": {"unit": "m", "kind": "planar", "invalid": "none"},
+    "mirrors": ["file:///none/"],
+    "archives": [{"path": "a.zip"}],
+    "splits": {"scenes": {"train": ["room*"], "test": ["hall*"]}},
+}
+
+
+def write_raw(raw: Path) -> None:
+    """A training and a held-out scene of six frames: a slope that begins ever farther away, sky on top."""
+    for scene in ("room_a", "hall_b"):
+        for index in range(6):
+            folder = raw / scene / "Easy" / "P000"
+            for kind in ("image_left", "depth_left"):
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+            depth_m = np.repeat(np.linspace(12 + index, 2 + index, 32)[:, None], 48, axis=1)
+            depth_m[:4] = 4000.0
+            rgb = np.repeat(np.uint8(depth_m.clip(0, 20) * 12)[..., None], 3, axis=2)
+            rgb[..., 2] = 40 * index
+            Image.fromarray(rgb).save(folder / "image_left" / f"{index:06d}_left.png")
+            np.save(folder / "depth_left" / f"{index:06d}_left_depth.npy", depth_m.astype(np.float32))
+    (raw / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
+
+
+class OffByTenPerCent:
+    """A model that knows these scenes: depth from brightness, ten per cent too far."""
+
+    log_depth = RANGE
+
+    def __call__(self, images, **_):
+        depths_m = (np.where(rgb[..., 0] < 240, rgb[..., 0] / 12.0 + 0.5, 60.0) for rgb in images)
+        return [SimpleNamespace(planar_depth_m=np.float32(1.1 * depth_m), uncertainty=None) for depth_m in depths_m]
+
+    def encode_decode_depth(self, planar_depth_m):
+        return planar_depth_m * np.float32(1.01)
+
+
+def predict(root: Path) -> dict:
+    """What the batch job leaves behind, for every image of the demo."""
+    (root / DEPTH).mkdir(parents=True)
+    rows = [{"input": "yours-broken.jpg", "status": "failed", "reason": "yours-broken.jpg: empty <file>"}]
+    for path in sorted((root / IMAGES).iterdir()):
+        rgb = np.asarray(Image.open(path).convert("RGB"))
+        (prediction,) = OffByTenPerCent()([rgb])
+        write_log_depth_png(root / DEPTH / f"{path.name}.depth.png", prediction.planar_depth_m, RANGE, {})
+        spread = np.full(rgb.shape[:2], 0.05, np.float32)
+        write_uncertainty_png(root / DEPTH / f"{path.name}.uncertainty.png", spread, {})
+        rows.append({"input": path.name, "status": "done", "reason": None, "output": f"{path.name}.depth.png"})
+    (root / DEPTH / "receipt.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"images_done": len(rows) - 1, "images_failed": 1}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> SimpleNamespace:
+    """A project root after the stages and the batch job, with the page written."""
+    root = tmp_path_factory.mktemp("root")
+    raw = root / "data/raw" / NAME
+    write_raw(raw)
+    own = root / "own"
+    own.mkdir()
+    Image.new("RGB", (900, 600), (10, 90, 200)).save(own / "sea.jpg")
+    metrics = root / "metrics/evaluate.json"
+    params = Evaluate(num_inference_steps=1, ensemble_size=1)
+    evaluate(params, {NAME: raw}, root, metrics, root / "plots", pipe=OffByTenPerCent())
+    state = root / "models/metricgold.state"
+    state.mkdir(parents=True)
+    rows = [{"step": 10 * i, "loss": 1 / i, "lr": 1e-3, "grad_norm": 1.0} for i in range(1, 30)]
+    (state / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 300, "lo')
+    (root / "models/metricgold").mkdir()
+    lineage = {"latents": {NAME: {"index": "feed5eed", "num_frames": 6}}, "backbone": {"digest": "bac4b07e"}}
+    (root / "models/metricgold/lineage.json").write_text(json.dumps(lineage))
+    lock = {
+        "schema": "2.0",
+        "stages": {"train": {"cmd": "x", "outs": [{"path": "models/metricgold", "md5": "0ddba11"}]}},
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    images = collect_demo_images({NAME: raw}, root / IMAGES, [own], num_per_dataset=3)
+    Image.new("RGB", (20, 10)).save(root / IMAGES / HOSTILE.replace("/", "_"))
+    summary = predict(root)
+    seconds = {"synthesize": 12.3456, "train": 100.0}
+    page = write_demo_report(root, seconds, registered=REGISTERED, promoted=PROMOTED, predict_summary=summary)
+    return SimpleNamespace(
+        root=root, raw=raw, own=own, images=images, page=page, html=page.read_text(), summary=summary
+    )
+
+
+def test_collects_held_out_frames_with_their_truth_beside(demo):
+    names = [path.name for path in demo.images]
+    assert names == [f"{NAME}-00.png", f"{NAME}-01.png", f"{NAME}-02.png", "yours-sea.jpg"]
+    assert sorted(path.name for path in (demo.root / TRUTH).iterdir()) == [f"{NAME}-0{i}.npz" for i in range(3)]
+    with np.load(demo.root / TRUTH / f"{NAME}-00.npz", allow_pickle=False) as truth:
+        assert str(truth["frame"]) == "hall_b/Easy/P000/000001"
+        assert truth["planar_depth_m"].shape == truth["valid_mask"].shape == (32, 48)
+        assert not truth["valid_mask"][:4].any()
+        assert truth["valid_mask"][4:].all()
+    assert (demo.root / IMAGES / "yours-sea.jpg").read_bytes() == (demo.own / "sea.jpg").read_bytes()
+
+
+def test_collecting_again_replaces_everything(demo, tmp_path):
+    out = tmp_path / "images"
+    collect_demo_images({NAME: demo.raw}, out, [demo.own / "sea.jpg", demo.own], num_per_dataset=2)
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [f"{NAME}-00.png", f"{NAME}-01.png", "yours-2-sea.jpg", "yours-sea.jpg"]
+    first = {path: path.read_bytes() for path in (tmp_path / "truth").iterdir()}
+    collect_demo_images({NAME: demo.raw}, out, [], num_per_dataset=2)
+    assert len(list(out.iterdir())) == 2
+    assert {path: path.read_bytes() for path in (tmp_path / "truth").iterdir()} == first
+
+
+def test_a_missing_image_is_named_before_anything_is_written(demo, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg: no such image"):
+        collect_demo_images({NAME: demo.raw}, tmp_path / "images", [tmp_path / "nowhere.jpg"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_has_exactly_these_keys(demo):
+    got = json.loads((demo.root / "reports/demo.json").read_text())
+    metrics = json.loads((demo.root / "metrics/evaluate.json").read_text())
+    assert got == {
+        "abs_rel": metrics["abs_rel"],
+        "delta1": metrics["delta1"],
+        "constant_abs_rel": metrics["constant_abs_rel"],
+        "vae_floor_abs_rel": metrics["vae_floor_abs_rel"],
+        "images_done": demo.summary["images_done"],
+        "images_failed": 1,
+        "model_version": "3",
+        "alias": "champion",
+        "seconds": {"synthesize": 12.3, "train": 100.0},
+    }
+
+
+def test_page_needs_no_other_file(demo):
+    """Every picture is inside, and nothing is fetched or run."""
+    sources = re.findall(r'src="([^"]{0,30})', demo.html)
+    assert len(sources) == 3 * 4 + 2 * 3 + 2, "four pictures with truth, three without, two curves"
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"<script|<link|@import|url\(|https?://", demo.html)
+
+
+def test_page_shows_what_happened(demo):
+    for text in ("hall_b/Easy/P000/000001", "sea.jpg", "900 x 600", "champion", "max_abs_rel"):
+        assert text in demo.html
+    for lineage in ("feed5eed", "bac4b07e", "0ddba11", "d1", "r1"):
+        assert f">{lineage}<" in demo.html
+    assert demo.html.index("sea.jpg") < demo.html.index("hall_b/Easy/P000/000001"), "the user's own images lead"
+    assert demo.html.count("no truth for this image") == 2
+    assert "12.3 s" in demo.html
+
+
+def test_page_escapes_names_and_reasons(demo):
+    assert "&lt;script&gt;alert(1)" in demo.html
+    assert "yours-broken.jpg: empty &lt;file&gt;" in demo.html
+
+
+def test_report_without_what_it_needs(tmp_path):
+    with pytest.raises(ValueError, match=r"evaluate\.json: no such file"):
+        write_demo_report(tmp_path, {}, registered=REGISTERED, promoted=PROMOTED, predict_summary={})
+
+
+def test_picture(demo):
+    path = write_picture(demo.root, [f"{NAME}-01", f"{NAME}-02"])
+    assert path == demo.root / PICTURE
+    with Image.open(path) as image:
+        assert image.size[0] == 800
+        two_rows = image.size[1]
+    with Image.open(write_picture(demo.root)) as image:
+        assert image.size[1] < two_rows, "one row for the one data set"
+    with pytest.raises(ValueError, match="no demo image with truth named yours-sea; there are: tartanair"):
+        write_picture(demo.root, ["yours-sea"])
+
+
+def test_results_table_into_the_readme(demo, tmp_path):
+    metrics = json.loads((demo.root / "metrics/evaluate.json").read_text())
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    fill_results(readme, metrics)
+    once = readme.read_text()
+    assert once == f"before\n<!-- results -->\n{results_table(metrics)}\n<!-- /results -->\nafter\n"
+    assert f"| {NAME} | 6 | {metrics['abs_rel']:.3f} |" in once
+    assert "1 steps x 1 runs, truth from 0.5 to 80 m" in once
+    fill_results(readme, metrics)
+    assert readme.read_text() == once
+    readme.write_text("no markers")
+    with pytest.raises(ValueError, match="expected the markers"):
+        fill_results(readme, metrics)

@@ -1,0 +1,216 @@
+"""The decoder fine-tuned on log depth: what must not change, what gets better, what survives a kill."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metricgold.encode.scene_encoder import encode
+from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
+from metricgold.params.sections import DepthVae
+from metricgold.storage.files import digest_folder
+from metricgold.train.depth_vae import depth_vae, learning_rate, log_depth_loss
+
+WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
+PARAMS = DepthVae(num_steps=12, batch_size=4, crop=16, lr=2e-3, warmup_steps=2, checkpoint_every=4)
+
+
+def run(tiny, raw, backbone, out, *, size=(32, 48), **changes):
+    raws = {tiny.datasets[0]: raw}
+    params = PARAMS.model_copy(update=changes)
+    return depth_vae(params, tiny.log_depth, raws, backbone, out, out.with_suffix(".json"), size=size)
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny, tiny_raw, tiny_backbone, tmp_path_factory):
+    return run(tiny, tiny_raw, tiny_backbone, tmp_path_factory.mktemp("depth") / "depth-vae", num_steps=150)
+
+
+# -- the loss ---------------------------------------------------------------------------------------------
+
+
+def test_invalid_pixels_never_count():
+    output, target = torch.zeros(2, 4, 5), torch.full((2, 4, 5), 0.5)
+    valid = torch.ones(2, 4, 5, dtype=torch.bool)
+    valid[0, 1, 2] = False
+    target[0, 1, 2] = 1e6
+    assert log_depth_loss(output, target, valid, 1.0).item() == 0.5
+    assert log_depth_loss(output, target, torch.zeros_like(valid), 1.0).item() == 0
+
+
+def test_the_gradient_term_is_the_error_s_slope():
+    """An error of 0.1 a column and 0.2 a row: its slopes are added with their weight."""
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(5.0), indexing="ij")
+    error = (0.1 * columns + 0.2 * rows)[None]
+    valid = torch.ones(1, 4, 5, dtype=torch.bool)
+    found = log_depth_loss(error, torch.zeros_like(error), valid, 2.0)
+    torch.testing.assert_close(found, error.mean() + 2 * (0.1 + 0.2))
+
+
+def test_an_output_out_of_range_is_pulled_back():
+    output = torch.tensor([[[3.0]]], requires_grad=True)
+    log_depth_loss(output, torch.tensor([[[1.0]]]), torch.ones(1, 1, 1, dtype=torch.bool), 0.0).backward()
+    assert output.grad.item() == 1
+
+
+def test_learning_rate_warms_up_and_ends_at_nought():
+    rates = [learning_rate(step, PARAMS) for step in range(12)]
+    assert rates[0] == pytest.approx(1e-3) and rates[6] == pytest.approx(1e-3) and 0 < rates[-1] < 2e-4
+
+
+# -- what must not change ---------------------------------------------------------------------------------
+
+
+def test_the_encoder_is_bit_equal_and_what_decodes_has_changed(tuned, tiny_backbone):
+    before, after = load_file(tiny_backbone / WEIGHTS), load_file(tuned / WEIGHTS)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+    assert "post_quant_conv.weight" in changed and "decoder.conv_out.weight" in changed
+    assert vae_digest(tuned) == vae_digest(tiny_backbone)
+
+
+def test_every_latent_is_bit_equal(tuned, tiny, tiny_raw, tiny_latents, tmp_path):
+    """A cache encoded by the fine-tuned VAE is the cache, byte for byte, its identity included."""
+    encode(tiny.datasets[0], tiny.encode, tiny.log_depth, tiny_raw, tuned, tmp_path / "latents")
+    assert digest_folder(tmp_path / "latents") == digest_folder(tiny_latents)
+
+
+def test_no_steps_hand_the_backbone_s_vae_on(tiny, tiny_raw, tiny_backbone, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        out = run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae", num_steps=0)
+    assert digest_folder(out / "vae") == digest_folder(tiny_backbone / "vae")
+    assert "num_steps is 0" in caplog.text
+    figures = json.loads((tmp_path / "depth-vae.json").read_text())
+    assert figures["num_steps"] == 0
+    assert figures["mean/before/abs_rel"] == figures["mean/after/abs_rel"] > 0
+
+
+# -- what gets better -------------------------------------------------------------------------------------
+
+
+def test_the_floor_of_held_out_frames_falls(tuned, tiny):
+    figures = json.loads(tuned.with_suffix(".json").read_text())
+    assert figures["mean/after/abs_rel"] < 0.8 * figures["mean/before/abs_rel"]
+    assert figures[f"{tiny.datasets[0]}/after/abs_rel"] == figures["mean/after/abs_rel"]
+    assert f"{tiny.datasets[0]}/before/delta1/4-8" in figures
+    made_from = json.loads((tuned / "depth_vae.json").read_text())
+    assert made_from["depth_vae"]["num_steps"] == 150 and made_from["log_depth"] == {"near_m": 0.5, "far_m": 80.0}
+
+
+def test_the_pipeline_takes_it(tuned, tiny_backbone, tiny_model):
+    """The same pipeline with the fine-tuned decoder: images encode as before, depth decodes otherwise."""
+    from metricgold import MetricGoldPipeline
+
+    pipe = MetricGoldPipeline.from_pretrained(tiny_model)
+    depth_m = np.geomspace(0.6, 70, 32 * 48).reshape(1, 32, 48).astype(np.float32)
+    before_m = pipe.encode_decode_depth(depth_m)
+    pipe.vae = load_depth_vae(tuned, tiny_backbone).eval()
+    assert not np.array_equal(pipe.encode_decode_depth(depth_m), before_m)
+    image = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    assert np.isfinite(pipe(image, num_inference_steps=1, ensemble_size=1).planar_depth_m).all()
+
+
+def test_bf16_fine_tunes_too(tiny, tiny_raw, tiny_backbone, tmp_path):
+    out = run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae", num_steps=3, mixed_precision="bf16")
+    weights = load_file(out / WEIGHTS)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+# -- wrong use --------------------------------------------------------------------------------------------
+
+
+def test_a_vae_of_another_encoder_is_refused(tuned, tiny_backbone, tmp_path):
+    other = shutil.copytree(tiny_backbone, tmp_path / "backbone")
+    vae = load_vae(other)
+    with torch.no_grad():
+        vae.encoder.conv_in.bias[0] += 1e-3
+    vae.save_pretrained(other / "vae")
+    with pytest.raises(ValueError, match=r"another encoder than .*backbone; run `metricgold depth-vae` again"):
+        load_depth_vae(tuned, other)
+    with pytest.raises(ValueError, match=r"no VAE for depth: depth_vae\.json is missing"):
+        load_depth_vae(other, other)
+
+
+def test_wrong_sizes_and_empty_splits_are_named(tiny, tiny_raw, tiny_backbone, tmp_path):
+    out, raw = tmp_path / "out" / "depth-vae", shutil.copytree(tiny_raw, tmp_path / "raw")
+    with pytest.raises(ValueError, match="multiples of the VAE's 2, got 32 x 47"):
+        run(tiny, raw, tiny_backbone, out, size=(32, 47))
+    with pytest.raises(ValueError, match=r"depth_vae\.crop 1 is smaller than one latent of 2 pixels"):
+        run(tiny, raw, tiny_backbone, out, crop=1)
+    for scene in ("env101", "env102"):
+        shutil.rmtree(raw / scene)
+    with pytest.raises(ValueError, match="no frame of split 'train'"):
+        run(tiny, raw, tiny_backbone, out)
+    assert not out.exists() and not out.with_suffix(".json").exists()
+
+
+def test_unreadable_training_frames_are_passed_over(tiny, tiny_raw, tiny_backbone, tmp_path):
+    raw = shutil.copytree(tiny_raw, tmp_path / "raw")
+    broken = sorted(raw.glob("env10*/Easy/P000/image_left/*.png"))
+    for path in broken[1:]:
+        path.write_bytes(b"no png")
+    assert run(tiny, raw, tiny_backbone, tmp_path / "depth-vae", num_steps=2).is_dir()
+    broken[0].write_bytes(b"no png")
+    with pytest.raises(ValueError, match="not one of 8 training frames can be read"):
+        run(tiny, raw, tiny_backbone, tmp_path / "other", num_steps=2)
+
+
+# -- kills ------------------------------------------------------------------------------------------------
+
+CHILD = """
+import sys, torch
+from pathlib import Path
+from metricgold.params.sections import DepthVae, LogDepthRange
+from metricgold.train.depth_vae import depth_vae
+params, raw, backbone, out = DepthVae.model_validate_json(sys.argv[1]), *map(Path, sys.argv[2:])
+depth_vae(params, LogDepthRange(), {"tartanair-synthetic": raw}, backbone, out, out.with_suffix(".json"), size=(32, 48))
+"""
+
+
+def test_a_finished_run_asked_again_gives_the_same_bytes(tiny, tiny_raw, tiny_backbone, tmp_path):
+    digests = set()
+    for out in (tmp_path / "one" / "depth-vae", tmp_path / "two" / "depth-vae", tmp_path / "one" / "depth-vae"):
+        digests.add(digest_folder(run(tiny, tiny_raw, tiny_backbone, out)))
+    assert len(digests) == 1
+
+
+def test_another_run_s_checkpoint_is_never_resumed(tiny, tiny_raw, tiny_backbone, tmp_path):
+    run(tiny, tiny_raw, tiny_backbone, tmp_path / "one", lr=5e-3)
+    run(tiny, tiny_raw, tiny_backbone, tmp_path / "one")
+    run(tiny, tiny_raw, tiny_backbone, tmp_path / "two")
+    assert digest_folder(tmp_path / "one") == digest_folder(tmp_path / "two")
+
+
+LONG = {"num_steps": 150, "checkpoint_every": 3}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tiny_raw, tiny_backbone, tmp_path_factory):
+    return run(tiny, tiny_raw, tiny_backbone, tmp_path_factory.mktemp("left_alone") / "depth-vae", **LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_it_goes_on_and_ends_with_the_same_bytes(tiny, tiny_raw, tiny_backbone, undisturbed, tmp_path, how):
+    params, out = PARAMS.model_copy(update=LONG), tmp_path / "depth-vae"
+    checkpoint = tmp_path / "depth-vae.state" / "checkpoint.safetensors"
+    command = [sys.executable, "-c", CHILD, params.model_dump_json(), tiny_raw, tiny_backbone, out]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while child.poll() is None and not checkpoint.exists():
+        time.sleep(0.01)
+    time.sleep(np.random.default_rng().uniform(0, 0.3))
+    child.send_signal(how)
+    assert child.wait(timeout=60) == (128 + how if how == signal.SIGTERM else -how)
+    assert not out.exists(), "the stop came too late to mean anything"
+    run(tiny, tiny_raw, tiny_backbone, out, **LONG)
+    assert digest_folder(out) == digest_folder(undisturbed)
+    assert out.with_suffix(".json").read_bytes() == undisturbed.with_suffix(".json").read_bytes()
