@@ -96,8 +96,8 @@ def _whole_way(images: list[Path], url: str) -> dict[str, Any]:
     from flows.batch_depth import batch_depth
     from flows.dvc_stages import SECONDS
     from flows.train_metricgold import train_metricgold
-    from metricgold.params.sections import load_params
-    from metricgold.storage.files import read_json
+    from metricgold.params import load_params
+    from metricgold.storage import read_json
 
     trained = train_metricgold(promote=True)
     seconds = read_json(SECONDS) | seconds
@@ -119,7 +119,7 @@ def _whole_way(images: list[Path], url: str) -> dict[str, Any]:
 
 def _synthesize() -> dict[str, float]:
     """Render the data sets side by side, before there is a server to tell; answers seconds per stage."""
-    from metricgold.params.sections import load_params
+    from metricgold.params import load_params
 
     names = [f"synthesize@{name}" for name in load_params().datasets]
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--quiet", "--single-item"]

@@ -12,12 +12,12 @@ from typing import Any
 
 import click
 
-from demo.report import fill_between
-from metricgold.evaluate.stage import evaluate
-from metricgold.model.pipeline import MetricGoldPipeline, load_pipeline
-from metricgold.params.sections import PRESETS, Evaluate, Params, load_params
-from metricgold.storage.files import read_json, write_aside, write_json
-from metricgold.train.run import train
+from demo.readme import fill_between
+from metricgold.evaluate import evaluate
+from metricgold.model import MetricGoldPipeline, load_pipeline
+from metricgold.params import PRESETS, Evaluate, Params, load_params
+from metricgold.storage import read_json, write_aside, write_json
+from metricgold.train import train
 
 MODELS = Path("models/policies")
 METRICS = Path("metrics/policies.json")

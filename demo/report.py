@@ -16,17 +16,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import yaml
 
-from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.evaluate.stage import evenly_spaced
-from metricgold.images import panels
-from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
-from metricgold.images.photo import read_rgb
+from metricgold.datasets import evenly_spaced, list_frames, read_frame
+from metricgold.images import (
+    DEPTH_COLOURS,
+    ERROR_COLOURS,
+    WORST_SHOWN,
+    Example,
+    colour_depth,
+    colour_error,
+    colour_share,
+    metre_ticks,
+    png_bytes,
+    read_log_depth_png,
+    read_rgb,
+    read_uncertainty_png,
+)
 from metricgold.metrics import depth_metrics
-from metricgold.storage.files import read_json, write_aside, write_json
+from metricgold.storage import read_json, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -193,12 +202,12 @@ class Predicted:
     valid_mask: np.ndarray | None = None
 
     @property
-    def example(self) -> panels.Example:
+    def example(self) -> Example:
         """The same for drawing; without truth no pixel is valid."""
         nowhere = np.zeros(self.depth_m.shape, dtype=bool)
         known = self.true_m is not None
         true_m, valid = (self.true_m, self.valid_mask) if known else (self.depth_m, nowhere)
-        return panels.Example(self.name, self.rgb, self.depth_m, true_m, valid)
+        return Example(self.name, self.rgb, self.depth_m, true_m, valid)
 
 
 def read_predicted(root: Path, row: dict[str, Any]) -> Predicted:
@@ -236,7 +245,7 @@ def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 def _card(found: Predicted) -> dict[str, Any]:
     example, step = found.example, max(1, -(-max(found.depth_m.shape) // SHOWN_PX))
-    small = lambda image: _data_uri(panels.png_bytes(np.ascontiguousarray(image[::step, ::step])))  # noqa: E731
+    small = lambda image: _data_uri(png_bytes(np.ascontiguousarray(image[::step, ::step])))  # noqa: E731
     height, width = found.depth_m.shape
     card = {
         "name": found.frame or found.name.removeprefix("yours-"),
@@ -244,20 +253,20 @@ def _card(found: Predicted) -> dict[str, Any]:
         "size": f"{width} x {height}",
         "centre_m": float(found.depth_m[height // 2, width // 2]),
         "photograph": small(found.rgb),
-        "depth": small(panels.colour_depth(found.depth_m, example.range_m)),
+        "depth": small(colour_depth(found.depth_m, example.range_m)),
         "depth_scale": _depth_scale(example.range_m),
         "uncertainty": small(_colour_uncertainty(found.uncertainty)),
         "error": None,
         "abs_rel": None,
     }
     if found.true_m is not None and example.valid_mask.any():
-        card["error"] = small(panels.colour_error(example.relative_error))
+        card["error"] = small(colour_error(example.relative_error))
         card["abs_rel"] = depth_metrics(found.depth_m, found.true_m, example.valid_mask)["abs_rel"]
     return card
 
 
 def _colour_uncertainty(uncertainty: np.ndarray) -> np.ndarray:
-    return panels.colour_share(uncertainty / WORST_UNCERTAINTY_SHOWN, UNCERTAINTY_COLOURS, np.isfinite(uncertainty))
+    return colour_share(uncertainty / WORST_UNCERTAINTY_SHOWN, UNCERTAINTY_COLOURS, np.isfinite(uncertainty))
 
 
 # --- scales: a CSS gradient and its ticks -------------------------------------------------------------------
@@ -273,14 +282,14 @@ def _gradient(colours: str) -> str:
 def _depth_scale(range_m: tuple[float, float]) -> dict[str, Any]:
     near_m, far_m = range_m
     place = lambda m: 100 * float(np.log(m / near_m) / np.log(far_m / near_m))  # noqa: E731
-    ticks = [(place(m), f"{m:.3g} m") for m in panels.metre_ticks(range_m)]
-    return {"gradient": _gradient(panels.DEPTH_COLOURS), "ticks": ticks}
+    ticks = [(place(m), f"{m:.3g} m") for m in metre_ticks(range_m)]
+    return {"gradient": _gradient(DEPTH_COLOURS), "ticks": ticks}
 
 
 def _error_scale() -> dict[str, Any]:
-    worst = panels.WORST_SHOWN
+    worst = WORST_SHOWN
     ticks = [(0, "0 %"), (50, f"{worst / 2:.0%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": _gradient(panels.ERROR_COLOURS), "ticks": ticks}
+    return {"gradient": _gradient(ERROR_COLOURS), "ticks": ticks}
 
 
 def _uncertainty_scale() -> dict[str, Any]:
@@ -378,84 +387,3 @@ def _dvc_hashes(lock: Path) -> list[tuple[str, str]]:
 
 
 # --- the README's picture and table -------------------------------------------------------------------------
-
-
-def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
-    """Draw PICTURE, 800 px wide: photograph, planar depth with its metres, error; one row per image.
-
-    names: demo images (hypersim-synthetic-00); the first of every data set if none are given. Raises ValueError
-    for a name without a prediction and a truth.
-    """
-    predicted = {Path(row["input"]).stem: row for row in _receipt(root) if row["status"] == "done"}
-    with_truth = [stem for stem in sorted(predicted) if (root / TRUTH / f"{stem}.npz").exists()]
-    if not names:
-        first = {stem.rpartition("-")[0]: stem for stem in reversed(with_truth)}
-        names = sorted(first.values())
-    unknown = sorted(set(names) - set(with_truth))
-    if unknown or not names:
-        raise ValueError(f"no demo image with truth named {', '.join(unknown)}; there are: {', '.join(with_truth)}")
-    examples = [read_predicted(root, predicted[name]).example for name in names]
-    return panels.write_panels(root / PICTURE, examples, ("photograph", "depth", "error"), width_px=800)
-
-
-def results_table(metrics: dict[str, Any]) -> str:
-    """metrics/evaluate.json as a Markdown table: one row per data set, the mean last."""
-    lines = [
-        "| data set | frames | AbsRel ↓ | δ1 ↑ | RMSE, m ↓ | AbsRel: best constant | mean map | VAE floor |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, one in sorted(metrics["datasets"].items()):
-        others = (one[method]["abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
-        lines.append(_table_row(name, one, others))
-    others = (metrics[f"{method}_abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
-    asked = metrics["params"]
-    lines += [
-        _table_row("**mean**", metrics, others),
-        "",
-        f"Split `{asked['split']}`, {asked['num_inference_steps']} steps x {asked['ensemble_size']} runs, "
-        f"truth from {metrics['near_m']:g} to {metrics['far_m']:g} m, no alignment.",
-    ]
-    return "\n".join(lines)
-
-
-def _table_row(name: str, one: dict[str, Any], others: Iterable[float]) -> str:
-    figures = [f"{one['abs_rel']:.3f}", f"{one['delta1']:.3f}", f"{one['rmse_m']:.2f}", *(f"{x:.3f}" for x in others)]
-    return f"| {name} | {one['num_frames']} | " + " | ".join(figures) + " |"
-
-
-def fill_results(readme: Path, metrics: dict[str, Any]) -> None:
-    """Put the results table between the README's markers. ValueError where they are missing."""
-    fill_between(readme, "results", results_table(metrics))
-
-
-def fill_between(readme: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name -->. ValueError where they are missing."""
-    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = readme.read_text().partition(opening)
-    _, closed, after = rest.partition(closing)
-    if not (found and closed):
-        raise ValueError(f"{readme}: expected the markers {opening} and {closing}")
-    with write_aside(readme) as aside:
-        aside.write_text(f"{before}{opening}\n{text}\n{closing}{after}")
-
-
-@click.group()
-def main() -> None:
-    """Refresh what the README shows, from the project's root."""
-
-
-@main.command()
-@click.argument("names", nargs=-1)
-def picture(names: tuple[str, ...]) -> None:
-    """Draw the README's picture from the last demo's images (NAMES, or one of each data set)."""
-    click.echo(write_picture(Path(), names))
-
-
-@main.command()
-def results() -> None:
-    """Write metrics/evaluate.json into the README's table."""
-    fill_results(Path("README.md"), _read_metrics(Path()))
-
-
-if __name__ == "__main__":
-    main()

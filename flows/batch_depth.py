@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows.child_processes import ask_child
 from flows.gpu_slots import card
-from metricgold.params.sections import Output
+from metricgold.params import Output
 
 Preset = Literal["paper", "balanced", "fast", "one-step"]
 

@@ -19,9 +19,9 @@ from prefect.futures import as_completed
 from flows.child_processes import ChildFailed, end_children, is_ending, run_child
 from flows.gpu_slots import card
 from flows.run_page import show_lines
-from metricgold.datasets.manifest import load_manifest
-from metricgold.download.stage import check_licence
-from metricgold.storage.files import write_json
+from metricgold.datasets import load_manifest
+from metricgold.download import check_licence
+from metricgold.storage import write_json
 
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
 SECONDS = Path("reports/seconds.json")

@@ -10,7 +10,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from flows.child_processes import ChildFailed, is_ending
-from metricgold.train.gpu_lock import cards, one_of
+from metricgold.train import cards, one_of
 
 LIMIT = "metricgold-gpu"
 LEASE_S = 120.0  # a killed flow's slot is free after it; renewed while the flow lives

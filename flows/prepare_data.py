@@ -5,7 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.dvc_stages import check_licences, run_stages, stage_graph
-from metricgold.params.sections import load_params
+from metricgold.params import load_params
 
 
 @flow(name="prepare-data")

@@ -11,8 +11,8 @@ from flows.dvc_stages import DVC, check_licences, run_stages, run_until_done, st
 from flows.gpu_slots import card
 from flows.registry_tasks import promote_version, register_version
 from flows.run_page import show_lines
-from metricgold.params.sections import load_params
-from metricgold.storage.files import read_json
+from metricgold.params import load_params
+from metricgold.storage import read_json
 
 METRICS = Path("metrics/evaluate.json")
 

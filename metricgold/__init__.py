@@ -22,16 +22,9 @@ report, check  evaluated numbers; a named pass or fail with a note
 version, alias MLflow's numbered model; movable name (champion, previous, candidate)
 """
 
-from typing import Any
+import lazy_loader
 
 __version__ = "0.1.0"
-__all__ = ["MetricGoldPipeline", "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    # Resolved on first use: importing metricgold must not import torch.
-    if name == "MetricGoldPipeline":
-        from metricgold.model.pipeline import MetricGoldPipeline
-
-        return MetricGoldPipeline
-    raise AttributeError(f"module 'metricgold' has no attribute {name!r}")
+# The public face; __init__.pyi lists it. Resolved on first use: importing metricgold must not import torch.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from metricgold.params.sections import Download, Params, Predict
+    from metricgold.params import Download, Params, Predict
 
 # Modules are imported inside the commands: torch alone costs two seconds, --help should not pay them.
 
@@ -41,7 +41,7 @@ def main(ctx: click.Context, params_path: Path) -> None:
 
 
 def _params(ctx: click.Context) -> "Params":
-    from metricgold.params.sections import load_params
+    from metricgold.params import load_params
 
     return load_params(ctx.obj)
 
@@ -68,9 +68,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JS
 @click.pass_context
 def synthesize(ctx: click.Context, dataset: str) -> None:
     """Render DATASET-synthetic and pack it into the data set's own archives; a real data set leaves a note."""
-    from metricgold.datasets.manifest import load_manifest
-    from metricgold.datasets.synthetic.archives import synthesize
-    from metricgold.storage.files import write_json
+    from metricgold.datasets import load_manifest, synthesize
+    from metricgold.storage import write_json
 
     out = Path("data/synthetic") / dataset
     if not _is_own(dataset) and load_manifest(dataset).name.endswith("-synthetic"):
@@ -102,14 +101,14 @@ def download(
 ) -> None:
     """Fetch DATASET's archives, verify and extract them into data/raw/DATASET; of own data there only take note."""
     if _is_own(dataset):
-        from metricgold.datasets.own_data import write_ledger
+        from metricgold.datasets import write_ledger
 
         if action or scenes or limit_gb:
             raise click.UsageError(f"data/raw/{dataset} is your own: there is nothing to fetch")
         write_ledger(dataset, Path("data/raw") / dataset)
         return
 
-    from metricgold.datasets.manifest import load_manifest
+    from metricgold.datasets import load_manifest
     from metricgold.download import stage
 
     manifest, into = load_manifest(dataset), Path("data/raw") / dataset
@@ -141,7 +140,7 @@ def manifest() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 def check(names: tuple[str, ...]) -> None:
     """Say what is wrong with manifests and where; all of the project's if none is named."""
-    from metricgold.datasets.manifest import MANIFESTS, WARNING, check_manifests
+    from metricgold.datasets import MANIFESTS, WARNING, check_manifests
 
     paths = [Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml" for name in names]
     paths = paths or sorted(MANIFESTS.glob("*.yaml"))
@@ -159,20 +158,20 @@ def check(names: tuple[str, ...]) -> None:
 @click.pass_context
 def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
     """Look at DATASET's frames: a page in reports/inspect, figures in metrics/inspect, a histogram in plots/inspect."""
-    from metricgold.datasets.inspect.page import inspect
+    from metricgold.datasets import inspect_dataset
 
     params = _params(ctx).inspect
     kinds = {"reports": "html", "metrics": "json", "plots": "csv"}
     page, metrics, plot = (Path(top) / "inspect" / f"{dataset}.{kind}" for top, kind in kinds.items())
     raw = Path("data/raw") / dataset
-    _say(inspect(dataset, raw, page, metrics, plot, split=params.split, num_frames=params.num_frames), as_json)
+    _say(inspect_dataset(dataset, raw, page, metrics, plot, split=params.split, num_frames=params.num_frames), as_json)
 
 
 @main.command()
 @click.pass_context
 def backbone(ctx: click.Context) -> None:
     """Prepare VAE, U-Net, schedule and empty prompt in models/backbone."""
-    from metricgold.model.backbone import prepare_backbone
+    from metricgold.model import prepare_backbone
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
@@ -193,13 +192,13 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
     if from_remote and dask:
         raise click.UsageError(f"--dask needs the raw data of {dataset} on a shared disk, which --from-remote deletes")
     if from_remote:
-        from metricgold.datasets.manifest import load_manifest
-        from metricgold.encode.from_remote import encode_from_remote
+        from metricgold.datasets import load_manifest
+        from metricgold.encode import encode_from_remote
 
         encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)
     else:
-        from metricgold.encode.scene_encoder import encode
-        from metricgold.predict.dask_cluster import open_executor
+        from metricgold.encode import encode
+        from metricgold.predict import open_executor
 
         with open_executor(dask) if dask else nullcontext() as executor:
             encode(dataset, params.encode, params.log_depth, raw, backbone, out, executor=executor)
@@ -209,26 +208,26 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
 @click.pass_context
 def vae_floor(ctx: click.Context) -> None:
     """Measure what the VAE alone loses, by encoding, range and depth, into metrics/vae_floor.json and plots/."""
-    from metricgold.evaluate.vae_floor import vae_floor
+    from metricgold.evaluate import measure_vae_floor
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
     size = (params.encode.height, params.encode.width)
     backbone, metrics = Path("models/backbone"), Path("metrics/vae_floor.json")
-    vae_floor(params.vae_floor, params.log_depth, raw_folders, backbone, metrics, Path("plots"), size=size)
+    measure_vae_floor(params.vae_floor, params.log_depth, raw_folders, backbone, metrics, Path("plots"), size=size)
 
 
 @main.command("depth-vae")
 @click.pass_context
 def depth_vae(ctx: click.Context) -> None:
     """Fine-tune what decodes depth into models/depth-vae; with num_steps 0 the backbone's decoder is handed on."""
-    from metricgold.train.depth_vae import depth_vae
+    from metricgold.train import train_depth_vae
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
     size = (params.encode.height, params.encode.width)
     backbone, out, metrics = Path("models/backbone"), Path("models/depth-vae"), Path("metrics/depth_vae.json")
-    depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
+    train_depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
 
 
 @main.group()
@@ -240,7 +239,7 @@ def profile() -> None:
 @click.pass_context
 def list_(ctx: click.Context) -> None:
     """Name the profiles and what they are for."""
-    from metricgold.params.profiles import list_profiles
+    from metricgold.params import list_profiles
 
     for name, title in list_profiles(ctx.obj).items():
         click.echo(f"{name}: {title}")
@@ -252,7 +251,7 @@ def list_(ctx: click.Context) -> None:
 @click.pass_context
 def use(ctx: click.Context, name: str, force: bool) -> None:
     """Copy the profile NAME to params.yaml and say what changes."""
-    from metricgold.params.profiles import use_profile
+    from metricgold.params import use_profile
 
     for line in use_profile(name, ctx.obj, force=force) or ["nothing to change"]:
         click.echo(line)
@@ -266,7 +265,7 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
     """Count parameters, operations, memory, hours and disk of `metricgold train` before it starts."""
     from metricgold.train import plan as counting
 
-    answer = counting.plan(_params(ctx), Path("models/backbone"), Path("data/latents"), card=card)
+    answer = counting.plan_training(_params(ctx), Path("models/backbone"), Path("data/latents"), card=card)
     click.echo(json.dumps(answer, sort_keys=True) if as_json else counting.describe(answer))
     if said := counting.refusal(answer):
         raise click.ClickException(said)
@@ -278,9 +277,8 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
 @click.pass_context
 def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     """Fine-tune the U-Net on the latent caches into models/metricgold; MLflow follows it live."""
-    from metricgold.registry.versions import track
-    from metricgold.train.gpu_lock import only_job
-    from metricgold.train.run import train
+    from metricgold.registry import track
+    from metricgold.train import only_job, train
 
     params = _params(ctx)
     caches = {name: Path("data/latents") / name for name in params.datasets}
@@ -305,7 +303,7 @@ def _place() -> tuple[str, bool]:
 
 def _validation(params: "Params") -> Any:
     """Held-out frames to look at while training; pictures of them lie beside the checkpoints."""
-    from metricgold.evaluate.validation import held_out_validation
+    from metricgold.evaluate import held_out_validation
 
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
     samples = Path("models/metricgold.state/samples")
@@ -316,7 +314,7 @@ def _validation(params: "Params") -> Any:
 @click.pass_context
 def evaluate(ctx: click.Context) -> None:
     """Measure models/metricgold on held-out scenes into metrics/evaluate.json and plots/."""
-    from metricgold.evaluate.stage import evaluate
+    from metricgold.evaluate import evaluate
 
     params = _params(ctx)
     raw_folders = {name: Path("data/raw") / name for name in params.datasets}
@@ -390,11 +388,9 @@ def predict(
     Options override the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
     it if all do.
     """
-    from metricgold.predict.dask_cluster import open_client
-    from metricgold.predict.dask_slices import predict_on
-    from metricgold.predict.stage import over_budget, predict_all
-    from metricgold.registry.versions import fetch_model
-    from metricgold.storage.sigterm import exit_on_sigterm
+    from metricgold.predict import open_client, over_budget, predict_all, predict_on
+    from metricgold.registry import fetch_model
+    from metricgold.storage import exit_on_sigterm
 
     params = _asked(_params(ctx).predict, **asked)
     folder, model_name = fetch_model(model)
@@ -411,7 +407,7 @@ def _asked(params: "Predict", preset: str | None, **options: Any) -> "Predict":
     """The section predict with what the command line says in its place."""
     from pydantic import ValidationError
 
-    from metricgold.params.sections import PRESETS, Predict
+    from metricgold.params import PRESETS, Predict
 
     changes = PRESETS[preset] if preset else {}
     changes = changes | {name: value for name, value in options.items() if value not in (None, ())}
@@ -426,7 +422,7 @@ def _asked(params: "Predict", preset: str | None, **options: Any) -> "Predict":
 @click.pass_context
 def register(ctx: click.Context, as_json: bool) -> None:
     """Log run, metrics, lineage and models/metricgold to MLflow as a new version."""
-    from metricgold.registry.versions import register
+    from metricgold.registry import register
 
     _say(register(_params(ctx), Path("models/metricgold"), Path("metrics/evaluate.json")), as_json)
 
@@ -438,7 +434,7 @@ def register(ctx: click.Context, as_json: bool) -> None:
 @click.pass_context
 def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: bool) -> None:
     """Move the alias champion to a version if the gate in params holds; exit 1 if it does not."""
-    from metricgold.registry.versions import promote
+    from metricgold.registry import promote
 
     outcome = promote(_params(ctx).promote, version=version, dry_run=dry_run)
     _say(outcome, as_json)

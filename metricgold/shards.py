@@ -41,6 +41,7 @@ import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from io import FileIO
 from itertools import accumulate
@@ -51,8 +52,7 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from metricgold.model.vae import LatentFrame
-from metricgold.storage.files import digest_file, read_json, write_aside, write_json
+from metricgold.storage import digest_file, read_json, write_aside, write_json
 
 FORMAT = 2  # 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
@@ -62,6 +62,25 @@ _ARRAYS = ("intrinsics", "rgb_latent", "depth_latent", "latent_mask")
 _RECORD_SUFFIX = ".scene.json"
 # What broken bytes may raise; HDF5 finds many words for them.
 _BROKEN = (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LatentFrame:
+    """One frame as the trainer sees it.
+
+    rgb_latent, depth_latent  float16 [c, h, w], unscaled VAE means
+    latent_mask               bool [h, w]: every pixel below this latent is valid
+    intrinsics                float64 [3, 3] of the encoded image, pixels
+    valid_mask                bool [H, W] of the encoded image; None when read from a cache, see its valid_mask(i)
+    """
+
+    rgb_latent: np.ndarray
+    depth_latent: np.ndarray
+    latent_mask: np.ndarray
+    intrinsics: np.ndarray
+    scene: str
+    name: str
+    valid_mask: np.ndarray | None = None
 
 
 def shard_path(cache: Path, scene: str, number: int) -> Path:

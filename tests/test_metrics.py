@@ -4,8 +4,7 @@ from math import log, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from metricgold.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, METRICS, depth_metrics, mean_metrics

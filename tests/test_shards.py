@@ -13,13 +13,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from metricgold import shards
-from metricgold.model.vae import LatentFrame
 from metricgold.shards import (
     LatentCache,
+    LatentFrame,
     find_shard,
     is_part_of,
     is_whole,

@@ -1,8 +1,10 @@
 """The one form in which every data set's images leave their reader."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from metricgold.images import crop_intrinsics, mirror_intrinsics, resize_intrinsics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +40,7 @@ class Frame:
             raise ValueError(f"frame {self.name}: invalid depth must be stored as 0")
 
     @classmethod
-    def checked(cls, rgb, planar_depth_m, valid_mask, intrinsics, scene: str, name: str) -> "Frame":
+    def from_arrays(cls, rgb, planar_depth_m, valid_mask, intrinsics, scene: str, name: str) -> "Frame":
         """Build a frame from raw arrays: also invalidates what is not finite or not positive, and zeroes it."""
         depth_m = np.asarray(planar_depth_m, dtype=np.float32)
         valid_mask = np.asarray(valid_mask, dtype=bool) & np.isfinite(depth_m) & (depth_m > 0)
@@ -52,3 +54,48 @@ class Frame:
                 f"frame {self.name}: {field} must be {np.dtype(dtype)} {list(shape)}, "
                 f"got {array.dtype} {list(array.shape)}"
             )
+
+
+def fit_frame(frame: Frame, height: int, width: int) -> Frame:
+    """Scale a frame to cover height x width, cut the overhang evenly, and carry the intrinsics along."""
+    if frame.rgb.shape[:2] == (height, width):
+        return frame
+    return cut_frame(frame, height, width, zoom=1.0, place=(0.5, 0.5))
+
+
+def cut_frame(frame: Frame, height: int, width: int, *, zoom: float, place: tuple[float, float]) -> Frame:
+    """A part of a frame, scaled to height x width; intrinsics go along, depth stays in metres.
+
+    zoom: 1 for the largest part of that shape, 2 for one with half its sides; place: where it lies between the top
+    (0) and the bottom (1), and between left and right. Colours are averaged, depth and mask are sampled at the nearest
+    pixel: a mean of two depths is a surface that does not exist.
+    """
+    from PIL import Image
+
+    old_height, old_width = frame.rgb.shape[:2]
+    scale = max(height / old_height, width / old_width) * zoom
+    # The part that survives, in old pixels.
+    box_height, box_width = height / scale, width / scale
+    top, left = (old_height - box_height) * place[0], (old_width - box_width) * place[1]
+    box = (left, top, min(left + box_width, old_width), min(top + box_height, old_height))
+    rgb = Image.fromarray(frame.rgb).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    rows = np.clip((top + (np.arange(height) + 0.5) / scale).astype(int), 0, old_height - 1)
+    columns = np.clip((left + (np.arange(width) + 0.5) / scale).astype(int), 0, old_width - 1)
+    return replace(
+        frame,
+        rgb=np.asarray(rgb),
+        planar_depth_m=frame.planar_depth_m[np.ix_(rows, columns)],
+        valid_mask=frame.valid_mask[np.ix_(rows, columns)],
+        intrinsics=resize_intrinsics(crop_intrinsics(frame.intrinsics, left, top), scale, scale),
+    )
+
+
+def mirror_frame(frame: Frame) -> Frame:
+    """Left to right; intrinsics go along."""
+    return replace(
+        frame,
+        rgb=np.ascontiguousarray(frame.rgb[:, ::-1]),
+        planar_depth_m=np.ascontiguousarray(frame.planar_depth_m[:, ::-1]),
+        valid_mask=np.ascontiguousarray(frame.valid_mask[:, ::-1]),
+        intrinsics=mirror_intrinsics(frame.intrinsics, frame.rgb.shape[1]),
+    )

@@ -23,7 +23,7 @@ import numpy as np
 from metricgold.datasets.arrays import expect_floats, expect_shape, naming, read_hdf5
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, no_gaps, paired_ids
-from metricgold.images.camera import pixel_centres, planar_from_ray_distance
+from metricgold.images import pixel_centres, planar_from_ray_distance
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def read_frame(ref: FrameRef) -> Frame:
     known = np.isfinite(ray_distance_m) if ref.entity_path is None else _entity_mask(ref.entity_path, size)
     cosine, intrinsics = _camera(ref.camera, *size)
     planar_depth_m = np.multiply(ray_distance_m, cosine, dtype=np.float32, casting="same_kind")
-    return Frame.checked(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
+    return Frame.from_arrays(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
 
 
 def _entity_mask(path: Path, size: tuple[int, int]) -> np.ndarray:

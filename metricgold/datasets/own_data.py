@@ -46,9 +46,8 @@ from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixe
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps, paired_ids
 from metricgold.datasets.manifest import Exclusion
-from metricgold.images.camera import planar_from_ray_distance, rays_from_intrinsics
-from metricgold.images.photo import read_rgb
-from metricgold.storage.files import digest_file, digest_json, write_json
+from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
+from metricgold.storage import digest_file, digest_json, write_json
 
 STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"
@@ -352,7 +351,7 @@ def read_frame(ref: FrameRef) -> Frame:
     if recording.is_ray_distance:
         depth_m *= _cosines(recording[:4], *rgb.shape[:2])
     valid_mask = ~_is_any(stored, recording.invalid) & (stored < recording.far)
-    return Frame.checked(rgb, depth_m, valid_mask, intrinsics, ref.scene, ref.name)
+    return Frame.from_arrays(rgb, depth_m, valid_mask, intrinsics, ref.scene, ref.name)
 
 
 def read_depth(path: Path, array: str | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from metricgold.datasets.arrays import expect_floats, expect_shape, read_npy, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
-from metricgold.images.camera import pinhole, rays_from_intrinsics
+from metricgold.images import pinhole, rays_from_intrinsics
 
 FAR_RAY_DISTANCE_M = 1000.0
 FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther
@@ -64,7 +64,7 @@ def frame_from(ref: FrameRef, planar_depth_m: np.ndarray, far_ray_distance_m: fl
     expect_shape(ref.depth_path, planar_depth_m, (height, width))
     ray_distance_m = planar_depth_m * _ray_lengths(height, width)
     valid_mask = ray_distance_m < min(far_ray_distance_m, sky_ray_distance_m(ray_distance_m))
-    return Frame.checked(rgb, planar_depth_m, valid_mask, pinhole(width / 2, height, width), ref.scene, ref.name)
+    return Frame.from_arrays(rgb, planar_depth_m, valid_mask, pinhole(width / 2, height, width), ref.scene, ref.name)
 
 
 def sky_ray_distance_m(ray_distance_m: np.ndarray) -> float:

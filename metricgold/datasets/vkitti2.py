@@ -11,7 +11,7 @@ from metricgold.datasets.arrays import expect_shape, naming, read_pixels
 from metricgold.datasets.depth_png import read_depth_png
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
-from metricgold.images.camera import crop_intrinsics
+from metricgold.images import crop_intrinsics
 
 FAR = 65535
 CROP_HEIGHT, CROP_WIDTH = 352, 1216  # of KITTI's depth benchmark
@@ -74,7 +74,7 @@ def read_frame(ref: FrameRef) -> Frame:
     fx, fy, cx, cy = ref.camera
     # The file counts pixel centres from 0 (cx = 620.5 for 1242 columns), a Frame from 0.5.
     intrinsics = np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
-    return Frame.checked(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)
+    return Frame.from_arrays(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)
 
 
 def kitti_benchmark_crop(frame: Frame) -> Frame:

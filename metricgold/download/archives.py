@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
+from metricgold.datasets import is_archive
 from metricgold.download.gate import Extracted, Gate, Writer, refusing, write
 from metricgold.download.tars import TarMember, TarResult, extract_tar, extract_whole_tar
 
@@ -27,7 +28,6 @@ __all__ = [
     "list_zip",
 ]
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 BLOCK_BYTES = 1 << 20
 ZIP_MAGIC, SEVEN_ZIP_MAGIC, GZIP_MAGIC, TAR_MAGIC = b"PK", b"7z\xbc\xaf\x27\x1c", b"\x1f\x8b", b"ustar"
 LOCAL_HEADER = struct.Struct("<26x2H")  # bytes of the name, bytes of the extra field
@@ -42,11 +42,6 @@ class ZipMember(NamedTuple):
     crc32: int
     start: int  # [start, end) in the archive is all that extraction reads of it
     end: int
-
-
-def is_archive(path: str) -> bool:
-    """Whether the name says zip, tar or 7z."""
-    return path.endswith(SUFFIXES)
 
 
 def extract(

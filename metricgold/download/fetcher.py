@@ -29,7 +29,7 @@ from metricgold.download.transport import (
     request,
     shown,
 )
-from metricgold.storage.files import BLOCK_BYTES, new_hash
+from metricgold.storage import BLOCK_BYTES, new_hash
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from metricgold.storage.files import digest_json
+from metricgold.storage import digest_json
 
 LISTED, FETCHING, PLACING, DONE, DROPPED, FAILED = "listed", "fetching", "placing", "done", "dropped", "failed"
 

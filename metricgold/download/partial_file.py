@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from metricgold.storage.files import remove, write_aside
+from metricgold.storage import remove, write_aside
 
 Range = tuple[int, int]  # [start, end)
 

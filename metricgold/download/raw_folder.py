@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from metricgold.datasets.manifest import ALGORITHMS, Manifest, Source
-from metricgold.download.archives import ZipMember, extract, extract_tar, is_archive, join_ranges, list_zip
+from metricgold.datasets import ALGORITHMS, Manifest, Source, is_archive
+from metricgold.download.archives import ZipMember, extract, extract_tar, join_ranges, list_zip
 from metricgold.download.fetcher import Fetcher, RemoteFile
 from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
 from metricgold.download.progress import Advance, ByteProgress, show_bytes
 from metricgold.download.transport import shown
-from metricgold.storage.files import BLOCK_BYTES, digest_crc32, digest_json, remove
+from metricgold.storage import BLOCK_BYTES, digest_crc32, digest_json, remove
 
 log = logging.getLogger(__name__)
 

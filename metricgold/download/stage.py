@@ -7,7 +7,7 @@ import errno
 import getpass
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from metricgold.datasets.manifest import Archive, Manifest, Source, read_split_csv
+from metricgold.datasets import Archive, Manifest, Source, scene_splits
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import DONE, Ledger
 from metricgold.download.progress import Advance, ByteProgress, show_bytes
 from metricgold.download.raw_folder import Store
-from metricgold.params.sections import Download
-from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json
+from metricgold.params import Download
+from metricgold.storage import digest_json, only_writer, read_json, remove, write_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -355,19 +355,6 @@ def _within(store: Store, groups: Sequence[Group], limit_gb: float) -> list[Grou
         )
     log.info("%s: %d of %d groups of scenes fit into %g GB", store.manifest.name, len(kept), len(groups), limit_gb)
     return kept
-
-
-def scene_splits(manifest: Manifest, raw: Path) -> Callable[[str], set[str]]:
-    """A function scene -> splits that its frames are in."""
-    if manifest.splits is None:
-        return lambda _scene: set()
-    if manifest.splits.csv is None:
-        splits = manifest.splits.scenes
-        return lambda scene: {name for name, globs in splits.items() if any(fnmatchcase(scene, g) for g in globs)}
-    found: dict[str, set[str]] = {}
-    for frame, split in read_split_csv(raw / manifest.splits.csv).items():
-        found.setdefault(frame.split("/")[0], set()).add(split)
-    return lambda scene: found.get(scene, set())
 
 
 # Before and after

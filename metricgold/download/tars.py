@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from metricgold.download.gate import BadArchive, Extracted, Gate, refusing, write
-from metricgold.storage.files import remove
+from metricgold.storage import remove
 
 BLOCK_BYTES = 1 << 20
 RECORD_BYTES = 512

@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError, ResponseError
 
-from metricgold.storage.files import BLOCK_BYTES
+from metricgold.storage import BLOCK_BYTES
 
 RECEIVE_BYTES = BLOCK_BYTES // 2
 MIN_BYTES_PER_S = 1_000

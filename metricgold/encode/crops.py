@@ -15,11 +15,8 @@ from threading import Thread
 
 import numpy as np
 
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.readers import FrameRef, read_frame
-from metricgold.datasets.vkitti2 import kitti_benchmark_crop
-from metricgold.model.vae import cut_frame, fit_frame, mirror_frame
-from metricgold.params.sections import Encode
+from metricgold.datasets import Frame, FrameRef, cut_frame, fit_frame, kitti_benchmark_crop, mirror_frame, read_frame
+from metricgold.params import Encode
 
 MARK = "#"  # between the name of a frame and the number of a view
 

@@ -9,24 +9,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from metricgold.datasets.manifest import Manifest
-from metricgold.datasets.readers import Listing, NoFramesError, list_frames
-from metricgold.download.ledger import DONE, DROPPED
-from metricgold.download.raw_folder import Store
-from metricgold.download.stage import (
+from metricgold.datasets import Listing, Manifest, NoFramesError, list_frames, scene_splits
+from metricgold.download import (
+    DONE,
+    DROPPED,
     Group,
+    Store,
     bring,
     ledger_entry,
     note_passing,
     open_store,
     raise_together,
     read_passing,
-    scene_splits,
     wanted_groups,
 )
 from metricgold.encode.scene_encoder import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
-from metricgold.params.sections import Params
-from metricgold.storage.files import remove
+from metricgold.params import Params
+from metricgold.storage import remove
 
 log = logging.getLogger(__name__)
 

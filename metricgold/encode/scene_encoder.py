@@ -23,27 +23,33 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
-from metricgold.datasets import own_data as folder
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.manifest import read_manifest
-from metricgold.datasets.readers import IN_NO_SPLIT, FrameRef, Listing, list_frames
-from metricgold.download.stage import scene_splits
+from metricgold.datasets import (
+    IN_NO_SPLIT,
+    Frame,
+    FrameRef,
+    Listing,
+    list_frames,
+    own_data,
+    read_manifest,
+    scene_splits,
+)
 from metricgold.encode.crops import MARK, open_processes, read_views
 from metricgold.log_depth import LogDepth
-from metricgold.model.backbone import load_vae, vae_digest
-from metricgold.model.vae import (
-    LatentFrame,
+from metricgold.model import (
     decode_log_depth,
     encode_log_depth,
     encode_rgb,
     filled_log_depth,
     latent_valid_mask,
+    load_vae,
     rgb_to_tensor,
+    vae_digest,
     vae_factor,
 )
-from metricgold.params.sections import Encode, LogDepthRange
+from metricgold.params import Encode, LogDepthRange
 from metricgold.shards import (
     INDEX,
+    LatentFrame,
     find_shard,
     is_part_of,
     is_whole,
@@ -54,7 +60,7 @@ from metricgold.shards import (
     write_record,
     write_shard,
 )
-from metricgold.storage.files import digest_json, only_writer, read_json, remove
+from metricgold.storage import digest_json, only_writer, read_json, remove
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +130,9 @@ def _archived_scenes(raw: Path) -> set[str]:
 def _source_digests(raw: Path) -> Callable[[str], str | None]:
     """A function scene -> digest of what it is read from: archives, what a team states about its own data, or both."""
     archives = _archives(raw)
-    if not folder.has_statement(raw):
+    if not own_data.has_statement(raw):
         return lambda scene: source_digest(archives, scene)
-    stated = folder.digest(raw)
+    stated = own_data.digest(raw)
     if archives is None:
         return lambda _scene: stated
     return lambda scene: digest_json([stated, source_digest(archives, scene)])

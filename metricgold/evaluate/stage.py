@@ -14,30 +14,26 @@ import csv
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import ceil, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef
-from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.images.panels import COLUMNS, Example, write_panels
+from metricgold.datasets import Frame, FrameRef, evenly_spaced, list_frames, read_frame
+from metricgold.evaluate.baselines import Blind, _resize_map, best_constant, in_range, mean_depth_map
+from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.images import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
-from metricgold.params.sections import Evaluate, Inference
-from metricgold.storage.files import digest_json, write_aside, write_json
+from metricgold.params import Evaluate, Inference
+from metricgold.storage import digest_json, write_aside, write_json
 
 if TYPE_CHECKING:
-    from metricgold.model.pipeline import MetricGoldPipeline
+    from metricgold.model import MetricGoldPipeline
 
 logger = logging.getLogger(__name__)
 
-BIN_NATS = 1e-3  # of the histogram that finds the best constant: its depth is off by 0.05 % at most
-MEAN_MAP_FRAMES = 200  # training frames in the mean depth map
-MEAN_MAP_GRID = (24, 32)  # its cells, rows and columns
 NUM_EXAMPLES = 4  # rows of each data set's panel
 METHODS = ("model", "constant", "mean_map", "vae_floor")
 
@@ -60,7 +56,7 @@ def evaluate(
     give equal bytes. The JSON is written last. Raises ValueError naming a data set without a frame to measure.
     """
     if pipe is None:
-        from metricgold.model.pipeline import load_pipeline
+        from metricgold.model import load_pipeline
 
         pipe = load_pipeline(model, dtype=params.dtype)
     measured = {name: Measured(depth_edges(pipe.log_depth)) for name in raw_folders}
@@ -75,13 +71,6 @@ def evaluate(
     _draw_by_depth(Path(plots) / "evaluate.png", measured)
     write_json(out, report)
     return report
-
-
-def evenly_spaced(count: int, limit: int | None) -> list[int]:
-    """At most `limit` indices into `count` things, spread evenly; all of them for None."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [(2 * i + 1) * count // (2 * limit) for i in range(limit)]
 
 
 # --- one data set -------------------------------------------------------------------------------------------
@@ -133,14 +122,6 @@ class Measured:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Blind:
-    """The two baselines that never look: one constant in metres, one map of metres on MEAN_MAP_GRID."""
-
-    constant_m: float
-    mean_map_m: np.ndarray
-
-
 def _held_out(name: str, raw: Path, params: Evaluate) -> list[FrameRef]:
     found = list_frames(name, raw, split=params.split).frames
     return [found[i] for i in evenly_spaced(len(found), params.frames_per_dataset)]
@@ -170,7 +151,7 @@ def _score(
     """Predict a batch, score all four methods, and hand the images on."""
     options = params.model_dump(include=set(Inference.model_fields) - {"dtype"})
     predictions = pipe([frame.rgb for frame in frames], **options)
-    floors_m = vae_floor(pipe, frames)
+    floors_m = through_vae(pipe, frames)
     for frame, prediction, floor_m in zip(frames, predictions, floors_m, strict=True):
         valid = in_range(frame, pipe.log_depth)
         measured.names.append(frame.name)
@@ -189,23 +170,7 @@ def _batches(refs: Sequence[FrameRef], size: int, desc: str) -> Iterator[list[Fr
             bar.update(len(refs[start : start + size]))
 
 
-def _readable(refs: Sequence[FrameRef], left_out: dict[str, str]) -> Iterator[tuple[FrameRef, Frame]]:
-    """Frames one by one; a broken one is warned of, and its reason kept, instead."""
-    for ref in refs:
-        try:
-            yield ref, read_frame(ref)
-        except ValueError as error:
-            logger.warning("%s left out: %s", ref.name, error)
-            left_out[ref.name] = str(error)
-
-
-def in_range(frame: Frame, log_depth: LogDepth) -> np.ndarray:
-    """Pixels that count, bool [H, W]: valid, and true depth between near_m and far_m."""
-    depth_m = frame.planar_depth_m
-    return frame.valid_mask & (depth_m >= log_depth.near_m) & (depth_m <= log_depth.far_m)
-
-
-def vae_floor(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
+def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
     """Each frame's true depth through the VAE and back, metres [H, W]; what is not valid goes in as far_m."""
     filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, np.float32(pipe.log_depth.far_m)) for frame in frames]
     if len({depth_m.shape for depth_m in filled_m}) == 1:
@@ -216,86 +181,7 @@ def vae_floor(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.nd
 # --- what never looks at the image --------------------------------------------------------------------------
 
 
-def best_constant(
-    held_out: dict[str, list[FrameRef]], log_depth: LogDepth, left_out: dict[str, dict[str, str]]
-) -> tuple[dict[str, list[FrameRef]], float]:
-    """The frames that can be measured, and the one depth in metres that gives them the lowest AbsRel.
-
-    No constant does better on these very frames, so no constant baseline is stronger. AbsRel of a constant c,
-    sum w |c - g| with w = 1/(g, pixels of its image, images of its data set), is least at the median of g
-    weighted by w; it is found in a histogram of ln g with bins of BIN_NATS. Frames that cannot be read, or have
-    no depth in range, go into `left_out` with the reason. ValueError names a data set with no frame left.
-    """
-    usable, weights = {}, np.zeros(ceil(log_depth.ln_range / BIN_NATS))
-    for name, refs in held_out.items():
-        usable[name], of_name = _inverse_depths(refs, log_depth, left_out[name], len(weights))
-        if not usable[name]:
-            reasons = sorted(set(left_out[name].values())) or ["the split is empty"]
-            raise ValueError(f"{name}: no frame with depth in range to measure: {'; '.join(reasons)}")
-        weights += of_name / len(usable[name])
-    median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
-    return usable, float(log_depth.near_m * np.exp((median + 0.5) * BIN_NATS))
-
-
-def _inverse_depths(
-    refs: Sequence[FrameRef], log_depth: LogDepth, left_out: dict[str, str], num_bins: int
-) -> tuple[list[FrameRef], np.ndarray]:
-    """Readable frames, and the sum of 1/g over their pixels by bin of ln g, each image weighing the same."""
-    usable, weights = [], np.zeros(num_bins)
-    for ref, frame in _readable(refs, left_out):
-        true_m = frame.planar_depth_m[in_range(frame, log_depth)].astype(np.float64)
-        if not true_m.size:
-            left_out[ref.name] = f"no valid depth between {log_depth.near_m:g} and {log_depth.far_m:g} m"
-            continue
-        bins = (np.log(true_m / log_depth.near_m) / BIN_NATS).astype(int).clip(0, num_bins - 1)
-        weights += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=num_bins)
-        usable.append(ref)
-    return usable, weights
-
-
-def mean_depth_map(raw_folders: dict[str, Path], log_depth: LogDepth) -> np.ndarray:
-    """Geometric mean of planar depth over training frames on a small grid, metres MEAN_MAP_GRID.
-
-    MEAN_MAP_FRAMES frames of each data set, evenly spaced. A cell that no frame fills gets the mean of all.
-    Raises ValueError when no data set has a training frame with depth in range.
-    """
-    rows, columns = MEAN_MAP_GRID
-    sums, counts = np.zeros(rows * columns), np.zeros(rows * columns)
-    for name, raw in raw_folders.items():
-        found = list_frames(name, raw, split="train").frames
-        sample = [found[i] for i in evenly_spaced(len(found), MEAN_MAP_FRAMES)]
-        for _, frame in _readable(sample, {}):
-            valid = in_range(frame, log_depth)
-            y, x = np.nonzero(valid)
-            cells = y * rows // valid.shape[0] * columns + x * columns // valid.shape[1]
-            sums += np.bincount(cells, weights=np.log(frame.planar_depth_m[valid]), minlength=sums.size)
-            counts += np.bincount(cells, minlength=sums.size)
-    if not counts.any():
-        raise ValueError(f"no training frame with depth in range for the mean depth map in {list(raw_folders)}")
-    overall = sums.sum() / counts.sum()
-    mean_ln = np.where(counts > 0, sums / np.maximum(counts, 1), overall)
-    return np.exp(mean_ln).reshape(rows, columns)
-
-
-def _resize_map(map_m: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear in log depth to [H, W]."""
-    from PIL import Image
-
-    ln = Image.fromarray(np.log(map_m).astype(np.float32))
-    return np.exp(np.asarray(ln.resize((size[1], size[0]), Image.Resampling.BILINEAR)))
-
-
 # --- reports ------------------------------------------------------------------------------------------------
-
-
-def depth_edges(log_depth: LogDepth) -> np.ndarray:
-    """Edges in metres of the depth ranges: near_m doubled again and again, and far_m.
-
-    A last range narrower than half a doubling joins the one before.
-    """
-    doublings = log(log_depth.far_m / log_depth.near_m) / log(2)
-    inner = np.arange(1, ceil(doublings - 0.5))
-    return np.array([log_depth.near_m, *(log_depth.near_m * 2.0**inner), log_depth.far_m])
 
 
 def _report(params: Evaluate, log_depth: LogDepth, blind: Blind, measured: dict[str, Measured]) -> dict[str, Any]:

@@ -26,17 +26,22 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from tqdm import tqdm
 
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.readers import FrameRef, list_frames, read_frame
-from metricgold.evaluate.stage import depth_edges, evenly_spaced
-from metricgold.images.panels import metre_ticks
+from metricgold.datasets import Frame, frame_batches, some_frames
+from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.images import metre_ticks
 from metricgold.log_depth import LogDepth
-from metricgold.model.backbone import load_vae
-from metricgold.model.vae import decode_log_depth, encode_log_depth, encode_rgb, fit_frame, rgb_to_tensor, vae_factor
-from metricgold.params.sections import LogDepthRange, VaeFloor
-from metricgold.storage.files import write_aside, write_json
+from metricgold.model import (
+    check_size,
+    decode_log_depth,
+    default_device,
+    encode_log_depth,
+    encode_rgb,
+    load_vae,
+    rgb_to_tensor,
+)
+from metricgold.params import LogDepthRange, VaeFloor
+from metricgold.storage import write_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +80,7 @@ class Encoding:
         return warp, near, far
 
 
-def vae_floor(
+def measure_vae_floor(
     params: VaeFloor,
     log_depth: LogDepthRange,
     raw_folders: dict[str, Path],
@@ -116,17 +121,6 @@ def vae_floor(
     return report
 
 
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_size(vae: AutoencoderKL, size: tuple[int, int]) -> None:
-    """ValueError unless both sides are multiples of what the VAE halves."""
-    factor = vae_factor(vae)
-    if size[0] % factor or size[1] % factor:
-        raise ValueError(f"frames need a size in multiples of the VAE's {factor}, got {size[0]} x {size[1]}")
-
-
 def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]]) -> Encoding:
     """The encoding of log depth with the smallest AbsRel, mean over data sets; of equals the first."""
     candidates = [encoding for encoding in next(iter(measured.values())) if encoding.warp == "log"]
@@ -134,34 +128,6 @@ def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]]) -> Encoding:
 
 
 # --- frames -------------------------------------------------------------------------------------------------
-
-
-def some_frames(name: str, raw: Path, split: str, limit: int | None) -> list[FrameRef]:
-    """At most `limit` frames of a split, evenly spaced. ValueError naming data set and split when there is none."""
-    found = list_frames(name, raw, split=split).frames
-    if not found:
-        raise ValueError(f"{name}: {raw} holds no frame of split {split!r}; choose another or download its scenes")
-    return [found[i] for i in evenly_spaced(len(found), limit)]
-
-
-def frame_batches(refs: Sequence[FrameRef], size: tuple[int, int], batch_size: int, desc: str) -> Iterator[list[Frame]]:
-    """Frames fitted to `size`, with a progress bar; one that cannot be read is warned of and left out."""
-    with tqdm(total=len(refs), desc=desc, unit="frame", disable=None) as bar:
-        for start in range(0, len(refs), batch_size):
-            part = refs[start : start + batch_size]
-            frames = [frame for ref in part if (frame := readable(ref, size)) is not None]
-            if frames:
-                yield frames
-            bar.update(len(part))
-
-
-def readable(ref: FrameRef, size: tuple[int, int]) -> Frame | None:
-    """One frame fitted to `size`; None, with a warning, when it cannot be read."""
-    try:
-        return fit_frame(read_frame(ref), *size)
-    except (ValueError, OSError) as error:
-        log.warning("%s left out: %s", ref.name, error)
-        return None
 
 
 # --- measuring ----------------------------------------------------------------------------------------------

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.evaluate.stage import evenly_spaced, in_range
-from metricgold.images.panels import COLUMNS, Example, write_panels
+from metricgold.datasets import Frame, evenly_spaced, list_frames, read_frame
+from metricgold.evaluate.baselines import in_range
+from metricgold.images import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
-from metricgold.model.pipeline import MetricGoldPipeline
-from metricgold.params.sections import LogDepthRange, Validation
+from metricgold.model import MetricGoldPipeline
+from metricgold.params import LogDepthRange, Validation
 
 
 def held_out_validation(

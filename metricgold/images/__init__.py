@@ -1,0 +1,5 @@
+"""Photographs in; depth files, point clouds and pictures out; the camera that joins the two."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from metricgold.log_depth import LogDepth
-from metricgold.storage.files import write_aside
+from metricgold.storage import write_aside
 
 _METRES = {"unit": "metres", "kind": "planar depth"}
 

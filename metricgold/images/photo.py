@@ -4,17 +4,17 @@ import ctypes
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from math import atan, degrees, floor, hypot, isfinite, log, log10
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageDraw, ImageFile, ImageFont, TiffImagePlugin
+from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
+
+from metricgold.images.exif import _NEW_SUBFILE_TYPE, _REDUCED, _exif, _focal_px, _upright
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
 FORMATS = (
@@ -38,16 +38,6 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b
 _MAGIC += (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", *(b"P%d" % n for n in range(1, 7)))
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_NEW_SUBFILE_TYPE, _REDUCED = 254, 1  # TIFF 6.0, section 8
 _GREY_16BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -327,160 +317,4 @@ def _changes_nothing(change: ImageCms.ImageCmsTransform) -> bool:
 # The camera, by EXIF
 
 
-def _exif(image: Image.Image) -> dict[int, Any]:
-    known: dict[int, Any] = {}
-    with suppress(Exception):  # broken EXIF raises as freely as broken pixels do, and says nothing about them
-        exif = image.getexif()
-        known[ExifTags.Base.Orientation] = exif.get(ExifTags.Base.Orientation)
-        known |= exif.get_ifd(ExifTags.IFD.Exif)
-    return known
-
-
-def _upright(rgb: Image.Image, exif: Mapping[int, Any]) -> Image.Image:
-    orientation = exif.get(ExifTags.Base.Orientation)
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-_FULL_FRAME_DIAGONAL_MM = hypot(36, 24)
-_RESOLUTION_UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF 2.3, FocalPlaneResolutionUnit; inch if not said
-
-
-def _focal_px(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
-    """Focal length in pixels, the same for both axes and whichever side is up; None where it is not known.
-
-    From the 35 mm equivalent by the diagonal (CIPA DCG-001), else from the focal length and the pixels per
-    millimetre of the sensor, reduced as the image is. A long side outside 2 to 175 degrees is not believed, nor is
-    a strip beyond 3:1 (a panorama keeps the EXIF of one of its shots), nor an image of other proportions than EXIF
-    says: it was cropped, nobody knows where.
-    """
-    if max(size) > 3 * min(size) or _is_cropped(exif, size):
-        return None
-    for focal_px in (_focal_px_by_35mm(exif, size), _focal_px_by_sensor(exif, size)):
-        if focal_px and 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175:
-            return focal_px
-    return None
-
-
-def _is_cropped(exif: Mapping[int, Any], size: tuple[int, int]) -> bool:
-    stored = _stored_size(exif)
-    if not all(stored):
-        return False
-    # Long and short sides are compared: a turned picture may keep the sides of the one before.
-    short_px = max(size) * min(stored) / max(stored)
-    return abs(short_px - min(size)) > max(1.5, 0.02 * min(size))  # rounding, and cameras that count loosely
-
-
-def _stored_size(exif: Mapping[int, Any]) -> tuple[float, float]:
-    """Width and height that EXIF says; 0 where it does not."""
-    return _positive(exif, ExifTags.Base.ExifImageWidth) or 0, _positive(exif, ExifTags.Base.ExifImageHeight) or 0
-
-
-def _focal_px_by_35mm(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
-    focal_35mm = _positive(exif, ExifTags.Base.FocalLengthIn35mmFilm)
-    return focal_35mm and focal_35mm / _FULL_FRAME_DIAGONAL_MM * hypot(*size)
-
-
-def _focal_px_by_sensor(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
-    focal_mm = _positive(exif, ExifTags.Base.FocalLength)
-    density = _positive(exif, ExifTags.Base.FocalPlaneXResolution) or _positive(
-        exif, ExifTags.Base.FocalPlaneYResolution
-    )
-    unit_mm = _RESOLUTION_UNIT_MM.get(exif.get(ExifTags.Base.FocalPlaneResolutionUnit, 2))
-    stored = _stored_size(exif)
-    if not (focal_mm and density and unit_mm and stored[0]):
-        return None
-    return focal_mm * density / unit_mm * max(size) / max(stored)
-
-
-def _positive(exif: Mapping[int, Any], tag: int) -> float | None:
-    try:
-        value = float(exif.get(tag, 0))
-    except (TypeError, ValueError, ArithmeticError):
-        return None
-    return value if isfinite(value) and value > 0 else None
-
-
 # Depth to look at: near red, far blue, with a scale in metres.
-
-_PREVIEW_SHORT_PX, _PREVIEW_LONG_PX = 240, 1280
-_PAPER, _INK, _NO_DEPTH_GREY = (255, 255, 255), (40, 40, 40), (128, 128, 128)
-
-
-def draw_preview(planar_depth_m: np.ndarray) -> Image.Image:
-    """Draw planar depth [H, W] in metres as a colour image with a logarithmic scale in metres at its right.
-
-    Colours span the image's own 1st to 99th percentile; pixels without depth are grey. Small images are
-    enlarged and large ones reduced, so that the figures can be read.
-    """
-    height, width = planar_depth_m.shape
-    low_m, high_m = _colour_range(planar_depth_m)
-    picture = Image.fromarray(_colour(planar_depth_m, low_m, high_m))
-    scale = min(max(1.0, _PREVIEW_SHORT_PX / min(height, width)), _PREVIEW_LONG_PX / max(height, width))
-    if scale != 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = picture.resize(size, Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST)
-    panel = _scale_panel(max(picture.height, 96), low_m, high_m)
-    sheet = Image.new("RGB", (picture.width + panel.width, panel.height), _PAPER)
-    sheet.paste(picture, (0, (panel.height - picture.height) // 2))
-    sheet.paste(panel, (picture.width, 0))
-    return sheet
-
-
-def _colour_range(planar_depth_m: np.ndarray) -> tuple[float, float]:
-    step = max(1, int((planar_depth_m.size / 5_000) ** 0.5))  # a sample is as good as all
-    sample = planar_depth_m[::step, ::step]
-    sample = sample[np.isfinite(sample) & (sample > 0)]
-    if not sample.size:
-        return 1.0, 10.0
-    low_m, high_m = (float(z) for z in np.percentile(sample, [1, 99]))
-    middle_m = (low_m * high_m) ** 0.5
-    return min(low_m, middle_m / 1.1), max(high_m, middle_m * 1.1)  # a flat wall is not stretched to a rainbow
-
-
-@cache
-def _colours() -> np.ndarray:
-    from matplotlib import colormaps
-
-    table = colormaps["Spectral"](np.linspace(0, 1, 255))[:, :3]  # near red, far blue
-    return np.vstack([np.uint8(np.round(table * 255)), np.array([_NO_DEPTH_GREY], np.uint8)])
-
-
-def _colour(planar_depth_m: np.ndarray, low_m: float, high_m: float) -> np.ndarray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ln = np.log(np.asarray(planar_depth_m, np.float32) / np.float32(low_m))
-        index = np.clip(ln * np.float32(254 / log(high_m / low_m)) + 0.5, 0, 254)
-        index = np.where(planar_depth_m > 0, index, 255).astype(np.uint8)
-    return np.take(_colours(), index, axis=0)  # [H, W, 3]
-
-
-def _scale_panel(height: int, low_m: float, high_m: float) -> Image.Image:
-    font_px = max(11, min(28, height // 22))
-    font, pad, bar = _font(font_px), font_px // 2, font_px
-    panel = Image.new("RGB", (pad * 2 + bar + font_px * 4, height), _PAPER)
-    top, bottom = font_px, height - font_px
-    ramp = _colours()[np.linspace(254, 0, bottom - top).round().astype(int)]  # far on top
-    panel.paste(Image.fromarray(np.repeat(ramp[:, None], bar, axis=1)), (pad, top))
-    draw = ImageDraw.Draw(panel)
-    for tick_m in _ticks(low_m, high_m, room=max(2, min(8, (bottom - top) // (font_px * 2)))):
-        y = bottom - round(log(tick_m / low_m) / log(high_m / low_m) * (bottom - top))
-        draw.line([(pad + bar, y), (pad + bar + pad, y)], fill=_INK)
-        draw.text((pad * 2 + bar + 3, y), f"{tick_m:g} m", fill=_INK, font=font, anchor="lm")
-    return panel
-
-
-@cache
-def _font(size_px: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size_px)
-
-
-def _ticks(low_m: float, high_m: float, room: int) -> list[float]:
-    """Round metres in [low_m, high_m]: the densest series of which at most `room` fall there."""
-    decades = range(floor(log10(low_m)) - 1, floor(log10(high_m)) + 2)
-    fine = tuple(n / 10 for n in range(10, 100))
-    for digits in (fine, fine[::5], (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        ticks = (float(f"{digit * 10.0**decade:.4g}") for decade in decades for digit in digits)
-        ticks = [tick for tick in ticks if low_m <= tick <= high_m]
-        if len(ticks) <= room:
-            break
-    return ticks[:: max(1, -(-len(ticks) // room))] or [float(f"{(low_m * high_m) ** 0.5:.2g}")]

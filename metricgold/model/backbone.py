@@ -21,21 +21,12 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 from tqdm import tqdm
 
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.readers import list_frames, read_frame
+from metricgold.datasets import Frame, list_frames, read_frame
 from metricgold.log_depth import LogDepth
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.vae import filled_log_depth, rgb_to_tensor
-from metricgold.params.sections import Backbone, LogDepthRange, Mirror, StandIn
-from metricgold.storage.files import (
-    digest_file,
-    digest_folder,
-    digest_json,
-    only_writer,
-    read_json,
-    write_aside,
-    write_json,
-)
+from metricgold.params import Backbone, LogDepthRange, Mirror, StandIn
+from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
 

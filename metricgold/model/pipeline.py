@@ -22,8 +22,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from PIL import Image
 from safetensors import safe_open
 
-from metricgold.images.camera import FOV_DEG, pinhole_or_assumed
-from metricgold.images.photo import as_photo, read_photo
+from metricgold.images import FOV_DEG, as_photo, pinhole_or_assumed, read_photo
 from metricgold.log_depth import LogDepth
 from metricgold.model.folded_upsampling import fold_upsampling
 from metricgold.model.prompt_attention import compute_prompt_once, prompt_computed_once
@@ -67,6 +66,8 @@ class Prediction:
 
 class EmptyPrompt(ModelMixin, ConfigMixin):
     """The text encoder's answer to "", computed once: all that is left of the text encoder."""
+
+    __module__ = "metricgold.model"  # what every saved model_index.json names: the face, wherever this file moves
 
     @register_to_config
     def __init__(self, num_tokens: int = 77, width: int = 1024) -> None:

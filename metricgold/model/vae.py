@@ -5,13 +5,10 @@ a change of scaling (the lesson of EDM2). Depth goes in as three equal channels 
 (Marigold, arXiv 2312.02145, section 3.2). Shapes: B images, H x W pixels, c channels of h x w latents.
 """
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metricgold.datasets.frame import Frame
-from metricgold.images.camera import crop_intrinsics, mirror_intrinsics, resize_intrinsics
 from metricgold.log_depth import LogDepth
 
 if TYPE_CHECKING:
@@ -19,73 +16,9 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LatentFrame:
-    """One frame as the trainer sees it.
-
-    rgb_latent, depth_latent  float16 [c, h, w], unscaled VAE means
-    latent_mask               bool [h, w]: every pixel below this latent is valid
-    intrinsics                float64 [3, 3] of the encoded image, pixels
-    valid_mask                bool [H, W] of the encoded image; None when read from a cache, see its valid_mask(i)
-    """
-
-    rgb_latent: np.ndarray
-    depth_latent: np.ndarray
-    latent_mask: np.ndarray
-    intrinsics: np.ndarray
-    scene: str
-    name: str
-    valid_mask: np.ndarray | None = None
-
-
 def vae_factor(vae: "AutoencoderKL") -> int:
     """Pixels per latent along each side: 8 for Stable Diffusion."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def fit_frame(frame: Frame, height: int, width: int) -> Frame:
-    """Scale a frame to cover height x width, cut the overhang evenly, and carry the intrinsics along."""
-    if frame.rgb.shape[:2] == (height, width):
-        return frame
-    return cut_frame(frame, height, width, zoom=1.0, place=(0.5, 0.5))
-
-
-def cut_frame(frame: Frame, height: int, width: int, *, zoom: float, place: tuple[float, float]) -> Frame:
-    """A part of a frame, scaled to height x width; intrinsics go along, depth stays in metres.
-
-    zoom: 1 for the largest part of that shape, 2 for one with half its sides; place: where it lies between the top
-    (0) and the bottom (1), and between left and right. Colours are averaged, depth and mask are sampled at the nearest
-    pixel: a mean of two depths is a surface that does not exist.
-    """
-    from PIL import Image
-
-    old_height, old_width = frame.rgb.shape[:2]
-    scale = max(height / old_height, width / old_width) * zoom
-    # The part that survives, in old pixels.
-    box_height, box_width = height / scale, width / scale
-    top, left = (old_height - box_height) * place[0], (old_width - box_width) * place[1]
-    box = (left, top, min(left + box_width, old_width), min(top + box_height, old_height))
-    rgb = Image.fromarray(frame.rgb).resize((width, height), Image.Resampling.LANCZOS, box=box)
-    rows = np.clip((top + (np.arange(height) + 0.5) / scale).astype(int), 0, old_height - 1)
-    columns = np.clip((left + (np.arange(width) + 0.5) / scale).astype(int), 0, old_width - 1)
-    return replace(
-        frame,
-        rgb=np.asarray(rgb),
-        planar_depth_m=frame.planar_depth_m[np.ix_(rows, columns)],
-        valid_mask=frame.valid_mask[np.ix_(rows, columns)],
-        intrinsics=resize_intrinsics(crop_intrinsics(frame.intrinsics, left, top), scale, scale),
-    )
-
-
-def mirror_frame(frame: Frame) -> Frame:
-    """Left to right; intrinsics go along."""
-    return replace(
-        frame,
-        rgb=np.ascontiguousarray(frame.rgb[:, ::-1]),
-        planar_depth_m=np.ascontiguousarray(frame.planar_depth_m[:, ::-1]),
-        valid_mask=np.ascontiguousarray(frame.valid_mask[:, ::-1]),
-        intrinsics=mirror_intrinsics(frame.intrinsics, frame.rgb.shape[1]),
-    )
 
 
 def rgb_to_tensor(rgb: np.ndarray) -> "torch.Tensor":
@@ -124,3 +57,14 @@ def latent_valid_mask(valid_mask: np.ndarray, factor: int) -> np.ndarray:
     *batch, height, width = valid_mask.shape
     blocks = valid_mask.reshape(*batch, height // factor, factor, width // factor, factor)
     return blocks.all(axis=(-3, -1))
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_size(vae: "AutoencoderKL", size: tuple[int, int]) -> None:
+    """ValueError unless both sides are multiples of what the VAE halves."""
+    factor = vae_factor(vae)
+    if size[0] % factor or size[1] % factor:
+        raise ValueError(f"frames need a size in multiples of the VAE's {factor}, got {size[0]} x {size[1]}")

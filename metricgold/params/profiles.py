@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from metricgold.params.sections import load_params
-from metricgold.storage.files import write_aside
+from metricgold.storage import write_aside
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from metricgold.predict.gallery import Card, Sample
 from metricgold.predict.receipt import Row
 from metricgold.predict.stage import Job, failed_row, load, predict_entries
-from metricgold.storage.buckets import Entry, Folder
-from metricgold.storage.files import digest_folder
+from metricgold.storage import Entry, Folder, digest_folder
 
 if TYPE_CHECKING:
     from distributed import Client, Future

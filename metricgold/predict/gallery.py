@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from metricgold.images import panels
+from metricgold.images import DEPTH_COLOURS, colour_depth, colour_range
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -69,8 +69,8 @@ def make_card(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Card:
         raise ValueError(f"a card needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
     depth_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS)
     known = _known(depth_m)
-    range_m = panels.colour_range(depth_m[known]) if known.any() else (1.0, 10.0)
-    coloured = panels.colour_depth(np.where(known, depth_m, range_m[0]), range_m, known)
+    range_m = colour_range(depth_m[known]) if known.any() else (1.0, 10.0)
+    coloured = colour_depth(np.where(known, depth_m, range_m[0]), range_m, known)
     grid_m = _sampled(planar_depth_m, _GRID_CELLS)
     near_m, far_m, codes = _encode_grid(grid_m)
     return Card(
@@ -293,4 +293,4 @@ def _gradient() -> str:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return ", ".join(to_hex(colour) for colour in colormaps[panels.DEPTH_COLOURS](np.linspace(0, 1, 17)))
+    return ", ".join(to_hex(colour) for colour in colormaps[DEPTH_COLOURS](np.linspace(0, 1, 17)))

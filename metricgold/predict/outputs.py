@@ -12,11 +12,22 @@ from urllib.parse import quote
 
 import numpy as np
 
-from metricgold.images import depth_files, point_cloud
-from metricgold.images.camera import normals_from_depth, points_from_depth
-from metricgold.images.photo import draw_preview
+from metricgold.images import (
+    draw_preview,
+    normals_from_depth,
+    points_from_depth,
+    write_depth_exr,
+    write_depth_npz,
+    write_depth_tiff,
+    write_glb,
+    write_log_depth_png,
+    write_mm_depth_png,
+    write_normals_png,
+    write_ply,
+    write_uncertainty_png,
+)
 from metricgold.log_depth import LogDepth
-from metricgold.params.sections import Output
+from metricgold.params import Output
 
 # The side-car last: where it lies, the others do.
 SUFFIXES: dict[Output, str] = {
@@ -172,27 +183,27 @@ def _side_car(depicted: Depicted, sha256: str | None) -> bytes:
 
 
 def _write_log_png(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_log_depth_png(file, it.planar_depth_m, it.log_depth, it.attributes)
+    write_log_depth_png(file, it.planar_depth_m, it.log_depth, it.attributes)
 
 
 def _write_mm_png(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_mm_depth_png(file, it.planar_depth_m, it.attributes)
+    write_mm_depth_png(file, it.planar_depth_m, it.attributes)
 
 
 def _write_npz(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_depth_npz(file, it.planar_depth_m, it.uncertainty, it.intrinsics, it.attributes)
+    write_depth_npz(file, it.planar_depth_m, it.uncertainty, it.intrinsics, it.attributes)
 
 
 def _write_tiff(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_depth_tiff(file, it.planar_depth_m, it.attributes)
+    write_depth_tiff(file, it.planar_depth_m, it.attributes)
 
 
 def _write_exr(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_depth_exr(file, it.planar_depth_m, it.attributes)
+    write_depth_exr(file, it.planar_depth_m, it.attributes)
 
 
 def _write_uncertainty(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_uncertainty_png(file, it.uncertainty, it.attributes)
+    write_uncertainty_png(file, it.uncertainty, it.attributes)
 
 
 def _write_preview(file: BinaryIO, it: Depicted) -> None:
@@ -200,15 +211,15 @@ def _write_preview(file: BinaryIO, it: Depicted) -> None:
 
 
 def _write_normals(file: BinaryIO, it: Depicted) -> None:
-    depth_files.write_normals_png(file, normals_from_depth(_valid_depth_m(it), it.intrinsics), it.attributes)
+    write_normals_png(file, normals_from_depth(_valid_depth_m(it), it.intrinsics), it.attributes)
 
 
 def _write_ply(file: BinaryIO, it: Depicted) -> None:
-    point_cloud.write_ply(file, *_points(it), it.attributes)
+    write_ply(file, *_points(it), it.attributes)
 
 
 def _write_glb(file: BinaryIO, it: Depicted) -> None:
-    point_cloud.write_glb(file, *_points(it), it.attributes)
+    write_glb(file, *_points(it), it.attributes)
 
 
 _MAKERS: dict[Output, Callable[[BinaryIO, Depicted], None]] = {

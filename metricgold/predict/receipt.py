@@ -18,8 +18,7 @@ from itertools import takewhile
 from typing import Any
 
 from metricgold.predict.outputs import SUFFIXES
-from metricgold.storage.buckets import Entry, Folder, S3Prefix
-from metricgold.storage.files import remove_left_aside
+from metricgold.storage import Entry, Folder, S3Prefix, remove_left_aside
 
 log = logging.getLogger(__name__)
 

@@ -22,22 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from metricgold.images.camera import pinhole_or_assumed
-from metricgold.images.depth_files import (
+from metricgold.images import (
+    NotAnImage,
+    Photo,
+    claims_image,
+    pinhole_or_assumed,
     read_depth_exr,
     read_depth_npz,
     read_depth_tiff,
     read_log_depth_png,
     read_mm_depth_png,
+    read_photo,
 )
-from metricgold.images.photo import NotAnImage, Photo, claims_image, read_photo
-from metricgold.params.sections import Inference, Output, Predict
+from metricgold.params import Inference, Output, Predict
 from metricgold.predict.gallery import GALLERY, Card, Sample, make_card, render_gallery
 from metricgold.predict.outputs import DEFAULT, DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
-from metricgold.storage.buckets import Entry, Folder, S3Prefix, StoreLost, open_bucket
-from metricgold.storage.files import digest_folder, digest_json
-from metricgold.storage.output_lock import hold
+from metricgold.storage import Entry, Folder, S3Prefix, StoreLost, digest_folder, digest_json, hold, open_bucket
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,8 @@ def predict_all(
 ) -> Row:
     """Predict depth for every image of `input` (file, folder, glob, s3://bucket/prefix) into `output`.
 
-    For `a.jpg` it writes `a.jpg` + outputs.SUFFIXES of the kinds in params.outputs, then summary.json, gallery.html and,
-    last, receipt.jsonl with one row per input. Files that are no images are skipped, broken ones
+    For `a.jpg` it writes `a.jpg` + SUFFIXES of the kinds in params.outputs, then summary.json, gallery.html and, last,
+    receipt.jsonl with one row per input. Files that are no images are skipped, broken ones
     and failed writes are rows with a reason; none of them ends the job. `include` and `exclude` are globs over keys.
     `pipe` stands for the pipeline that is otherwise loaded from the folder `model` when the first image needs it;
     `elsewhere` for predict_entries, such as metricgold.predict.dask_slices.predict_on with a cluster.
@@ -385,7 +386,7 @@ def _in_order(
 
 def load(job: Job) -> Callable:
     """The pipeline of a job, as predict_entries asks it."""
-    from metricgold.model.pipeline import load_pipeline  # torch, which a rerun with nothing new does not need
+    from metricgold.model import load_pipeline
 
     return load_pipeline(job.model, dtype=job.params.dtype, compile=job.params.compile)
 

@@ -1,0 +1,5 @@
+"""Files whole or not at all, digests, locks; buckets: a folder or an S3 prefix under one name."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

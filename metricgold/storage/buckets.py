@@ -25,8 +25,7 @@ from threading import Event
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
-from metricgold.storage import globs
-from metricgold.storage import s3_client as s3
+from metricgold.storage import globs, s3_client as s3
 from metricgold.storage.files import remove, write_aside
 from metricgold.storage.globs import EVERYTHING, Wanted
 from metricgold.storage.s3_client import StoreLost

@@ -189,3 +189,22 @@ def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def cut_rows(path: Path, step: int) -> None:
+    """Forget rows of a JSON-lines file beyond a step: they will be written again."""
+    if not path.is_file():
+        return
+    rows = read_rows(path)
+    with write_aside(path) as aside:
+        aside.write_text("".join(row_line(row) for row in rows if row["step"] <= step))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
+    lines = Path(path).read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def row_line(row: dict[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True) + "\n"

@@ -3,7 +3,6 @@
 <state>/step-NNNNNN/  unet, optimizer and average .safetensors; state.json, whatever else a run has to know
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from metricgold.storage.files import read_json, remove, write_aside, write_json
+from metricgold.storage import read_json, remove, write_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -90,22 +89,3 @@ def load_flat_state(optimizer: Any, flat: dict[str, Any]) -> None:
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 # In the parameter's memory format again: a sum in another order is another sum.
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def cut_rows(path: Path, step: int) -> None:
-    """Forget rows of a JSON-lines file beyond a step: they will be written again."""
-    if not path.is_file():
-        return
-    rows = read_rows(path)
-    with write_aside(path) as aside:
-        aside.write_text("".join(row_line(row) for row in rows if row["step"] <= step))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
-    lines = Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def row_line(row: dict[str, Any]) -> str:
-    return json.dumps(row, sort_keys=True) + "\n"

@@ -25,34 +25,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from metricgold.datasets.frame import Frame
-from metricgold.datasets.readers import FrameRef, list_frames
-from metricgold.evaluate.stage import depth_edges
-from metricgold.evaluate.vae_floor import (
-    Encoding,
-    Floor,
+from metricgold.datasets import Frame, FrameRef, frame_batches, list_frames, readable, some_frames
+from metricgold.evaluate import Encoding, Floor, depth_edges, measure_floor
+from metricgold.log_depth import LogDepth
+from metricgold.model import (
     check_size,
     default_device,
-    frame_batches,
-    measure_floor,
-    readable,
-    some_frames,
+    encode_log_depth,
+    filled_log_depth,
+    load_vae,
+    vae_digest,
+    vae_factor,
 )
-from metricgold.log_depth import LogDepth
-from metricgold.model.backbone import load_vae, vae_digest
-from metricgold.model.vae import encode_log_depth, filled_log_depth, vae_factor
-from metricgold.params.sections import DepthVae, LogDepthRange
-from metricgold.storage.files import (
+from metricgold.params import DepthVae, LogDepthRange
+from metricgold.storage import (
     digest_file,
     digest_folder,
     digest_json,
     only_writer,
     read_json,
     remove,
+    stop_on_sigterm,
     write_aside,
     write_json,
 )
-from metricgold.storage.sigterm import stop_on_sigterm
 from metricgold.train.mixture import Draw, Mixture
 
 log = logging.getLogger(__name__)
@@ -62,7 +58,7 @@ NUM_READERS = 4  # threads that read a step's frames ahead of the decoder
 LOG_EVERY = 100
 
 
-def depth_vae(
+def train_depth_vae(
     params: DepthVae,
     log_depth: LogDepthRange,
     raw_folders: dict[str, Path],

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from metricgold.storage.files import write_json
+from metricgold.storage import write_json
 
 log = logging.getLogger(__name__)
 

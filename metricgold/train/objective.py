@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 
-from metricgold.model.vae import vae_factor
-from metricgold.params.sections import Train
+from metricgold.model import vae_factor
+from metricgold.params import Train
 from metricgold.train.noise import multi_resolution_noise
 
 

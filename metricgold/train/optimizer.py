@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from metricgold.params.sections import Train
+from metricgold.params import Train
 
 NORMS_REMEMBERED = 100  # whose median says what gradient norm is usual
 NORMS_NEEDED = 20  # before anything is called a spike

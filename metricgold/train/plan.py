@@ -22,10 +22,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from metricgold.model.backbone import new_unet, new_vae
-from metricgold.model.vae import vae_factor
-from metricgold.params.sections import Backbone, Encode, Params, Train
-from metricgold.storage.files import read_json
+from metricgold.model import new_unet, new_vae, vae_factor
+from metricgold.params import Backbone, Encode, Params, Train
+from metricgold.storage import read_json
 
 GIB = 1 << 30
 
@@ -87,7 +86,9 @@ class DecoderCost:
     flops: int = 0
 
 
-def plan(params: Params, backbone: Path, latents: Path, *, card: str | None = None, mfu: float = ASSUMED_MFU) -> dict:
+def plan_training(
+    params: Params, backbone: Path, latents: Path, *, card: str | None = None, mfu: float = ASSUMED_MFU
+) -> dict:
     """Count what `metricgold train` with these params needs, and what each card makes of it.
 
     backbone: where models/backbone is or will be; latents: data/latents. With `card`, `fits` says whether the run

@@ -30,23 +30,22 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from metricgold.model.backbone import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
-from metricgold.model.pipeline import MetricGoldPipeline
-from metricgold.model.vae import LatentFrame
-from metricgold.params.sections import LogDepthRange, Train
-from metricgold.shards import LatentCache
-from metricgold.storage.files import digest_json, only_writer, read_json, remove, write_aside, write_json
-from metricgold.storage.sigterm import stop_on_sigterm
-from metricgold.train.checkpoints import (
+from metricgold.model import MetricGoldPipeline, backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
+from metricgold.params import LogDepthRange, Train
+from metricgold.shards import LatentCache, LatentFrame
+from metricgold.storage import (
     cut_rows,
-    find_checkpoint,
-    flat_state,
-    load_flat_state,
+    digest_json,
+    only_writer,
+    read_json,
     read_rows,
+    remove,
     row_line,
-    save_checkpoint,
-    save_folder,
+    stop_on_sigterm,
+    write_aside,
+    write_json,
 )
+from metricgold.train.checkpoints import find_checkpoint, flat_state, load_flat_state, save_checkpoint, save_folder
 from metricgold.train.mixture import Draw, Mixture
 from metricgold.train.objective import Objective, training_scheduler
 from metricgold.train.optimizer import Guard, learning_rate, new_optimizer

@@ -4,9 +4,19 @@ from pathlib import Path
 
 import numpy as np
 
+from metricgold.datasets.frame import fit_frame
 from metricgold.datasets.hypersim import read_frame
-from metricgold.model.vae import LatentFrame, encode_rgb, fit_frame, rgb_to_tensor
-from metricgold.shards import FORMAT, INDEX, LatentCache, shard_path, write_index, write_record, write_shard
+from metricgold.model.vae import encode_rgb, rgb_to_tensor
+from metricgold.shards import (
+    FORMAT,
+    INDEX,
+    LatentCache,
+    LatentFrame,
+    shard_path,
+    write_index,
+    write_record,
+    write_shard,
+)
 from metricgold.storage.files import write_json
 
 from . import least_seconds

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from metricgold.params.sections import Predict
-from metricgold.predict.outputs import DEFAULT
-from metricgold.predict.outputs import SUFFIXES as SUFFIX_OF
+from metricgold.predict.outputs import DEFAULT, SUFFIXES as SUFFIX_OF
 from metricgold.predict.stage import predict_all
 from tests.support import ROOT, stub
 

@@ -23,9 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metricgold.model.backbone import SCHEDULE
 from metricgold.model.pipeline import EmptyPrompt
-from metricgold.model.vae import LatentFrame, encode_log_depth, encode_rgb
+from metricgold.model.vae import encode_log_depth, encode_rgb
 from metricgold.params.sections import Train, load_params
-from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
+from metricgold.shards import LatentCache, LatentFrame, shard_path, write_index, write_record, write_shard
 from metricgold.train.noise import multi_resolution_noise
 from metricgold.train.plan import (
     ASSUMED_MFU,

@@ -6,7 +6,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from metricgold.datasets.manifest import MANIFESTS, check_manifest, load_manifest, read_split_csv
+from metricgold.datasets.manifest import MANIFESTS, load_manifest, read_split_csv
+from metricgold.datasets.manifest_check import check_manifest
 from metricgold.datasets.readers import READERS
 from tests.support import SHARED
 

@@ -41,6 +41,6 @@ def test_a_broken_promise_is_named(changes, message):
 
 def test_checked_invalidates_what_is_no_depth():
     depth_m = np.array([[1.0, np.nan, np.inf, -1.0, 0.0, 2.0]] * 4)
-    frame = Frame.checked(**fields(planar_depth_m=depth_m))
+    frame = Frame.from_arrays(**fields(planar_depth_m=depth_m))
     np.testing.assert_array_equal(frame.valid_mask[0], [True, False, False, False, False, True])
     np.testing.assert_array_equal(frame.planar_depth_m[0], [1, 0, 0, 0, 0, 2])

@@ -5,18 +5,10 @@ from fnmatch import fnmatchcase
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from metricgold.datasets.manifest import (
-    WARNING,
-    Manifest,
-    check_manifest,
-    check_manifests,
-    load_manifest,
-    overlap,
-    read_manifest,
-)
+from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
+from metricgold.datasets.manifest_check import WARNING, check_manifest, check_manifests, overlap
 
 MINIMAL = {
     "name": "tiny",

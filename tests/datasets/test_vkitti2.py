@@ -94,7 +94,7 @@ def test_kitti_benchmark_crop():
     depth_m = np.arange(1, 1 + 375 * 1242, dtype=np.float32).reshape(375, 1242)
     intrinsics = np.array([[725.0087, 0, 621], [0, 725.0087, 187.5], [0, 0, 1]])
     rgb = np.stack([depth_m % 256] * 3, axis=-1).astype(np.uint8)
-    whole = Frame.checked(rgb, depth_m, depth_m % 7 > 0, intrinsics, "Scene01", "x")
+    whole = Frame.from_arrays(rgb, depth_m, depth_m % 7 > 0, intrinsics, "Scene01", "x")
     cropped = kitti_benchmark_crop(whole)
     for field in ("rgb", "planar_depth_m", "valid_mask"):
         np.testing.assert_array_equal(getattr(cropped, field), getattr(whole, field)[23:, 13:1229])

@@ -10,17 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from demo.report import (
-    DEPTH,
-    IMAGES,
-    PICTURE,
-    TRUTH,
-    collect_demo_images,
-    fill_results,
-    results_table,
-    write_demo_report,
-    write_picture,
-)
+from demo.readme import fill_results, results_table, write_picture
+from demo.report import DEPTH, IMAGES, PICTURE, TRUTH, collect_demo_images, write_demo_report
 from metricgold.evaluate.stage import evaluate
 from metricgold.images.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.log_depth import LogDepth

@@ -12,11 +12,11 @@ from itertools import pairwise
 
 import py7zr
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
+from metricgold.datasets.manifest import is_archive
 from metricgold.download import gate as members
-from metricgold.download.archives import Extracted, extract, is_archive, join_ranges, list_zip
+from metricgold.download.archives import Extracted, extract, join_ranges, list_zip
 
 
 def make_zip(path, members, compression=zipfile.ZIP_STORED):

@@ -17,8 +17,7 @@ import zipfile
 
 import pytest
 
-from metricgold.download import fetcher as module
-from metricgold.download import partial_file as partial_module
+from metricgold.download import fetcher as module, partial_file as partial_module
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.partial_file import Partial
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures

@@ -10,8 +10,7 @@ import threading
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from metricgold.download import partial_file as module
 from metricgold.download.partial_file import Partial, Ranges

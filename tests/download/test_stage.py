@@ -21,8 +21,7 @@ import pytest
 from metricgold.datasets.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.datasets.synthetic.archives import render_scene, synthesize
-from metricgold.download import fetcher as fetch
-from metricgold.download import stage as module
+from metricgold.download import fetcher as fetch, stage as module
 from metricgold.download.ledger import Ledger
 from metricgold.download.stage import download, group_by_scene, parse_checksums, plan, verify
 from metricgold.params.sections import Download, Synthesize

@@ -11,11 +11,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from metricgold.datasets.frame import Frame
+from metricgold.datasets.frame import Frame, fit_frame
 from metricgold.datasets.readers import list_frames
 from metricgold.encode.crops import open_processes, read_views, view_frame
 from metricgold.images.camera import rays_from_intrinsics
-from metricgold.model.vae import fit_frame
 from metricgold.params.sections import Encode
 
 HEIGHT, WIDTH = 24, 40
@@ -26,7 +25,7 @@ def numbered_frame(name="scene/frame"):
     """Every pixel's depth is its number, so that a crop tells where each of its pixels was taken."""
     depth_m = 1 + np.arange(30 * 44, dtype=np.float32).reshape(30, 44)
     rgb = np.random.default_rng(0).integers(0, 255, (30, 44, 3), dtype=np.uint8)
-    return Frame.checked(rgb, depth_m, depth_m % 97 != 0, INTRINSICS, "scene", name)
+    return Frame.from_arrays(rgb, depth_m, depth_m % 97 != 0, INTRINSICS, "scene", name)
 
 
 def views(number, min_crop=0.4):

@@ -10,7 +10,10 @@ import yaml
 from PIL import Image
 
 from metricgold.datasets.readers import list_frames
-from metricgold.evaluate.stage import best_constant, depth_edges, evaluate, evenly_spaced, mean_depth_map, vae_floor
+from metricgold.datasets.sampling import evenly_spaced
+from metricgold.evaluate.baselines import best_constant, mean_depth_map
+from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.evaluate.stage import evaluate, through_vae
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import METRICS, depth_metrics
 from metricgold.params.sections import Evaluate
@@ -257,4 +260,4 @@ def test_vae_floor_takes_frames_of_any_size(tiny_model):
     pipe = MetricGoldPipeline.from_pretrained(tiny_model)
     sizes = [(16, 24), (9, 31)]
     frames = [SimpleNamespace(planar_depth_m=np.ones(s, np.float32), valid_mask=np.ones(s, bool)) for s in sizes]
-    assert [one.shape for one in vae_floor(pipe, frames)] == sizes
+    assert [one.shape for one in through_vae(pipe, frames)] == sizes

@@ -10,8 +10,16 @@ import torch
 from PIL import Image
 
 from metricgold.datasets.readers import open_dataset
-from metricgold.evaluate.stage import depth_edges
-from metricgold.evaluate.vae_floor import Encoding, FlipAsymmetry, Floor, Truth, best_range, measure_floor, vae_floor
+from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.evaluate.vae_floor import (
+    Encoding,
+    FlipAsymmetry,
+    Floor,
+    Truth,
+    best_range,
+    measure_floor,
+    measure_vae_floor,
+)
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics
 from metricgold.model.backbone import load_vae
@@ -25,7 +33,7 @@ PARAMS = VaeFloor.model_validate({"frames_per_dataset": 3, "batch_size": 2, "ran
 
 def run(tiny, raw, backbone, out, params=PARAMS, size=SIZE):
     arguments = (params, tiny.log_depth, {tiny.datasets[0]: raw}, backbone, out / "vae_floor.json", out / "plots")
-    return vae_floor(*arguments, size=size)
+    return measure_vae_floor(*arguments, size=size)
 
 
 @pytest.fixture(scope="module")
@@ -184,12 +192,12 @@ def test_equal_inputs_equal_bytes(tiny, tiny_raw, tiny_backbone, report, tmp_pat
 def test_the_floor_is_the_pipeline_s_round_trip(tiny_model, tiny_raw, tiny, tiny_backbone, frames):
     """Where nothing is resized, evaluate's VAE floor is this one."""
     from metricgold import MetricGoldPipeline
-    from metricgold.evaluate import vae_floor as of_pipeline
+    from metricgold.evaluate.stage import through_vae
 
     pipe = MetricGoldPipeline.from_pretrained(tiny_model)
     edges_m, encoding = depth_edges(LogDepth(0.5, 80.0)), Encoding("log", 0.5, 80.0)
     truth, floor = Truth(frames, edges_m), Floor(edges_m)
-    floor.add(np.stack(of_pipeline(pipe, frames)), truth)
+    floor.add(np.stack(through_vae(pipe, frames)), truth)
     measured = measure_floor(load_vae(tiny_backbone), iter([frames]), [encoding], edges_m)[encoding]
     assert measured.abs_rel == pytest.approx(floor.abs_rel, rel=1e-4)
 

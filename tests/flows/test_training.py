@@ -17,9 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import dvc_stages as stages
-from flows import gpu_slots as cards
-from flows import run_page as pages
+from flows import dvc_stages as stages, gpu_slots as cards, run_page as pages
 from flows.child_processes import ChildFailed
 from flows.gpu_slots import LIMIT, card
 from tests.conftest import DATASET, write_tartanair

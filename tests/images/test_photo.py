@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 from pillow_heif import register_heif_opener
 
 from metricgold.images import photo as images
-from metricgold.images.photo import NotAnImage, Photo, as_photo, draw_preview, read_photo, read_rgb
+from metricgold.images.photo import NotAnImage, Photo, as_photo, read_photo, read_rgb
+from metricgold.images.preview import draw_preview
 from tests.support import ROOT, SHARED
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from metricgold.datasets.frame import Frame
+from metricgold.datasets.frame import Frame, fit_frame
 from metricgold.images.camera import pinhole
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae
@@ -11,7 +11,6 @@ from metricgold.model.vae import (
     encode_log_depth,
     encode_rgb,
     filled_log_depth,
-    fit_frame,
     latent_valid_mask,
     rgb_to_tensor,
     vae_factor,
@@ -22,7 +21,7 @@ def frame(height, width):
     rng = np.random.default_rng(0)
     depth_m = np.tile(np.arange(1, width + 1, dtype=np.float32), (height, 1))  # the column's number
     rgb = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Frame.checked(rgb, depth_m, depth_m != 5, pinhole(40.0, height, width), "scene", "name")
+    return Frame.from_arrays(rgb, depth_m, depth_m != 5, pinhole(40.0, height, width), "scene", "name")
 
 
 def test_a_frame_of_the_right_size_is_left_alone():

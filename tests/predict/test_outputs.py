@@ -8,8 +8,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from metricgold.images import depth_files
 from metricgold.log_depth import LogDepth

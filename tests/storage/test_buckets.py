@@ -5,11 +5,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from metricgold.storage import buckets
-from metricgold.storage import s3_client as s3
+from metricgold.storage import buckets, s3_client as s3
 from metricgold.storage.buckets import Folder, StoreLost, open_bucket
 from tests.support import server
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401

@@ -2,8 +2,7 @@ import glob
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from metricgold.storage.globs import Wanted, depth, head, matches, split
 

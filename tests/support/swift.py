@@ -15,8 +15,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from time import monotonic, sleep
-from time import time as now
+from time import monotonic, sleep, time as now
 
 PACKAGES = ["swift==2.38.3", "eventlet==0.41.3"]
 HOST, DEVICE = "127.0.0.1", "d1"

@@ -16,7 +16,7 @@ from metricgold.encode.scene_encoder import encode
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder
-from metricgold.train.depth_vae import depth_vae, learning_rate, log_depth_loss
+from metricgold.train.depth_vae import learning_rate, log_depth_loss, train_depth_vae
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 PARAMS = DepthVae(num_steps=12, batch_size=4, crop=16, lr=2e-3, warmup_steps=2, checkpoint_every=4)
@@ -25,7 +25,7 @@ PARAMS = DepthVae(num_steps=12, batch_size=4, crop=16, lr=2e-3, warmup_steps=2, 
 def run(tiny, raw, backbone, out, *, size=(32, 48), **changes):
     raws = {tiny.datasets[0]: raw}
     params = PARAMS.model_copy(update=changes)
-    return depth_vae(params, tiny.log_depth, raws, backbone, out, out.with_suffix(".json"), size=size)
+    return train_depth_vae(params, tiny.log_depth, raws, backbone, out, out.with_suffix(".json"), size=size)
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +170,10 @@ CHILD = """
 import sys, torch
 from pathlib import Path
 from metricgold.params.sections import DepthVae, LogDepthRange
-from metricgold.train.depth_vae import depth_vae
+from metricgold.train.depth_vae import train_depth_vae
 params, raw, backbone, out = DepthVae.model_validate_json(sys.argv[1]), *map(Path, sys.argv[2:])
-depth_vae(params, LogDepthRange(), {"tartanair-synthetic": raw}, backbone, out, out.with_suffix(".json"), size=(32, 48))
+raws, metrics = {"tartanair-synthetic": raw}, out.with_suffix(".json")
+train_depth_vae(params, LogDepthRange(), raws, backbone, out, metrics, size=(32, 48))
 """
 
 

@@ -16,7 +16,7 @@ from metricgold.metrics import depth_metrics
 from metricgold.model.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in
 from metricgold.model.pipeline import load_pipeline
 from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
-from metricgold.train.checkpoints import read_rows
+from metricgold.storage.files import read_rows
 from metricgold.train.mixture import Draw, Mixture
 from metricgold.train.objective import masked_loss
 from metricgold.train.run import train

@@ -12,7 +12,7 @@ from metricgold import MetricGoldPipeline
 from metricgold.model.backbone import load_backbone
 from metricgold.model.vae import decode_log_depth, encode_rgb, rgb_to_tensor
 from metricgold.params.sections import Params, Train
-from metricgold.train.checkpoints import read_rows
+from metricgold.storage.files import read_rows
 from metricgold.train.objective import Objective, _crops, masked_loss, shifted_timesteps, training_scheduler
 from metricgold.train.optimizer import learning_rate
 from metricgold.train.run import train

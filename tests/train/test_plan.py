@@ -22,7 +22,7 @@ from metricgold.train.plan import (
     flop_counter,
     flops_per_sample,
     memory_by_part,
-    plan,
+    plan_training,
     refusal,
     saved_bytes,
 )
@@ -134,7 +134,7 @@ def test_the_error_of_decoded_depth_costs_a_decoder():
 
 @pytest.mark.parametrize("name, card", [("rtx3090", "rtx3090"), ("rtx3090-one-step", "rtx3090"), ("h100", "h100")])
 def test_a_profile_fits_its_card(name, card, tmp_path):
-    answer = plan(load_params(PROFILES / f"{name}.yaml"), tmp_path / "backbone", tmp_path, card=card)
+    answer = plan_training(load_params(PROFILES / f"{name}.yaml"), tmp_path / "backbone", tmp_path, card=card)
     assert answer["fits"] and refusal(answer) is None
     assert answer["parameters"] == {"unet": 865_922_244, "vae": 83_653_863}
     if card == "rtx3090":
@@ -146,7 +146,7 @@ def test_what_cannot_fit_is_refused_with_advice_that_fits(tmp_path):
     params = load_params(PROFILES / "rtx3090.yaml")
     usual = {"mixed_precision": "no", "gradient_checkpointing": False, "ema_decay": 0.999}
     params = params.model_copy(update={"train": params.train.model_copy(update=usual)})
-    answer = plan(params, tmp_path / "backbone", tmp_path, card="rtx3090")
+    answer = plan_training(params, tmp_path / "backbone", tmp_path, card="rtx3090")
     assert answer["fits"] is False
     message = refusal(answer)
     assert message.startswith("GeForce RTX 3090 has 25.77 GB, this run needs about ")
@@ -179,7 +179,7 @@ def test_a_card_that_nothing_fits_is_said():
 
 def test_hours_follow_from_flops_peak_and_share_of_it(tmp_path):
     params = load_params(PROFILES / "demo.yaml")
-    answer = plan(params, tmp_path / "backbone", tmp_path, mfu=0.001)
+    answer = plan_training(params, tmp_path / "backbone", tmp_path, mfu=0.001)
     seconds = answer["flops_per_step"] / (35.6e12 * 0.001)
     assert answer["cards"]["rtx3090"]["samples_per_s"] == pytest.approx(16 / seconds, abs=0.01)
     assert answer["cards"]["rtx3090"]["hours"] == pytest.approx(params.train.num_steps * seconds / 3600, abs=0.01)
@@ -187,19 +187,19 @@ def test_hours_follow_from_flops_peak_and_share_of_it(tmp_path):
 
 
 def test_disk_knows_caches_that_are_there(tmp_path, tiny, tiny_latents, tiny_backbone):
-    answer = plan(tiny, tiny_backbone, tiny_latents.parent)
+    answer = plan_training(tiny, tiny_backbone, tiny_latents.parent)
     (name,) = tiny.datasets
     cache = sum(file.stat().st_size for file in (tiny_latents.parent / name).iterdir())
     assert answer["disk_bytes"][f"latents of {name}"] == cache
-    estimated = plan(tiny, tiny_backbone, tmp_path)["disk_bytes"][f"latents of {name}"]
+    estimated = plan_training(tiny, tiny_backbone, tmp_path)["disk_bytes"][f"latents of {name}"]
     assert estimated == 40 * 10 * (2 * 2 * 4 * 16 * 24 + 16 * 24 + 32 * 48 // 80)
     own = tiny.model_copy(update={"datasets": ["mine"]})
-    assert plan(own, tiny_backbone, tmp_path)["disk_bytes"]["latents of mine"] is None
+    assert plan_training(own, tiny_backbone, tmp_path)["disk_bytes"]["latents of mine"] is None
 
 
 def test_disk_counts_every_checkpoint_that_lies_there_at_once(tmp_path, tiny):
     """Those kept, the one being written, and with validation the best one."""
-    of = lambda **changes: plan(  # noqa: E731
+    of = lambda **changes: plan_training(  # noqa: E731
         tiny.model_copy(update={"train": Train(**changes)}), tmp_path / "backbone", tmp_path
     )
     plain, more, best = of(), of(keep_checkpoints=4), of(validation={})
@@ -219,12 +219,12 @@ def test_the_backbone_that_is_there_is_counted(tiny_backbone, tmp_path):
     params = Params(datasets=["hypersim"], backbone={"source": "some/model", "revision": "0" * 40})
     with torch.device("meta"):
         expected = sum(p.numel() for p in UNet2DConditionModel.from_config(made).parameters())
-    assert plan(params, folder, tmp_path)["parameters"]["unet"] == expected
+    assert plan_training(params, folder, tmp_path)["parameters"]["unet"] == expected
 
 
 def test_wrong_use_is_named(tmp_path):
     params = Params(datasets=["hypersim"], encode={"height": 66})
     with pytest.raises(ValueError, match="no card 'gtx'; known: rtx3090, rtx4090, a100, h100"):
-        plan(params, Path("none"), tmp_path, card="gtx")
+        plan_training(params, Path("none"), tmp_path, card="gtx")
     with pytest.raises(ValueError, match=r"encode\.height 66 is no multiple of"):
-        plan(params, Path("none"), tmp_path)
+        plan_training(params, Path("none"), tmp_path)

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
-from metricgold.storage.files import digest_folder
-from metricgold.train.checkpoints import flat_state, load_flat_state, read_rows
+from metricgold.storage.files import digest_folder, read_rows
+from metricgold.train.checkpoints import flat_state, load_flat_state
 from metricgold.train.run import train
 
 

@@ -41,9 +41,9 @@ from metricgold.datasets.frame import Frame
 from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
 from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.evaluate.stage import evenly_spaced
-from metricgold.images import panels
-from metricgold.storage.files import digest_file, write_aside, write_json
+from metricgold.datasets.sampling import evenly_spaced
+from metricgold.images import DEPTH_COLOURS, colour_depth, metre_ticks, png_bytes
+from metricgold.storage import digest_file, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ SHOWN_PX = 240
 MAX_TICKS = 6
 
 
-def inspect(
+def inspect_dataset(
     dataset: str,
     raw: Path,
     out: Path,
@@ -531,15 +531,15 @@ def views(ref: FrameRef, range_m: tuple[float, float]) -> dict[str, str] | None:
     rgb, depth_m, valid = (
         np.ascontiguousarray(image[::step, ::step]) for image in (frame.rgb, frame.planar_depth_m, frame.valid_mask)
     )
-    depth = panels.colour_depth(np.where(valid, depth_m, range_m[0]), range_m, valid)
+    depth = colour_depth(np.where(valid, depth_m, range_m[0]), range_m, valid)
     edges = depth_edges(depth_m, valid)[..., None]
     grey = rgb.mean(axis=2, keepdims=True) * 0.6 + 40
     overlay = (grey * (1 - edges) + np.array([255, 40, 40]) * edges).astype(np.uint8)
     invalid = np.where(valid[..., None], np.uint8([245, 247, 250]), np.uint8([179, 38, 30]))
     return {
         "photograph": _jpeg_uri(rgb),
-        "planar depth": _uri(panels.png_bytes(depth), "png"),
-        "invalid pixels": _uri(panels.png_bytes(invalid), "png"),
+        "planar depth": _uri(png_bytes(depth), "png"),
+        "invalid pixels": _uri(png_bytes(invalid), "png"),
         "depth edges on it": _jpeg_uri(overlay),
     }
 
@@ -560,8 +560,8 @@ def _scale(range_m: tuple[float, float]) -> dict[str, Any]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    colours = ", ".join(to_hex(colour) for colour in colormaps[panels.DEPTH_COLOURS](np.linspace(0, 1, 17)))
-    ticks = panels.metre_ticks(range_m)
+    colours = ", ".join(to_hex(colour) for colour in colormaps[DEPTH_COLOURS](np.linspace(0, 1, 17)))
+    ticks = metre_ticks(range_m)
     ticks = ticks[:: -(-len(ticks) // MAX_TICKS)]  # on a phone there is no room for more
     place = lambda m: 100 * log(m / range_m[0]) / log(range_m[1] / range_m[0])  # noqa: E731
     return {"gradient": colours, "ticks": [(place(m), metres(m)) for m in ticks]}

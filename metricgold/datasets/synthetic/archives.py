@@ -24,9 +24,9 @@ from tqdm import tqdm
 from metricgold.datasets.synthetic.raycast import NOTHING, Hits
 from metricgold.datasets.synthetic.shading import Air, shade, through_air
 from metricgold.datasets.synthetic.worlds import Pose, World, draw_garden, draw_hall, draw_room, draw_street
-from metricgold.images.camera import focal_px_from_fov, pinhole
-from metricgold.params.sections import Synthesize
-from metricgold.storage.files import digest_file, only_writer, remove, write_aside
+from metricgold.images import focal_px_from_fov, pinhole
+from metricgold.params import Synthesize
+from metricgold.storage import digest_file, only_writer, remove, write_aside
 
 log = logging.getLogger(__name__)
 

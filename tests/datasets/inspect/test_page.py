@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.datasets.inspect.page import EDGES_M, KINDS, coarse, inspect, percentiles, read_size, sample
+from metricgold.datasets.inspect.page import EDGES_M, KINDS, coarse, inspect_dataset, percentiles, read_size, sample
 from metricgold.datasets.synthetic.archives import render_scene
 from metricgold.params.sections import Synthesize
 
@@ -43,7 +43,7 @@ def change_depth(raw: Path, name: str, change) -> None:
 def run(raw: Path, into: Path, **options) -> SimpleNamespace:
     paths = into / "page.html", into / "metrics.json", into / "depth.csv"
     with ThreadPoolExecutor(2) as pool:
-        figures = inspect("mine", raw, *paths, pool=pool, **options)
+        figures = inspect_dataset("mine", raw, *paths, pool=pool, **options)
     return SimpleNamespace(figures=figures, html=paths[0].read_text(), json=paths[1].read_bytes(), csv=paths[2])
 
 

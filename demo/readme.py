@@ -1,0 +1,92 @@
+"""The README's picture and its tables of results."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from demo.report import PICTURE, TRUTH, _read_metrics, _receipt, read_predicted
+from metricgold.images import write_panels
+from metricgold.storage import write_aside
+
+
+def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
+    """Draw PICTURE, 800 px wide: photograph, planar depth with its metres, error; one row per image.
+
+    names: demo images (hypersim-synthetic-00); the first of every data set if none are given. Raises ValueError
+    for a name without a prediction and a truth.
+    """
+    predicted = {Path(row["input"]).stem: row for row in _receipt(root) if row["status"] == "done"}
+    with_truth = [stem for stem in sorted(predicted) if (root / TRUTH / f"{stem}.npz").exists()]
+    if not names:
+        first = {stem.rpartition("-")[0]: stem for stem in reversed(with_truth)}
+        names = sorted(first.values())
+    unknown = sorted(set(names) - set(with_truth))
+    if unknown or not names:
+        raise ValueError(f"no demo image with truth named {', '.join(unknown)}; there are: {', '.join(with_truth)}")
+    examples = [read_predicted(root, predicted[name]).example for name in names]
+    return write_panels(root / PICTURE, examples, ("photograph", "depth", "error"), width_px=800)
+
+
+def results_table(metrics: dict[str, Any]) -> str:
+    """metrics/evaluate.json as a Markdown table: one row per data set, the mean last."""
+    lines = [
+        "| data set | frames | AbsRel ↓ | δ1 ↑ | RMSE, m ↓ | AbsRel: best constant | mean map | VAE floor |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, one in sorted(metrics["datasets"].items()):
+        others = (one[method]["abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
+        lines.append(_table_row(name, one, others))
+    others = (metrics[f"{method}_abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
+    asked = metrics["params"]
+    lines += [
+        _table_row("**mean**", metrics, others),
+        "",
+        f"Split `{asked['split']}`, {asked['num_inference_steps']} steps x {asked['ensemble_size']} runs, "
+        f"truth from {metrics['near_m']:g} to {metrics['far_m']:g} m, no alignment.",
+    ]
+    return "\n".join(lines)
+
+
+def _table_row(name: str, one: dict[str, Any], others: Iterable[float]) -> str:
+    figures = [f"{one['abs_rel']:.3f}", f"{one['delta1']:.3f}", f"{one['rmse_m']:.2f}", *(f"{x:.3f}" for x in others)]
+    return f"| {name} | {one['num_frames']} | " + " | ".join(figures) + " |"
+
+
+def fill_results(readme: Path, metrics: dict[str, Any]) -> None:
+    """Put the results table between the README's markers. ValueError where they are missing."""
+    fill_between(readme, "results", results_table(metrics))
+
+
+def fill_between(readme: Path, name: str, text: str) -> None:
+    """Replace what stands between <!-- name --> and <!-- /name -->. ValueError where they are missing."""
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found, rest = readme.read_text().partition(opening)
+    _, closed, after = rest.partition(closing)
+    if not (found and closed):
+        raise ValueError(f"{readme}: expected the markers {opening} and {closing}")
+    with write_aside(readme) as aside:
+        aside.write_text(f"{before}{opening}\n{text}\n{closing}{after}")
+
+
+@click.group()
+def main() -> None:
+    """Refresh what the README shows, from the project's root."""
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+def picture(names: tuple[str, ...]) -> None:
+    """Draw the README's picture from the last demo's images (NAMES, or one of each data set)."""
+    click.echo(write_picture(Path(), names))
+
+
+@main.command()
+def results() -> None:
+    """Write metrics/evaluate.json into the README's table."""
+    fill_results(Path("README.md"), _read_metrics(Path()))
+
+
+if __name__ == "__main__":
+    main()

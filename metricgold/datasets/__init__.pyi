@@ -1,0 +1,33 @@
+from . import own_data as own_data
+from .frame import Frame as Frame, cut_frame as cut_frame, fit_frame as fit_frame, mirror_frame as mirror_frame
+from .inspect.page import inspect_dataset as inspect_dataset
+from .listing import FrameRef as FrameRef, Listing as Listing
+from .manifest import (
+    ALGORITHMS as ALGORITHMS,
+    MANIFESTS as MANIFESTS,
+    Archive as Archive,
+    Manifest as Manifest,
+    Source as Source,
+    is_archive as is_archive,
+    load_manifest as load_manifest,
+    read_manifest as read_manifest,
+    scene_splits as scene_splits,
+)
+from .manifest_check import WARNING as WARNING, check_manifests as check_manifests
+from .own_data import write_ledger as write_ledger
+from .readers import (
+    IN_NO_SPLIT as IN_NO_SPLIT,
+    NoFramesError as NoFramesError,
+    list_frames as list_frames,
+    open_dataset as open_dataset,
+    read_frame as read_frame,
+)
+from .sampling import (
+    evenly_spaced as evenly_spaced,
+    frame_batches as frame_batches,
+    readable as readable,
+    readable_frames as readable_frames,
+    some_frames as some_frames,
+)
+from .synthetic.archives import synthesize as synthesize
+from .vkitti2 import kitti_benchmark_crop as kitti_benchmark_crop

@@ -1,0 +1,9 @@
+from .depth_ranges import depth_edges as depth_edges
+from .stage import evaluate as evaluate
+from .vae_floor import (
+    Encoding as Encoding,
+    Floor as Floor,
+    measure_floor as measure_floor,
+    measure_vae_floor as measure_vae_floor,
+)
+from .validation import held_out_validation as held_out_validation

@@ -1,0 +1,100 @@
+"""What never looks at the image: the best constant depth and the mean depth map."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from metricgold.datasets import Frame, FrameRef, evenly_spaced, list_frames, readable_frames
+from metricgold.evaluate.depth_ranges import BIN_NATS
+from metricgold.log_depth import LogDepth
+
+MEAN_MAP_FRAMES = 200  # training frames in the mean depth map
+
+
+MEAN_MAP_GRID = (24, 32)  # its cells, rows and columns
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """The two baselines that never look: one constant in metres, one map of metres on MEAN_MAP_GRID."""
+
+    constant_m: float
+    mean_map_m: np.ndarray
+
+
+def in_range(frame: Frame, log_depth: LogDepth) -> np.ndarray:
+    """Pixels that count, bool [H, W]: valid, and true depth between near_m and far_m."""
+    depth_m = frame.planar_depth_m
+    return frame.valid_mask & (depth_m >= log_depth.near_m) & (depth_m <= log_depth.far_m)
+
+
+def best_constant(
+    held_out: dict[str, list[FrameRef]], log_depth: LogDepth, left_out: dict[str, dict[str, str]]
+) -> tuple[dict[str, list[FrameRef]], float]:
+    """The frames that can be measured, and the one depth in metres that gives them the lowest AbsRel.
+
+    No constant does better on these very frames, so no constant baseline is stronger. AbsRel of a constant c,
+    sum w |c - g| with w = 1/(g, pixels of its image, images of its data set), is least at the median of g
+    weighted by w; it is found in a histogram of ln g with bins of BIN_NATS. Frames that cannot be read, or have
+    no depth in range, go into `left_out` with the reason. ValueError names a data set with no frame left.
+    """
+    usable, weights = {}, np.zeros(ceil(log_depth.ln_range / BIN_NATS))
+    for name, refs in held_out.items():
+        usable[name], of_name = _inverse_depths(refs, log_depth, left_out[name], len(weights))
+        if not usable[name]:
+            reasons = sorted(set(left_out[name].values())) or ["the split is empty"]
+            raise ValueError(f"{name}: no frame with depth in range to measure: {'; '.join(reasons)}")
+        weights += of_name / len(usable[name])
+    median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
+    return usable, float(log_depth.near_m * np.exp((median + 0.5) * BIN_NATS))
+
+
+def _inverse_depths(
+    refs: Sequence[FrameRef], log_depth: LogDepth, left_out: dict[str, str], num_bins: int
+) -> tuple[list[FrameRef], np.ndarray]:
+    """Readable frames, and the sum of 1/g over their pixels by bin of ln g, each image weighing the same."""
+    usable, weights = [], np.zeros(num_bins)
+    for ref, frame in readable_frames(refs, left_out):
+        true_m = frame.planar_depth_m[in_range(frame, log_depth)].astype(np.float64)
+        if not true_m.size:
+            left_out[ref.name] = f"no valid depth between {log_depth.near_m:g} and {log_depth.far_m:g} m"
+            continue
+        bins = (np.log(true_m / log_depth.near_m) / BIN_NATS).astype(int).clip(0, num_bins - 1)
+        weights += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=num_bins)
+        usable.append(ref)
+    return usable, weights
+
+
+def mean_depth_map(raw_folders: dict[str, Path], log_depth: LogDepth) -> np.ndarray:
+    """Geometric mean of planar depth over training frames on a small grid, metres MEAN_MAP_GRID.
+
+    MEAN_MAP_FRAMES frames of each data set, evenly spaced. A cell that no frame fills gets the mean of all.
+    Raises ValueError when no data set has a training frame with depth in range.
+    """
+    rows, columns = MEAN_MAP_GRID
+    sums, counts = np.zeros(rows * columns), np.zeros(rows * columns)
+    for name, raw in raw_folders.items():
+        found = list_frames(name, raw, split="train").frames
+        sample = [found[i] for i in evenly_spaced(len(found), MEAN_MAP_FRAMES)]
+        for _, frame in readable_frames(sample, {}):
+            valid = in_range(frame, log_depth)
+            y, x = np.nonzero(valid)
+            cells = y * rows // valid.shape[0] * columns + x * columns // valid.shape[1]
+            sums += np.bincount(cells, weights=np.log(frame.planar_depth_m[valid]), minlength=sums.size)
+            counts += np.bincount(cells, minlength=sums.size)
+    if not counts.any():
+        raise ValueError(f"no training frame with depth in range for the mean depth map in {list(raw_folders)}")
+    overall = sums.sum() / counts.sum()
+    mean_ln = np.where(counts > 0, sums / np.maximum(counts, 1), overall)
+    return np.exp(mean_ln).reshape(rows, columns)
+
+
+def _resize_map(map_m: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear in log depth to [H, W]."""
+    from PIL import Image
+
+    ln = Image.fromarray(np.log(map_m).astype(np.float32))
+    return np.exp(np.asarray(ln.resize((size[1], size[0]), Image.Resampling.BILINEAR)))

@@ -1,0 +1,28 @@
+from .backbone import (
+    backbone_digest as backbone_digest,
+    load_backbone as load_backbone,
+    load_depth_vae as load_depth_vae,
+    load_vae as load_vae,
+    made_from as made_from,
+    new_unet as new_unet,
+    new_vae as new_vae,
+    prepare_backbone as prepare_backbone,
+    vae_digest as vae_digest,
+)
+from .pipeline import (
+    EmptyPrompt as EmptyPrompt,
+    MetricGoldPipeline as MetricGoldPipeline,
+    Prediction as Prediction,
+    load_pipeline as load_pipeline,
+)
+from .vae import (
+    check_size as check_size,
+    decode_log_depth as decode_log_depth,
+    default_device as default_device,
+    encode_log_depth as encode_log_depth,
+    encode_rgb as encode_rgb,
+    filled_log_depth as filled_log_depth,
+    latent_valid_mask as latent_valid_mask,
+    rgb_to_tensor as rgb_to_tensor,
+    vae_factor as vae_factor,
+)

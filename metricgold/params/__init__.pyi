@@ -1,0 +1,22 @@
+from .profiles import list_profiles as list_profiles, use_profile as use_profile
+from .sections import (
+    PRESETS as PRESETS,
+    Backbone as Backbone,
+    DepthVae as DepthVae,
+    Download as Download,
+    Encode as Encode,
+    Evaluate as Evaluate,
+    Inference as Inference,
+    LogDepthRange as LogDepthRange,
+    Mirror as Mirror,
+    Output as Output,
+    Params as Params,
+    Predict as Predict,
+    Promote as Promote,
+    StandIn as StandIn,
+    Synthesize as Synthesize,
+    Train as Train,
+    VaeFloor as VaeFloor,
+    Validation as Validation,
+    load_params as load_params,
+)

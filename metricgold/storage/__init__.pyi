@@ -1,0 +1,21 @@
+from .buckets import Entry as Entry, Folder as Folder, S3Prefix as S3Prefix, open_bucket as open_bucket
+from .files import (
+    BLOCK_BYTES as BLOCK_BYTES,
+    cut_rows as cut_rows,
+    digest_crc32 as digest_crc32,
+    digest_file as digest_file,
+    digest_folder as digest_folder,
+    digest_json as digest_json,
+    new_hash as new_hash,
+    only_writer as only_writer,
+    read_json as read_json,
+    read_rows as read_rows,
+    remove as remove,
+    remove_left_aside as remove_left_aside,
+    row_line as row_line,
+    write_aside as write_aside,
+    write_json as write_json,
+)
+from .output_lock import hold as hold
+from .s3_client import StoreLost as StoreLost
+from .sigterm import exit_on_sigterm as exit_on_sigterm, stop_on_sigterm as stop_on_sigterm
