@@ -17,5 +17,12 @@ from .files import (
     write_json as write_json,
 )
 from .output_lock import hold as hold
+from .progress import (
+    PROGRESS_FILE as PROGRESS_FILE,
+    Progress as Progress,
+    StageProgress as StageProgress,
+    read_progress as read_progress,
+    write_progress as write_progress,
+)
 from .s3_client import StoreLost as StoreLost
 from .sigterm import exit_on_sigterm as exit_on_sigterm, stop_on_sigterm as stop_on_sigterm
