@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-MANIFESTS = Path(__file__).parents[2] / "data_manifests"
+from metricgold.params import MANIFESTS
+
 SCHEMES = ("file", "http", "https", "s3")
 ALGORITHMS = ("md5", "sha256", "sha512")
 OF_NO_BYTES = {hashlib.new(name, usedforsecurity=False).hexdigest() for name in ALGORITHMS}
@@ -189,13 +190,17 @@ def read_split_csv(path: Path) -> dict[str, str]:
         raise ValueError(f"{path} is not HyperSim's split csv: {error!r}") from error
 
 
+def manifest_paths() -> dict[str, Path]:
+    """Manifest of each data set: those in the working folder's data_manifests/ come before those of the package."""
+    return {path.stem: path for folder in (MANIFESTS, Path("data_manifests")) for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_manifest(name: str) -> Manifest:
-    """The project's manifest of a data set. ValueError lists the known ones."""
-    path = MANIFESTS / f"{name}.yaml"
-    if path.parent != MANIFESTS or not path.exists():
-        known = ", ".join(sorted(file.stem for file in MANIFESTS.glob("*.yaml")))
-        raise ValueError(f"no manifest of data set {name!r} in {MANIFESTS}; known: {known}")
-    return read_manifest(path)
+    """The manifest of a data set, the project's own if it has one. ValueError lists the known ones."""
+    paths = manifest_paths()
+    if name not in paths:
+        raise ValueError(f"there is no manifest of data set {name!r}; known: {', '.join(sorted(paths))}")
+    return read_manifest(paths[name])
 
 
 def read_manifest(path: Path) -> Manifest:

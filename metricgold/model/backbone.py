@@ -25,7 +25,7 @@ from metricgold.datasets import Frame, list_frames, read_frame
 from metricgold.log_depth import LogDepth
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.vae import filled_log_depth, rgb_to_tensor
-from metricgold.params import Backbone, LogDepthRange, Mirror, StandIn
+from metricgold.params import PREDICTION_TYPES, Backbone, LogDepthRange, Mirror, StandIn
 from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-
-PREDICTION_TYPES = ("v_prediction", "epsilon", "sample")
 
 # What a Stable Diffusion folder consists of, and the file of weights of each part that has some.
 PARTS = ("unet", "vae", "scheduler", "text_encoder", "tokenizer")

@@ -28,7 +28,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from metricgold.model.backbone import SCHEDULE, new_unet, new_vae, widen_conv_in
 from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline, _Asked
 from metricgold.model.vae import vae_factor
-from metricgold.params.sections import PRESETS, StandIn
+from metricgold.params.sections import StandIn
+from metricgold.params.words import PRESETS
 from metricgold.train.plan import NUM_PROMPT_TOKENS, SD2_UNET, SD2_VAE, Card, flop_counter
 
 from . import least_seconds

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.plugin import DEPLOYMENTS, setup_environment
+from metricgold.params.words import PRESETS, Preset
+from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
 from tests.flows.toy import ROOT, calls
 
 GRAPH = """
@@ -41,11 +42,11 @@ def _words(project: Path) -> list[str]:
 def test_plugin_knows_the_deployments_of_prefect_yaml():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert {deployment["name"] for deployment in deployments} == DEPLOYMENTS
-    from importlib import import_module
+    from prefect.flows import load_flow_from_entrypoint
 
     for deployment in deployments:
-        module, _, function = deployment["entrypoint"].rpartition(".")
-        assert getattr(import_module(module), function).name == deployment["name"]
+        path, _, function = deployment["entrypoint"].partition(":")
+        assert load_flow_from_entrypoint(f"{ROOT / path}:{function}").name == deployment["name"]
 
 
 @pytest.mark.parametrize(
@@ -214,9 +215,8 @@ def test_batch_depth_and_promote_model(at_server, small):
 def test_presets_and_options_of_the_flow_are_the_command_line_s():
     from typing import get_args
 
-    from flows.batch_depth import Preset, batch_depth
+    from flows.batch_depth import batch_depth
     from metricgold.cli import main
-    from metricgold.params.sections import PRESETS
 
     assert get_args(Preset) == tuple(PRESETS)
     known = {option for parameter in main.commands["predict"].params for option in parameter.opts}

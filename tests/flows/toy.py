@@ -8,12 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from metricgold.params.project import FILES, FOLDERS
 from tests.support import ROOT
 
 SCRIPTS = Path(sys.executable).parent
-COPIED = ("dvc.yaml", "params.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore", "data_manifests")
-COPIED += (".dvc/config", ".dvc/.gitignore")
-COPIED += tuple(f"metricgold/{name}.py" for name in ("evaluate", "metrics", "vae_floor"))
+COPIED = (*FILES, *FOLDERS)
 
 
 def quiet_environment(**more: str) -> dict[str, str]:
