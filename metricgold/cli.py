@@ -200,8 +200,8 @@ def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
     params = _params(ctx).inspect
     page = FOLDERS.reports / f"inspect/{dataset}.html"
     metrics, plot = FOLDERS.metrics(f"inspect/{dataset}"), FOLDERS.plots / f"inspect/{dataset}.csv"
-    options = {"split": params.split, "num_frames": params.num_frames}
-    _print(inspect_dataset(dataset, FOLDERS.raw(dataset), page, metrics, plot, **options), as_json)
+    raw, num_frames = FOLDERS.raw(dataset), params.num_frames
+    _print(inspect_dataset(dataset, raw, page, metrics, plot, split=params.split, num_frames=num_frames), as_json)
 
 
 @main.command()
@@ -322,11 +322,20 @@ def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     if params.train.validation:
         raw_folders = FOLDERS.raw_of(params.datasets)
         validate = held_out_validation(params.train.validation, params.log_depth, raw_folders, FOLDERS.samples)
-    options = {"depth_vae": depth_vae, "resume": resume, "plot": FOLDERS.plots / "train.csv", "validate": validate}
     device, is_first = _device_and_first()
     with only_job(device), track(params, FOLDERS.state) if is_first and not no_track else nullcontext() as report:
-        caches = FOLDERS.latents_of(params.datasets)
-        train(params.train, params.log_depth, caches, FOLDERS.backbone, FOLDERS.model, report=report, **options)
+        train(
+            params.train,
+            params.log_depth,
+            FOLDERS.latents_of(params.datasets),
+            FOLDERS.backbone,
+            FOLDERS.model,
+            depth_vae=depth_vae,
+            resume=resume,
+            plot=FOLDERS.plots / "train.csv",
+            report=report,
+            validate=validate,
+        )
 
 
 def _device_and_first() -> tuple[str, bool]:
@@ -417,9 +426,16 @@ def predict(
     params = _overridden(_predict_params(ctx), **options)
     folder, model_name = fetch_model(model)
     with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
-        elsewhere = partial(predict_on, client) if client else None
-        named = {"model_name": model_name, "elsewhere": elsewhere, "include": include, "exclude": exclude}
-        summary = predict_all(params, folder, images, output, **named)
+        summary = predict_all(
+            params,
+            folder,
+            images,
+            output,
+            model_name=model_name,
+            include=include,
+            exclude=exclude,
+            elsewhere=partial(predict_on, client) if client else None,
+        )
     _print(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)
@@ -439,9 +455,10 @@ def _overridden(params: "Predict", preset: str | None, **options: Any) -> "Predi
 
     from metricgold.params import Predict
 
-    named = {name: value for name, value in options.items() if value not in (None, ())}
+    changes: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
+    changes |= {name: value for name, value in options.items() if value not in (None, ())}
     try:
-        return Predict.model_validate(params.model_dump() | dict(PRESETS.get(preset, {})) | named)
+        return Predict.model_validate(params.model_dump() | changes)
     except ValidationError as error:
         raise click.UsageError("; ".join(fault["msg"] for fault in error.errors())) from error
 

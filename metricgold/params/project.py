@@ -7,8 +7,8 @@ from pathlib import Path
 from metricgold.params.paths import SHIPPED
 from metricgold.storage import write_aside
 
-FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore")
-FILES += (".dvc/config", ".dvc/.gitignore")
+_DVC = (".dvc/config", ".dvc/.gitignore")
+FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore", *_DVC)
 FOLDERS = ("data_manifests", "flows")
 WITHOUT_GIT = "    no_scm = true\n"  # joins the section core
 
@@ -29,7 +29,7 @@ def lay_out_project(folder: Path) -> None:
         for name in FOLDERS:
             shutil.copytree(SHIPPED / name, aside / name, ignore=shutil.ignore_patterns("__pycache__"))
         if not _git(aside, "rev-parse", "--git-dir") and not _git(aside, "init", "--quiet"):
-            with (aside / ".dvc/config", ".dvc/.gitignore").open("a") as config:
+            with (aside / ".dvc/config").open("a") as config:
                 config.write(WITHOUT_GIT)
 
 

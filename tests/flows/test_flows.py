@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import yaml
 from metricgold.params.words import PRESETS, Preset
 from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
 from tests.flows.toy import ROOT, calls
+from tests.support.waiting import wait_until
 
 GRAPH = """
 stages:
@@ -107,19 +107,15 @@ def _worker(server, pool: str, folder: Path):
         worker.wait(60)
 
 
-def _wait_for_runs(server, deployment: str, count: int, seconds: float = 100) -> list[dict]:
-    runs: list[dict] = []
-    for _ in range(int(seconds)):
-        runs = server.ask(
-            "POST",
-            "/flow_runs/filter",
-            {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"},
-        )
+def _wait_for_runs(server, deployment: str, count: int) -> list[dict]:
+    wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    def finished() -> list[dict] | None:
+        runs = server.ask("POST", "/flow_runs/filter", wanted)
         final = [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
-        if len(final) == count:
-            return final
-        time.sleep(1)
-    raise AssertionError(f"after {seconds} s: {[run['state'] for run in runs]}")
+        return final if len(final) == count else None
+
+    return wait_until(finished, within_s=150, every_s=1, what=f"the end of {count} runs of {deployment}")
 
 
 @pytest.mark.slow
@@ -179,11 +175,11 @@ def test_a_licence_is_asked_for_before_anything_starts(project):
 
 
 def test_a_download_is_tried_again():
-    from flows import dvc_stages as stages
+    from flows.dvc_stages import task_of
 
-    assert stages._task_of("download@hypersim").retries == 3
-    assert stages._task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]
-    assert stages._task_of("train").retries == 0
+    assert task_of("download@hypersim").retries == 3
+    assert task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]
+    assert task_of("train").retries == 0
 
 
 @pytest.mark.slow
@@ -230,11 +226,8 @@ def test_sigterm_lets_the_trainer_save(server, small):
     Path("wait").touch()
     run = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)
     try:
-        for _ in range(600):
-            if Path("started").exists():
-                break
-            assert run.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: Path("started").exists() or run.poll() is not None, within_s=60)
+        assert run.poll() is None
         run.send_signal(signal.SIGTERM)
         assert run.wait(28) != 0
     finally:
