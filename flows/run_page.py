@@ -59,7 +59,7 @@ class StagePage:
 
     def _show_progress(self) -> None:
         progress = read_progress(self.progress_file)
-        if progress is None or progress.percent == self._percent:
+        if progress is None or not progress.total or progress.percent == self._percent:
             return
         self._percent = progress.percent
         if self._bar is None:

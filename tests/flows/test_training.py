@@ -195,7 +195,7 @@ main(["work"])
         pytest.param(1, 99, 1, id="failed"),
     ],
 )
-def test_a_stage_that_was_stopped_resumes_by_its_exit_code(project, monkeypatch, code, succeeds_at, ends_after):
+def test_a_stage_that_was_stopped_resumes_by_its_exit_code(project, shown, monkeypatch, code, succeeds_at, ends_after):
     """Through DVC, which keeps the code of its stage to itself."""
     monkeypatch.setattr(dvc_stages, "RESUME_AFTER_S", 0.0)
     Path("stage.py").write_text(STAGE)
@@ -208,10 +208,11 @@ def test_a_stage_that_was_stopped_resumes_by_its_exit_code(project, monkeypatch,
     else:
         dvc_stages.run_until_done("work", command, logged.append)
     assert len(Path("runs").read_text()) == logged.count("at work") == ends_after
+    assert shown == []
     assert sum("work was stopped from outside and saved; it resumes" in line for line in logged) == ends_after - 1
 
 
-def test_a_stage_that_stops_with_its_flow_does_not_resume(project, monkeypatch):
+def test_a_stage_that_stops_with_its_flow_does_not_resume(project, shown, monkeypatch):
     monkeypatch.setattr(dvc_stages, "is_ending", lambda _within_s: True)
     Path("stage.py").write_text(STAGE)
     with pytest.raises(ChildFailed, match="code 143"):
