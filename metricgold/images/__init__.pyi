@@ -27,6 +27,9 @@ from .colours import (
     widen_range as widen_range,
 )
 from .depth_files import (
+    DepthFile as DepthFile,
+    DepthFileKind as DepthFileKind,
+    read_depth as read_depth,
     read_depth_exr as read_depth_exr,
     read_depth_npz as read_depth_npz,
     read_depth_tiff as read_depth_tiff,
