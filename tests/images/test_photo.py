@@ -80,7 +80,8 @@ def test_odd_image_that_ends_early_is_read_in_part_if_so_wished(name):
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
 def test_odd_images_leave_nothing_on_the_terminal():
     program = (
-        "import sys; from pathlib import Path; from metricgold.images.photo import read_rgb\n"
+        "import sys; from pathlib import Path; from metricgold.images import quieten_image_libraries, read_rgb\n"
+        "quieten_image_libraries()\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    try: read_rgb(path, max_pixels=2_000_000)\n"
         "    except ValueError: pass\n"
