@@ -6,7 +6,6 @@ the first and the third list less. S3 takes endpoint, region and credentials fro
 metricgold.storage.s3_client; StoreLost says that no other key would fare better.
 """
 
-import builtins
 import glob
 import io
 import logging
@@ -36,11 +35,11 @@ PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there 
 MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
 T = TypeVar("T")
 
-__all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
+__all__ = ["Folder", "S3Prefix", "StoreLost", "StoredObject", "open_bucket"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredObject:
     """One listed object. `tag` changes when its bytes do: the ETag on S3, size and mtime in a folder."""
 
     key: str
@@ -102,7 +101,7 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root / (self.only or self.wanted.pattern))
 
-    def list(self, after: str | None = None) -> Iterator[Entry]:
+    def entries(self, after: str | None = None) -> Iterator[StoredObject]:
         """Yield entries in the order of their keys; those after a key only, if one is given."""
         if self.only is not None:
             found = [self._entry(self.only, (self.root / self.only).stat())]
@@ -112,7 +111,7 @@ class Folder:
             if entry.key > (after or "") and entry.key in self.wanted:
                 yield entry
 
-    def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[Entry]:
+    def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[StoredObject]:
         for name in self._names(folder):
             key = folder + name
             if key <= after and not after.startswith(key):
@@ -128,7 +127,7 @@ class Folder:
             if stat.S_ISREG(status.st_mode):
                 yield self._entry(key, status)
 
-    def _names(self, folder: str) -> builtins.list[str]:
+    def _names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none, with a warning, of a folder within the root that may not be read."""
         try:
             with os.scandir(self.root / folder) as found:
@@ -145,8 +144,8 @@ class Folder:
             return []
 
     @staticmethod
-    def _entry(key: str, status: os.stat_result) -> Entry:
-        return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    def _entry(key: str, status: os.stat_result) -> StoredObject:
+        return StoredObject(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
     def read(self, key: str, limit: int = -1) -> bytes:
         """The object's bytes, or its first `limit`."""
@@ -231,7 +230,7 @@ def _blocks(data: bytes | BinaryIO) -> Iterator[bytes]:
 class S3Prefix:
     """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`)."""
 
-    store: s3.Store
+    store: s3.S3Client
     bucket: str
     prefix: str
     only: str | None = None
@@ -245,7 +244,7 @@ class S3Prefix:
     def client(self) -> Any:
         return self.store.client
 
-    def list(self, after: str | None = None) -> Iterator[Entry]:
+    def entries(self, after: str | None = None) -> Iterator[StoredObject]:
         """Yield entries in the order of their UTF-8 keys, a page of 1000 in memory at a time.
 
         Those after a key only, if one is given. A page that fails is asked for again.
@@ -255,7 +254,7 @@ class S3Prefix:
             if self.only is not None and key != self.only:
                 continue
             if key and not (key.endswith("/") and not found["Size"]) and key in self.wanted:  # no markers of folders
-                yield Entry(key, found["Size"], found["ETag"].strip('"'))
+                yield StoredObject(key, found["Size"], found["ETag"].strip('"'))
 
     def _found(self, after: str | None) -> Iterator[dict[str, Any]]:
         begin = self.prefix + (self.only or globs.head(self.wanted.pattern))
@@ -370,7 +369,7 @@ class S3Prefix:
         place = {"Key": self.prefix + key}
         place |= {"UploadId": self._ask(key, "create_multipart_upload", **place, **options)["UploadId"]}
         try:
-            parts: builtins.list[dict[str, Any]] = []
+            parts: list[dict[str, Any]] = []
             while block := file.read(PART_BYTES):
                 number = len(parts) + 1
                 done = self._ask(key, "upload_part", **place, PartNumber=number, Body=block)
@@ -415,7 +414,7 @@ def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
     name, _, key = location[len("s3://") :].partition("/")
     if not name:
         raise ValueError(f"{location}: expected s3://bucket/prefix")
-    store, hurry = s3.Store(), Event()
+    store, hurry = s3.S3Client(), Event()
     s3.patiently(location, lambda: store.client.head_bucket(Bucket=name), hurry)
     folder = S3Prefix(store, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
     if create or not key or (key.endswith("/") and not glob.has_magic(key)):
@@ -424,7 +423,7 @@ def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
     single = replace(folder, prefix=f"{parent}/" if parent else "", only=last)
     if last and _is_object(single, last):
         return single
-    if not glob.has_magic(key) or next(replace(folder, wanted=EVERYTHING).list(), None):
+    if not glob.has_magic(key) or next(replace(folder, wanted=EVERYTHING).entries(), None):
         return folder
     root, pattern = globs.split(key)
     return replace(folder, prefix=root, wanted=replace(wanted, pattern=pattern))

@@ -201,10 +201,21 @@ def cut_rows(path: Path, step: int) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
-    lines = Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Rows of a JSON-lines file, none where there is no file; a last line cut short by a kill is left out.
+
+    Raises ValueError naming the file and the line that is not JSON.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows
 
 
 def row_line(row: dict[str, Any]) -> str:
+    """A row as one line of a JSON-lines file, keys sorted."""
     return json.dumps(row, sort_keys=True) + "\n"

@@ -29,7 +29,7 @@ SETTLE_S = 0.5  # longer than a store takes from looking to writing
 
 
 @contextmanager
-def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]]:
+def hold_output(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]]:
     """Hold an output; yields a check that raises BlockingIOError once another job has it, to be asked before writing.
 
     `seconds` without renewal end a hold on S3; that of a job which died on this machine ends at once. Raises

@@ -112,7 +112,7 @@ def _loader() -> Any:
     return create_loader(os.environ.get("AWS_DATA_PATH"))
 
 
-class Store:
+class S3Client:
     """A client for many threads, made anew when its credentials have expired: there may be others by now."""
 
     def __init__(self) -> None:
