@@ -396,4 +396,4 @@ def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypat
 def test_s3_times_are_what_botocore_makes_of_them(text):
     from botocore.utils import parse_timestamp
 
-    assert s3._parse_time(text) == parse_timestamp(text)
+    assert s3.parse_time(text) == parse_timestamp(text)
