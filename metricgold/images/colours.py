@@ -25,7 +25,8 @@ _NUM_COLOURS = 255  # the 256th is the grey of no depth
 
 def has_depth(depth_m: np.ndarray) -> np.ndarray:
     """Bool [H, W]: finite and positive."""
-    return np.isfinite(depth_m) & (depth_m > 0)
+    known: np.ndarray = np.isfinite(depth_m) & (depth_m > 0)
+    return known
 
 
 def colour_range(depth_m: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float]:
@@ -36,11 +37,12 @@ def colour_range(depth_m: np.ndarray, valid: np.ndarray | None = None) -> tuple[
     step = max(1, int((depth_m.size / _SAMPLED_PIXELS) ** 0.5))
     known = has_depth(depth_m) if valid is None else has_depth(depth_m) & valid
     every_nth = np.s_[step // 2 :: step, step // 2 :: step]
-    if not known[every_nth].any():  # a strip, or a small spot of depth between the rows and columns
-        every_nth = np.s_[:, :]
-    if not known[every_nth].any():
+    sample_m = depth_m[every_nth][known[every_nth]]
+    if not sample_m.size:  # a strip, or a small spot of depth between the rows and columns
+        sample_m = depth_m[known]
+    if not sample_m.size:
         return RANGE_WITHOUT_DEPTH_M
-    near_m, far_m = np.percentile(depth_m[every_nth][known[every_nth]], [1, 99])
+    near_m, far_m = np.percentile(sample_m, [1, 99])
     return widen_range(float(near_m), float(far_m))
 
 

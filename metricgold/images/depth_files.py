@@ -1,8 +1,8 @@
-"""Depth, uncertainty and normals as files that say what their numbers mean.
+"""Depth, uncertainty and normals as files that state what their numbers mean.
 
 Every file names its unit, its kind and how a number is read; `attributes` are further texts, such as the model's
 name: any text without NUL, under names of letters, digits and _ . : - that all formats can hold. A file is written
-whole or not at all. Equal values give equal bytes. PNG and TIFF are read up to twice PIL.Image.MAX_IMAGE_PIXELS.
+completely or not at all. Equal values give equal bytes. PNG and TIFF are read up to twice PIL.Image.MAX_IMAGE_PIXELS.
 """
 
 import io
@@ -21,6 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from metricgold.images.colours import has_depth
 from metricgold.log_depth import LogDepth
 from metricgold.storage import write_aside
 
@@ -63,17 +64,18 @@ def read_depth(source: str | Path | BinaryIO) -> DepthFile:
     by the `encoding` that its files hold.
     """
     kind = _kind_of(source)
+    near_m = far_m = uncertainty = intrinsics = None
     if kind == "npz":
         arrays, attributes = read_depth_npz(source)
-        depth_m, uncertainty, intrinsics = (arrays.get(name) for name in _NPZ_ARRAYS)
-        return DepthFile(kind, _nan_or_depth(depth_m), attributes, uncertainty=uncertainty, intrinsics=intrinsics)
-    if kind == "log-png":
+        depth_m, uncertainty, intrinsics = arrays["planar_depth_m"], arrays.get("uncertainty"), arrays.get("intrinsics")
+    elif kind == "log-png":
         depth_m, attributes = read_log_depth_png(source)
         near_m, far_m = float(attributes["near_m"]), float(attributes["far_m"])
-        return DepthFile(kind, _nan_or_depth(depth_m), attributes, near_m, far_m)
-    read = {"mm-png": read_mm_depth_png, "tiff": read_depth_tiff, "exr": read_depth_exr}[kind]
-    depth_m, attributes = read(source)
-    return DepthFile(kind, _nan_or_depth(depth_m), attributes)
+    else:
+        read = {"mm-png": read_mm_depth_png, "tiff": read_depth_tiff, "exr": read_depth_exr}[kind]
+        depth_m, attributes = read(source)
+    planar_depth_m = np.where(has_depth(depth_m), depth_m, np.float32(np.nan))
+    return DepthFile(kind, planar_depth_m, attributes, near_m, far_m, uncertainty, intrinsics)
 
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -119,10 +121,6 @@ def _at_start(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
 
 def _not_depth(source: str | Path | BinaryIO, what: str) -> ValueError:
     return ValueError(f"{source}: expected a depth file of MetricGold (log-png, mm-png, npz, tiff or exr), got {what}")
-
-
-def _nan_or_depth(depth_m: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))
 
 
 # 16-bit grey PNG, logarithmic, so that every distance has the same relative step.
@@ -259,7 +257,7 @@ def write_depth_npz(
     taken = (*_NPZ_ARRAYS, "file", "allow_pickle")  # the last are arguments of np.savez
     texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes, taken)
     with open_whole(target) as file:
-        np.savez(file, **arrays, **{key: np.array(text) for key, text in texts.items()})
+        np.savez(file, allow_pickle=False, **arrays, **{key: np.array(text) for key, text in texts.items()})
 
 
 _NPZ_ARRAYS = ("planar_depth_m", "uncertainty", "intrinsics")
@@ -292,19 +290,14 @@ def write_depth_tiff(target: str | Path | BinaryIO, planar_depth_m: np.ndarray, 
 def read_depth_tiff(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_depth_tiff wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
     with _reading(source, "TIFF"), Image.open(source, formats=["TIFF"]) as image:
-        depth_m, text = np.array(image), image.tag_v2.get(_IMAGE_DESCRIPTION, "")
-    attributes = _parsed(text)
+        depth_m, text = np.array(image), str(image.getexif().get(_IMAGE_DESCRIPTION, ""))
+    try:
+        attributes = dict(json.loads(text))
+    except (ValueError, TypeError):  # a description of another tool
+        attributes = {}
     if depth_m.dtype != np.float32 or not _METRES.items() <= attributes.items():
         raise _not_depth(source, f"a TIFF of {depth_m.dtype} with the description {text!r:.80}")
     return depth_m, attributes
-
-
-def _parsed(text: str) -> dict[str, str]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def write_depth_exr(target: str | Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
@@ -353,7 +346,7 @@ def _openexr() -> Any:
 
 
 def _image(values: np.ndarray) -> np.ndarray:
-    image = np.ascontiguousarray(values, np.float32)  # OpenEXR takes the memory as it lies
+    image = np.ascontiguousarray(values, np.float32)  # OpenEXR reads the memory as it is
     if image.ndim != 2 or not image.size:
         raise ValueError(f"an image [H, W] was expected, got {list(image.shape)}")
     return image
@@ -378,13 +371,9 @@ def with_own(own: Mapping[str, str], attributes: Mapping[str, str], taken: tuple
     for name, text in attributes.items():
         if not _NAME.fullmatch(name):
             raise ValueError(f"the name of an attribute must be 1 to 79 of A-Z a-z 0-9 _ . : -, got {name!r:.100}")
-        if not isinstance(text, str) or "\0" in text or _has_half_characters(text):
+        if not isinstance(text, str) or re.search("[\0\ud800-\udfff]", text):  # surrogates: of undecodable names
             raise ValueError(f"attribute {name} must be text without NUL that UTF-8 can hold, got {text!r:.100}")
     return {**own, **attributes}
-
-
-def _has_half_characters(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)  # surrogates, such as of undecodable names
 
 
 @contextmanager
@@ -397,8 +386,10 @@ def open_whole(target: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         yield target
 
 
-_BROKEN = (ValueError, TypeError, SyntaxError, EOFError, RuntimeError, LookupError, ArithmeticError, MemoryError)
-_BROKEN += (BadZipFile, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    *(ValueError, TypeError, SyntaxError, EOFError, RuntimeError, LookupError, ArithmeticError, MemoryError),
+    *(BadZipFile, zlib.error, Image.DecompressionBombError),
+)
 
 
 @contextmanager
@@ -419,11 +410,6 @@ def _write_png(
     text = PngImagePlugin.PngInfo()
     for key, value in with_own(own, attributes).items():
         text.add_text(key, value)
-    with open_whole(target) as file:
-        _put_png(file, code, text)
-
-
-def _put_png(file: BinaryIO, code: np.ndarray, text: PngImagePlugin.PngInfo) -> None:
     # Difference to the row above, then run lengths: three times as fast as Pillow's search for the best
     # filter of each row, and smaller for depth.
     height, width = code.shape[:2]
@@ -433,17 +419,19 @@ def _put_png(file: BinaryIO, code: np.ndarray, text: PngImagePlugin.PngInfo) -> 
     rows[0, 1:] = pixels[0]
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    file.write(b"\x89PNG\r\n\x1a\n")
-    PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
-    for name, data, *_ in text.chunks:
-        PngImagePlugin.putchunk(file, name, data)
-    PngImagePlugin.putchunk(file, b"IDAT", deflate.compress(rows) + deflate.flush())
-    PngImagePlugin.putchunk(file, b"IEND", b"")
+    with open_whole(target) as file:
+        file.write(_PNG_MAGIC)
+        PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+        for name, data, *_ in text.chunks:
+            PngImagePlugin.putchunk(file, name, data)
+        PngImagePlugin.putchunk(file, b"IDAT", deflate.compress(rows.data) + deflate.flush())
+        PngImagePlugin.putchunk(file, b"IEND", b"")
 
 
 def _read_png(source: str | Path | BinaryIO, dtype: type, kind: str, unit: str) -> tuple[np.ndarray, dict[str, str]]:
     with _reading(source, "PNG"), Image.open(source, formats=["PNG"]) as image:
-        code, attributes = np.array(image), dict(image.text)
+        code = np.array(image)
+        attributes = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
     found = [str(code.dtype), attributes.get("kind"), attributes.get("unit")]
     if found != [np.dtype(dtype).name, kind, unit]:
         raise ValueError(
