@@ -13,6 +13,7 @@ class LogDepth:
 
     near_m maps to -1 and far_m to +1; depth outside saturates. Both methods take numpy arrays, torch
     tensors or floats of any shape and keep their type. Raises ValueError unless 0 < near_m < far_m.
+    Source: MetricGold, arXiv 2411.10886, section 3.
     """
 
     near_m: float
@@ -28,7 +29,7 @@ class LogDepth:
         return log(self.far_m / self.near_m)
 
     def normalize(self, planar_depth_m: Any) -> Any:
-        """Metres to log depth in [-1, 1]. Depth of 0 or below saturates at -1; NaN stays NaN."""
+        """Planar depth in metres to log depth in [-1, 1]. Depth of 0 or below saturates at -1; NaN stays NaN."""
         if _is_tensor(planar_depth_m):
             ln = (planar_depth_m.clamp(min=self.near_m) / self.near_m).log()
             return (2 * ln / self.ln_range - 1).clamp(-1, 1)
@@ -47,5 +48,5 @@ class LogDepth:
 
 
 def _is_tensor(value: Any) -> bool:
-    # torch tensors have a device; asked this way so that this module does not import torch.
+    # torch tensors have a device; this check does not need to import torch.
     return hasattr(value, "device") and hasattr(value, "clamp")

@@ -55,8 +55,8 @@ def read_depth(source: str | Path | BinaryIO) -> DepthFile:
     """Read any depth file that this project writes: log-png, mm-png, npz, tiff or exr.
 
     The content decides which kind it is, not the name. In all kinds a pixel is NaN where the file gives no depth:
-    where none is known, and where it lies beyond the range of the model or of the file. (The functions for one kind,
-    such as read_log_depth_png, mark what lies beyond the range as inf.)
+    where none is known, and where it is beyond the range of the model or of the file. (The functions for one kind,
+    such as read_log_depth_png, mark depth beyond the range as inf.)
 
     Raises ValueError naming the file, and what was expected, for anything else: a broken or truncated file, a file of
     uncertainty or normals, and depth written by other tools, whose numbers may mean anything; also for an exr where
@@ -172,7 +172,7 @@ def write_mm_depth_png(
 ) -> None:
     """Write planar depth [H, W] in metres as a 16-bit PNG in millimetres.
 
-    0 is none, and also what lies beyond 65.535 m, which has no code: it never wraps around.
+    0 is none, and also depth beyond 65.535 m, which has no code: it never wraps around.
     """
     depth_m = _image(planar_depth_m)
     mm = np.rint(depth_m.astype(np.float64) * 1000)

@@ -240,6 +240,7 @@ class S3Prefix:
 
     @property
     def client(self) -> Any:
+        """boto3's client of today's credentials."""
         return self.store.client
 
     def entries(self, after: str | None = None) -> Iterator[StoredObject]:
