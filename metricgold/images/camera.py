@@ -80,11 +80,12 @@ def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np
 
 
 def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Points in metres, x right, y down, z forward, float32 [H, W, 3], of planar depth [H, W] in metres.
+    """Points in metres, float32 [H, W, 3], x right, y down, z forward: z K^-1 (x, y, 1) of each pixel's centre.
 
-    NaN where depth is not finite and positive. Intrinsics are [3, 3] in pixels of this depth map, with pixel centres
-    at +0.5. Raises ValueError for intrinsics that are not a finite, invertible [3, 3], such as the None of an image
-    whose camera is unknown. Source: the pinhole model.
+    planar_depth_m  [H, W], metres along the optical axis; where it is not finite and positive, the point is NaN
+    intrinsics      [3, 3] in pixels of the image, pixel centres at +0.5
+
+    Raises ValueError for intrinsics that are not a camera's, such as the None of an image without a known camera.
     """
     depth_m = np.asarray(planar_depth_m, np.float32)
     depth_m = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))

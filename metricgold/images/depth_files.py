@@ -52,11 +52,11 @@ class DepthFile:
 
 
 def read_depth(source: str | Path | BinaryIO) -> DepthFile:
-    """Read any depth file that this project writes: log-png, mm-png, npz, tiff or exr.
+    """Read any depth file that this project writes, log-png, mm-png, npz, tiff or exr, into metres, float32 [H, W].
 
-    The content decides which kind it is, not the name. In all kinds a pixel is NaN where the file gives no depth:
-    where none is known, and where it is beyond the range of the model or of the file. (The functions for one kind,
-    such as read_log_depth_png, mark depth beyond the range as inf.)
+    `source` is a path, or a file open for reading bytes. The content decides which kind it is, not the name. In all
+    kinds a pixel is NaN where the file gives no depth: where none is known, and where it is beyond the range of the
+    model or of the file. (The functions for one kind, such as read_log_depth_png, mark depth beyond the range as inf.)
 
     Raises ValueError naming the file, and what was expected, for anything else: a broken or truncated file, a file of
     uncertainty or normals, and depth written by other tools, whose numbers may mean anything; also for an exr where
