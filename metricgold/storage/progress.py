@@ -1,7 +1,7 @@
 """How far a stage is: a bar on a terminal, else a line in the log now and then, and one small file for its starter.
 
 Whoever starts a stage may name a file in the variable METRICGOLD_PROGRESS of its environment, and read that file with
-`read_progress`. The stage replaces it as it works. Writer and reader share this module, so no log line is parsed.
+`read_progress`. The stage replaces it as it works. Writer and reader share this module: nobody parses log lines.
 """
 
 import logging
