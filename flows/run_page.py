@@ -1,9 +1,7 @@
 """What a run's page shows of a stage while it works, read from the lines of its log: how far it is, how good."""
 
 import ast
-import base64
 import io
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,9 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+
+from metricgold.images import data_uri
+from metricgold.storage import read_rows
 
 STATE = Path("models/metricgold.state")  # of the trainer: metrics.jsonl, samples/step-NNNNNN.png
 PICTURE_PX = 1000  # of the long side; the picture travels inside the artifact
@@ -89,9 +90,7 @@ def show_validation(line: str) -> None:
 
 def _written() -> list[dict[str, Any]]:
     """Rows of metrics.jsonl with figures of validation."""
-    path = STATE / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = read_rows(STATE / "metrics.jsonl")
     return [row for row in rows if any(name.startswith("val_") for name in row)]
 
 
@@ -112,4 +111,4 @@ def _data_uri(picture: Path) -> str:
         image = image.convert("RGB")
         image.thumbnail((PICTURE_PX, PICTURE_PX))
         image.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return data_uri(data.getvalue(), "image/jpeg")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from metricgold.predict.gallery import Card, Sample
 from metricgold.predict.receipt import Row
 from metricgold.predict.stage import Job, failed_row, load, predict_entries
-from metricgold.storage import Entry, Folder, digest_folder
+from metricgold.storage import Folder, StoredObject, digest_folder
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -42,7 +42,7 @@ _loaded: dict[tuple[str, ...], Callable] = {}  # of this worker process, by job
 def predict_on(
     client: "Client",
     job: Job,
-    entries: Iterable[Entry],
+    entries: Iterable[StoredObject],
     *,
     pipe: Callable | None = None,
     sample: Sample | None = None,
@@ -80,10 +80,10 @@ class _Work:
 
     def __init__(self, client: "Client", job: Job, pipe: Callable | None, sample: Sample | None) -> None:
         self.client, self.job, self.pipe, self.sample = client, job, pipe, sample
-        self.running: dict[Future, list[Entry]] = {}
+        self.running: dict[Future, list[StoredObject]] = {}
         self.num_images = FIRST_IMAGES  # of the next slice
         self.halved, self.is_shared = 0, False
-        self.suspects: list[list[Entry]] = []  # single images that died, perhaps of a neighbour
+        self.suspects: list[list[StoredObject]] = []  # single images that died, perhaps of a neighbour
         self.is_alone = False
         self.resources: dict[str, int] | None = None
 
@@ -94,7 +94,7 @@ class _Work:
         self.resources = {"GPU": 1} if cards else None
         return len(self.running) < SLICES_PER_WORKER * max(1, cards or len(workers))
 
-    def submit(self, part: list[Entry]) -> None:
+    def submit(self, part: list[StoredObject]) -> None:
         wanted = frozenset(entry.key for entry in part if self.sample is not None and self.sample.wants(entry.key))
         asked = {"resources": self.resources, "retries": RETRIES, "pure": False}
         self.running[self.client.submit(_predict_slice, self.job, part, wanted, self.pipe, **asked)] = part
@@ -155,7 +155,7 @@ class _Work:
         elif seconds > LONG_S:
             self.num_images = max(1, self.num_images // 2)
 
-    def _without_workers(self, part: list[Entry], error: Exception) -> list[Row]:
+    def _without_workers(self, part: list[StoredObject], error: Exception) -> list[Row]:
         """Halve a slice whose workers all died, down to the image; rows of failure where that is not to be found."""
         self.halved += 1
         if self.is_alone or self.halved > MAX_HALVED:
@@ -205,7 +205,7 @@ class _Wanted:
 
 
 def _predict_slice(
-    job: Job, entries: list[Entry], wanted: frozenset[str], pipe: Callable | None
+    job: Job, entries: list[StoredObject], wanted: frozenset[str], pipe: Callable | None
 ) -> tuple[list[Row], dict[str, Card], float]:
     """Rows and cards of a slice, and the seconds that it took with the pipeline loaded."""
     with _alone:

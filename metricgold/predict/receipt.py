@@ -18,7 +18,7 @@ from itertools import takewhile
 from typing import Any
 
 from metricgold.predict.outputs import SUFFIXES
-from metricgold.storage import Entry, Folder, S3Prefix, remove_left_aside
+from metricgold.storage import Folder, S3Prefix, StoredObject, remove_left_aside
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,9 @@ class Receipt:
 
         Raises ValueError naming a receipt that holds anything else.
         """
-        found = takewhile(lambda key: key.startswith(PARTIAL), (entry.key for entry in self.sink.list(after=PARTIAL)))
+        found = takewhile(
+            lambda key: key.startswith(PARTIAL), (entry.key for entry in self.sink.entries(after=PARTIAL))
+        )
         self.parts = list(found)
         written = [key for key in (EARLIER, RECEIPT) if self.sink.exists(key)] + self.parts
         for key in written:
@@ -93,7 +95,7 @@ class Receipt:
 
     def _outputs(self) -> Iterator[tuple[bytes, str]]:
         suffixes = tuple(SUFFIXES.values())
-        return ((_blob(entry.key), entry.tag) for entry in self.sink.list() if entry.key.endswith(suffixes))
+        return ((_blob(entry.key), entry.tag) for entry in self.sink.entries() if entry.key.endswith(suffixes))
 
     def _take_over(self, key: str, line: bytes) -> None:
         try:
@@ -104,7 +106,7 @@ class Receipt:
         if status in ("done", "skipped"):  # what failed is tried again
             self.db.execute("replace into row values (?, ?, ?, null, 0)", [input, line.decode().rstrip(), status])
 
-    def keep(self, entry: Entry, identity: str, kinds: Iterable[str]) -> str | None:
+    def keep(self, entry: StoredObject, identity: str, kinds: Iterable[str]) -> str | None:
         """Take the row of an earlier run into this one if it holds still; as what it counts: `kept` or `skipped`.
 
         It holds if identity and the input's tag are equal and, of an image, outputs of all these kinds lie there as it

@@ -38,7 +38,16 @@ from metricgold.params import Inference, Output, Predict
 from metricgold.predict.gallery import GALLERY, Card, Sample, make_card, render_gallery
 from metricgold.predict.outputs import DEFAULT, DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata
 from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, Row, open_receipt
-from metricgold.storage import Entry, Folder, S3Prefix, StoreLost, digest_folder, digest_json, hold, open_bucket
+from metricgold.storage import (
+    Folder,
+    S3Prefix,
+    StoredObject,
+    StoreLost,
+    digest_folder,
+    digest_json,
+    hold_output,
+    open_bucket,
+)
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +139,7 @@ def predict_all(
     source, sink = job.open_source(), job.open_sink()
     entries = _inputs(source, sink)
     with (
-        hold(sink, params.lease_s) as check_held,
+        hold_output(sink, params.lease_s) as check_held,
         open_receipt(sink) as receipt,
         _no_patience_in_trouble(source, sink),
     ):
@@ -164,7 +173,7 @@ def over_budget(summary: Row, max_failed: float | int | None) -> str | None:
 
 
 def predict_entries(
-    job: Job, entries: Iterable[Entry], *, pipe: Callable | None = None, sample: Sample | None = None
+    job: Job, entries: Iterable[StoredObject], *, pipe: Callable | None = None, sample: Sample | None = None
 ) -> Iterator[Row]:
     """Predict these entries of the job's input, write their files, yield a row for each, not in order.
 
@@ -209,15 +218,15 @@ def _no_patience_in_trouble(*buckets: Folder | S3Prefix) -> Iterator[None]:
 
 def _run(
     job: Job,
-    entries: Iterable[Entry],
-    predict: Callable[[Iterable[Entry]], Iterator[Row]],
+    entries: Iterable[StoredObject],
+    predict: Callable[[Iterable[StoredObject]], Iterator[Row]],
     receipt: Receipt,
     check_held: Callable[[], None],
 ) -> Counter:
     """Rows of all entries into the receipt: kept ones as they are, the others from `predict`."""
     counts: Counter = Counter()
 
-    def changed() -> Iterator[Entry]:
+    def changed() -> Iterator[StoredObject]:
         for entry in entries:
             if counted := receipt.keep(entry, job.identity, job.kinds):
                 progress.count(counted)
@@ -232,14 +241,14 @@ def _run(
     return counts
 
 
-def _inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[Entry]:
+def _inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[StoredObject]:
     """Entries of the input, without what an earlier run wrote if the output lies within it. ValueError for none."""
     inside = source.prefix_of(sink)
 
-    def is_input(entry: Entry) -> bool:
+    def is_input(entry: StoredObject) -> bool:
         return inside is None or not entry.key.startswith(inside) or not _is_ours(entry.key[len(inside) :])
 
-    entries = filter(is_input, source.list())
+    entries = filter(is_input, source.entries())
     first = next(entries, None)
     if first is None:
         raise ValueError(f"{source}: no files to predict")
@@ -324,7 +333,7 @@ _READERS: dict[Output, Callable] = {
 # --- reading
 
 
-def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo | None]:
+def _read(job: Job, source: Folder | S3Prefix, entry: StoredObject) -> tuple[Row, Photo | None]:
     """A row to go on with and its photograph, or a finished row and None."""
     started, photo = time.perf_counter(), None
     try:
@@ -341,11 +350,11 @@ def _read(job: Job, source: Folder | S3Prefix, entry: Entry) -> tuple[Row, Photo
     return (row, photo) if photo else (_without_depth(row, status, reason), None)
 
 
-def _begun(job: Job, entry: Entry) -> Row:
+def _begun(job: Job, entry: StoredObject) -> Row:
     return {"input": entry.key, "input_tag": entry.tag, "identity": job.identity}
 
 
-def failed_row(job: Job, entry: Entry, reason: str) -> Row:
+def failed_row(job: Job, entry: StoredObject, reason: str) -> Row:
     """The row of an image that nobody could predict."""
     return _without_depth(_begun(job, entry), "failed", reason)
 
@@ -365,7 +374,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable, entries: Iterable[Entry], window: int, least: int
+    pool: ThreadPoolExecutor, work: Callable, entries: Iterable[StoredObject], window: int, least: int
 ) -> Iterator[Any]:
     """Results of `work` over entries, in order, at most `window` of them ahead; `least`, if they are large."""
     ahead: deque[tuple[int, Future]] = deque()

@@ -9,7 +9,6 @@ The only module that knows MLflow. Tracking goes to MLFLOW_TRACKING_URI, else to
 working folder. A version is a pyfunc made of a diffusers folder and this package's source; nothing is pickled.
 """
 
-import json
 import logging
 import os
 import re
@@ -27,7 +26,7 @@ import yaml
 
 from metricgold.params import Params, Promote
 from metricgold.registry.lineage import _flat, _git_tags, _lineage, _score_tags
-from metricgold.storage import digest_folder, digest_json, read_json, write_aside, write_json
+from metricgold.storage import digest_folder, digest_json, read_json, read_rows, write_aside, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -286,10 +285,8 @@ def _is_there(client: "MlflowClient", run_id: str) -> bool:
 
 
 def _rows_of(state: Path) -> list[Row]:
-    """Whole rows of <state>/metrics.jsonl."""
-    path = state / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Complete rows of <state>/metrics.jsonl."""
+    return read_rows(state / "metrics.jsonl")
 
 
 def _last_step(client: "MlflowClient", run_id: str) -> int:

@@ -33,6 +33,7 @@ class StageProgress:
 
     @property
     def percent(self) -> float:
+        """Of the work, to a tenth; 0 where the total is 0."""
         return round(100 * self.done / self.total, 1) if self.total else 0.0
 
 
@@ -99,6 +100,7 @@ class Progress:
         return f"{self.name}: {self.done:g}{f' of {self.total:g}' if self.total else ''} {self.unit}"
 
     def close(self) -> None:
+        """Remove the bar from the terminal."""
         self._bar.close()
 
     def __enter__(self) -> "Progress":

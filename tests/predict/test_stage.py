@@ -505,13 +505,13 @@ def test_large_images_are_not_written_in_numbers(tmp_path, monkeypatch):
     source = fill(tmp_path / "in", 12)
     (source / "large.png").write_bytes(picture(0, 80, 60))  # more than fits, so alone
     job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
-    assert len(list(predict_entries(job, Folder(source).list(), pipe=FakePipe()))) == 13
+    assert len(list(predict_entries(job, Folder(source).entries(), pipe=FakePipe()))) == 13
     assert max(most) == 2
 
 
 def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
     source, pulled = fill(tmp_path / "in", 60), []
-    entries = (pulled.append(entry) or entry for entry in Folder(source).list())
+    entries = (pulled.append(entry) or entry for entry in Folder(source).entries())
     job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
     with closing(predict_entries(job, entries, pipe=FakePipe())) as rows:
         for n, row in enumerate(rows, 1):
@@ -525,7 +525,7 @@ def test_a_job_travels(tmp_path):
     job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "", exclude=("1.*",))
     copy = pickle.loads(pickle.dumps(job))
     assert copy == job and copy.identity == job.identity
-    entries = pickle.loads(pickle.dumps(list(copy.open_source().list())))
+    entries = pickle.loads(pickle.dumps(list(copy.open_source().entries())))
     rows = list(predict_entries(copy, entries, pipe=FakePipe()))
     assert sorted(row["output"] for row in rows) == ["0.png.depth.png", "2.png.depth.png"]
 
@@ -880,7 +880,7 @@ def test_s3_to_s3_and_again(s3_photos):
         rgb = np.asarray(Image.open(io.BytesIO(picture(n))))
         depth_m, _ = read_log_depth_png(io.BytesIO(out.read(f"{key}.depth.png")))
         np.testing.assert_allclose(depth_m, FakePipe.predict(rgb).planar_depth_m, rtol=5e-5)
-    assert not [entry.key for entry in out.list() if entry.key.startswith("receipt.partial")]
+    assert not [entry.key for entry in out.entries() if entry.key.startswith("receipt.partial")]
 
     pipe = FakePipe()
     again = run(f"{s3_photos}/in", f"{s3_photos}/out", pipe)
