@@ -183,7 +183,7 @@ def test_a_shard_that_was_replaced_is_not_read_in_old_places(tmp_path, monkeypat
     np.testing.assert_array_equal(cache.valid_mask(2), frame("a", 7).valid_mask)
     cache[3]
     write_shard(shard_path(cache.path, "a", 1), [frame("a", 7), frame("a", 8)], [], identity)
-    with pytest.raises(ValueError, match=r"2 frames, index\.json knows of another number; encode it again"):
+    with pytest.raises(ValueError, match=r"2 frames, index\.json lists another number; encode it again"):
         cache[2]
 
 

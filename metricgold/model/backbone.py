@@ -142,7 +142,7 @@ def fetch_stable_diffusion(params: Backbone) -> tuple[Mirror, Path, dict[str, st
     for place in (Mirror(source=params.source, revision=params.revision), *(params.mirrors or ())):
         try:
             folder = folder_of(place)
-            return place, folder, check_weights(folder, dict(params.sha256 or {}))
+            return place, folder, check_weights(folder, params.sha256 or {})
         except ValueError as error:
             log.warning("backbone: %s", error)
             faults.append(str(error))
@@ -170,7 +170,7 @@ def folder_of(place: Mirror) -> Path:
         raise ValueError(f"backbone source {source!r} at {revision} cannot be fetched: {error}") from error
 
 
-def check_weights(folder: Path, expected: Mapping[str, str]) -> dict[str, str]:
+def check_weights(folder: Path, expected: Mapping[Any, str]) -> dict[str, str]:
     """sha256 of each file of weights; `expected` holds some of them by part. ValueError names a fault."""
     for part in PARTS:
         if not (folder / part).is_dir():

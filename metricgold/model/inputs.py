@@ -44,9 +44,11 @@ def read_images(image: Any, intrinsics: Any, fov_deg: float) -> list[CalibratedI
 def read_image(image: Any, intrinsics: Any, fov_deg: float) -> CalibratedImage:
     """One image. Its camera is the caller's, else the one in its EXIF, else one with `fov_deg` over the longer side."""
     focal_px = None
-    if isinstance(image, str | Path | Image.Image):
-        is_open = isinstance(image, Image.Image)
-        photo = as_photo(image) if is_open else read_photo(Path(image), max_pixels=MAX_PIXELS)
+    if isinstance(image, Image.Image):
+        photo = as_photo(image)
+        rgb, focal_px = photo.rgb, photo.focal_px
+    elif isinstance(image, str | Path):
+        photo = read_photo(image, max_pixels=MAX_PIXELS)
         rgb, focal_px = photo.rgb, photo.focal_px
     else:
         rgb = rgb_from_tensor(image) if isinstance(image, torch.Tensor) else np.asarray(image)
@@ -76,7 +78,7 @@ def rgb_from_tensor(image: torch.Tensor) -> np.ndarray:
 def seed_of_each(seed: Any, num_images: int) -> list[int]:
     """A seed for every image, from one for all of them or a list. ValueError for any other."""
     seeds = list(seed) if isinstance(seed, list | tuple) else [seed] * num_images
-    if len(seeds) != num_images or not all(isinstance(one, Integral) and one >= 0 for one in seeds):
+    if len(seeds) != num_images or not all(isinstance(one, Integral) and int(one) >= 0 for one in seeds):
         raise ValueError(
             f"seed must be a whole number from 0, or a list of {num_images} of them, one for each image, got {seed!r}"
         )

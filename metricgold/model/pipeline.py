@@ -109,7 +109,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         objective: str = "diffusion",
     ) -> None:
         super().__init__()
-        if None in (near_m, far_m, processing_height, processing_width):
+        if near_m is None or far_m is None or processing_height is None or processing_width is None:
             raise ValueError("a MetricGold pipeline needs near_m, far_m, processing_height and processing_width")
         LogDepth(near_m, far_m)  # raises where they are not a range
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)

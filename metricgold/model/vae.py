@@ -50,7 +50,7 @@ def latent_valid_mask(valid_mask: np.ndarray, factor: int) -> np.ndarray:
     """Pixel mask [..., H, W] to latent mask [..., h, w]: valid where all factor x factor pixels are."""
     *batch, height, width = valid_mask.shape
     blocks = valid_mask.reshape(*batch, height // factor, factor, width // factor, factor)
-    return blocks.all(axis=(-3, -1))
+    return np.asarray(blocks.all(axis=(-3, -1)))
 
 
 def default_device() -> str:

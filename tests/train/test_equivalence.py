@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from metricgold.datasets.readers import open_dataset
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.metrics import depth_metrics
 from metricgold.model.backbone import load_backbone, prepare_backbone
 from metricgold.model.parts import widen_conv_in
