@@ -75,9 +75,12 @@ def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np
 
 
 def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Points in metres, x right, y down, z forward, float32 [H, W, 3]; NaN where depth is not finite and positive.
+    """Points in metres, float32 [H, W, 3], x right, y down, z forward: z K^-1 (x, y, 1) of each pixel's centre.
 
-    Raises ValueError for intrinsics that are no camera, such as None of an image of which none is known.
+    planar_depth_m  [H, W], metres along the optical axis; where it is not finite and positive, the point is NaN
+    intrinsics      [3, 3] in pixels of the image, pixel centres at +0.5
+
+    Raises ValueError for intrinsics that are not a camera's, such as the None of an image without a known camera.
     """
     depth_m = np.asarray(planar_depth_m, np.float32)
     depth_m = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))

@@ -100,7 +100,15 @@ def read_photo(
 
 
 def read_rgb(source: bytes | str | Path, *, max_pixels: int, name: str = "") -> np.ndarray:
-    """Read a photograph as uint8 [H, W, 3], upright, by the rules and with the errors of read_photo."""
+    """Read a photograph as uint8 [H, W, 3] in sRGB, upright, by the rules of read_photo.
+
+    source      path or bytes of the file
+    max_pixels  height x width that is decoded at most, in pixels
+    name        stands for the file in messages where `source` is its bytes
+
+    Raises ValueError with the reason for a file that cannot be read as a photograph or is larger than max_pixels, and
+    OSError where the file cannot be opened.
+    """
     return read_photo(source, max_pixels=max_pixels, name=name).rgb
 
 

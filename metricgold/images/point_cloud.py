@@ -14,10 +14,10 @@ from metricgold.images.depth_files import open_whole, with_own
 def write_ply(
     target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
 ) -> None:
-    """Write points [N, 3] in metres and their colours uint8 [N, 3] as a binary PLY, in the camera's axes.
+    """Write points_m [N, 3], metres in the camera's axes, and colours rgb uint8 [N, 3] to target as a binary PLY.
 
     x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. Points
-    that are not finite are left out.
+    that are not finite are left out. Raises ValueError for points and colours of other shapes.
     """
     points_m, rgb = _known(points_m, rgb)
     own = {"unit": "metres", "kind": "points", "axes": "x right, y down, z forward; the camera is at 0, 0, 0"}
@@ -39,11 +39,11 @@ _MAX_POINTS = 178_000_000  # of 24 bytes: a GLB counts its bytes with 32 bits
 def write_glb(
     target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
 ) -> None:
-    """Write points [N, 3] in metres, given in the camera's axes, and colours uint8 [N, 3] as a glTF 2.0 binary.
+    """Write points_m [N, 3], metres in the camera's axes, and colours rgb uint8 [N, 3] to target as a glTF 2.0 binary.
 
-    In the file x is right, y up and -z forward, as glTF wants; colours are linear floats, likewise. The
-    attributes are the asset's extras. Points that are not finite are left out; without points the scene is empty.
-    Raises ValueError for more points than a GLB can count.
+    In the file x is right, y up and -z forward and colours are linear floats, as glTF 2.0 defines (section 3.4 and
+    3.7). The attributes are the asset's extras. Points that are not finite are left out; without points the scene is
+    empty. Raises ValueError for points and colours of other shapes, and for more points than a GLB can count.
     """
     points_m, rgb = _known(points_m, rgb)
     if len(points_m) > _MAX_POINTS:
