@@ -246,7 +246,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         predictions: dict[int, Prediction] = {}
         with prompt_computed_once(self.unet, self._prompt()):
             for size, indices in of_size.items():
-                rgb = np.stack([_resize_rgb(images[i].rgb, *size) for i in indices])
+                photos = (Image.fromarray(images[i].rgb) for i in indices)
+                rgb = np.stack([np.asarray(photo.resize(size[::-1], Image.Resampling.LANCZOS)) for photo in photos])
                 ensembles = self.run_members(rgb, [seeds[i] for i in indices], options, scheduler)
                 for i, members in zip(indices, ensembles, strict=True):
                     predictions[i] = self.merge_members(members, images[i], merge)
@@ -431,13 +432,6 @@ def _check_complete(folder: Path, pipe: MetricGoldPipeline) -> None:
                     known |= set(file.keys())
             if missing := sorted(set(part.state_dict()) - known):
                 raise ValueError(f"{folder / name} lacks {len(missing)} of its weights, such as {missing[0]}")
-
-
-def _resize_rgb(rgb: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Lanczos resize of uint8 [H, W, 3]."""
-    if rgb.shape[:2] == (height, width):
-        return rgb
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def _resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

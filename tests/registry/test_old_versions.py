@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from metricgold import MetricGoldPipeline
 from metricgold.model.pipeline import load_pipeline
-from metricgold.registry.versions import fetch_model
+from metricgold.registry import fetch_model
 from tests.support import ROOT
 
 MODEL_INDEX = """\
