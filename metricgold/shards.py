@@ -246,7 +246,7 @@ def write_index(
 # Reading
 
 
-class _Layout(NamedTuple):
+class ShardLayout(NamedTuple):
     """Where the pieces of a shard begin. Kept when the file is closed: HDF5 needs a millisecond to find them."""
 
     file_state: tuple[int, ...]  # inode, time and size of the file that it was read from
@@ -279,7 +279,7 @@ class LatentCache:
             raise ValueError(f"{self.path / INDEX}: format is {its_format}, expected {FORMAT}; encode it again")
         self._ends = list(accumulate(shard["num_frames"] for shard in self.index["shards"]))
         self._files: OrderedDict[int, FileIO] = OrderedDict()  # the longest unused first
-        self._layouts: dict[int, _Layout] = {}
+        self._layouts: dict[int, ShardLayout] = {}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -333,7 +333,7 @@ class LatentCache:
         number = bisect_right(self._ends, i)
         return number, i - (self._ends[number - 1] if number else 0)
 
-    def _open(self, number: int) -> tuple[FileIO, _Layout]:
+    def _open(self, number: int) -> tuple[FileIO, ShardLayout]:
         """A shard's file, opened now or kept open, and its layout."""
         if number not in self._files:
             try:
@@ -347,14 +347,14 @@ class LatentCache:
         self._files.move_to_end(number)
         return self._files[number], self._layouts[number]
 
-    def _layout_of(self, number: int, file: FileIO) -> _Layout:
+    def _layout_of(self, number: int, file: FileIO) -> ShardLayout:
         """The layout that HDF5 read from this very file, before or now: a shard that was replaced has another."""
         status = os.fstat(file.fileno())
         file_state = (status.st_ino, status.st_mtime_ns, status.st_size)
         known = self._layouts.get(number)
         if known is not None and known.file_state == file_state:
             return known
-        layout = _read_layout(file, file_state)
+        layout = read_layout(file, file_state)
         if len(layout.mask_begins) != self.index["shards"][number]["num_frames"] + 1:
             raise ValueError(f"{len(layout.mask_begins) - 1} frames, {INDEX} lists another number")
         return layout
@@ -374,13 +374,13 @@ class LatentCache:
         return ValueError(f"{self._path(number)} cannot be read as a shard: {reason}; encode it again")
 
 
-def _read_layout(file: FileIO, file_state: tuple[int, ...]) -> _Layout:
+def read_layout(file: FileIO, file_state: tuple[int, ...]) -> ShardLayout:
     """Ask HDF5 where a shard's pieces begin."""
     with h5py.File(file, "r") as shard:
         if shard.attrs["format"] != FORMAT:
             raise ValueError(f"format is {shard.attrs['format']}, expected {FORMAT}")
         frame, masks = shard["frame"], shard["valid_mask"]
-        return _Layout(
+        return ShardLayout(
             file_state,
             frame.dtype,
             frame.id.get_offset(),

@@ -310,13 +310,13 @@ class MetricGoldPipeline(DiffusionPipeline):
                 full = batch + batch[:1] * (options.batch_size - len(batch)) if self.is_compiled else batch
                 drawn = torch.stack([noise[seeds[b]][k] for b, k in full])
                 latents = self.denoise(rgb_latent[[b for b, _ in full]], drawn, scheduler)[: len(batch)]
-                outputs = self._decode(latents) if options.merge == "depth" else latents
+                outputs = self.decode(latents) if options.merge == "depth" else latents
                 for (b, _), member in zip(batch, outputs, strict=True):
                     members[b].append(member)
         return members
 
-    def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Scaled latents [B, c, h, w] to log depth [B, H, W]."""
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Scaled latents float32 [B, c, h, w] to log depth [B, H, W]. ValueError where that is NaN or infinite."""
         size = max(1, VAE_PIXELS // (latent[0, 0].numel() * vae_factor(self.vae) ** 2))
         parts = (latent / self.vae.config.scaling_factor).split(size)
         d = torch.cat([decode_log_depth(self.vae, part) for part in parts])
@@ -368,7 +368,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     ) -> Prediction:
         """One prediction at the image's size from its members: log depth [H, W] or, for merge latent, latents."""
         if merge == "latent":
-            merged = self._decode(torch.stack(list(members)).mean(dim=0, keepdim=True))[0]
+            merged = self.decode(torch.stack(list(members)).mean(dim=0, keepdim=True))[0]
         else:
             merged, deviation = median_and_deviation(torch.stack(list(members)))
         if merge == "latent" or len(members) == 1:

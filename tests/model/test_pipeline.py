@@ -233,7 +233,7 @@ def test_the_standard_error_is_that_of_a_median(count):
 def test_merged_latents_are_their_mean_decoded_once(pipe, monkeypatch):
     rgb, decoded = image(seed=8), []
     latents = members(pipe, [rgb], ensemble_size=4, seed=1, merge="latent")[0]
-    expected = pipe.log_depth.denormalize(pipe._decode(latents.mean(dim=0, keepdim=True)))[0].detach()
+    expected = pipe.log_depth.denormalize(pipe.decode(latents.mean(dim=0, keepdim=True)))[0].detach()
     decode = pipe.vae.decode
     monkeypatch.setattr(pipe.vae, "decode", lambda latent: (decoded.append(len(latent)), decode(latent))[1])
     found = pipe(rgb, 2, 4, seed=1, merge="latent")
