@@ -111,7 +111,7 @@ def tiny_backbone(tmp_path_factory, tiny_raw) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_latents(tmp_path_factory, tiny_raw, tiny_backbone) -> Path:
-    from metricgold.encode.scene_encoder import encode
+    from metricgold.encode.stage import encode
 
     out = tmp_path_factory.mktemp("latents") / DATASET
     return encode(DATASET, TINY.encode, TINY.log_depth, tiny_raw, tiny_backbone, out).parent

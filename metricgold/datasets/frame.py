@@ -9,7 +9,7 @@ from metricgold.images import crop_intrinsics, mirror_intrinsics, resize_intrins
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One image with its depth. The constructor checks, so nobody else has to.
+    """One image with its depth, the form in which every data set's reader returns it. The constructor checks it.
 
     rgb             uint8   [H, W, 3]
     planar_depth_m  float32 [H, W], metres along the optical axis; finite and > 0 where valid, 0 elsewhere
@@ -41,7 +41,10 @@ class Frame:
 
     @classmethod
     def from_arrays(cls, rgb, planar_depth_m, valid_mask, intrinsics, scene: str, name: str) -> "Frame":
-        """Build a frame from raw arrays: also invalidates what is not finite or not positive, and zeroes it."""
+        """Build a frame from raw arrays of the shapes above, of any number type where that loses nothing.
+
+        Depth in metres that is not finite or not positive becomes invalid, and invalid depth 0. Raises as the class.
+        """
         depth_m = np.asarray(planar_depth_m, dtype=np.float32)
         valid_mask = np.asarray(valid_mask, dtype=bool) & np.isfinite(depth_m) & (depth_m > 0)
         depth_m = np.where(valid_mask, depth_m, np.float32(0))

@@ -36,7 +36,15 @@ OWN = Reader(own_data.list_frames, own_data.read_frame)  # of every name that ha
 
 
 def open_dataset(name: str, raw: Path, *, split: str | None = None) -> Iterator[Frame]:
-    """All frames of a data set in the order of their names. Errors as in list_frames and read_frame."""
+    """All frames of a data set in the order of their names, decoded one after the other.
+
+    name   as in data_manifests/, such as hypersim or hypersim-synthetic, or a team's own data set
+    raw    its raw folder, data/raw/<name>
+    split  train, val or test; None: every frame in the folder
+
+    Each Frame holds uint8 [H, W, 3] rgb and float32 [H, W] planar depth in metres. Raises ValueError for an unknown
+    data set or split, a raw folder without frames, and a frame whose files are missing or broken.
+    """
     return map(read_frame, list_frames(name, raw, split=split).frames)
 
 

@@ -23,7 +23,8 @@ from metricgold.download import (
     read_passing,
     wanted_groups,
 )
-from metricgold.encode.scene_encoder import SPLIT, SceneEncoder, open_encoder, source_digest, training_scenes
+from metricgold.encode.scene_encoder import SPLIT, SceneEncoder, open_encoder
+from metricgold.encode.stage import source_digest, training_scenes
 from metricgold.params import Params
 from metricgold.storage import remove
 

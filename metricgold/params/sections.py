@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from metricgold.log_depth import LogDepth
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -28,6 +30,10 @@ class LogDepthRange(Section):
         if self.near_m >= self.far_m:
             raise ValueError(f"near_m {self.near_m} must be below far_m {self.far_m}")
         return self
+
+    def to_log_depth(self) -> LogDepth:
+        """The mapping of this range onto [-1, 1]."""
+        return LogDepth(self.near_m, self.far_m)
 
 
 class Synthesize(Section):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.params.sections import Encode, LogDepthRange, Predict
 from metricgold.predict.dask_cluster import open_client, open_executor
 from metricgold.predict.dask_slices import predict_on
@@ -68,7 +68,7 @@ def predict_speedup(folder: Path) -> dict[str, float]:
 
 
 def _warm_up(_number: int) -> None:
-    import metricgold.encode.scene_encoder  # noqa: F401
+    import metricgold.encode.stage  # noqa: F401
 
 
 def _write_raw(raw: Path) -> None:

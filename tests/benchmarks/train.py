@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metricgold.model.backbone import SCHEDULE
+from metricgold.model.parts import SCHEDULE
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.vae import encode_log_depth, encode_rgb
 from metricgold.params.sections import Train, load_params

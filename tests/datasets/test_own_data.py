@@ -357,7 +357,7 @@ def test_references_are_small_and_travel(tmp_path):
 
 
 def test_latents_of_own_data(tmp_path, tiny, tiny_backbone):
-    from metricgold.encode.scene_encoder import encode
+    from metricgold.encode.stage import encode
     from metricgold.shards import LatentCache
 
     state(tmp_path / "raw", intrinsics={"cx": 24.0, "cy": 16.0})

@@ -11,7 +11,8 @@ from metricgold.datasets.manifest import Manifest, read_manifest
 from metricgold.download.raw_folder import Store
 from metricgold.download.stage import download
 from metricgold.encode.from_remote import encode_from_remote
-from metricgold.encode.scene_encoder import SceneEncoder, encode
+from metricgold.encode.scene_encoder import SceneEncoder
+from metricgold.encode.stage import encode
 from metricgold.params.sections import Download
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json

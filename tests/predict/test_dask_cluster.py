@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.predict import dask_cluster as cluster
 from metricgold.predict.dask_cluster import open_client, open_executor
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder
