@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from metricgold.datasets import Frame, FrameRef, frame_batches, list_frames, readable, some_frames
-from metricgold.evaluate import Encoding, Floor, depth_edges, measure_floor
+from metricgold.evaluate import Encoding, Floor, measure_floor, range_edges_m
 from metricgold.log_depth import LogDepth
 from metricgold.model import (
     check_size,
@@ -157,7 +157,7 @@ def _floors(
     when: str,
 ) -> dict[str, Floor]:
     encoding = Encoding("log", log_depth.near_m, log_depth.far_m)
-    edges_m = depth_edges(LogDepth(log_depth.near_m, log_depth.far_m))
+    edges_m = range_edges_m(LogDepth(log_depth.near_m, log_depth.far_m))
     floors = {}
     for name, refs in held_out.items():
         batches = frame_batches(refs, size, params.batch_size, f"depth-vae {name}, floor {when}")
