@@ -29,7 +29,8 @@ from metricgold.shards import LatentCache, LatentFrame, shard_path, write_index,
 from metricgold.train.cost import NUM_PROMPT_TOKENS, flop_counter, flops_per_sample
 from metricgold.train.noise import multi_resolution_noise
 from metricgold.train.plan import ASSUMED_MFU, GPUS, SD2_UNET, SD2_VAE, Gpu
-from metricgold.train.run import _Run
+from metricgold.train.resumable import read_ahead
+from metricgold.train.run import TrainingRun
 
 from . import CannotRun, least_seconds
 
@@ -143,17 +144,15 @@ class OurStep:
         caches = {"noise": _write_cache(folder / "latents", work)}
         accelerator, parts = Accelerator(mixed_precision=work.train.mixed_precision), _backbone(work)
         parts["vae"].cpu()  # asked for its scale alone
-        self.run = _Run(work.train, caches, parts, {}, folder / "state", accelerator, None)
-        self.reading = self.run._batches()
-        self.batches = self.reading.__enter__()
+        self.run = TrainingRun(work.train, caches, parts, {}, folder / "state", accelerator, None)
+        self.batches = read_ahead(self.run.read, range(self.run.num_steps), self.run.num_readers)
         self.waits: list[float] = []  # shares of each step
 
     def __call__(self) -> None:
         started = perf_counter()
         batch = next(self.batches)
         waited = perf_counter()
-        self.run._update(*batch, False)
-        self.run.step += 1
+        self.run.take_step(batch)
         self.waits.append((waited - started) / (perf_counter() - started))
 
     @property

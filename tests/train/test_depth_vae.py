@@ -16,7 +16,9 @@ from metricgold.encode.scene_encoder import encode
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder
-from metricgold.train.depth_vae import learning_rate, log_depth_loss, train_depth_vae
+from metricgold.train.decoder_run import log_depth_loss
+from metricgold.train.depth_vae import train_depth_vae
+from metricgold.train.optimizer import linear_rate
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 PARAMS = DepthVae(num_steps=12, batch_size=4, crop=16, lr=2e-3, warmup_steps=2, checkpoint_every=4)
@@ -60,8 +62,8 @@ def test_an_output_out_of_range_is_pulled_back():
     assert output.grad.item() == 1
 
 
-def test_learning_rate_warms_up_and_ends_at_nought():
-    rates = [learning_rate(step, PARAMS) for step in range(12)]
+def test_learning_rate_warms_up_and_ends_at_zero():
+    rates = [linear_rate(step, PARAMS) for step in range(12)]
     assert rates[0] == pytest.approx(1e-3) and rates[6] == pytest.approx(1e-3) and 0 < rates[-1] < 2e-4
 
 

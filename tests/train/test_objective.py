@@ -14,8 +14,8 @@ from metricgold.model.vae import decode_log_depth, encode_rgb, rgb_to_tensor
 from metricgold.params.sections import Params, Train
 from metricgold.storage.files import read_rows
 from metricgold.train.objective import Objective, _crops, masked_loss, shifted_timesteps, training_scheduler
-from metricgold.train.optimizer import learning_rate
-from metricgold.train.run import train
+from metricgold.train.optimizer import exponential_rate
+from metricgold.train.stage import train
 
 # -- mathematics ------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
 
 def test_learning_rate_warms_up_and_decays(tiny):
     params = tiny.train.model_copy(update={"lr": 1e-3, "warmup_steps": 10, "decay_steps": 110, "final_lr_ratio": 0.01})
-    rates = [learning_rate(step, params) for step in range(200)]
+    rates = [exponential_rate(step, params) for step in range(200)]
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
     assert rates[60] == pytest.approx(1e-4) and rates[110] == rates[199] == pytest.approx(1e-5)
 

@@ -21,7 +21,7 @@ from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.train.checkpoints import flat_state, load_flat_state
-from metricgold.train.run import train
+from metricgold.train.stage import train
 
 
 def run(tiny, latents, backbone, out, *, changes=None, **options):
@@ -384,7 +384,7 @@ def test_killed_at_twenty_random_steps_it_ends_with_the_same_bytes(project, trai
     out, state, rng = project / "models/metricgold", project / "models/metricgold.state", np.random.default_rng()
     undisturbed, metrics = trained_in_project
     server, killed = multiprocessing.get_context("forkserver"), 0
-    server.set_forkserver_preload(["metricgold.train.run"])
+    server.set_forkserver_preload(["metricgold.train.stage"])
     for want in np.sort(rng.integers(0, 70, size=20)):
         child = server.Process(target=_train_in, args=(project,))
         child.start()
