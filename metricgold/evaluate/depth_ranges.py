@@ -77,7 +77,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
         writer.writerows(rows)
 
 
-def dress_depth_axis(ax: Any, edges_m: np.ndarray, ticks_m: Sequence[float] | np.ndarray) -> None:
+def dress_depth_axis(ax: Any, edges_m: np.ndarray, ticks_m: Sequence[float]) -> None:
     """Make matplotlib's x axis one of true depth, logarithmic from the first edge to the last."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 

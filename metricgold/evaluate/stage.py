@@ -84,14 +84,7 @@ def evaluate(
             examples += [example for example in scored if example.name in shown]
         write_panels(Path(plots) / "examples" / f"{name}.png", examples, COLUMNS, width_px=1200)
     report = _report(params, pipe.log_depth, constant_m, measured)
-    header = ["dataset", "range", "depth_m", "abs_rel", "floor"]
-    rows = [
-        [name, *cells(row, "abs_rel", "vae_floor_abs_rel")]
-        for name, of_dataset in measured.items()
-        for row in of_dataset.by_depth.rows()
-    ]
-    write_table(Path(plots) / "evaluate_by_depth.csv", header, rows)
-    _draw_by_depth(Path(plots) / "evaluate.png", measured)
+    _plot_by_depth(Path(plots), measured)
     write_json(out, report)
     return report
 
@@ -185,22 +178,24 @@ def _report(params: Evaluate, log_depth: LogDepth, constant_m: float, measured: 
     }
 
 
-def _draw_by_depth(path: Path, measured: dict[str, Measured]) -> None:
-    """AbsRel against true depth: a line per data set, its VAE floor dashed."""
+def _plot_by_depth(plots: Path, measured: dict[str, Measured]) -> None:
+    """AbsRel against true depth as a table and a figure: a line per data set, its VAE floor dashed."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
+    by_depth = {name: of_dataset.by_depth.rows() for name, of_dataset in measured.items()}
+    table = [[name, *cells(row, "abs_rel", "vae_floor_abs_rel")] for name, rows in by_depth.items() for row in rows]
+    write_table(plots / "evaluate_by_depth.csv", ["dataset", "range", "depth_m", "abs_rel", "floor"], table)
     figure = Figure(figsize=(8, 4), dpi=100, layout="constrained")
     ax = figure.subplots()
-    for name, of_dataset in measured.items():
-        rows = of_dataset.by_depth.rows()
+    for name, rows in by_depth.items():
         depths_m = [middle_m(row) for row in rows]
         (line,) = ax.plot(depths_m, [row["abs_rel"] for row in rows], "o-", ms=4, label=name)
         ax.plot(depths_m, [row["vae_floor_abs_rel"] for row in rows], "--", color=line.get_color(), lw=1)
     edges_m = next(iter(measured.values())).by_depth.edges_m
-    dress_depth_axis(ax, edges_m, ticks_m=edges_m)
+    dress_depth_axis(ax, edges_m, ticks_m=edges_m.tolist())
     ax.set(xlabel="true planar depth, m", ylabel="AbsRel")
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     ax.legend(frameon=False, title="dashed: VAE floor")
-    save_figure(path, figure)
+    save_figure(plots / "evaluate.png", figure)

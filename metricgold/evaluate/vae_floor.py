@@ -10,10 +10,10 @@ and far in metres
     inverse  g(z) = -1 / z   near is -1 here too
 
 One protocol for all of them: frames at the size at which `encode` reads them, figures per image, then the mean over
-images, then over data sets. What counts is every valid pixel inside the widest of all ranges: what a narrower range
-clips counts with its error, so that no range wins by looking away. The best range is the one with the smallest
-AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE of photographs
-compares encodings fairly.)
+images, then over data sets. Every valid pixel inside the widest of all ranges counts: what a narrower range
+clips counts with its error, so that no range wins by ignoring pixels. The best range is the one with the smallest
+AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE trained on
+photographs compares encodings fairly.)
 """
 
 import logging
@@ -125,21 +125,7 @@ def measure_vae_floor(
     report = _report(measured, flips, present, best)
     floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
     log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
-    header = ["dataset", "encoding", "range", "interval", "depth_m", "abs_rel", "delta1", "num_pixels"]
-    rows = [
-        [
-            name,
-            encoding.warp,
-            f"{encoding.near_m:g}-{encoding.far_m:g} m",
-            *cells(row, "abs_rel", "delta1"),
-            row["num_pixels"],
-        ]
-        for name, of_dataset in measured.items()
-        for encoding, floor in of_dataset.items()
-        for row in floor.by_depth.rows()
-    ]
-    write_table(Path(plots) / "vae_floor.csv", header, rows)
-    _draw(Path(plots) / "vae_floor.png", measured, present)
+    _plot(Path(plots), measured, present)
     write_json(metrics, report)
     return report
 
@@ -276,11 +262,28 @@ def _report(
     return report
 
 
-def _draw(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present: Encoding) -> None:
-    """A column for each data set: on top the encodings over the present range, below log depth over every range."""
+def _plot(plots: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present: Encoding) -> None:
+    """The table of all encodings, and a figure with a column for each data set.
+
+    On top the encodings over the present range, below log depth over every range.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+    header = ["dataset", "encoding", "range", "interval", "depth_m", "abs_rel", "delta1", "num_pixels"]
+    rows = [
+        [
+            name,
+            encoding.warp,
+            f"{encoding.near_m:g}-{encoding.far_m:g} m",
+            *cells(row, "abs_rel", "delta1"),
+            row["num_pixels"],
+        ]
+        for name, of_dataset in measured.items()
+        for encoding, floor in of_dataset.items()
+        for row in floor.by_depth.rows()
+    ]
+    write_table(plots / "vae_floor.csv", header, rows)
     figure = Figure(figsize=(1.5 + 3.5 * len(measured), 6.5), dpi=100, layout="constrained")
     axes = figure.subplots(2, len(measured), squeeze=False, sharex=True, sharey="row")
     for (top, bottom), (name, floors) in zip(axes.T, measured.items(), strict=True):
@@ -304,7 +307,7 @@ def _draw(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present:
         ax.set_ylabel("AbsRel of the VAE alone")
     for ax in axes[:, -1]:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(path, figure)
+    save_figure(plots / "vae_floor.png", figure)
 
 
 def _draw_line(ax: Any, rows: list[Row], label: str) -> None:

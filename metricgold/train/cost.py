@@ -8,9 +8,10 @@ Attention is fused, as scaled_dot_product_attention is on every GPU of metricgol
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -18,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from metricgold.params import Train
+
+Result = TypeVar("Result")
 
 NUM_PROMPT_TOKENS = 2  # of the empty prompt: start and end
 CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")  # by diffusers, with gradient checkpointing
@@ -38,30 +41,34 @@ def on_meta(kind: type, config: dict[str, Any]) -> Any:
         return kind.from_config(config)  # type: ignore[attr-defined]
 
 
+def count_once(count: Callable[..., Result]) -> Callable[..., Result]:
+    """Keep what a function counted for equal arguments; configs are dicts, so its key is their JSON."""
+    counted: dict[str, Result] = {}
+
+    @wraps(count)
+    def look_up(*args: Any, **options: Any) -> Result:
+        key = json.dumps([args, options], sort_keys=True)
+        if key not in counted:
+            counted[key] = count(*args, **options)
+        return counted[key]
+
+    return look_up
+
+
+@count_once
 def parameter_sizes(unet: dict[str, Any]) -> list[int]:
     """Numbers in each of a U-Net's parameters."""
-    return _parameter_sizes(json.dumps(unet, sort_keys=True))
+    return [p.numel() for p in on_meta(UNet2DConditionModel, unet).parameters()]
 
 
-@lru_cache
-def _parameter_sizes(unet: str) -> list[int]:
-    """As parameter_sizes, of a config as JSON, which can be the key of a cache."""
-    return [p.numel() for p in on_meta(UNet2DConditionModel, json.loads(unet)).parameters()]
-
-
+@count_once
 def flops_per_sample(unet: dict[str, Any], shape: tuple[int, int, int], gradient_checkpointing: bool) -> int:
     """Floating-point operations of matrix products and convolutions, forward and backward, of one sample.
 
     shape: of a latent, [c, h, w]. Includes what gradient checkpointing computes again.
     """
-    return _count_flops(json.dumps(unet, sort_keys=True), shape, gradient_checkpointing)
-
-
-@lru_cache
-def _count_flops(unet: str, shape: tuple[int, int, int], gradient_checkpointing: bool) -> int:
-    """As flops_per_sample, of a config as JSON, which can be the key of a cache."""
     with FakeTensorMode():
-        model = _training_unet(json.loads(unet), gradient_checkpointing)
+        model = _training_unet(unet, gradient_checkpointing)
         with flop_counter() as counter:
             _forward(model, shape).sum().backward()
     return counter.get_total_flops()
@@ -91,18 +98,17 @@ def activation_bytes(unet: dict[str, Any], shape: tuple[int, int, int], *, half:
 
     shape: of a latent, [c, h, w]; half: bf16 or fp16 autocast.
     """
-    text = json.dumps(unet, sort_keys=True)
-    saved, block = _count_saved(text, shape, half, False)
-    return _count_saved(text, shape, half, True)[0] + block if checkpointing else saved
+    saved, block = _count_saved(unet, shape, half, False)
+    return _count_saved(unet, shape, half, True)[0] + block if checkpointing else saved
 
 
-@lru_cache
-def _count_saved(unet: str, shape: tuple[int, int, int], half: bool, checkpointing: bool) -> tuple[int, int]:
-    """As saved_bytes of a training U-Net, of a config as JSON, which can be the key of a cache."""
+@count_once
+def _count_saved(unet: dict[str, Any], shape: tuple[int, int, int], half: bool, checkpointing: bool) -> tuple[int, int]:
+    """saved_bytes of a training U-Net's forward pass of one sample."""
     with FakeTensorMode():
-        model = _training_unet(json.loads(unet), checkpointing)
+        model = _training_unet(unet, checkpointing)
         if half:
-            _cast_as_autocast(model)
+            cast_as_autocast(model)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             return saved_bytes(model, lambda: _forward(model, shape))
 
@@ -174,7 +180,7 @@ def _forward(model: UNet2DConditionModel, shape: tuple[int, int, int]) -> torch.
     return model(sample, timesteps, encoder_hidden_states=prompt).sample
 
 
-def _cast_as_autocast(model: torch.nn.Module) -> None:
+def cast_as_autocast(model: torch.nn.Module) -> None:
     """Weights in bf16, as autocast's copies are; normalisation in fp32, as on a GPU but not on a CPU."""
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm):

@@ -88,8 +88,8 @@ def plan_training(
     if card is not None and card not in GPUS:
         raise ValueError(f"no card {card!r}; known: {', '.join(GPUS)}")
     train = params.train
-    unet, vae = _configs(params.backbone, Path(backbone))
-    shape = _latent_shape(params.encode, vae)
+    unet, vae = model_configs(params.backbone, Path(backbone))
+    shape = latent_shape(params.encode, vae)
     counts = parameter_sizes(unet)
     decoder = decoder_cost(train, vae)
     memory = memory_by_part(train, unet, shape, decoder)
@@ -104,7 +104,7 @@ def plan_training(
         "batch": f"{train.batch_size} samples, {train.micro_batch_size} at once",
         "flops_per_step": flops,
         "memory_bytes": memory,
-        "disk_bytes": _disk(params, latents, sum(counts), num_vae, _optimizer_bytes(train, counts), shape),
+        "disk_bytes": disk_bytes(params, latents, sum(counts), num_vae, _optimizer_bytes(train, counts), shape),
         "disk_free_bytes": shutil.disk_usage(nearest).free,
         "assumed_mfu": mfu,
         "cards": {name: _on_gpu(gpu, train, flops, memory["total"], mfu) for name, gpu in GPUS.items()},
@@ -131,15 +131,15 @@ def refusal(answer: dict[str, Any]) -> str | None:
 # --- models ---
 
 
-def _configs(params: Backbone, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def model_configs(params: Backbone, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configs of U-Net and VAE: of the backbone if it exists, else of the source, else Stable Diffusion v2's."""
     if params.source == "stand-in":
         with torch.device("meta"):
             unet, vae = dict(new_unet(params.stand_in).config), dict(new_vae(params.stand_in).config)
     else:
         # A backbone that exists, whichever of source and mirrors it came from.
-        made = (folder / "backbone.json").is_file() and read_json(folder / "backbone.json")["source"] != "stand-in"
-        source = folder if made else Path(params.source)
+        exists = (folder / "backbone.json").is_file() and read_json(folder / "backbone.json")["source"] != "stand-in"
+        source = folder if exists else Path(params.source)
         unet, vae = (
             read_json(source / part / "config.json") if (source / part / "config.json").is_file() else published
             for part, published in (("unet", SD2_UNET), ("vae", SD2_VAE))
@@ -147,7 +147,7 @@ def _configs(params: Backbone, folder: Path) -> tuple[dict[str, Any], dict[str, 
     return unet | {"in_channels": 2 * vae["latent_channels"]}, vae
 
 
-def _latent_shape(encode: Encode, vae: dict[str, Any]) -> tuple[int, int, int]:
+def latent_shape(encode: Encode, vae: dict[str, Any]) -> tuple[int, int, int]:
     """Latents [c, h, w] of an encoded image."""
     factor = vae_factor(on_meta(AutoencoderKL, vae))
     for side in ("height", "width"):
@@ -169,7 +169,7 @@ def memory_by_part(
     activations = train.micro_batch_size * (sample + decoder.saved_bytes)
     parts = {
         "weights": 4 * sum(sizes),
-        "weights in half": 2 * sum(sizes) if half else 0,  # autocast's copies, held until the way back is done
+        "weights in half": 2 * sum(sizes) if half else 0,  # autocast's copies, held until the backward pass is done
         "gradients": 4 * sum(sizes),
         "optimizer": _optimizer_bytes(train, sizes),
         "average": 4 * sum(sizes) if train.ema_decay else 0,
@@ -209,7 +209,7 @@ def advise(
 def _changes(train: Train) -> Iterator[dict[str, Any]]:
     """Every combination of settings that save memory."""
     smaller = [size for size in range(1, train.micro_batch_size) if train.batch_size % size == 0]
-    options = {
+    options: dict[str, list[Any]] = {
         "mixed_precision": ["bf16"] if train.mixed_precision == "no" else [],
         "gradient_checkpointing": [True] if not train.gradient_checkpointing else [],
         "micro_batch_size": smaller,
@@ -236,14 +236,14 @@ def _on_gpu(gpu: Gpu, train: Train, flops: int, need: int, mfu: float) -> dict[s
     }
 
 
-def _disk(
+def disk_bytes(
     params: Params, latents: Path, num_unet: int, num_vae: int, optimizer: int, shape: tuple[int, int, int]
 ) -> dict[str, int | None]:
     """Bytes that the run will have written: latent caches (None where the number of frames is unknown) and models."""
     average = 4 * num_unet if params.train.ema_decay else 0
     best = 4 * num_unet if params.train.validation else 0
     pipeline = 4 * (num_unet + num_vae)
-    caches = {f"latents of {name}": _cache_bytes(params, latents, name, shape) for name in params.datasets}
+    caches = {f"latents of {name}": cache_bytes(params, latents, name, shape) for name in params.datasets}
     return caches | {
         "models/backbone": pipeline,
         "models/depth-vae": 4 * num_vae,
@@ -253,7 +253,7 @@ def _disk(
     }
 
 
-def _cache_bytes(params: Params, latents: Path, name: str, shape: tuple[int, int, int]) -> int | None:
+def cache_bytes(params: Params, latents: Path, name: str, shape: tuple[int, int, int]) -> int | None:
     """Bytes of a data set's latent cache: measured if it exists, else estimated; None for an unknown data set."""
     folder = Path(latents) / name
     if (folder / "index.json").is_file():

@@ -12,7 +12,7 @@ import logging
 import signal
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -27,6 +27,8 @@ from metricgold.train.checkpoints import Tensors, find_checkpoint, flat_state, l
 
 log = logging.getLogger(__name__)
 
+OTHER_RUN = "a run with other params or data"
+
 Batch = TypeVar("Batch")
 Row = dict[str, float]
 Report = Callable[[Row], None]
@@ -37,7 +39,7 @@ def state_folder(out: Path) -> Path:
     return Path(out).with_name(Path(out).name + ".state")
 
 
-def read_ahead(read: Callable[[int], Batch], steps: range, num_readers: int) -> Iterator[Batch]:
+def read_ahead(read: Callable[[int], Batch], steps: range, num_readers: int) -> Generator[Batch, None, None]:
     """The batch of each step in order; threads read the next `num_readers` batches while one is in use."""
     coming: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(num_readers) as readers:
@@ -122,9 +124,7 @@ class ResumableRun(ABC, Generic[Batch]):
             present = read_json(mark) if mark.is_file() else None
             if fresh or present != fingerprint:
                 if present is not None:
-                    log.info(
-                        "%s belongs to %s: cleared", self.state, "an earlier run" if fresh else "other params or data"
-                    )
+                    log.info("%s is cleared: it belongs to %s", self.state, "an earlier run" if fresh else OTHER_RUN)
                 remove(self.state)
                 write_json(mark, fingerprint)
             for path in self.state.glob(".*"):
@@ -155,7 +155,7 @@ class ResumableRun(ABC, Generic[Batch]):
                 stops = self.any_process(sigterm.is_set())
                 is_last = self.step == self.num_steps or self.is_done()
                 if stops or is_last or self.step % self.checkpoint_every == 0:
-                    is_saved = self._save()
+                    is_saved = self.save()
                 if stops:
                     where = f"step {self.step} of {self.num_steps}{' and saved' if is_saved else ''}"
                     log.warning("stopped at %s; run the same command to resume", where)
@@ -194,7 +194,7 @@ class ResumableRun(ABC, Generic[Batch]):
         if report is not None:
             report(row)
 
-    def _save(self) -> bool:
+    def save(self) -> bool:
         """Write a checkpoint. False where the disk refuses it."""
         if not self.is_writer:
             return True

@@ -119,7 +119,10 @@ class TrainingRun(ResumableRun[Samples]):
         fault = self.guard.fault(mean_loss, norm)
         if fault is None:
             self.optimizer.step()
-            self._update_average()
+            if self.average is not None:
+                # The average starts as a plain mean and becomes exponential: no bias from the first weights.
+                weight = max(1 - self.params.ema_decay, 1 / (self.step + 2))
+                torch._foreach_lerp_(self.average, [p.detach() for p in self.unet.parameters()], weight)
             self.guard.note_update(norm)
         else:
             self._leave_out(fault, batch)
@@ -146,13 +149,6 @@ class TrainingRun(ResumableRun[Samples]):
         with self.accelerator.autocast():
             output = self.unet(sample, inputs["timesteps"], encoder_hidden_states=prompt).sample
         return self.objective.loss(output.float(), inputs)
-
-    def _update_average(self) -> None:
-        """Move the average of the weights towards them, where there is one."""
-        if self.average is not None:
-            # The average starts as a plain mean and becomes exponential: no bias from the first weights.
-            weight = max(1 - self.params.ema_decay, 1 / (self.step + 2))
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.unet.parameters()], weight)
 
     def _leave_out(self, fault: str, batch: Samples) -> None:
         """Count an update that is not made and name its frames. ValueError after too many in a row."""

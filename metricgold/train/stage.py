@@ -56,9 +56,7 @@ def train(
     digest = backbone_digest(backbone)  # gigabytes for the real one: read once
     accelerator = Accelerator(mixed_precision=params.mixed_precision)
     with only_writer(state) if accelerator.is_main_process else nullcontext():
-        parts = load_backbone(backbone)
-        if depth_vae is not None:
-            parts["vae"] = load_depth_vae(depth_vae, backbone)
+        parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
         config = processing | log_depth.model_dump() | {"objective": params.objective}
         run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
         run.start(_fingerprint(params, log_depth, opened, digest, depth_vae), fresh=resume == "fresh")

@@ -1,4 +1,4 @@
-"""What the plan counts is what torch does; what it assumes is said, and what cannot fit is refused."""
+"""What the plan counts is what torch does; what it assumes is named, and what cannot fit is refused."""
 
 import json
 from pathlib import Path
@@ -174,7 +174,7 @@ def test_advice_is_the_smallest_that_helps():
     assert ask(train, 8 * GIB) is None
 
 
-def test_a_card_that_nothing_fits_is_said():
+def test_a_gpu_that_nothing_fits_is_named():
     answer = {"fits": False, "card": "rtx3090", "advice": None, "memory_bytes": {"total": 90 * 10**9}}
     assert "no setting of train makes it fit" in refusal(answer)
 
@@ -199,7 +199,7 @@ def test_disk_knows_caches_that_are_there(tmp_path, tiny, tiny_latents, tiny_bac
     assert plan_training(own, tiny_backbone, tmp_path)["disk_bytes"]["latents of mine"] is None
 
 
-def test_disk_counts_every_checkpoint_that_lies_there_at_once(tmp_path, tiny):
+def test_disk_counts_every_checkpoint_that_is_there_at_once(tmp_path, tiny):
     """Those kept, the one being written, and with validation the best one."""
     of = lambda **changes: plan_training(  # noqa: E731
         tiny.model_copy(update={"train": Train(**changes)}), tmp_path / "backbone", tmp_path
