@@ -11,7 +11,7 @@ import numpy as np
 from metricgold.log_depth import LogDepth
 from metricgold.storage import write_aside
 
-Row = dict[str, float]  # of one range: from_m, to_m, means over its pixels by name, num_pixels
+RangeRow = dict[str, float]  # of one range: from_m, to_m, means over its pixels by name, num_pixels
 
 
 def range_edges_m(log_depth: LogDepth) -> np.ndarray:
@@ -44,7 +44,7 @@ class ByDepth:
             self.sums[name] = self.sums.get(name, 0) + sums
         self.pixels += np.bincount(ranges, minlength=len(self.pixels))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[RangeRow]:
         """from_m, to_m, the mean of each figure over all pixels, and num_pixels; empty ranges are left out."""
         return [
             {
@@ -58,12 +58,12 @@ class ByDepth:
         ]
 
 
-def middle_m(row: Row) -> float:
+def middle_m(row: RangeRow) -> float:
     """The geometric middle of a row's range."""
     return (row["from_m"] * row["to_m"]) ** 0.5
 
 
-def cells(row: Row, *figures: str) -> list[str]:
+def cells(row: RangeRow, *figures: str) -> list[str]:
     """A row's cells of a CSV file: range, its middle in metres, and the figures that are named."""
     numbers = [middle_m(row), *(row[name] for name in figures)]
     return [f"{row['from_m']:g}-{row['to_m']:g} m", *(f"{number:.6g}" for number in numbers)]

@@ -29,7 +29,7 @@ from diffusers import AutoencoderKL
 from metricgold.datasets import Frame, frame_batches, some_frames
 from metricgold.evaluate.depth_ranges import (
     ByDepth,
-    Row,
+    RangeRow,
     cells,
     dress_depth_axis,
     middle_m,
@@ -74,16 +74,19 @@ class Encoding:
         return f"{self.warp}/{self.near_m:g}-{self.far_m:g}"
 
     def normalize(self, depth_m: torch.Tensor) -> torch.Tensor:
+        """Metres to [-1, 1]; depth outside the range saturates."""
         warp, near, far = self._warped_range()
         clipped_m = depth_m.clamp(self.near_m, self.far_m)
         return (2 * (warp(clipped_m) - near) / (far - near) - 1).clamp(-1, 1)
 
     def denormalize(self, d: torch.Tensor) -> torch.Tensor:
+        """[-1, 1] to metres; values outside saturate."""
         _, near, far = self._warped_range()
         depth_m = WARPS[self.warp][1](near + (d.clamp(-1, 1) + 1) / 2 * (far - near))
         return depth_m.clamp(self.near_m, self.far_m)
 
     def _warped_range(self) -> tuple[Any, float, float]:
+        """g, g(near) and g(far)."""
         warp = WARPS[self.warp][0]
         near, far = warp(torch.tensor([self.near_m, self.far_m], dtype=torch.float64)).tolist()
         return warp, near, far
@@ -172,10 +175,12 @@ class Floor:
 
     @property
     def abs_rel(self) -> float:
+        """Mean over images."""
         return float(np.mean([image[0] for image in self.images]))
 
     @property
     def delta1(self) -> float:
+        """Mean over images."""
         return float(np.mean([image[1] for image in self.images]))
 
     def figures(self, prefix: str, *, by_depth: bool = False) -> dict[str, float]:
@@ -225,6 +230,7 @@ class FlipAsymmetry:
         self.squares: dict[str, np.ndarray] = {}  # of differences and of latents
 
     def add(self, vae: AutoencoderKL, frames: Sequence[Frame], truth: Truth) -> None:
+        """Measure a batch."""
         rgb = rgb_to_tensor(np.stack([frame.rgb for frame in frames])).to(vae.device)
         self._compare("image_rms", encode_rgb(vae, rgb), encode_rgb(vae, rgb.flip(-1)))
         d = truth.normalized(self.encoding, vae.device)
@@ -234,10 +240,12 @@ class FlipAsymmetry:
         self.mirrored.add(self.encoding.denormalize(decoded).cpu().numpy(), truth)
 
     def report(self) -> dict[str, float]:
+        """The figures above, over all frames."""
         ratios = {name: float(np.sqrt(difference / whole)) for name, (difference, whole) in self.squares.items()}
         return ratios | {"abs_rel": self.mirrored.abs_rel}
 
     def _compare(self, name: str, latent: torch.Tensor, of_mirrored: torch.Tensor) -> None:
+        """Add the squares of a batch to the sums behind a ratio."""
         squares = [tensor.double().square().sum().item() for tensor in (of_mirrored - latent.flip(-1), latent)]
         self.squares[name] = self.squares.get(name, 0) + np.array(squares)
 
@@ -248,6 +256,7 @@ def _report(
     present: Encoding,
     best: Encoding,
 ) -> dict[str, float]:
+    """The flat JSON of measure_vae_floor."""
     report = {"best/near_m": best.near_m, "best/far_m": best.far_m}
     for name, floors in measured.items():
         report[f"{name}/num_frames"] = len(floors[present].images)
@@ -310,7 +319,7 @@ def _plot(plots: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present
     save_figure(plots / "vae_floor.png", figure)
 
 
-def _draw_line(ax: Any, rows: list[Row], label: str) -> None:
+def _draw_line(ax: Any, rows: list[RangeRow], label: str) -> None:
     """AbsRel of each range at its middle."""
     # A logarithmic axis cannot show an error of 0.
     errors = [max(row["abs_rel"], 1e-4) for row in rows]

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 OTHER_RUN = "a run with other params or data"
 
 Batch = TypeVar("Batch")
-Row = dict[str, float]
-Report = Callable[[Row], None]
+MetricRow = dict[str, float]
+Report = Callable[[MetricRow], None]
 
 
 def state_folder(out: Path) -> Path:
@@ -93,15 +93,15 @@ class ResumableRun(ABC, Generic[Batch]):
     def restore(self, folder: Path, position: dict[str, Any]) -> None:
         """Load what `contents` gave, from a checkpoint folder and its state.json."""
 
-    def figures(self) -> Row:
+    def figures(self) -> MetricRow:
         """What a row says beside step, loss and learning rate."""
         return {}
 
-    def validate(self) -> Row:
+    def validate(self) -> MetricRow:
         """Figures of held-out frames, for the row, where a validation is due after this step."""
         return {}
 
-    def announce(self, row: Row) -> None:
+    def announce(self, row: MetricRow) -> None:
         """Log what is remarkable in a row, now that it is in metrics.jsonl."""
 
     def is_done(self) -> bool:

@@ -24,7 +24,7 @@ from metricgold.train.checkpoints import Tensors, save_folder
 from metricgold.train.mixture import Draw, Mixture
 from metricgold.train.objective import Objective, training_scheduler
 from metricgold.train.optimizer import SpikeGuard, exponential_rate, new_optimizer
-from metricgold.train.resumable import ResumableRun, Row
+from metricgold.train.resumable import MetricRow, ResumableRun
 
 log = logging.getLogger(__name__)
 
@@ -200,11 +200,11 @@ class TrainingRun(ResumableRun[Samples]):
 
     # --- rows and validation ---
 
-    def figures(self) -> Row:
+    def figures(self) -> MetricRow:
         """The last gradient norm, and how many updates were left out so far."""
         return {"grad_norm": self.guard.norms[-1]} | ({"skipped": self.guard.skipped} if self.guard.skipped else {})
 
-    def validate(self) -> Row:
+    def validate(self) -> MetricRow:
         """Measure the weights that would be exported now, where that is due; the best are kept in best/."""
         validation = self.params.validation
         if validation is None or (self.step % validation.every and self.step != self.num_steps):
@@ -228,7 +228,7 @@ class TrainingRun(ResumableRun[Samples]):
             self.best = BestValidation(self.best.value, self.best.step, self.best.worse_since + 1)
         return {f"val_{name}": value for name, value in figures.items()}
 
-    def announce(self, row: Row) -> None:
+    def announce(self, row: MetricRow) -> None:
         if figures := ", ".join(f"{name[4:]} {value:.4g}" for name, value in row.items() if name.startswith("val_")):
             best = ", the best so far" if self.best.step == self.step else ""
             log.info("step %d, validation: %s%s", self.step, figures, best)
