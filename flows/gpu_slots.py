@@ -10,7 +10,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from flows.child_processes import ChildFailed, is_ending
-from metricgold.train import cards, one_of
+from metricgold.train import free_gpu, gpu_names
 
 LIMIT = "metricgold-gpu"
 LEASE_S = 120.0  # a killed flow's slot is free after it; renewed while the flow lives
@@ -24,7 +24,7 @@ def card(log: Callable[[str], None]) -> Iterator[dict[str, str]]:
     Where the machine has no card nothing is limited. A server without the limit gets it, with as many slots as there
     are cards here.
     """
-    names = cards()
+    names = gpu_names()
     if not names:
         yield {}
         return
@@ -33,7 +33,7 @@ def card(log: Callable[[str], None]) -> Iterator[dict[str, str]]:
     options = {"lease_duration": LEASE_S, "raise_on_lease_renewal_failure": False}
     with ExitStack() as stack:
         _enter(stack, lambda: concurrency(LIMIT, occupy=1, timeout_seconds=LOOK_S, **options))
-        yield {"CUDA_VISIBLE_DEVICES": _enter(stack, lambda: one_of(names, timeout_s=LOOK_S))}
+        yield {"CUDA_VISIBLE_DEVICES": _enter(stack, lambda: free_gpu(names, timeout_s=LOOK_S))}
 
 
 def _enter(stack: ExitStack, take: Callable[[], AbstractContextManager]) -> Any:

@@ -119,7 +119,7 @@ def tiny_latents(tmp_path_factory, tiny_raw, tiny_backbone) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_latents, tiny_backbone) -> Path:
-    from metricgold.train.run import train
+    from metricgold.train.stage import train
 
     out = tmp_path_factory.mktemp("models") / "metricgold"
     return train(TINY.train, TINY.log_depth, {DATASET: tiny_latents}, tiny_backbone, out)

@@ -31,7 +31,8 @@ from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline
 from metricgold.model.stand_in import new_unet, new_vae
 from metricgold.model.vae import vae_factor
 from metricgold.params.sections import PRESETS, StandIn
-from metricgold.train.plan import NUM_PROMPT_TOKENS, SD2_UNET, SD2_VAE, Card, flop_counter
+from metricgold.train.cost import NUM_PROMPT_TOKENS, flop_counter
+from metricgold.train.plan import SD2_UNET, SD2_VAE, Gpu
 
 from . import least_seconds
 from .train import _card
@@ -209,7 +210,7 @@ def _on_gpu(work: Work, pipe: MetricGoldPipeline, photograph: np.ndarray) -> dic
     return figures | {"predict.peak_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
-def _share_of_limit(pipe: MetricGoldPipeline, work: Work, passes_per_s: float, card: Card) -> float:
+def _share_of_limit(pipe: MetricGoldPipeline, work: Work, passes_per_s: float, card: Gpu) -> float:
     return passes_per_s * _unet_flops(pipe, work) / card.bf16_flops
 
 

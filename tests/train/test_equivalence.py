@@ -21,7 +21,7 @@ from metricgold.shards import LatentCache, shard_path, write_index, write_record
 from metricgold.storage.files import read_rows
 from metricgold.train.mixture import Draw, Mixture
 from metricgold.train.objective import masked_loss
-from metricgold.train.run import train
+from metricgold.train.stage import train
 
 # Clipped from the first step on, warm-up and decay both at work within three steps.
 STEPS = {"num_steps": 3, "log_every": 1, "warmup_steps": 1, "decay_steps": 3, "max_grad_norm": 0.1, "ema_decay": 0.0}
