@@ -1,4 +1,4 @@
-"""Zip, tar, tar.gz and 7z as untrusted input: what is extracted stays below its folder, is whole, and is no bomb."""
+"""Zip, tar, tar.gz and 7z as untrusted input: what is extracted stays below its folder, is whole, and is not a bomb."""
 
 import zipfile
 from collections.abc import Collection, Sequence
@@ -35,7 +35,7 @@ def extract(
         if kind == "zip":
             found = extract_zip(archive, into, gate, broken)
         elif kind == "7z":
-            found = _extract_7z(archive, into, gate)
+            found = extract_7z(archive, into, gate)
         else:
             found = extract_tar(archive, into, gate, is_gzip=kind == "gzip")
     return dict(sorted(found.items()))
@@ -55,7 +55,7 @@ def _kind_of(archive: Path) -> str:
     return "tar" if head[257:262] == TAR_MAGIC or not zipfile.is_zipfile(archive) else "zip"
 
 
-def _extract_7z(archive: Path, into: Path, gate: Gate) -> dict[str, Extracted]:
+def extract_7z(archive: Path, into: Path, gate: Gate) -> dict[str, Extracted]:
     """Extract what the gate admits; py7zr compares the CRC-32 of each member."""
     import py7zr
     from py7zr.exceptions import ArchiveError, PasswordRequired
@@ -74,7 +74,7 @@ def _extract_7z(archive: Path, into: Path, gate: Gate) -> dict[str, Extracted]:
                 if name is not None:
                     wanted[info.filename], sizes[name] = name, info.uncompressed
             gate.close()
-            file.extract(root, targets=list(wanted), factory=_writers_for_7z(root, sizes, found))
+            file.extract(root, targets=list(wanted), factory=writers_for_7z(root, sizes, found))
     except (ArchiveError, PasswordRequired) as error:
         raise zipfile.BadZipFile(f"{type(error).__name__}: {error}") from error
     finally:
@@ -84,7 +84,7 @@ def _extract_7z(archive: Path, into: Path, gate: Gate) -> dict[str, Extracted]:
     return found
 
 
-def _writers_for_7z(root: Path, sizes: dict[str, int], found: dict[str, Extracted]) -> Any:
+def writers_for_7z(root: Path, sizes: dict[str, int], found: dict[str, Extracted]) -> Any:
     """A factory that gives py7zr a file to write each member to; members that are whole appear in `found`."""
     from py7zr.io import Py7zIO, WriterFactory
 

@@ -114,7 +114,7 @@ class Arrival:
             if found[name] != expected:
                 raise ValueError(f"{self._label(remote)}: {name} is {found[name]}, expected {expected}")
         if is_plain:
-            _copy(remote, folder / source.path)
+            copy_plain_file(remote, folder / source.path)
             return {source.path: Extracted(remote.total_bytes, int(found["crc32"], 16))}
         if source.path.endswith(".zip"):
             return self._receive_zip(remote, folder, only)
@@ -158,7 +158,7 @@ def _ranges_of(members: dict[str, ZipMember]) -> list[tuple[int, int]]:
     return join_ranges((member.start, member.end) for member in members.values())
 
 
-def _copy(remote: RemoteFile, target: Path) -> None:
+def copy_plain_file(remote: RemoteFile, target: Path) -> None:
     """A plain file to where members are staged: a hard link, so a kill before it is in the ledger loses nothing."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if remote.partial.is_local:

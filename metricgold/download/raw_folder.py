@@ -98,7 +98,7 @@ class RawFolder:
                 arrival = Arrival(source, self.into, self.fetcher, advance)
                 if row is not None and row.state == DONE:
                     self.repair(source, self.missing(source), advance)
-                elif row is not None and row.state == PLACING and self._is_all_staged(arrival):
+                elif row is not None and row.state == PLACING and self.is_all_staged(arrival):
                     self._place(arrival, row.source or "", self.ledger.members(source.path))
                 else:
                     self._place(arrival, *arrival.fetch())
@@ -144,7 +144,7 @@ class RawFolder:
                 self._delete([member.name for member in self.ledger.members(path)])
                 self.ledger.forget(path)
 
-    def _is_all_staged(self, arrival: Arrival) -> bool:
+    def is_all_staged(self, arrival: Arrival) -> bool:
         """Whether a killed run had extracted every member: each is staged or moved into place."""
         rows = self.ledger.members(arrival.source.path)
         return all(row.bytes in (_size(self.into / row.name), _size(arrival.staged / row.name)) for row in rows)

@@ -113,7 +113,7 @@ class RemoteFile:
             self._by_ranges_or_whole(lambda: self._fill(self.partial.missing(ranges)))
 
     def mark_wrong(self, start: int, end: int) -> None:
-        """These bytes were wrong: forget them. Who delivered them is asked last when they are needed again."""
+        """These bytes were wrong: forget them. Mirrors that delivered them are asked last for them from now on."""
         senders = set(_overlapping(self._delivered, start, end)) or self._mirrors.left()[:1]
         self._wrong += [(start, end, url) for url in senders]
         self._delivered = [one for one in self._delivered if not _overlapping([one], start, end)]
@@ -190,6 +190,7 @@ class RemoteFile:
             DaemonThreads(self._fill_part, parts, num_threads, self._stop).wait()
 
     def _fill_part(self, part: Range) -> None:
+        """Fetch a part over one connection, and what a fault has left of it over the next."""
         while missing := self.partial.missing([part]):
             start, end = missing[0]
             avoid = _overlapping(self._wrong, start, end)
@@ -218,6 +219,7 @@ class RemoteFile:
                 self._begin(url, stack)
 
     def _use_local_file(self, url: str) -> None:
+        """Take a local file as it is, in place of what has arrived."""
         try:
             local = PartialFile.of_local_file(local_path(url), origin=shown(url))
         except OSError as error:
@@ -232,6 +234,7 @@ class RemoteFile:
         self._fetcher.arrive(num_bytes, self._advance)
 
     def _begin(self, url: str, stack: ExitStack) -> None:
+        """First contact with nothing here: learn length and validator, keep the first bytes or the last."""
         span = (-self._tail_bytes, None) if self._tail_bytes else (0, CONTACT_BYTES)
         reply = stack.enter_context(request(url, *span, stall_s=self._fetcher.stall_s))
         self._check_length(reply)

@@ -69,7 +69,7 @@ def _open_zip(file: IO[bytes]) -> zipfile.ZipFile:
 def _wanted_entries(file: zipfile.ZipFile, gate: Gate) -> dict[str, tuple[zipfile.ZipInfo, ZipMember]]:
     """Name below the folder -> entry of the directory, and the bytes it needs."""
     entries = {}
-    for info, end in _entries_with_ends(file, gate):
+    for info, end in entries_with_ends(file, gate):
         # The name as it is written, up to the end: zipfile's own stops at the first NUL.
         if info.orig_filename.endswith("/"):
             continue
@@ -86,7 +86,7 @@ def _wanted_entries(file: zipfile.ZipFile, gate: Gate) -> dict[str, tuple[zipfil
     return entries
 
 
-def _entries_with_ends(file: zipfile.ZipFile, gate: Gate) -> Iterator[tuple[zipfile.ZipInfo, int]]:
+def entries_with_ends(file: zipfile.ZipFile, gate: Gate) -> Iterator[tuple[zipfile.ZipInfo, int]]:
     """Every entry in the order of its bytes, and where they end at the latest."""
     infos = sorted(file.infolist(), key=lambda info: info.header_offset)
     starts = [info.header_offset for info in infos]

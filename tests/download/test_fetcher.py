@@ -23,6 +23,7 @@ from metricgold.download.partial_file import PartialFile
 from metricgold.download.remote_file import RemoteFile, read_small
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.server import GONE, FaultServer
+from tests.support.waiting import wait_until
 
 TRUTH = random.Random(0).randbytes(3_000_001)
 SHA256 = {"sha256": hashlib.sha256(TRUTH).hexdigest()}
@@ -446,15 +447,49 @@ def test_interrupted(server, tmp_path, what, fault):
     """Nothing that hangs or waits holds up the end."""
     server.script["/a.bin"] = ["truncate"]
     server.faults = {fault: 1.0}
-    command = [sys.executable, "-c", INTERRUPTED.format(what=what), f"{server.url}/a.bin", tmp_path / "a"]
+    interrupt(f"{server.url}/a.bin", tmp_path / "a", what, lambda: len(server.requests) > 1)
+
+
+def interrupt(url, path, what, is_due):
+    """Ctrl-C for a process that fetches, as soon as it has some bytes and `is_due`."""
+    command = [sys.executable, "-c", INTERRUPTED.format(what=what), url, path]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdout.readline()
-    time.sleep(0.5)
+    wait_until(is_due)
     child.send_signal(signal.SIGINT)
     started = time.monotonic()
-    _, errors = child.communicate(timeout=20)
+    _, errors = child.communicate(timeout=40)
     assert time.monotonic() - started < 3
     assert "KeyboardInterrupt" in errors
+
+
+def test_interrupted_while_connections_are_dead(tmp_path):
+    """No thread that reads from them keeps the process alive until `stall_s` are over."""
+    starts = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            headers = iter(lambda: self.rfile.readline().decode().strip(), "")
+            (span,) = (line.partition("=")[2] for line in headers if line.startswith("Range"))
+            start, last = map(int, span.split("-"))
+            head = f"HTTP/1.1 206 Partial\r\nContent-Range: bytes {start}-{last}/{len(TRUTH)}\r\n"
+            self.wfile.write(f"{head}Content-Length: {last + 1 - start}\r\n\r\n".encode())
+            starts.append(start)
+            if start == 0:
+                self.wfile.write(TRUTH[: last + 1])
+            else:
+                ended.wait(60)
+
+    ended = threading.Event()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        what = 'RemoteFile(fetcher, [sys.argv[1]], Path(sys.argv[2])).digests(["md5"])'
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/a.bin"
+            interrupt(url, tmp_path / "a", what, lambda: len(starts) > 2)
+        finally:
+            ended.set()
+            server.shutdown()
 
 
 def test_closing_stops_other_threads(server, tmp_path):
@@ -473,7 +508,9 @@ def test_closing_stops_other_threads(server, tmp_path):
     threads = [threading.Thread(target=fetch, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    wait_until(
+        lambda: all(each.partial.missing([(0, len(TRUTH))])[0][0] > module.CONTACT_BYTES for each in (file, other))
+    )
     fetcher.close()
     for thread in threads:
         thread.join(2)
