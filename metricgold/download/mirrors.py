@@ -18,7 +18,8 @@ long, for every file. When a round has failed at every mirror:
     `patience_s` are wasted                         give up, or raise NoRanges if that was the last fault of all
     otherwise                                       wait, at random up to 1, 2, 4 ... 60 s, and begin another round
 
-A fault after some bytes costs no wait here: metricgold.download.remote_file keeps them and requests the rest.
+A fault after some bytes costs the mirror the same, but no round: metricgold.download.remote_file keeps the bytes and
+requests the rest after a second at most.
 """
 
 import logging
