@@ -8,7 +8,6 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from itertools import pairwise
 
 import py7zr
 import pytest
@@ -327,33 +326,6 @@ def test_bytes_that_belong_to_nobody_are_not_asked_for(tmp_path):
     listed = list_of(tmp_path / "a.zip")
     assert listed["a"].end < hole + 70_000
     assert listed["b"].start > hole + (1 << 20)
-
-
-RANGES = st.lists(
-    st.tuples(st.integers(0, 500), st.integers(0, 60)).map(lambda pair: (pair[0], sum(pair))), max_size=12
-)
-
-
-@given(RANGES, st.sampled_from([0, 0.01, 0.1, 0.5, 2]))
-def test_joined_ranges_cover_what_is_wanted_and_little_more(ranges, spare):
-    joined = join_ranges(ranges, spare=spare)
-    wanted = {byte for start, end in ranges for byte in range(start, end)}
-    taken = [byte for start, end in joined for byte in range(start, end)]
-    assert wanted <= set(taken)
-    assert len(taken) - len(wanted) <= spare * len(wanted)
-    assert len(taken) == len(set(taken)), "no byte twice"
-    assert joined == sorted(joined)
-    assert all(before[1] < after[0] for before, after in pairwise(joined)), "neighbours are one"
-    assert all(start in wanted and end - 1 in wanted for start, end in joined), "nothing at the ends"
-    gaps = [after[0] - before[1] for before, after in pairwise(joined)]
-    if gaps:
-        assert len(taken) - len(wanted) + min(gaps) > spare * len(wanted), "one more would not have fitted"
-
-
-def test_the_smallest_gaps_are_bridged_first():
-    assert join_ranges([(0, 100), (103, 200), (201, 300)], spare=0.01) == [(0, 100), (103, 300)]
-    assert join_ranges([(0, 100), (103, 200), (201, 300)], spare=0.02) == [(0, 300)]
-    assert join_ranges([]) == []
 
 
 # 7z

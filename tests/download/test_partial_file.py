@@ -7,29 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-from itertools import pairwise
 
 import pytest
-from hypothesis import given, strategies as st
 
 from metricgold.download import partial_file as module
 from metricgold.download.partial_file import PartialFile
 from metricgold.download.ranges import Ranges
-
-SPANS = st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(0, 40)))
-
-
-@given(SPANS, st.integers(0, 40), st.integers(0, 40))
-def test_ranges_are_a_set_of_numbers(steps, start, end):
-    ranges, expected = Ranges(), set()
-    for is_added, one, two in steps:
-        (ranges.add if is_added else ranges.drop)(one, two)
-        expected = expected | set(range(one, two)) if is_added else expected - set(range(one, two))
-    spans = list(ranges)
-    assert {number for one, two in spans for number in range(one, two)} == expected
-    assert all(two < three for (_, two), (three, _) in pairwise(spans))
-    gaps = list(ranges.gaps(start, end))
-    assert [number for one, two in gaps for number in range(one, two)] == sorted(set(range(start, end)) - expected)
 
 
 def create(path, total_bytes=100):
