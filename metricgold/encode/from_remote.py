@@ -145,7 +145,7 @@ def encode_group(folder: RawFolder, encoder: SceneEncoder, group: Group, scenes:
 
     `scenes`: those that the manifest names; where it names none, all that the members hold.
     """
-    links = folder.into / ".part" / "links"
+    links = folder.into / ".part" / "view"
     try:
         _link_members(folder, group, links)
         try:
