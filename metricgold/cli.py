@@ -396,8 +396,8 @@ def predict(
     folder, model_name = fetch_model(model)
     listed = {"include": include, "exclude": exclude}
     with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
-        elsewhere = partial(predict_on, client) if client else None
-        summary = predict_all(params, folder, input, output, model_name=model_name, elsewhere=elsewhere, **listed)
+        run_entries = partial(predict_on, client) if client else None
+        summary = predict_all(params, folder, input, output, model_name=model_name, run_entries=run_entries, **listed)
     _say(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)

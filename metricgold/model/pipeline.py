@@ -131,6 +131,11 @@ class MetricGoldPipeline(DiffusionPipeline):
         return LogDepth(self.config.near_m, self.config.far_m)
 
     @property
+    def max_steps(self) -> int:
+        """The largest num_inference_steps: the training's own timesteps."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
     def is_one_step(self) -> bool:
         return self.config.objective == "one-step"
 

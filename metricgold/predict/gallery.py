@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from math import floor, log, log10
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
 
 from metricgold.images import DEPTH_COLOURS, colour_depth, colour_range
+from metricgold.predict.receipt import ReceiptRow
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,14 +34,12 @@ _CODES = 65535  # code 1 is near_m, code 65535 far_m, 0 no depth
 
 _JOINER = "\u200d"  # holds the parts of an emoji together
 
-Row = dict[str, Any]
-
 
 # --- one image ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class Thumbnail:
     """What the page shows of an image of `height` x `width` pixels; some 15 kB.
 
     `codes` are uint16, little-endian, [num_rows, num_columns]: depth = near_m * (far_m / near_m) ** ((code - 1) /
@@ -59,21 +58,21 @@ class Card:
     codes: bytes
 
 
-def make_card(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Card:
-    """The card of a photograph, uint8 [H, W, 3], and its planar depth [H, W] in metres (none: not finite or <= 0).
+def make_thumbnail(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Thumbnail:
+    """The thumbnail of a photograph, uint8 [H, W, 3], and its planar depth [H, W] in metres (none: not finite or <= 0).
 
     Raises ValueError where the two differ in size.
     """
     height, width = planar_depth_m.shape
     if rgb.shape != (height, width, 3):
-        raise ValueError(f"a card needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
+        raise ValueError(f"a thumbnail needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
     depth_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS)
     known = _known(depth_m)
     range_m = colour_range(depth_m[known]) if known.any() else (1.0, 10.0)
     coloured = colour_depth(np.where(known, depth_m, range_m[0]), range_m, known)
     grid_m = _sampled(planar_depth_m, _GRID_CELLS)
     near_m, far_m, codes = _encode_grid(grid_m)
-    return Card(
+    return Thumbnail(
         height=height,
         width=width,
         photograph=_jpeg(_reduced(rgb, depth_m.shape), _PHOTOGRAPH_BYTES),
@@ -135,37 +134,52 @@ def _jpeg(rgb: np.ndarray, max_bytes: int, subsampling: str = "4:2:0") -> bytes:
 # --- which images -------------------------------------------------------------------------------------------
 
 
-class Sample:
-    """Cards of the `limit` keys whose hash is smallest: the same ones in whatever order images are finished.
+class ThumbnailSample(Protocol):
+    """Whatever the images of a job are offered to while they are at hand."""
+
+    def wants(self, key: str) -> bool:
+        """Whether the thumbnail of this key would be kept by now."""
+
+    def keep(self, key: str, thumbnail: Thumbnail) -> None:
+        """Take the thumbnail in if its key is wanted."""
+
+
+class GallerySample:
+    """Thumbnails of the `limit` keys whose hash is smallest: the same ones in whatever order images are finished.
 
     May be used from several threads.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._cards: dict[str, Card] = {}
+        self._thumbnails: dict[str, Thumbnail] = {}
         self._last: list[tuple[int, str]] = []  # heap of (-hash, key), the largest hash on top
         self._lock = threading.Lock()
 
     def wants(self, key: str) -> bool:
-        """Whether the card of this key would be kept by now; costs one hash."""
+        """Whether the thumbnail of this key would be kept by now; costs one hash."""
         with self._lock:
             return len(self._last) < self.limit or (self.limit > 0 and -_hash(key) >= self._last[0][0])
 
-    def keep(self, key: str, card: Card) -> None:
-        """Take the card in if its key is wanted, in place of the one that is wanted least."""
+    def keep(self, key: str, thumbnail: Thumbnail) -> None:
+        """Take the thumbnail in if its key is wanted, in place of the one that is wanted least."""
         with self._lock:
-            if key not in self._cards:
+            if key not in self._thumbnails:
                 heapq.heappush(self._last, (-_hash(key), key))
-            self._cards[key] = card
+            self._thumbnails[key] = thumbnail
             if len(self._last) > self.limit:
-                del self._cards[heapq.heappop(self._last)[1]]
+                del self._thumbnails[heapq.heappop(self._last)[1]]
 
     @property
-    def cards(self) -> dict[str, Card]:
-        """Cards by key, in the order of the keys."""
+    def thumbnails(self) -> dict[str, Thumbnail]:
+        """Thumbnails by key, in the order of the keys."""
         with self._lock:
-            return dict(sorted(self._cards.items()))
+            return dict(sorted(self._thumbnails.items()))
+
+
+def sample_keys(keys: Iterable[str], limit: int) -> list[str]:
+    """The keys of which a GallerySample that has seen all of them holds the thumbnails."""
+    return heapq.nsmallest(limit, keys, key=_hash)
 
 
 def _hash(key: str) -> int:
@@ -176,31 +190,41 @@ def _hash(key: str) -> int:
 
 
 def render_gallery(
-    summary: Mapping[str, Any], cards: Mapping[str, Card], done: Mapping[str, Row], troubles: Iterable[Row]
+    summary: Mapping[str, Any],
+    thumbnails: Mapping[str, Thumbnail],
+    done: Mapping[str, ReceiptRow],
+    troubles: Iterable[ReceiptRow],
 ) -> str:
     """The page as HTML that holds everything it shows and can be encoded as UTF-8.
 
-    summary   what predict_all answers
-    cards     by input, those of Sample
-    done      rows of the receipt by input, at least those of the cards; a card without a row is left out
-    troubles  rows of failed and skipped images; MAX_TROUBLES of them are listed, failed ones first
+    summary     the answer of predict_all
+    thumbnails  by input, those of a GallerySample
+    done        rows of the receipt by input, at least those of the thumbnails; a thumbnail without a row is left out
+    troubles    rows of failed and skipped images; MAX_TROUBLES of them are listed, failed ones first
     """
-    shown = [_shown(name, card, done[name]) for name, card in sorted(cards.items()) if name in done]
-    listed = [_listed(row) for row in _worst_first(troubles)]
+    listed = worst_first(troubles)
     computed = summary["images_done"] - summary["images_kept"]
     return _template().render(
         summary=summary,
         time=_time(summary["seconds"]),
         images_per_s=computed / summary["seconds"] if summary["seconds"] else 0.0,
-        shown=shown,
-        listed=listed,
+        shown=[_shown(name, thumbnail, done[name]) for name, thumbnail in sorted(thumbnails.items()) if name in done],
+        listed=[
+            {
+                "status": row["status"],
+                "name": row["input"],
+                "reason": (row["reason"] or "").removeprefix(f"{row['input']}: "),
+            }
+            for row in listed
+        ],
         num_unlisted=summary["images_failed"] + summary["images_skipped"] - len(listed),
     )
 
 
-def _worst_first(troubles: Iterable[Row]) -> list[Row]:
-    failed: list[Row] = []
-    skipped: list[Row] = []
+def worst_first(troubles: Iterable[ReceiptRow]) -> list[ReceiptRow]:
+    """MAX_TROUBLES rows at most: failed ones, then skipped ones; no more are held meanwhile of either."""
+    failed: list[ReceiptRow] = []
+    skipped: list[ReceiptRow] = []
     for row in troubles:
         rows = failed if row["status"] == "failed" else skipped
         if len(rows) < MAX_TROUBLES:
@@ -208,31 +232,26 @@ def _worst_first(troubles: Iterable[Row]) -> list[Row]:
     return (failed + skipped)[:MAX_TROUBLES]
 
 
-def _listed(row: Row) -> Row:
-    name = row["input"]
-    return {"status": row["status"], "name": name, "reason": row["reason"].removeprefix(f"{name}: ")}
-
-
-def _shown(name: str, card: Card, row: Row) -> Row:
+def _shown(name: str, thumbnail: Thumbnail, row: ReceiptRow) -> dict[str, Any]:
     """What the template needs of an image that is done."""
     return {
         "name": name,
-        "card": card,
+        "card": thumbnail,
         "files": list(_files(row)),
-        "photograph": _data_uri(card.photograph),
-        "depth": _data_uri(card.depth),
-        "codes": base64.b64encode(card.codes).decode(),
-        "metres": [row[key] for key in ("min_m", "median_m", "max_m")],
+        "photograph": _data_uri(thumbnail.photograph),
+        "depth": _data_uri(thumbnail.depth),
+        "codes": base64.b64encode(thumbnail.codes).decode(),
+        "metres": [row["min_m"], row["median_m"], row["max_m"]],
         "uncertainty": row["uncertainty_median"],
         "num_members": row.get("num_members"),  # rows of earlier versions have none
     }
 
 
-def _files(row: Row) -> Iterator[tuple[str, str]]:
+def _files(row: ReceiptRow) -> Iterator[tuple[str, str]]:
     """Kind and URL of each file of the image that a URL can reach, depth first."""
-    keys = {kind: file["key"] for kind, file in row.get("outputs", {}).items()} or {"depth": row["output"]}
-    for kind, key in sorted(keys.items(), key=lambda item: item[1] != row["output"]):
-        if url := _url(key):
+    keys: dict[str, str | None] = {kind: file["key"] for kind, file in row.get("outputs", {}).items()}
+    for kind, key in sorted((keys or {"depth": row["output"]}).items(), key=lambda item: item[1] != row["output"]):
+        if key and (url := _url(key)):
             yield kind, url
 
 

@@ -85,7 +85,7 @@ def test_a_local_worker_that_is_gone_for_good_is_replaced(monkeypatch):
 
 @pytest.mark.parametrize("address", ["local:0", "local:many", "somewhere", "local:"])
 def test_another_form_of_address_is_refused(address):
-    expected = f"{address} is no address of a cluster: expected tcp://host:port or local:N"
+    expected = f"{address} is not a cluster address: expected tcp://host:port or local:N"
     with pytest.raises(ValueError, match=expected), open_executor(address):
         pass
 

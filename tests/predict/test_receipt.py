@@ -157,7 +157,7 @@ def test_rows_of_an_earlier_version_are_not_kept(sink):
 )
 def test_what_is_no_receipt_is_named(sink, line):
     sink.write(RECEIPT, line)
-    with closing(Receipt(sink)) as receipt, pytest.raises(ValueError, match=r"receipt\.jsonl holds a line that is no"):
+    with closing(Receipt(sink)) as receipt, pytest.raises(ValueError, match=r"receipt\.jsonl holds a line that is not"):
         receipt.load_previous()
 
 
