@@ -34,9 +34,12 @@ class _Group(click.Group):
 @click.pass_context
 def main(ctx: click.Context, params_path: Path) -> None:
     """Depth in metres from one image: prepare data, train, measure, register, predict."""
+    from metricgold.images import quieten_image_libraries
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "botocore", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    quieten_image_libraries()
     ctx.obj = params_path
 
 

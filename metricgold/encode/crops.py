@@ -16,6 +16,7 @@ from threading import Thread
 import numpy as np
 
 from metricgold.datasets import Frame, FrameRef, cut_frame, fit_frame, kitti_benchmark_crop, mirror_frame, read_frame
+from metricgold.images import quieten_image_libraries
 from metricgold.params import Encode
 
 MARK = "#"  # between the name of a frame and the number of a view
@@ -55,4 +56,5 @@ def open_processes(num_processes: int) -> ProcessPoolExecutor:
 def _follow_parent() -> None:
     """End with the parent, killed or not: left alone, a process of a pool waits for work for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    quieten_image_libraries()  # as in the parent, which is the command line
     Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

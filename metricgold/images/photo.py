@@ -1,20 +1,16 @@
-"""Photographs in, pictures of depth out."""
+"""Photographs: from the bytes of a file to upright pixels in sRGB."""
 
-import ctypes
 import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from metricgold.images.exif import _NEW_SUBFILE_TYPE, _REDUCED, _exif, _focal_px, _upright
+from metricgold.images.pillow_settings import register_heif, settings_for_reading
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
 FORMATS = (
@@ -76,8 +72,7 @@ def read_photo(
     PNG that ends early is read as far as it goes. It is a NotAnImage where neither bytes nor name claim an image.
     Raises OSError where the file itself cannot be opened.
     """
-    _prepare_pillow()
-    _raise_pillow_limit(max_pixels)
+    register_heif()
     is_path = isinstance(source, str | Path)
     name = name or (str(source) if is_path else "")
     data = Path(source).read_bytes() if is_path else source
@@ -85,7 +80,7 @@ def read_photo(
     if not data:
         raise _unreadable(name, data)(f"{said}empty file")
     try:
-        with _leniency(False), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with settings_for_reading(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels, max_aspect)
             return _whole_or_part(image, data, allow_truncated)
     except Image.UnidentifiedImageError as error:
@@ -145,25 +140,6 @@ def _unreadable(name: str, data: bytes) -> type[ValueError]:
     return ValueError if claims_image(name, data[:16]) else NotAnImage
 
 
-@cache
-def _prepare_pillow() -> None:
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
-    # Doubtful EXIF or a large image is no news: what matters becomes an error or does not matter.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    # libtiff writes its errors to the terminal by itself; Pillow raises them besides.
-    with suppress(AttributeError, OSError):  # a build of Pillow that hides libtiff, or has none
-        ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
-
-
-def _raise_pillow_limit(max_pixels: int) -> None:
-    # Pillow's own guard is one global; it must not refuse what this call allows. Our check is exact.
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels
-
-
 def _check_size(size: tuple[int, int], max_pixels: int, max_aspect: float | None) -> None:
     width, height = size
     if width * height > max_pixels:
@@ -199,39 +175,18 @@ def _start_of_scan(jpeg: bytes) -> int:
 # An image that ends early
 
 _READ_IN_PART = ("JPEG", "MPO", "PNG")
-_lenient: ContextVar[bool | None] = ContextVar("lenient", default=None)
-
-
-class _Lenient:
-    """Stands for Pillow's LOAD_TRUNCATED_IMAGES: that is one global, while threads here may wish different things.
-
-    Elsewhere in the process it is what it was.
-    """
-
-    def __init__(self, elsewhere: bool) -> None:
-        self.elsewhere = elsewhere
-
-    def __bool__(self) -> bool:
-        wish = _lenient.get()
-        return self.elsewhere if wish is None else wish
-
-
-@contextmanager
-def _leniency(wish: bool) -> Iterator[None]:
-    if not isinstance(ImageFile.LOAD_TRUNCATED_IMAGES, _Lenient):
-        ImageFile.LOAD_TRUNCATED_IMAGES = _Lenient(ImageFile.LOAD_TRUNCATED_IMAGES)
-    before = _lenient.set(wish)
-    try:
-        yield
-    finally:
-        _lenient.reset(before)
 
 
 def _read_part(data: bytes) -> Photo:
-    # An end mark lets libjpeg give out what it has, also of a progressive JPEG; what is missing is mid-grey (PNG:
-    # black). PNG ignores what follows.
-    with _leniency(True), Image.open(io.BytesIO(data + b"\xff\xd9"), formats=FORMATS) as image:
-        image.load()
+    """The rows of a JPEG or PNG that could be decoded; the rest is mid-grey (JPEG) or black (PNG)."""
+    if data.startswith(b"\xff\xd8"):
+        # At an end mark libjpeg hands over what it has, also of a progressive JPEG. The first mark may become part of a
+        # segment that was cut short; then the second one counts.
+        data += 2 * b"\xff\xd9"
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with suppress(Exception):  # the same that made the whole image unreadable
+            image.load()
+        image.tile = []  # nothing more to decode: keep the rows that are there
         photo = as_photo(image, truncated=True)
     if (photo.rgb == photo.rgb[0, 0]).all():
         raise ValueError("it ends before its first pixels")
@@ -312,9 +267,3 @@ def _changes_nothing(change: ImageCms.ImageCmsTransform) -> bool:
     probe = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(18, -1, 3)
     seen = np.asarray(change.apply(Image.fromarray(probe)))
     return bool(np.abs(seen.astype(int) - probe).max() <= 2)
-
-
-# The camera, by EXIF
-
-
-# Depth to look at: near red, far blue, with a scale in metres.

@@ -8,7 +8,7 @@ import hashlib
 import heapq
 import io
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import floor, log, log10
@@ -18,16 +18,25 @@ from urllib.parse import quote
 
 import numpy as np
 
-from metricgold.images import DEPTH_COLOURS, colour_depth, colour_range
+from metricgold.images import (
+    DEPTH_COLOURS,
+    colour_depth,
+    colour_range,
+    css_gradient,
+    data_uri,
+    has_depth,
+    load_template,
+)
 from metricgold.predict.receipt import ReceiptRow
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from PIL import Image
 
 GALLERY = "gallery.html"
 MAX_TROUBLES = 1_000  # failed and skipped images on the page
 _THUMBNAIL_PIXELS, _GRID_CELLS = 320 * 240, 64 * 48
-_PHOTOGRAPH_BYTES, _DEPTH_BYTES = 7_000, 4_500  # 200 cards stay below 5 MB
+_PHOTOGRAPH_BYTES, _DEPTH_BYTES = 7_000, 4_500  # 200 thumbnails stay below 5 MB
 _QUALITIES = (80, 65, 50, 35, 20, 10, 1)
 _MAX_SIDE = 1_024  # of both, for strips
 _CODES = 65535  # code 1 is near_m, code 65535 far_m, 0 no depth
@@ -63,26 +72,27 @@ def make_thumbnail(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Thumbnail:
 
     Raises ValueError where the two differ in size.
     """
+    from PIL import Image
+
     height, width = planar_depth_m.shape
     if rgb.shape != (height, width, 3):
         raise ValueError(f"a thumbnail needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
-    depth_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS)
-    known = _known(depth_m)
-    range_m = colour_range(depth_m[known]) if known.any() else (1.0, 10.0)
-    coloured = colour_depth(np.where(known, depth_m, range_m[0]), range_m, known)
+    depth_m, range_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS), colour_range(planar_depth_m)
+    size = depth_m.shape[1], depth_m.shape[0]
+    photograph = Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     grid_m = _sampled(planar_depth_m, _GRID_CELLS)
-    near_m, far_m, codes = _encode_grid(grid_m)
+    near_m, far_m, codes = encode_grid(grid_m)
     return Thumbnail(
         height=height,
         width=width,
-        photograph=_jpeg(_reduced(rgb, depth_m.shape), _PHOTOGRAPH_BYTES),
-        depth=_jpeg(coloured, _DEPTH_BYTES, "4:4:4"),
+        photograph=_jpeg(photograph, _PHOTOGRAPH_BYTES),
+        depth=_jpeg(Image.fromarray(colour_depth(depth_m, range_m)), _DEPTH_BYTES, "4:4:4"),
         range_m=range_m,
         num_rows=grid_m.shape[0],
         num_columns=grid_m.shape[1],
         near_m=near_m,
         far_m=far_m,
-        codes=codes.astype("<u2").tobytes(),
+        codes=codes.tobytes(),
     )
 
 
@@ -92,37 +102,25 @@ def middles(length: int, num: int) -> np.ndarray:
 
 
 def _sampled(planar_depth_m: np.ndarray, max_pixels: int) -> np.ndarray:
+    """Depth at the middles of at most max_pixels equal cells; an average would mix near and far."""
     height, width = planar_depth_m.shape
     scale = min(1.0, (max_pixels / (height * width)) ** 0.5)
     rows, columns = (max(1, min(_MAX_SIDE, floor(side * scale))) for side in (height, width))
     return planar_depth_m[middles(height, rows)[:, None], middles(width, columns)]
 
 
-def _known(depth_m: np.ndarray) -> np.ndarray:
-    return np.isfinite(depth_m) & (depth_m > 0)
-
-
-def _encode_grid(grid_m: np.ndarray) -> tuple[float, float, np.ndarray]:
-    known = _known(grid_m)
+def encode_grid(grid_m: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """near_m, far_m and codes, uint16 [num_rows, num_columns] little-endian, of a grid of depths: see Thumbnail."""
+    known = has_depth(grid_m)
     if not known.any():
-        return 1.0, 1.0, np.zeros(grid_m.shape, np.uint16)
+        return 1.0, 1.0, np.zeros(grid_m.shape, "<u2")
     near_m, far_m = float(grid_m[known].min()), float(grid_m[known].max())
     share = np.log(np.where(known, grid_m, near_m) / near_m) / (log(far_m / near_m) or 1.0)
-    return near_m, far_m, np.where(known, np.round(share * (_CODES - 1)) + 1, 0).clip(0, _CODES).astype(np.uint16)
+    return near_m, far_m, np.where(known, np.round(share * (_CODES - 1)) + 1, 0).clip(0, _CODES).astype("<u2")
 
 
-def _reduced(rgb: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    from PIL import Image
-
-    rows, columns = shape
-    return np.asarray(Image.fromarray(rgb).resize((columns, rows), Image.Resampling.BILINEAR, reducing_gap=2.0))
-
-
-def _jpeg(rgb: np.ndarray, max_bytes: int, subsampling: str = "4:2:0") -> bytes:
-    """uint8 [H, W, 3] as JPEG of the best quality that fits, or of the worst there is."""
-    from PIL import Image
-
-    image = Image.fromarray(rgb)
+def _jpeg(image: "Image.Image", max_bytes: int, subsampling: str = "4:2:0") -> bytes:
+    """An image as JPEG of the best quality that fits, or of the worst there is."""
     for quality in _QUALITIES:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
@@ -135,7 +133,7 @@ def _jpeg(rgb: np.ndarray, max_bytes: int, subsampling: str = "4:2:0") -> bytes:
 
 
 class ThumbnailSample(Protocol):
-    """Whatever the images of a job are offered to while they are at hand."""
+    """Collects thumbnails: every image of a job is offered to it while its pixels are at hand."""
 
     def wants(self, key: str) -> bool:
         """Whether the thumbnail of this key would be kept by now."""
@@ -183,6 +181,7 @@ def sample_keys(keys: Iterable[str], limit: int) -> list[str]:
 
 
 def _hash(key: str) -> int:
+    # sha256: the same order in every process and on every machine
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
 
 
@@ -204,9 +203,9 @@ def render_gallery(
     """
     listed = worst_first(troubles)
     computed = summary["images_done"] - summary["images_kept"]
-    return _template().render(
+    return page_template().render(
         summary=summary,
-        time=_time(summary["seconds"]),
+        time=clock_time(summary["seconds"]),
         images_per_s=computed / summary["seconds"] if summary["seconds"] else 0.0,
         shown=[_shown(name, thumbnail, done[name]) for name, thumbnail in sorted(thumbnails.items()) if name in done],
         listed=[
@@ -238,8 +237,8 @@ def _shown(name: str, thumbnail: Thumbnail, row: ReceiptRow) -> dict[str, Any]:
         "name": name,
         "card": thumbnail,
         "files": list(_files(row)),
-        "photograph": _data_uri(thumbnail.photograph),
-        "depth": _data_uri(thumbnail.depth),
+        "photograph": data_uri(thumbnail.photograph, "image/jpeg"),
+        "depth": data_uri(thumbnail.depth, "image/jpeg"),
         "codes": base64.b64encode(thumbnail.codes).decode(),
         "metres": [row["min_m"], row["median_m"], row["max_m"]],
         "uncertainty": row["uncertainty_median"],
@@ -251,11 +250,11 @@ def _files(row: ReceiptRow) -> Iterator[tuple[str, str]]:
     """Kind and URL of each file of the image that a URL can reach, depth first."""
     keys: dict[str, str | None] = {kind: file["key"] for kind, file in row.get("outputs", {}).items()}
     for kind, key in sorted((keys or {"depth": row["output"]}).items(), key=lambda item: item[1] != row["output"]):
-        if key and (url := _url(key)):
+        if key and (url := relative_url(key)):
             yield kind, url
 
 
-def _url(key: str) -> str | None:
+def relative_url(key: str) -> str | None:
     """The key as URL relative to the page; None for one that browsers would take for another."""
     if not {".", ".."}.isdisjoint(key.split("/")):
         return None  # resolved away, percent-encoded or not
@@ -265,31 +264,26 @@ def _url(key: str) -> str | None:
         return None
 
 
-def _data_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-
-
 @cache
-def _template() -> "Template":
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"metres": _metres, "visible": _visible, "digest": _digest}
-    environment.globals["gradient"] = _gradient()
-    return environment.from_string(Path(__file__).with_name("gallery.html.j2").read_text())
+def page_template() -> "Template":
+    """gallery.html.j2 with its filters."""
+    filters: dict[str, Callable[..., str]] = {"metres": metres, "visible": visible, "digest": csp_digest}
+    return load_template(
+        Path(__file__).with_name("gallery.html.j2"), filters, {"gradient": css_gradient(DEPTH_COLOURS)}
+    )
 
 
 # --- how values are written ---------------------------------------------------------------------------------
 
 
-def _metres(depth_m: float | None) -> str:
+def metres(depth_m: float | None) -> str:
     """Three digits, as the page's own script writes them."""
     if depth_m is None:
         return "none"
     return f"{depth_m:.{max(0, 2 - floor(log10(depth_m)))}f} m"
 
 
-def _time(seconds: float) -> tuple[str, str]:
+def clock_time(seconds: float) -> tuple[str, str]:
     """Figures and their unit."""
     if seconds < 60:
         return f"{seconds:.1f}", "s"
@@ -297,19 +291,12 @@ def _time(seconds: float) -> tuple[str, str]:
     return (f"{minutes}:{rest:02d}", "min") if minutes < 60 else (f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}", "h")
 
 
-def _visible(text: str, max_chars: int = 2_000) -> str:
-    """The text with what has no shape of its own (control characters, surrogates, overrides) as escapes."""
+def visible(text: str, max_chars: int = 2_000) -> str:
+    """The text with escapes for characters without a shape (control characters, surrogates, overrides)."""
     cut = text if len(text) <= max_chars else text[:max_chars] + "…"
     return "".join(c if c.isprintable() or c == _JOINER else c.encode("unicode_escape").decode() for c in cut)
 
 
-def _digest(text: str) -> str:
-    """sha256 as a Content-Security-Policy names the one script that may run."""
+def csp_digest(text: str) -> str:
+    """sha256 by which the Content-Security-Policy names the one script that may run."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _gradient() -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return ", ".join(to_hex(colour) for colour in colormaps[DEPTH_COLOURS](np.linspace(0, 1, 17)))

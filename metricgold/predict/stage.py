@@ -14,13 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from metricgold.images import (
-    read_depth_exr,
-    read_depth_npz,
-    read_depth_tiff,
-    read_log_depth_png,
-    read_mm_depth_png,
-)
+from metricgold.images import read_depth
 from metricgold.params import Output, Predict
 from metricgold.predict.entries import PromptPool, closed_on_error, predict_entries, read_job_photo, reason_of
 from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_thumbnail, render_gallery, sample_keys
@@ -189,24 +183,23 @@ def write_gallery(
         keys = sample_keys(receipt.done_inputs(), job.params.gallery)
         thumbnails = {key: thumbnail for key, thumbnail in sample.thumbnails.items() if key in keys}
         kept = [receipt.row(key) for key in keys if key not in thumbnails]
-        thumbnails |= thumbnails_of_kept(job, source, sink, kept)
+        thumbnails |= thumbnails_from_files(job, source, sink, kept)
         page = render_gallery(summary, thumbnails, {key: receipt.row(key) for key in thumbnails}, receipt.troubles())
         sink.write(GALLERY, page.encode(), "text/html; charset=utf-8")
     except Exception as error:  # the page is an extra; the job is done without it
         log.warning("%s is left out: %s", GALLERY, reason_of(error))
 
 
-def thumbnails_of_kept(
+def thumbnails_from_files(
     job: BatchJob, source: Folder | S3Prefix, sink: Folder | S3Prefix, rows: Iterable[ReceiptRow]
 ) -> dict[str, Thumbnail]:
-    """Thumbnails of images that were not predicted in this run, made from their inputs and depth files.
+    """Thumbnails of images that are done, made again from their inputs and depth files.
 
-    Rows without a depth file have none; others that cannot be made are left out with one warning for all of them.
+    Rows without a depth file have none. Those that cannot be made are left out, with one warning for all of them.
     """
 
     def make(row: ReceiptRow, kind: Output) -> Thumbnail:
-        depth, _ = _READERS[kind](BytesIO(sink.read(row["outputs"][kind]["key"])))
-        planar_depth_m = depth["planar_depth_m"] if kind == "npz" else depth
+        planar_depth_m = read_depth(BytesIO(sink.read(row["outputs"][kind]["key"]))).planar_depth_m
         return make_thumbnail(read_job_photo(job, source, row["input"]).rgb, planar_depth_m)
 
     thumbnails, reasons = {}, []
@@ -219,14 +212,5 @@ def thumbnails_of_kept(
             except Exception as error:
                 reasons.append(f"{key}: {reason_of(error)}")
     if reasons:
-        log.warning("%s lacks %d images kept from earlier runs, the first %s", GALLERY, len(reasons), reasons[0])
+        log.warning("%s lacks %d images that are done, such as %s", GALLERY, len(reasons), reasons[0])
     return thumbnails
-
-
-_READERS: dict[Output, Callable[..., tuple[Any, dict[str, str]]]] = {
-    "log-png": read_log_depth_png,
-    "mm-png": read_mm_depth_png,
-    "npz": read_depth_npz,
-    "tiff": read_depth_tiff,
-    "exr": read_depth_exr,
-}

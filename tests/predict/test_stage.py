@@ -19,6 +19,7 @@ from PIL import Image
 
 import metricgold.predict.entries as entries_module
 import metricgold.predict.receipt as receipt_module
+import metricgold.predict.stage as stage_module
 from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.images.photo import Photo
 from metricgold.params.sections import Predict
@@ -788,6 +789,28 @@ def test_gallery_shows_kept_images_whatever_file_holds_their_depth(tmp_path, kin
     for kept in (0, 1):
         assert run(source, out, params=params)["images_kept"] == kept
         assert (out / "gallery.html").read_text().count("data:image/jpeg") == 2
+
+
+def test_images_that_the_page_lacks_are_said_with_a_reason(tmp_path, monkeypatch, caplog):
+    source, out, page = fill(tmp_path / "in", 3), tmp_path / "out", PARAMS.model_copy(update={"gallery": 3})
+
+    def fail(*_):
+        raise MemoryError("too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(entries_module, "make_thumbnail", fail)
+        assert run(source, out, params=page)["images_done"] == 3
+    for n in range(3):
+        assert f"{n}.png is left out of gallery.html: MemoryError: too large" in caplog.text
+    # The end of the job tries again, from the files.
+    assert (out / "gallery.html").read_text().count("data:image/jpeg") == 6
+    caplog.clear()
+    monkeypatch.setattr(stage_module, "make_thumbnail", fail)
+    assert run(source, out, params=page)["images_kept"] == 3
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("gallery.html lacks 3 images that are done, such as ")
+    assert warning.endswith(".png: MemoryError: too large")
+    assert (out / "gallery.html").read_text().count("data:image/jpeg") == 0
 
 
 def test_a_page_that_fails_costs_nothing(tmp_path, monkeypatch, caplog):
