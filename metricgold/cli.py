@@ -445,5 +445,15 @@ def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: boo
         ctx.exit(1)
 
 
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Print what would move, move nothing.")
+@json_option
+def rollback(dry_run: bool, as_json: bool) -> None:
+    """Make the previous champion champion again; the present one becomes previous. Exit 1 if there is none."""
+    from metricgold.registry import rollback
+
+    _say(rollback(dry_run=dry_run), as_json)
+
+
 if __name__ == "__main__":
     main()

@@ -59,7 +59,7 @@ def test_wrong_use_is_code_two():
 def photographs(tmp_path, monkeypatch):
     """A folder to predict in, whose model is one that costs nothing; yields what the job was given."""
     import metricgold.predict.stage
-    import metricgold.registry.versions
+    import metricgold.registry.pyfunc
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("datasets: [hypersim-synthetic]\npredict: {max_failed: 0.5, seed: 3}\n")
@@ -71,7 +71,7 @@ def photographs(tmp_path, monkeypatch):
         return counts | {"receipt": f"{output}/receipt.jsonl"}
 
     monkeypatch.setattr(metricgold.predict.stage, "predict_all", predict_all)
-    monkeypatch.setattr(metricgold.registry.versions, "fetch_model", lambda model: (tmp_path, model))
+    monkeypatch.setattr(metricgold.registry.pyfunc, "fetch_model", lambda model: (tmp_path, model))
     return given
 
 

@@ -234,7 +234,7 @@ def write_image(
         if sample is not None and sample.wants(key):
             sample.keep(key, make_thumbnail(result.rgb, result.planar_depth_m))
     except Exception as error:  # the page is an extra; the files are written
-        log.warning("%s is left out of %s: %s", key, GALLERY, reason_of(error))
+        log.warning("%s: no thumbnail for %s: %s", key, GALLERY, reason_of(error))
     return {
         **result.facts,
         "status": "done",

@@ -801,7 +801,7 @@ def test_images_that_the_page_lacks_are_said_with_a_reason(tmp_path, monkeypatch
         patch.setattr(entries_module, "make_thumbnail", fail)
         assert run(source, out, params=page)["images_done"] == 3
     for n in range(3):
-        assert f"{n}.png is left out of gallery.html: MemoryError: too large" in caplog.text
+        assert f"{n}.png: no thumbnail for gallery.html: MemoryError: too large" in caplog.text
     # The end of the job tries again, from the files.
     assert (out / "gallery.html").read_text().count("data:image/jpeg") == 6
     caplog.clear()
