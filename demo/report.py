@@ -5,7 +5,6 @@ python -m demo.report results   the README's table, from metrics/evaluate.json
 """
 
 import io
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Sequence
@@ -36,7 +35,7 @@ from metricgold.images import (
 )
 from metricgold.metrics import depth_metrics
 from metricgold.registry import dvc_outputs, git_commit
-from metricgold.storage import read_json, write_aside, write_json
+from metricgold.storage import read_json, read_rows, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -229,7 +228,7 @@ def _receipt(root: Path) -> list[dict[str, Any]]:
     path = root / DEPTH / "receipt.jsonl"
     if not path.exists():
         raise ValueError(f"{path}: no such file; metricgold predict {IMAGES} {DEPTH} writes it")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_rows(path)
 
 
 def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -291,9 +290,7 @@ def _embedded(path: Path) -> str | None:
 
 def _loss_curve(path: Path) -> str | None:
     """Loss and its running mean against steps, as SVG; None without rows."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    if not rows:
+    if not (rows := read_rows(path)):
         return None
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator

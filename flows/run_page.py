@@ -2,7 +2,6 @@
 
 import ast
 import io
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from prefect.artifacts import (
 )
 
 from metricgold.images import data_uri
+from metricgold.storage import read_rows
 
 STATE = Path("models/metricgold.state")  # of the trainer: metrics.jsonl, samples/step-NNNNNN.png
 PICTURE_PX = 1000  # of the long side; the picture travels inside the artifact
@@ -90,9 +90,7 @@ def show_validation(line: str) -> None:
 
 def _written() -> list[dict[str, Any]]:
     """Rows of metrics.jsonl with figures of validation."""
-    path = STATE / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = read_rows(STATE / "metrics.jsonl")
     return [row for row in rows if any(name.startswith("val_") for name in row)]
 
 

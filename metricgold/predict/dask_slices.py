@@ -19,7 +19,7 @@ from metricgold.predict.entries import predict_entries, row_without_depth
 from metricgold.predict.gallery import Thumbnail, ThumbnailSample
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.receipt import ReceiptRow
-from metricgold.storage import Entry, Folder, digest_folder
+from metricgold.storage import Folder, StoredObject, digest_folder
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -38,7 +38,7 @@ SHARED_S = 10.0  # until a file that another machine wrote is seen here
 def predict_on(
     client: "Client",
     job: BatchJob,
-    entries: Iterable[Entry],
+    entries: Iterable[StoredObject],
     *,
     pipe: DepthModel | None = None,
     sample: ThumbnailSample | None = None,
@@ -69,10 +69,10 @@ class RunningSlices:
         self, client: "Client", job: BatchJob, pipe: DepthModel | None, sample: ThumbnailSample | None
     ) -> None:
         self.client, self.job, self.pipe, self.sample = client, job, pipe, sample
-        self.running: dict[Future, list[Entry]] = {}
+        self.running: dict[Future, list[StoredObject]] = {}
         self.num_images = FIRST_IMAGES  # of the next slice
         self.halved, self.is_shared = 0, False
-        self.suspects: list[list[Entry]] = []  # single images whose worker died, perhaps of a neighbour
+        self.suspects: list[list[StoredObject]] = []  # single images whose worker died, perhaps of a neighbour
         self.is_alone = False
         self.resources: dict[str, int] | None = None
 
@@ -83,7 +83,7 @@ class RunningSlices:
         self.resources = {"GPU": 1} if num_gpus else None
         return len(self.running) < SLICES_PER_WORKER * max(1, num_gpus or len(workers))
 
-    def submit(self, part: list[Entry]) -> None:
+    def submit(self, part: list[StoredObject]) -> None:
         """Give these entries to the cluster, with the keys whose thumbnails the sample wants."""
         wanted = frozenset(entry.key for entry in part if self.sample is not None and self.sample.wants(entry.key))
         options = {"resources": self.resources, "retries": RETRIES, "pure": False}
@@ -147,7 +147,7 @@ class RunningSlices:
         elif seconds > LONG_S:
             self.num_images = max(1, self.num_images // 2)
 
-    def halve(self, part: list[Entry], error: Exception) -> list[ReceiptRow]:
+    def halve(self, part: list[StoredObject], error: Exception) -> list[ReceiptRow]:
         """Submit a slice whose workers all died again in halves, down to the image; failed rows where that is over."""
         self.halved += 1
         if self.is_alone or self.halved > MAX_HALVED:
@@ -201,7 +201,7 @@ class WantedThumbnails:
 
 
 def predict_slice(
-    job: BatchJob, entries: list[Entry], wanted: frozenset[str], pipe: DepthModel | None
+    job: BatchJob, entries: list[StoredObject], wanted: frozenset[str], pipe: DepthModel | None
 ) -> tuple[list[ReceiptRow], dict[str, Thumbnail], float]:
     """Rows and thumbnails of a slice, and the seconds that it took with the pipeline loaded."""
     with _one_slice:

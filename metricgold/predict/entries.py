@@ -23,7 +23,7 @@ from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import SUFFIXES, ImageResult, depth_figures, files_of, labels
 from metricgold.predict.receipt import SUMMARY, OutputFiles, ReceiptRow
-from metricgold.storage import Entry, Folder, S3Prefix, StoreLost
+from metricgold.storage import Folder, S3Prefix, StoredObject, StoreLost
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +37,17 @@ EXPANSION = 16  # decoded bytes of a photograph over its file's, roughly
 class ReadImage:
     """An image on its way from the source to its files."""
 
-    entry: Entry
+    entry: StoredObject
     photo: Photo
     seconds: dict[str, float]  # of each step so far
 
 
 def predict_entries(
-    job: BatchJob, entries: Iterable[Entry], *, pipe: DepthModel | None = None, sample: ThumbnailSample | None = None
+    job: BatchJob,
+    entries: Iterable[StoredObject],
+    *,
+    pipe: DepthModel | None = None,
+    sample: ThumbnailSample | None = None,
 ) -> Generator[ReceiptRow, None, None]:
     """Predict these entries of the job's input, write their files, yield a row for each, not in order.
 
@@ -86,7 +90,7 @@ def predict_entries(
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor, job: BatchJob, source: Folder | S3Prefix, entries: Iterable[Entry]
+    pool: ThreadPoolExecutor, job: BatchJob, source: Folder | S3Prefix, entries: Iterable[StoredObject]
 ) -> Iterator[ReadImage | ReceiptRow]:
     """Images read by the pool, in order; as many ahead as a batch and the threads need, fewer if they are large."""
     num_threads = job.params.num_threads
@@ -103,7 +107,7 @@ def read_ahead(
         yield ahead.popleft()[1].result()
 
 
-def read_image(job: BatchJob, source: Folder | S3Prefix, entry: Entry) -> ReadImage | ReceiptRow:
+def read_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -> ReadImage | ReceiptRow:
     """The photograph of an entry, or the row of one that has none."""
     started = time.perf_counter()
     try:
@@ -249,7 +253,7 @@ def write_image(
 
 def row_without_depth(
     job: BatchJob,
-    entry: Entry,
+    entry: StoredObject,
     status: Literal["failed", "skipped"],
     reason: str,
     *,

@@ -44,7 +44,7 @@ SUFFIXES: dict[Output, str] = {
     "json": ".json",
 }
 DEFAULT: tuple[Output, ...] = ("log-png", "uncertainty", "preview", "json")
-DEPTH: tuple[Output, ...] = ("log-png", "mm-png", "npz", "tiff", "exr")  # the first that is asked for is the depth file
+DEPTH: tuple[Output, ...] = ("log-png", "mm-png", "npz", "tiff", "exr")  # the first of them in a job is its depth file
 
 _CONTENT_TYPES = {
     ".png": "image/png",

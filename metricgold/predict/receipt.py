@@ -19,7 +19,7 @@ from typing import Any, Literal, Required, TypedDict
 
 from metricgold.params import Output
 from metricgold.predict.outputs import SUFFIXES, ImageFacts
-from metricgold.storage import Entry, Folder, S3Prefix, remove_left_aside
+from metricgold.storage import Folder, S3Prefix, StoredObject, remove_left_aside
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,10 @@ class ReceiptRow(ImageFacts, total=False):
 
 def without_lost_outputs(row: ReceiptRow, present: OutputFiles) -> ReceiptRow:
     """The row naming only the files that are present; without a depth file if that one is lost."""
-    found: ReceiptRow = {**row, "outputs": present}
+    named: ReceiptRow = {**row, "outputs": present}
     if row["output"] not in [file["key"] for file in present.values()]:
-        found["output"] = found["sha256"] = None
-    return found
+        named["output"] = named["sha256"] = None
+    return named
 
 
 def with_earlier_outputs(row: ReceiptRow, earlier: ReceiptRow, present: OutputFiles) -> ReceiptRow:
@@ -135,7 +135,7 @@ class Receipt:
 
         Raises ValueError naming a receipt that holds anything else.
         """
-        keys = (entry.key for entry in self.sink.list(after=PARTIAL))
+        keys = (entry.key for entry in self.sink.entries(after=PARTIAL))
         self.parts = list(takewhile(lambda key: key.startswith(PARTIAL), keys))
         receipts = [key for key in (EARLIER, RECEIPT) if self.sink.exists(key)] + self.parts
         for key in receipts:
@@ -154,10 +154,10 @@ class Receipt:
             if isinstance(self.sink, Folder):
                 remove_left_aside(self.sink.root)
             suffixes = tuple(SUFFIXES.values())
-            outputs = ((_blob(entry.key), entry.tag) for entry in self.sink.list() if entry.key.endswith(suffixes))
+            outputs = ((_blob(entry.key), entry.tag) for entry in self.sink.entries() if entry.key.endswith(suffixes))
             self.db.executemany("replace into output values (?, ?)", outputs)
 
-    def keep(self, entry: Entry, identity: str, kinds: Iterable[str]) -> str | None:
+    def keep(self, entry: StoredObject, identity: str, kinds: Iterable[str]) -> str | None:
         """Take the row of an earlier run into this one if it still holds; returns what it counts as: kept or skipped.
 
         It holds if identity and the input's tag are equal and, for an image, its outputs of all these kinds are as it

@@ -21,7 +21,7 @@ from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_t
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import DEPTH, SUFFIXES, check_kinds
 from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, ReceiptRow, open_receipt
-from metricgold.storage import Entry, Folder, Progress, S3Prefix, digest_folder, hold
+from metricgold.storage import Folder, Progress, S3Prefix, StoredObject, digest_folder, hold_output
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def predict_all(
     source, sink = job.open_source(), job.open_sink()
     entries = list_inputs(source, sink)
     with (
-        hold(sink, params.lease_s) as check_held,
+        hold_output(sink, params.lease_s) as check_held,
         open_receipt(sink) as receipt,
         closed_on_error(source, sink),
     ):
@@ -70,18 +70,18 @@ def predict_all(
     return summary
 
 
-def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[Entry]:
+def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[StoredObject]:
     """Entries of the input, without outputs of earlier runs if the output is inside it. ValueError for none."""
     inside = source.prefix_of(sink)
 
-    def is_input(entry: Entry) -> bool:
+    def is_input(entry: StoredObject) -> bool:
         if inside is None or not entry.key.startswith(inside):
             return True
         key = entry.key[len(inside) :]
         is_of_job = key in (RECEIPT, EARLIER, SUMMARY, GALLERY) or key.startswith(PARTIAL)
         return not is_of_job and not key.endswith(tuple(SUFFIXES.values()))
 
-    entries = filter(is_input, source.list())
+    entries = filter(is_input, source.entries())
     first = next(entries, None)
     if first is None:
         raise ValueError(f"{source}: no files to predict")
@@ -90,9 +90,9 @@ def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[
 
 def fill_receipt(
     job: BatchJob,
-    entries: Iterable[Entry],
+    entries: Iterable[StoredObject],
     receipt: Receipt,
-    predict: Callable[[Iterable[Entry]], Generator[ReceiptRow, None, None]],
+    predict: Callable[[Iterable[StoredObject]], Generator[ReceiptRow, None, None]],
     check_held: Callable[[], None],
 ) -> Counter[str]:
     """Rows of all entries into the receipt: those kept from earlier runs, the others from `predict`; counts of them."""
@@ -103,7 +103,7 @@ def fill_receipt(
         rate = counts.total() / (time.monotonic() - started)
         return f"predict: {', '.join(f'{count} {word}' for word, count in counts.items())}; {rate:.1f} files/s"
 
-    def to_predict() -> Iterator[Entry]:
+    def to_predict() -> Iterator[StoredObject]:
         for entry in entries:
             if word := receipt.keep(entry, job.identity, job.kinds):
                 counts[word] += 1

@@ -134,8 +134,7 @@ class _Follower:
         log_params(client, run_id, flat(sections))
         last_step = max((metric.step for metric in client.get_metric_history(run_id, "train/loss")), default=0)
         first = self.rows[0]["step"] if self.rows else float("inf")
-        metrics = self.state / "metrics.jsonl"
-        missed = [row for row in read_rows(metrics) if last_step < row["step"] < first] if metrics.is_file() else []
+        missed = [row for row in read_rows(self.state / "metrics.jsonl") if last_step < row["step"] < first]
         self.rows.extendleft(reversed(missed))
         # Its lines would show an address with its password.
         logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)

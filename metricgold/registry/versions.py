@@ -81,10 +81,8 @@ def create_version(
         run_id = run.info.run_id
         log_params(client, run_id, flat(params.model_dump(mode="json")))
         _log_scores(client, run_id, scores)
-        curve = model.with_name(model.name + ".state") / "metrics.jsonl"
-        is_tracked = "train/loss" in client.get_run(run_id).data.metrics
-        if curve.is_file() and not is_tracked:  # trained elsewhere, or while MLflow was away
-            rows = read_rows(curve)
+        if "train/loss" not in client.get_run(run_id).data.metrics:  # trained elsewhere, or while MLflow was away
+            rows = read_rows(model.with_name(model.name + ".state") / "metrics.jsonl")
             step = len(rows) // CURVE_POINTS + 1
             log_rows(client, run_id, [*rows[:-1:step], *rows[-1:]])
         mlflow.log_dict(scores, "evaluate.json")

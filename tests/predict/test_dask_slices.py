@@ -22,7 +22,7 @@ from metricgold.predict.dask_cluster import open_client
 from metricgold.predict.dask_slices import predict_on
 from metricgold.predict.job import BatchJob
 from metricgold.predict.stage import predict_all
-from metricgold.storage.buckets import Entry, open_bucket
+from metricgold.storage.buckets import StoredObject, open_bucket
 from tests.support.pipes import NotingPipe, PlainPipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
@@ -228,7 +228,7 @@ def test_only_an_image_that_was_alone_is_blamed():
     job = BatchJob(PARAMS, "in", "out", Path("none"), "metricgold/1", "")
     work = slices.RunningSlices(SimpleNamespace(submit=lambda *_, **__: object()), job, None, None)
     for key in ("deadly.png", "beside.png"):
-        assert work.halve([Entry(key, 1, "tag")], RuntimeError("killed")) == []
+        assert work.halve([StoredObject(key, 1, "tag")], RuntimeError("killed")) == []
     blamed, tried = [], []
     while work.submit_suspect():
         _, (entry,) = work.running.popitem()

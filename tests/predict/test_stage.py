@@ -27,7 +27,7 @@ from metricgold.predict.entries import ReadImage, batches_of_one_size, predict_e
 from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
 from metricgold.predict.stage import over_budget, predict_all
-from metricgold.storage.buckets import Entry, Folder, StoreLost, open_bucket
+from metricgold.storage.buckets import Folder, StoredObject, StoreLost, open_bucket
 from tests.support import SHARED
 from tests.support.pipes import FakePipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
@@ -430,7 +430,7 @@ def test_no_image_waits_for_ever_and_none_is_lost(sizes, images_at_once):
 
 
 def read_image_of(number: int, height: int, width: int) -> ReadImage:
-    return ReadImage(Entry(f"{number}.png", number, "tag"), Photo(np.zeros((height, width, 3), np.uint8)), {})
+    return ReadImage(StoredObject(f"{number}.png", number, "tag"), Photo(np.zeros((height, width, 3), np.uint8)), {})
 
 
 def test_large_images_do_not_wait_in_numbers(monkeypatch):
@@ -455,13 +455,13 @@ def test_large_images_are_not_written_in_numbers(tmp_path, monkeypatch):
     source = fill(tmp_path / "in", 12)
     (source / "large.png").write_bytes(picture(0, 80, 60))  # more than fits, so alone
     job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
-    assert len(list(predict_entries(job, Folder(source).list(), pipe=FakePipe()))) == 13
+    assert len(list(predict_entries(job, Folder(source).entries(), pipe=FakePipe()))) == 13
     assert max(most) == 2
 
 
 def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
     source, pulled = fill(tmp_path / "in", 60), []
-    entries = (pulled.append(entry) or entry for entry in Folder(source).list())
+    entries = (pulled.append(entry) or entry for entry in Folder(source).entries())
     job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
     with closing(predict_entries(job, entries, pipe=FakePipe())) as rows:
         for n, row in enumerate(rows, 1):
@@ -475,7 +475,7 @@ def test_a_job_travels(tmp_path):
     job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "", exclude=("1.*",))
     copy = pickle.loads(pickle.dumps(job))
     assert copy == job and copy.identity == job.identity
-    entries = pickle.loads(pickle.dumps(list(copy.open_source().list())))
+    entries = pickle.loads(pickle.dumps(list(copy.open_source().entries())))
     rows = list(predict_entries(copy, entries, pipe=FakePipe()))
     assert sorted(row["output"] for row in rows) == ["0.png.depth.png", "2.png.depth.png"]
 
@@ -731,7 +731,7 @@ def test_a_lost_store_ends_the_job_which_goes_on_later(tmp_path, monkeypatch):
 
     def lose(self, key, limit=-1):
         if key == "4.png":
-            time.sleep(0.5)  # the writers end meanwhile
+            wait_until((out / "1.png.json").exists)  # there is something to keep
             raise StoreLost("the store: not there")
         return read(self, key, limit)
 
@@ -857,7 +857,7 @@ def test_s3_to_s3_and_again(s3_photos):
         rgb = np.asarray(Image.open(io.BytesIO(picture(n))))
         depth_m, _ = read_log_depth_png(io.BytesIO(out.read(f"{key}.depth.png")))
         np.testing.assert_allclose(depth_m, FakePipe.predict(rgb).planar_depth_m, rtol=5e-5)
-    assert not [entry.key for entry in out.list() if entry.key.startswith("receipt.partial")]
+    assert not [entry.key for entry in out.entries() if entry.key.startswith("receipt.partial")]
 
     pipe = FakePipe()
     again = run(f"{s3_photos}/in", f"{s3_photos}/out", pipe)
@@ -891,7 +891,7 @@ def test_s3_broken_run_goes_on(s3_bucket, tmp_path, monkeypatch):  # noqa: F811
     class Dying(FakePipe):
         def __call__(self, image, **options):
             if len(self.calls) == 2:
-                time.sleep(1)  # the writers end meanwhile
+                wait_until(lambda: open_bucket(f"s3://{s3_bucket}/out").exists("1.png.json"))
                 raise KeyboardInterrupt
             return super().__call__(image, **options)
 
