@@ -118,7 +118,7 @@ def read_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) ->
         raise
     except NotAnImage as error:
         return row_without_depth(job, entry, "skipped", str(error), seconds={"read": seconds_since(started)})
-    except Exception as error:  # whatever is wrong with one image must not end the others
+    except Exception as error:  # a fault of one image must not end the others
         return row_without_depth(job, entry, "failed", reason_of(error), seconds={"read": seconds_since(started)})
     return ReadImage(entry, photo, {"read": seconds_since(started)})
 
@@ -231,7 +231,7 @@ def write_image(
                 depth_file, digest = name, file.sha256
     except StoreLost:
         raise
-    except Exception as error:  # whatever is wrong with one image must not end the others
+    except Exception as error:  # a fault of one image must not end the others
         reason = f"writing {key}: {reason_of(error)}"
         return row_without_depth(job, image.entry, "failed", reason, seconds=image.seconds)
     try:
