@@ -127,7 +127,7 @@ def test_the_command_train_is_tracked_once_unless_told_not_to(fresh, monkeypatch
         if report is not None:
             report(_row(10))
 
-    monkeypatch.setattr("metricgold.train.run.train", train)
+    monkeypatch.setattr("metricgold.train.train", train)
     done = CliRunner().invoke(main, ["train", *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert (STATE / "mlflow.json").exists() == tracked
