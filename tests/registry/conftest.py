@@ -28,7 +28,7 @@ def first_use(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
+def random_model(tmp_path_factory):
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 
@@ -56,12 +56,12 @@ def tiny_model(tmp_path_factory):
 
 
 @pytest.fixture
-def project(tmp_path, first_use, tiny_model, monkeypatch):
+def project(tmp_path, first_use, random_model, monkeypatch):
     """A working folder as `metricgold register` finds it after `dvc repro`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copy(first_use[0] / "mlflow.db", tmp_path)
-    shutil.copytree(tiny_model, "models/metricgold")
+    shutil.copytree(random_model, "models/metricgold")
     Path("models/metricgold/lineage.json").write_text(json.dumps({"datasets": {"hypersim-synthetic": "abc"}}))
     state = Path("models/metricgold.state")
     state.mkdir()
