@@ -7,7 +7,6 @@ python -m demo.report results   the README's table, from metrics/evaluate.json
 import io
 import logging
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metricgold.datasets import evenly_spaced, list_frames, read_frame
 from metricgold.images import (
@@ -36,6 +34,7 @@ from metricgold.images import (
     read_uncertainty_png,
 )
 from metricgold.metrics import depth_metrics
+from metricgold.registry import dvc_outputs, git_commit
 from metricgold.storage import read_json, read_rows, write_aside, write_json
 
 logger = logging.getLogger(__name__)
@@ -335,7 +334,9 @@ def _time_bars(seconds: dict[str, float]) -> list[dict[str, Any]]:
 
 def _lineage(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) -> list[tuple[str, str]]:
     """What this model is made of, as (what, which) pairs."""
-    pairs = [("git commit", _git_commit(root) or "not in a git checkout")]
+    commit = git_commit(root)
+    state = " with changes" if commit and commit[1] else ""
+    pairs = [("git commit", commit[0] + state if commit else "not in a git checkout")]
     pairs += [(key.replace("_", " "), str(registered[key])) for key in ("model_digest", "run_id") if key in registered]
     pairs.append(("evaluation digest", metrics["digest"]))
     made = root / "models/metricgold/lineage.json"
@@ -343,25 +344,7 @@ def _lineage(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) ->
         lineage = read_json(made)
         pairs += [(f"index of {name}", str(one.get("index"))) for name, one in lineage.get("latents", {}).items()]
         pairs.append(("backbone", str(lineage.get("backbone", {}).get("digest"))))
-    return pairs + [(f"DVC {path}", md5) for path, md5 in _dvc_hashes(root / "dvc.lock")]
-
-
-def _git_commit(root: Path) -> str | None:
-    """Commit of the checkout, marked when files differ from it."""
-    try:
-        answers = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answers[0] + (" with changes" if answers[1] else "")
-
-
-def _dvc_hashes(lock: Path) -> list[tuple[str, str]]:
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return [(out["path"], out["md5"]) for out in outs if "md5" in out]
+    return pairs + [(f"DVC {path}", md5) for path, md5 in dvc_outputs(root / "dvc.lock").items()]
 
 
 # --- the README's picture and table -------------------------------------------------------------------------

@@ -399,8 +399,8 @@ def predict(
     folder, model_name = fetch_model(model)
     listed = {"include": include, "exclude": exclude}
     with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
-        elsewhere = partial(predict_on, client) if client else None
-        summary = predict_all(params, folder, input, output, model_name=model_name, elsewhere=elsewhere, **listed)
+        run_entries = partial(predict_on, client) if client else None
+        summary = predict_all(params, folder, input, output, model_name=model_name, run_entries=run_entries, **listed)
     _say(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)
@@ -443,6 +443,16 @@ def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: boo
     _say(outcome, as_json)
     if not outcome["passed"]:
         ctx.exit(1)
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Print what would move, move nothing.")
+@json_option
+def rollback(dry_run: bool, as_json: bool) -> None:
+    """Make the previous champion champion again; the present one becomes previous. Exit 1 if there is none."""
+    from metricgold.registry import rollback
+
+    _say(rollback(dry_run=dry_run), as_json)
 
 
 if __name__ == "__main__":

@@ -58,8 +58,8 @@ def test_wrong_use_is_code_two():
 @pytest.fixture
 def photographs(tmp_path, monkeypatch):
     """A folder to predict in, whose model is one that costs nothing; yields what the job was given."""
-    import metricgold.predict.stage
-    import metricgold.registry.versions
+    import metricgold.predict
+    import metricgold.registry
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text("datasets: [hypersim-synthetic]\npredict: {max_failed: 0.5, seed: 3}\n")
@@ -70,8 +70,8 @@ def photographs(tmp_path, monkeypatch):
         counts = {"images_done": 7, "images_failed": 3, "images_kept": 0, "images_skipped": 0}
         return counts | {"receipt": f"{output}/receipt.jsonl"}
 
-    monkeypatch.setattr(metricgold.predict.stage, "predict_all", predict_all)
-    monkeypatch.setattr(metricgold.registry.versions, "fetch_model", lambda model: (tmp_path, model))
+    monkeypatch.setattr(metricgold.predict, "predict_all", predict_all)
+    monkeypatch.setattr(metricgold.registry, "fetch_model", lambda model: (tmp_path, model))
     return given
 
 

@@ -143,6 +143,11 @@ class MetricGoldPipeline(DiffusionPipeline):
         return LogDepth(self.config.near_m, self.config.far_m)
 
     @property
+    def max_steps(self) -> int:
+        """The largest num_inference_steps: the training's own timesteps."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    @property
     def is_one_step(self) -> bool:
         """Whether the U-Net was trained for one step from zeros, and so takes no more steps and no ensemble."""
         return self.config.objective == "one-step"

@@ -59,8 +59,8 @@ def predict_speedup(folder: Path) -> dict[str, float]:
     params = Predict(num_inference_steps=4, ensemble_size=1, batch_size=8, outputs=["log-png"], gallery=0)
 
     def run(client) -> None:
-        elsewhere, out = partial(predict_on, client), folder / f"out{next(number)}"
-        predict_all(params, model, str(source), str(out), model_name="random", elsewhere=elsewhere)
+        run_entries, out = partial(predict_on, client), folder / f"out{next(number)}"
+        predict_all(params, model, str(source), str(out), model_name="random", run_entries=run_entries)
 
     with open_client("local:1") as one, open_client("local:2") as two:
         one_s, two_s = least_seconds(lambda: run(one), lambda: run(two), rounds=2)

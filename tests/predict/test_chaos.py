@@ -32,6 +32,8 @@ class SteadyPipe:
     """Depth from the red channel, 1 to 11 m, in PACE_S an image."""
 
     log_depth = LogDepth(0.5, 80.0)
+    max_steps = 1000
+    is_one_step = False
     PACE_S = 0.005
 
     def processing_size(self, height, width):

@@ -128,7 +128,7 @@ def test_a_killed_run_leaves_no_file_in_the_temporary_folder(sink, tmp_path):
     code += "from metricgold.predict.receipt import Receipt\n"
     code += "receipt = Receipt(Folder(sys.argv[1]))\n"
     code += "row = {'input': 'a', 'input_tag': '1', 'identity': 'i', 'status': 'failed', 'reason': 5_000_000 * 'x'}\n"
-    code += "receipt._put(row); print(os.listdir(os.environ['TMPDIR'])); os._exit(9)"
+    code += "receipt.add(row); print(os.listdir(os.environ['TMPDIR'])); os._exit(9)"
     (tmp_path / "temporary").mkdir()
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
@@ -157,7 +157,7 @@ def test_rows_of_an_earlier_version_are_not_kept(sink):
 )
 def test_what_is_no_receipt_is_named(sink, line):
     sink.write(RECEIPT, line)
-    with closing(Receipt(sink)) as receipt, pytest.raises(ValueError, match=r"receipt\.jsonl holds a line that is no"):
+    with closing(Receipt(sink)) as receipt, pytest.raises(ValueError, match=r"receipt\.jsonl holds a line that is not"):
         receipt.load_previous()
 
 
