@@ -8,7 +8,7 @@ finite and positive has no depth and is grey.
 
 import io
 from functools import cache
-from math import floor, log10
+from math import floor, log, log10
 
 import numpy as np
 
@@ -35,14 +35,14 @@ def colour_range(depth_m: np.ndarray, valid: np.ndarray | None = None) -> tuple[
     Of a large image every n-th row and column is looked at.
     """
     step = max(1, int((depth_m.size / _SAMPLED_PIXELS) ** 0.5))
-    known = has_depth(depth_m) if valid is None else has_depth(depth_m) & valid
-    every_nth = np.s_[step // 2 :: step, step // 2 :: step]
-    sample_m = depth_m[every_nth][known[every_nth]]
-    if not sample_m.size:  # a strip, or a small spot of depth between the rows and columns
-        sample_m = depth_m[known]
-    if not sample_m.size:
+    for every_nth in (np.s_[step // 2 :: step], np.s_[:]):  # all of a strip, or for a small spot of depth
+        sample_m = depth_m[every_nth, every_nth]
+        known = has_depth(sample_m) if valid is None else has_depth(sample_m) & valid[every_nth, every_nth]
+        if known.any():
+            break
+    else:
         return RANGE_WITHOUT_DEPTH_M
-    near_m, far_m = np.percentile(sample_m, [1, 99])
+    near_m, far_m = np.percentile(sample_m[known], [1, 99])
     return widen_range(float(near_m), float(far_m))
 
 
@@ -57,7 +57,8 @@ def colour_depth(depth_m: np.ndarray, range_m: tuple[float, float], valid: np.nd
     near_m, far_m = range_m
     known = has_depth(depth_m) if valid is None else has_depth(depth_m) & valid
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.log(depth_m / near_m) / float(np.log(far_m / near_m))
+        share = np.log(depth_m / near_m)
+        share *= 1 / log(far_m / near_m)
     return colour_share(share, DEPTH_COLOURS, known)
 
 
@@ -68,8 +69,11 @@ def colour_error(relative_error: np.ndarray) -> np.ndarray:
 
 def colour_share(share: np.ndarray, colours: str, valid: np.ndarray) -> np.ndarray:
     """Shares 0 to 1 [H, W] to uint8 [H, W, 3] by one of matplotlib's colour maps; grey where not valid."""
-    index = np.where(valid, np.clip(share * (_NUM_COLOURS - 1) + 0.5, 0, _NUM_COLOURS - 1), _NUM_COLOURS)
-    return np.take(_colour_table(colours), index.astype(np.uint8), axis=0)
+    place = share * (_NUM_COLOURS - 1)
+    place += 0.5
+    np.clip(place, 0, _NUM_COLOURS - 1, out=place)
+    place[~valid] = _NUM_COLOURS
+    return np.take(_colour_table(colours), place.astype(np.uint8), axis=0)
 
 
 @cache
