@@ -139,7 +139,7 @@ def test_a_vae_of_another_encoder_is_refused(tuned, tiny_backbone, tmp_path):
     vae.save_pretrained(other / "vae")
     with pytest.raises(ValueError, match=r"another encoder than .*backbone; run `metricgold depth-vae` again"):
         load_depth_vae(tuned, other)
-    with pytest.raises(ValueError, match=r"no VAE for depth: depth_vae\.json is missing"):
+    with pytest.raises(ValueError, match=r"not a VAE for depth: depth_vae\.json is missing"):
         load_depth_vae(other, other)
 
 
