@@ -29,5 +29,5 @@ from .sampling import (
     readable_frames as readable_frames,
     some_frames as some_frames,
 )
-from .synthetic.archives import synthesize as synthesize
+from .synthetic.synthesize import synthesize as synthesize
 from .vkitti2 import kitti_benchmark_crop as kitti_benchmark_crop

@@ -8,7 +8,9 @@ import pytest
 
 from metricgold.datasets.arrays import read_hdf5
 from metricgold.datasets.readers import hypersim, list_frames, open_dataset, read_frame
-from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv, render_scene
+from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.params.sections import Synthesize
 
@@ -106,7 +108,7 @@ def test_planar_depth_is_exact_everywhere_where_a_constant_focal_is_not(raw, cam
 @pytest.mark.parametrize("scene_index", range(4))
 def test_rendered_scenes_keep_their_planar_depth(raw, scene_index):
     params = Synthesize(version=1, num_train_scenes=4, num_test_scenes=1, frames_per_scene=1, height=24, width=32)
-    (truth,) = render_scene("hypersim-synthetic", params, scene_index)
+    (truth,) = render_scene(RECIPES["hypersim-synthetic"], params, scene_index)
     write_cameras(raw, {"ai_001_001": hypersim_cam_from_uv(scene_index, 24, 32).ravel().tolist()})
     distance = np.where(np.isfinite(truth.ray_distance_m), truth.ray_distance_m, np.nan)
     write_frame(raw, distance=distance, colour=truth.radiance, entity=truth.entity)

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
-from metricgold.datasets.synthetic.archives import render_scene
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.params.sections import Synthesize
 from tests.support import SHARED
 
@@ -20,7 +21,10 @@ def frames():
     found = []
     for dataset in DATASETS:
         for scene in range(5):
-            seen = [(f.srgb, f.planar_depth_m, f.planar_depth_m < 600) for f in render_scene(dataset, PARAMS, scene)]
+            seen = [
+                (f.srgb, f.planar_depth_m, f.planar_depth_m < 600)
+                for f in render_scene(RECIPES[dataset], PARAMS, scene)
+            ]
             found += [(*seen[0], *seen[1][1:]), (*seen[1], *seen[0][1:])]
     return found
 
