@@ -33,19 +33,18 @@ metricgold.images.photo reads, but one whose EXIF turns it is refused: nobody ca
 import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps, paired_ids
-from metricgold.datasets.manifest import Exclusion
+from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
 from metricgold.storage import digest_file, digest_json, write_json
 
@@ -58,16 +57,12 @@ DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
 _ORIENTATION_TAG = 0x0112
 
 
-class Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 
 
-class StoredDepth(Entry):
+class StoredDepth(ClosedModel):
     """What a number in a depth file means. invalid and far are stored values, before any unit."""
 
     unit: Literal["metre", "centimetre", "millimetre"] | Positive
@@ -81,7 +76,7 @@ class StoredDepth(Entry):
         return METRES[self.unit] if isinstance(self.unit, str) else self.unit
 
 
-class Intrinsics(Entry):
+class Intrinsics(ClosedModel):
     """Of all frames; without fx, fy, cx, cy they stand in frames.csv."""
 
     first_pixel: Literal[0, 0.5]
@@ -103,33 +98,20 @@ class Intrinsics(Entry):
         return None if self.fx is None else (self.fx, self.fy, self.cx, self.cy)
 
 
-class Statement(Entry):
+class Statement(ClosedModel):
     """dataset.yaml. Made by read_statement."""
 
     depth: StoredDepth
     intrinsics: Intrinsics
-    splits: dict[str, tuple[str, ...]] = {}
+    splits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     exclude: tuple[Exclusion, ...] = ()
-
-    def exclusion(self, frame_name: str) -> str | None:
-        """Why a frame is not to be used, or None."""
-        for exclusion in self.exclude:
-            if fnmatchcase(frame_name, exclusion.frames):
-                return f"excluded: {exclusion.reason}"
-        return None
 
     def splitter(self, raw: Path, split: str) -> Callable[[str, str], str | None]:
         """A function (scene, frame name) -> split or None. ValueError where `split` is not among splits."""
         if split not in self.splits:
             known = ", ".join(self.splits) or "none"
             raise ValueError(f"{raw / STATEMENT}: splits: has no {split!r}, known: {known}")
-        return lambda scene, _name: self._split_of(scene, raw)
-
-    def _split_of(self, scene: str, raw: Path) -> str | None:
-        found = [split for split, globs in self.splits.items() if any(fnmatchcase(scene, glob) for glob in globs)]
-        if len(found) > 1:
-            raise ValueError(f"{raw / STATEMENT}: splits: scene {scene} is in {' and '.join(found)}, expected in one")
-        return found[0] if found else None
+        return lambda scene, _name: split_of_scene(scene, self.splits, f"{raw / STATEMENT}: splits")
 
 
 class Recording(NamedTuple):

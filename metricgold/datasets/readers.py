@@ -13,6 +13,7 @@ from metricgold.datasets import hypersim, own_data, tartanair, tartanair2, vkitt
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps
 from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
+from metricgold.datasets.splits import exclusion_reason
 
 log = logging.getLogger(__name__)
 
@@ -92,13 +93,13 @@ def _select(listing: Listing, rules: Manifest | own_data.Statement, raw: Path, s
     split_of = rules.splitter(raw, split)
     frames, gaps, scenes = [], no_gaps(), {scene for scene in listing.scenes if split_of(scene, "") == split}
     for ref in listing.frames:
-        found = split_of(ref.scene, ref.name)
-        if found == split:
+        its_split = split_of(ref.scene, ref.name)
+        if its_split == split:
             scenes.add(ref.scene)
-        reason = IN_NO_SPLIT if found is None else rules.exclusion(ref.name)
-        if reason and found in (None, split):
+        reason = IN_NO_SPLIT if its_split is None else exclusion_reason(ref.name, rules.exclude)
+        if reason and its_split in (None, split):
             gaps[ref.scene][reason] += 1
-        elif found == split:
+        elif its_split == split:
             frames.append(ref)
     for scene in scenes:
         gaps[scene].update(listing.gaps_of(scene))
