@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
-from metricgold.datasets import Frame, FrameRef, evenly_spaced, list_frames, read_frame
+from metricgold.datasets import Frame, FrameRef, evenly_spaced, frame_batches, list_frames
 from metricgold.evaluate.baselines import Blind, _resize_map, best_constant, in_range, mean_depth_map
 from metricgold.evaluate.depth_ranges import depth_edges
 from metricgold.images import COLUMNS, Example, write_panels
@@ -138,7 +137,7 @@ def _measure(
 ) -> None:
     shown = {refs[i].name for i in evenly_spaced(len(refs), NUM_EXAMPLES)}
     kept: list[Example] = []
-    for batch in _batches(refs, params.batch_size, desc=f"evaluate {name}"):
+    for batch in frame_batches(refs, None, params.batch_size, f"evaluate {name}", measured.left_out):
         for example in _score(batch, params, pipe, blind, measured):
             if example.name in shown:
                 kept.append(example)
@@ -161,13 +160,6 @@ def _score(
         measured.add("mean_map", _resize_map(blind.mean_map_m, valid.shape), frame, valid)
         measured.add("vae_floor", floor_m, frame, valid)
         yield Example(frame.name, frame.rgb, prediction.planar_depth_m, frame.planar_depth_m, valid)
-
-
-def _batches(refs: Sequence[FrameRef], size: int, desc: str) -> Iterator[list[Frame]]:
-    with tqdm(total=len(refs), desc=desc, unit="frame", disable=None) as bar:
-        for start in range(0, len(refs), size):
-            yield [read_frame(ref) for ref in refs[start : start + size]]
-            bar.update(len(refs[start : start + size]))
 
 
 def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
