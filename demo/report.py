@@ -4,7 +4,6 @@ python -m demo.report picture   the README's picture, from the last demo's image
 python -m demo.report results   the README's table, from metrics/evaluate.json
 """
 
-import base64
 import io
 import json
 import logging
@@ -21,14 +20,17 @@ import yaml
 
 from metricgold.datasets import evenly_spaced, list_frames, read_frame
 from metricgold.images import (
-    DEPTH_COLOURS,
     ERROR_COLOURS,
     WORST_SHOWN,
+    ColourScale,
     Example,
     colour_depth,
     colour_error,
     colour_share,
-    metre_ticks,
+    css_gradient,
+    data_uri,
+    depth_scale,
+    load_template,
     png_bytes,
     read_log_depth_png,
     read_rgb,
@@ -179,11 +181,8 @@ def _read_metrics(root: Path) -> dict[str, Any]:
 
 
 def _render(**values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text()).render(**values)
+    template = load_template(Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format})
+    return template.render(**values)
 
 
 # --- one image and what became of it ------------------------------------------------------------------------
@@ -245,7 +244,7 @@ def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 def _card(found: Predicted) -> dict[str, Any]:
     example, step = found.example, max(1, -(-max(found.depth_m.shape) // SHOWN_PX))
-    small = lambda image: _data_uri(png_bytes(np.ascontiguousarray(image[::step, ::step])))  # noqa: E731
+    small = lambda image: data_uri(png_bytes(np.ascontiguousarray(image[::step, ::step])), "image/png")  # noqa: E731
     height, width = found.depth_m.shape
     card = {
         "name": found.frame or found.name.removeprefix("yours-"),
@@ -254,7 +253,7 @@ def _card(found: Predicted) -> dict[str, Any]:
         "centre_m": float(found.depth_m[height // 2, width // 2]),
         "photograph": small(found.rgb),
         "depth": small(colour_depth(found.depth_m, example.range_m)),
-        "depth_scale": _depth_scale(example.range_m),
+        "depth_scale": depth_scale(example.range_m),
         "uncertainty": small(_colour_uncertainty(found.uncertainty)),
         "error": None,
         "abs_rel": None,
@@ -272,41 +271,23 @@ def _colour_uncertainty(uncertainty: np.ndarray) -> np.ndarray:
 # --- scales: a CSS gradient and its ticks -------------------------------------------------------------------
 
 
-def _gradient(colours: str) -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return ", ".join(to_hex(colour) for colour in colormaps[colours](np.linspace(0, 1, 17)))
-
-
-def _depth_scale(range_m: tuple[float, float]) -> dict[str, Any]:
-    near_m, far_m = range_m
-    place = lambda m: 100 * float(np.log(m / near_m) / np.log(far_m / near_m))  # noqa: E731
-    ticks = [(place(m), f"{m:.3g} m") for m in metre_ticks(range_m)]
-    return {"gradient": _gradient(DEPTH_COLOURS), "ticks": ticks}
-
-
-def _error_scale() -> dict[str, Any]:
+def _error_scale() -> ColourScale:
     worst = WORST_SHOWN
     ticks = [(0, "0 %"), (50, f"{worst / 2:.0%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": _gradient(ERROR_COLOURS), "ticks": ticks}
+    return {"gradient": css_gradient(ERROR_COLOURS), "ticks": ticks}
 
 
-def _uncertainty_scale() -> dict[str, Any]:
+def _uncertainty_scale() -> ColourScale:
     worst = WORST_UNCERTAINTY_SHOWN
     ticks = [(0, "0 %"), (50, f"{worst / 2:.1%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": _gradient(UNCERTAINTY_COLOURS), "ticks": ticks}
+    return {"gradient": css_gradient(UNCERTAINTY_COLOURS), "ticks": ticks}
 
 
 # --- figures, tables, lineage -------------------------------------------------------------------------------
 
 
-def _data_uri(content: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _embedded(path: Path) -> str | None:
-    return _data_uri(path.read_bytes()) if path.exists() else None
+    return data_uri(path.read_bytes(), "image/png") if path.exists() else None
 
 
 def _loss_curve(path: Path) -> str | None:
@@ -334,7 +315,7 @@ def _loss_curve(path: Path) -> str | None:
     ax.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _data_uri(buffer.getvalue(), "image/svg+xml")
+    return data_uri(buffer.getvalue(), "image/svg+xml")
 
 
 def _metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:

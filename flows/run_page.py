@@ -1,7 +1,6 @@
 """What a run's page shows of a stage while it works, read from the lines of its log: how far it is, how good."""
 
 import ast
-import base64
 import io
 import json
 import re
@@ -16,6 +15,8 @@ from prefect.artifacts import (
     create_progress_artifact,
     update_progress_artifact,
 )
+
+from metricgold.images import data_uri
 
 STATE = Path("models/metricgold.state")  # of the trainer: metrics.jsonl, samples/step-NNNNNN.png
 PICTURE_PX = 1000  # of the long side; the picture travels inside the artifact
@@ -112,4 +113,4 @@ def _data_uri(picture: Path) -> str:
         image = image.convert("RGB")
         image.thumbnail((PICTURE_PX, PICTURE_PX))
         image.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return data_uri(data.getvalue(), "image/jpeg")

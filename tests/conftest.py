@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from metricgold.params.sections import Params
+
+# A deadline measures how busy the machine is: the first example pays for imports.
+settings.register_profile("metricgold", deadline=None)
+settings.load_profile("metricgold")
 
 HEIGHT, WIDTH = 32, 48
 DATASET = "tartanair-synthetic"

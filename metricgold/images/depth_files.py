@@ -5,6 +5,7 @@ name: any text without NUL, under names of letters, digits and _ . : - that all 
 whole or not at all. Equal values give equal bytes. PNG and TIFF are read up to twice PIL.Image.MAX_IMAGE_PIXELS.
 """
 
+import io
 import json
 import re
 import struct
@@ -12,8 +13,9 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -23,6 +25,105 @@ from metricgold.log_depth import LogDepth
 from metricgold.storage import write_aside
 
 _METRES = {"unit": "metres", "kind": "planar depth"}
+
+DepthFileKind = Literal["log-png", "mm-png", "npz", "tiff", "exr"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DepthFile:
+    """What a depth file of this project holds, and what it says about itself.
+
+    kind            format and encoding, one of log-png, mm-png, npz, tiff and exr
+    planar_depth_m  float32 [H, W], metres along the optical axis; NaN where the file gives no depth
+    attributes      the file's texts by name, such as unit, encoding, model and input
+    near_m, far_m   metres that the codes of a log-png span; None for the other kinds
+    uncertainty     float32 [H, W], relative (median absolute deviation of ln depth); in an npz only, else None
+    intrinsics      float64 [3, 3], in pixels of planar_depth_m; in an npz only, else None
+    """
+
+    kind: DepthFileKind
+    planar_depth_m: np.ndarray
+    attributes: dict[str, str]
+    near_m: float | None = None
+    far_m: float | None = None
+    uncertainty: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+
+
+def read_depth(source: str | Path | BinaryIO) -> DepthFile:
+    """Read any depth file that this project writes: log-png, mm-png, npz, tiff or exr.
+
+    The content decides which kind it is, not the name. In all kinds a pixel is NaN where the file gives no depth:
+    where none is known, and where it lies beyond the range of the model or of the file. (The functions for one kind,
+    such as read_log_depth_png, mark what lies beyond the range as inf.)
+
+    Raises ValueError naming the file, and what was expected, for anything else: a broken or truncated file, a file of
+    uncertainty or normals, and depth written by other tools, whose numbers may mean anything; also for an exr where
+    the extra `exr` is not installed. Raises OSError where the file cannot be opened. Source: each format is defined
+    by the `encoding` that its files hold.
+    """
+    kind = _kind_of(source)
+    if kind == "npz":
+        arrays, attributes = read_depth_npz(source)
+        depth_m, uncertainty, intrinsics = (arrays.get(name) for name in _NPZ_ARRAYS)
+        return DepthFile(kind, _nan_or_depth(depth_m), attributes, uncertainty=uncertainty, intrinsics=intrinsics)
+    if kind == "log-png":
+        depth_m, attributes = read_log_depth_png(source)
+        near_m, far_m = float(attributes["near_m"]), float(attributes["far_m"])
+        return DepthFile(kind, _nan_or_depth(depth_m), attributes, near_m, far_m)
+    read = {"mm-png": read_mm_depth_png, "tiff": read_depth_tiff, "exr": read_depth_exr}[kind]
+    depth_m, attributes = read(source)
+    return DepthFile(kind, _nan_or_depth(depth_m), attributes)
+
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_KIND_OF_MAGIC: dict[bytes, DepthFileKind] = {
+    b"PK\x03\x04": "npz",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"v/1\x01": "exr",
+}
+_KIND_OF_UNIT: dict[str | None, DepthFileKind] = {"metres": "log-png", "millimetres": "mm-png"}
+
+
+def _kind_of(source: str | Path | BinaryIO) -> DepthFileKind:
+    """The kind of a depth file by its first bytes, and of a PNG by its unit; ValueError for any other file."""
+    with _at_start(source) as file:
+        head = file.read(len(_PNG_MAGIC))
+        file.seek(-len(head), io.SEEK_CUR)
+        if head == _PNG_MAGIC:
+            with _reading(source, "PNG"), Image.open(file, formats=["PNG"]) as image:
+                held, unit = image.info.get("kind"), image.info.get("unit")
+            if held == "planar depth" and unit in _KIND_OF_UNIT:
+                return _KIND_OF_UNIT[unit]
+            raise _not_depth(source, f"a PNG of {held} in {unit}" if held else "a PNG that names neither unit nor kind")
+    kind = next((kind for magic, kind in _KIND_OF_MAGIC.items() if head.startswith(magic)), None)
+    if kind is None:
+        raise _not_depth(source, f"a file that begins with {head!r}" if head else "an empty file")
+    return kind
+
+
+@contextmanager
+def _at_start(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The source open for a look at its beginning; a file that was open already is put back to where it stood."""
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as file:
+            yield file
+    else:
+        start = source.tell()
+        try:
+            yield source
+        finally:
+            source.seek(start)
+
+
+def _not_depth(source: str | Path | BinaryIO, what: str) -> ValueError:
+    return ValueError(f"{source}: expected a depth file of MetricGold (log-png, mm-png, npz, tiff or exr), got {what}")
+
+
+def _nan_or_depth(depth_m: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))
+
 
 # 16-bit grey PNG, logarithmic, so that every distance has the same relative step.
 
@@ -168,10 +269,13 @@ def read_depth_npz(source: str | Path | BinaryIO) -> tuple[dict[str, np.ndarray]
     """Read what write_depth_npz wrote: its arrays by name, its attributes."""
     with _reading(source, "NPZ"), np.load(source, allow_pickle=False) as npz:
         stored = dict(npz)
+    arrays = {key: stored[key] for key in _NPZ_ARRAYS if key in stored}
     attributes = {key: str(value) for key, value in stored.items() if key not in _NPZ_ARRAYS}
-    if "planar_depth_m" not in stored:
-        raise ValueError(f"{source} is no planar depth file of this project: it holds {sorted(stored)}")
-    return {key: stored[key] for key in _NPZ_ARRAYS if key in stored}, attributes
+    kinds = {key: (array.dtype.name, array.ndim) for key, array in arrays.items()}
+    expected = {"planar_depth_m": ("float32", 2), "uncertainty": ("float32", 2), "intrinsics": ("float64", 2)}
+    if "planar_depth_m" not in arrays or attributes.get("unit") != "metres" or not kinds.items() <= expected.items():
+        raise _not_depth(source, f"an NPZ of {', '.join(sorted(stored)) or 'nothing'}")
+    return arrays, attributes
 
 
 _IMAGE_DESCRIPTION = 270
@@ -190,8 +294,8 @@ def read_depth_tiff(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str
     with _reading(source, "TIFF"), Image.open(source, formats=["TIFF"]) as image:
         depth_m, text = np.array(image), image.tag_v2.get(_IMAGE_DESCRIPTION, "")
     attributes = _parsed(text)
-    if depth_m.dtype != np.float32 or attributes.get("kind") != "planar depth":
-        raise ValueError(f"{source} is no planar depth file of this project: {depth_m.dtype}, description {text!r:.80}")
+    if depth_m.dtype != np.float32 or not _METRES.items() <= attributes.items():
+        raise _not_depth(source, f"a TIFF of {depth_m.dtype} with the description {text!r:.80}")
     return depth_m, attributes
 
 
@@ -232,8 +336,8 @@ def read_depth_exr(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str,
         exr = openexr.File(f"{folder}/depth.exr")
         header, channels = exr.header(), exr.channels()
     attributes = {key: value for key, value in header.items() if isinstance(value, str)}
-    if "Z" not in channels or attributes.get("kind") != "planar depth":
-        raise ValueError(f"{source} is no planar depth file of this project: channels {sorted(channels)}")
+    if "Z" not in channels or not _METRES.items() <= attributes.items():
+        raise _not_depth(source, f"an OpenEXR image with the channels {', '.join(sorted(channels))}")
     return channels["Z"].pixels, attributes
 
 
@@ -304,9 +408,9 @@ def _reading(source: str | Path | BinaryIO, format_name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # the file itself, not what is in it
             raise
-        raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
+        raise ValueError(f"{source} is not a {format_name}, or not a complete one: {error}") from error
     except _BROKEN as error:
-        raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
+        raise ValueError(f"{source} is not a {format_name}, or not a complete one: {error}") from error
 
 
 def _write_png(
@@ -342,5 +446,7 @@ def _read_png(source: str | Path | BinaryIO, dtype: type, kind: str, unit: str) 
         code, attributes = np.array(image), dict(image.text)
     found = [str(code.dtype), attributes.get("kind"), attributes.get("unit")]
     if found != [np.dtype(dtype).name, kind, unit]:
-        raise ValueError(f"{source} is no {kind} file of this project in {unit}: dtype, kind and unit are {found}")
+        raise ValueError(
+            f"{source}: expected a PNG of {kind} in {unit}, written by MetricGold; got dtype, kind and unit {found}"
+        )
     return code, attributes

@@ -36,7 +36,7 @@ class Example:
         """
         if not self.valid_mask.any():
             return colour_range(self.pred_m)
-        return colour_range(np.concatenate([self.pred_m[self.valid_mask], self.true_m[self.valid_mask]]))
+        return colour_range(np.vstack([self.pred_m, self.true_m]), np.vstack([self.valid_mask, self.valid_mask]))
 
 
 def write_panels(path: Path, examples: Sequence[Example], columns: Sequence[str], width_px: int) -> Path:

@@ -18,7 +18,15 @@ from urllib.parse import quote
 
 import numpy as np
 
-from metricgold.images import DEPTH_COLOURS, colour_depth, colour_range
+from metricgold.images import (
+    DEPTH_COLOURS,
+    colour_depth,
+    colour_range,
+    css_gradient,
+    data_uri,
+    has_depth,
+    load_template,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -68,16 +76,14 @@ def make_card(rgb: np.ndarray, planar_depth_m: np.ndarray) -> Card:
     if rgb.shape != (height, width, 3):
         raise ValueError(f"a card needs rgb [H, W, 3] of the depth's size {height}x{width}, got {list(rgb.shape)}")
     depth_m = _sampled(planar_depth_m, _THUMBNAIL_PIXELS)
-    known = _known(depth_m)
-    range_m = colour_range(depth_m[known]) if known.any() else (1.0, 10.0)
-    coloured = colour_depth(np.where(known, depth_m, range_m[0]), range_m, known)
+    range_m = colour_range(planar_depth_m)
     grid_m = _sampled(planar_depth_m, _GRID_CELLS)
     near_m, far_m, codes = _encode_grid(grid_m)
     return Card(
         height=height,
         width=width,
         photograph=_jpeg(_reduced(rgb, depth_m.shape), _PHOTOGRAPH_BYTES),
-        depth=_jpeg(coloured, _DEPTH_BYTES, "4:4:4"),
+        depth=_jpeg(colour_depth(depth_m, range_m), _DEPTH_BYTES, "4:4:4"),
         range_m=range_m,
         num_rows=grid_m.shape[0],
         num_columns=grid_m.shape[1],
@@ -99,12 +105,8 @@ def _sampled(planar_depth_m: np.ndarray, max_pixels: int) -> np.ndarray:
     return planar_depth_m[middles(height, rows)[:, None], middles(width, columns)]
 
 
-def _known(depth_m: np.ndarray) -> np.ndarray:
-    return np.isfinite(depth_m) & (depth_m > 0)
-
-
 def _encode_grid(grid_m: np.ndarray) -> tuple[float, float, np.ndarray]:
-    known = _known(grid_m)
+    known = has_depth(grid_m)
     if not known.any():
         return 1.0, 1.0, np.zeros(grid_m.shape, np.uint16)
     near_m, far_m = float(grid_m[known].min()), float(grid_m[known].max())
@@ -219,8 +221,8 @@ def _shown(name: str, card: Card, row: Row) -> Row:
         "name": name,
         "card": card,
         "files": list(_files(row)),
-        "photograph": _data_uri(card.photograph),
-        "depth": _data_uri(card.depth),
+        "photograph": data_uri(card.photograph, "image/jpeg"),
+        "depth": data_uri(card.depth, "image/jpeg"),
         "codes": base64.b64encode(card.codes).decode(),
         "metres": [row[key] for key in ("min_m", "median_m", "max_m")],
         "uncertainty": row["uncertainty_median"],
@@ -246,18 +248,12 @@ def _url(key: str) -> str | None:
         return None
 
 
-def _data_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-
-
 @cache
 def _template() -> "Template":
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"metres": _metres, "visible": _visible, "digest": _digest}
-    environment.globals["gradient"] = _gradient()
-    return environment.from_string(Path(__file__).with_name("gallery.html.j2").read_text())
+    filters = {"metres": _metres, "visible": _visible, "digest": _digest}
+    return load_template(
+        Path(__file__).with_name("gallery.html.j2"), filters, {"gradient": css_gradient(DEPTH_COLOURS)}
+    )
 
 
 # --- how values are written ---------------------------------------------------------------------------------
@@ -287,10 +283,3 @@ def _visible(text: str, max_chars: int = 2_000) -> str:
 def _digest(text: str) -> str:
     """sha256 as a Content-Security-Policy names the one script that may run."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _gradient() -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return ", ".join(to_hex(colour) for colour in colormaps[DEPTH_COLOURS](np.linspace(0, 1, 17)))

@@ -15,7 +15,6 @@ an evenly spaced sample of every scene is decoded. A frame is suspicious, which 
     misaligned       depth edges fit better elsewhere than on the photograph's (see edge_alignment)
 """
 
-import base64
 import csv
 import io
 import logging
@@ -42,7 +41,16 @@ from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_
 from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.datasets.sampling import evenly_spaced
-from metricgold.images import DEPTH_COLOURS, colour_depth, metre_ticks, png_bytes
+from metricgold.images import (
+    RANGE_WITHOUT_DEPTH_M,
+    colour_depth,
+    data_uri,
+    depth_scale,
+    format_metres,
+    load_template,
+    png_bytes,
+    widen_range,
+)
 from metricgold.storage import digest_file, write_aside, write_json
 
 logger = logging.getLogger(__name__)
@@ -74,7 +82,7 @@ BINS_PER_DECADE, DECADES = 200, (-3, 5)  # of the histogram percentiles are read
 COARSER = 10  # of these bins make one that is drawn
 MAX_CARDS, MAX_SHEET, MAX_ROWS, MAX_CAMERAS = 60, 80, 1000, 40
 SHOWN_PX = 240
-MAX_TICKS = 6
+MAX_TICKS = 6  # on a phone there is no room for more
 
 
 def inspect_dataset(
@@ -382,12 +390,16 @@ def _of_looks(looks: Sequence[Look]) -> _Found:
 def _of_depth(one: Look, usual: float, far_off: float) -> _Found:
     nearest_m, median_m, farthest_m = one.range_m
     if farthest_m - nearest_m < MIN_SPREAD * nearest_m:
-        yield one.ref.name, "constant depth", f"{metres(nearest_m)} everywhere"
+        yield one.ref.name, "constant depth", f"{format_metres(nearest_m)} everywhere"
     if one.implausible > MAX_IMPLAUSIBLE:
-        text = f"{one.implausible:.1%} of the pixels; {metres(nearest_m)} to {metres(farthest_m)}"
+        text = f"{one.implausible:.1%} of the pixels; {format_metres(nearest_m)} to {format_metres(farthest_m)}"
         yield one.ref.name, "out of range", text
     elif abs(log(median_m) - usual) > far_off:
-        yield one.ref.name, "out of range", f"median {metres(median_m)}, that of the data set {metres(np.exp(usual))}"
+        yield (
+            one.ref.name,
+            "out of range",
+            f"median {format_metres(median_m)}, that of the data set {format_metres(np.exp(usual))}",
+        )
 
 
 def _displacement(alignment: Any) -> str:
@@ -450,8 +462,6 @@ def _write_histogram(path: Path, dataset: str, counts: np.ndarray) -> None:
 
 
 def _render(dataset: str, split: str | None, found: Findings, pool: Executor) -> str:
-    from jinja2 import Environment, StrictUndefined
-
     range_m = _colour_range(found)
     decoded = {one.ref.name: one for one in found.seen}
     bad = [ref for ref in found.listing.frames if ref.name in found.suspicious]
@@ -466,15 +476,14 @@ def _render(dataset: str, split: str | None, found: Findings, pool: Executor) ->
         "said": found.suspicious.get(ref.name, {}),
         "facts": _facts(decoded.get(ref.name)),
     }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": "{:.1%}".format, "metres": metres}
-    return environment.from_string(Path(__file__).with_name("page.html.j2").read_text()).render(
+    filters = {"percent": "{:.1%}".format, "metres": format_metres}
+    return load_template(Path(__file__).with_name("page.html.j2"), filters).render(
         dataset=dataset,
         split=split,
         figures=found.figures(),
         kinds=found.count_by_kind(),
         gaps=found.listing.gaps,
-        scale=_scale(range_m),
+        scale=depth_scale(range_m, MAX_TICKS),
         bad=[card(ref) for ref in shown_bad],
         not_shown=_not_shown(found, {ref.name for ref in shown_bad}),
         sheet=[card(ref) for ref in sheet],
@@ -490,12 +499,7 @@ def _colour_range(found: Findings) -> tuple[float, float]:
     """Metres at both ends of the colours, one range for the page; a frame of another unit does not stretch it."""
     fine = [one.counts for one in found.seen if one.ref.name not in found.suspicious]
     low_m, high_m = (percentiles(sum(fine) if fine else found.counts)[share] for share in (1, 99))
-    return (low_m, max(high_m, 1.1 * low_m)) if high_m else (1.0, 10.0)
-
-
-def metres(depth_m: float) -> str:
-    """Three digits, never an exponent: 0.82 m, 8090 m."""
-    return f"{depth_m:.3g} m" if depth_m < 1000 else f"{depth_m:.0f} m"
+    return widen_range(low_m, high_m) if high_m else RANGE_WITHOUT_DEPTH_M
 
 
 def _sheet(found: Findings) -> list[FrameRef]:
@@ -531,15 +535,15 @@ def views(ref: FrameRef, range_m: tuple[float, float]) -> dict[str, str] | None:
     rgb, depth_m, valid = (
         np.ascontiguousarray(image[::step, ::step]) for image in (frame.rgb, frame.planar_depth_m, frame.valid_mask)
     )
-    depth = colour_depth(np.where(valid, depth_m, range_m[0]), range_m, valid)
+    depth = colour_depth(depth_m, range_m, valid)
     edges = depth_edges(depth_m, valid)[..., None]
     grey = rgb.mean(axis=2, keepdims=True) * 0.6 + 40
     overlay = (grey * (1 - edges) + np.array([255, 40, 40]) * edges).astype(np.uint8)
     invalid = np.where(valid[..., None], np.uint8([245, 247, 250]), np.uint8([179, 38, 30]))
     return {
         "photograph": _jpeg_uri(rgb),
-        "planar depth": _uri(png_bytes(depth), "png"),
-        "invalid pixels": _uri(png_bytes(invalid), "png"),
+        "planar depth": data_uri(png_bytes(depth), "image/png"),
+        "invalid pixels": data_uri(png_bytes(invalid), "image/png"),
         "depth edges on it": _jpeg_uri(overlay),
     }
 
@@ -549,22 +553,7 @@ def _jpeg_uri(rgb: np.ndarray) -> str:
 
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=82)
-    return _uri(buffer.getvalue(), "jpeg")
-
-
-def _uri(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _scale(range_m: tuple[float, float]) -> dict[str, Any]:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    colours = ", ".join(to_hex(colour) for colour in colormaps[DEPTH_COLOURS](np.linspace(0, 1, 17)))
-    ticks = metre_ticks(range_m)
-    ticks = ticks[:: -(-len(ticks) // MAX_TICKS)]  # on a phone there is no room for more
-    place = lambda m: 100 * log(m / range_m[0]) / log(range_m[1] / range_m[0])  # noqa: E731
-    return {"gradient": colours, "ticks": [(place(m), metres(m)) for m in ticks]}
+    return data_uri(buffer.getvalue(), "image/jpeg")
 
 
 # Histograms are SVG paths over one logarithmic axis, 1000 wide and 100 high
