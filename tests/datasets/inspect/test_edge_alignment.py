@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
+from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edge_map
 from metricgold.datasets.synthetic.render import render_scene
 from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.params.sections import Synthesize
@@ -81,9 +81,9 @@ def test_depth_of_another_frame_scores_lower(frames):
 def test_a_slanted_plane_has_no_edges():
     y, x = np.mgrid[:40, :60]
     plane = 1 / (0.02 + 0.004 * x + 0.006 * y)
-    assert depth_edges(plane, np.ones((40, 60), dtype=bool)).max() == 0
+    assert depth_edge_map(plane, np.ones((40, 60), dtype=bool)).max() == 0
     step = np.where(x < 30, 2.0, 4.0)
-    edges = depth_edges(step, np.ones((40, 60), dtype=bool))
+    edges = depth_edge_map(step, np.ones((40, 60), dtype=bool))
     assert set(np.flatnonzero(edges.any(axis=0))) == {29, 30}
 
 

@@ -13,7 +13,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.datasets.inspect.page import EDGES_M, KINDS, coarse, inspect_dataset, percentiles, read_size, sample
+from metricgold.datasets.inspect.findings import KINDS
+from metricgold.datasets.inspect.histogram import EDGES_M, coarse, percentiles
+from metricgold.datasets.inspect.page import inspect_dataset
+from metricgold.datasets.inspect.summary import read_size, sample
 from metricgold.datasets.synthetic.render import render_scene
 from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.params.sections import Synthesize
