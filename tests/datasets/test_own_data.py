@@ -202,7 +202,7 @@ def test_a_focal_length_that_is_none(tmp_path, focal):
     write_one(tmp_path, intrinsics={"fx": None, "fy": None, "cx": None, "cy": None})
     row = f"barn/rgb/0001.png,barn/depth/0001.png,barn,{focal},9,4,3"
     write_csv(tmp_path, "rgb,depth,scene,fx,fy,cx,cy", row)
-    with pytest.raises(ValueError, match=rf"frames\.csv: line 2: fx: {focal} is no focal length"):
+    with pytest.raises(ValueError, match=rf"frames\.csv: line 2: fx: {focal} is not a focal length"):
         list_frames("mine", tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_a_frame_named_twice(tmp_path):
     write_one(tmp_path)
     row = "barn/rgb/0001.png,barn/depth/0001.png,barn"
     write_csv(tmp_path, "rgb,depth,scene", row, row)
-    with pytest.raises(ValueError, match="frame barn/rgb/0001 lies twice"):
+    with pytest.raises(ValueError, match="frame barn/rgb/0001 is there twice"):
         list_frames("mine", tmp_path)
 
 
