@@ -1,4 +1,4 @@
-"""Members of the archives as arrays. Whatever is wrong with one becomes a ValueError that names it."""
+"""Members of the archives as arrays. Any fault of a file becomes a ValueError that names the file."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import h5py
 
-MAX_BYTES = 1 << 30  # of one array; a damaged header claims anything
+MAX_BYTES = 1 << 30  # of one array; a damaged header may claim any size
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The one form in which every data set's images leave their reader."""
+"""The form in which the images of every data set leave their reader."""
 
 from dataclasses import dataclass, replace
 

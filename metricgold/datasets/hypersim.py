@@ -32,7 +32,7 @@ def list_frames(dataset: str, raw: Path) -> Listing:
     """Frames of <scene>/images/scene_cam_XX_{final,geometry}_hdf5; FrameRef.camera is M_cam_from_uv by rows.
 
     A scene without a row in the csv raises ValueError. Gaps in the numbers of a trajectory's frames are counted up to
-    its last one; a missing file of entity ids leaves no frame out and is logged.
+    its last one; a missing file of entity ids is logged, and its frame stays.
     """
     cameras = read_cameras(raw / CAMERA_CSV) if (raw / CAMERA_CSV).exists() else {}
     frames: list[FrameRef] = []

@@ -88,7 +88,7 @@ class Source(ClosedModel):
 class Archive(Source):
     """A zip, 7z, tar or tar.gz, extracted below `into`."""
 
-    scenes: tuple[str, ...] = ()  # all that have members here; empty: not known, or it belongs to none
+    scenes: tuple[str, ...] = ()  # that have members here; empty: not known, or none
     into: RelativePath = "."
     members: tuple[str, ...] | None = None  # globs as in the manifest, for this archive alone; None: the manifest's
 
@@ -118,7 +118,7 @@ class Manifest(ClosedModel):
     depth: Depth
     mirrors: tuple[Url, ...] = ()  # in order of preference; none only where each source has its url
     checksums: Checksums | None = None
-    archives: tuple[Archive, ...] = ()  # empty: all that the checksum list names
+    archives: tuple[Archive, ...] = ()  # empty: all in the list of checksums
     files: tuple[Source, ...] = ()  # fetched as they are
     members: tuple[str, ...] = ()  # globs of members to extract; empty: all
     splits: Splits | None = None
@@ -217,7 +217,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 def describe_fault(error: ErrorDetails) -> str:
     """What pydantic found wrong with one value, in a few words."""
     if error["type"] == "extra_forbidden":
-        nested = {
+        nested: dict[str, type[ClosedModel]] = {
             "licence": Licence,
             "depth": Depth,
             "checksums": Checksums,

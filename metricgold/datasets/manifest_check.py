@@ -19,8 +19,8 @@ def check_manifests(paths: Iterable[Path]) -> list[str]:
 def check_manifest(path: Path) -> list[str]:
     """Everything that is wrong with a manifest, one line each: `file: key: what is wrong and what was expected`.
 
-    A line that begins with WARNING is worth a look and does not make the manifest wrong. Raises nothing for
-    what a file holds, nor for one that cannot be read.
+    A line that begins with WARNING is worth a look and does not make the manifest wrong. A file that cannot be read
+    is a line too, not an error.
     """
     try:
         manifest = read_manifest(path)
@@ -82,7 +82,7 @@ def split_faults(manifest: Manifest) -> Iterator[Fault]:
     for split, glob in globs:
         if named and not any(matches_name(scene, glob) for scene in named):
             yield f"splits.scenes.{split}", f"{glob} matches none of the {len(named)} scenes that archives name"
-    # Where archives name no scenes, those that splits spell out are all that is known.
+    # Where archives name no scenes, only those that splits spell out are known.
     spelt_out = sorted({glob for _, glob in globs if plain_start(glob) == glob})
     for scene in (named or spelt_out) if globs_of_split else ():
         splits = splits_of_scene(scene, globs_of_split)
@@ -92,7 +92,7 @@ def split_faults(manifest: Manifest) -> Iterator[Fault]:
 
 
 def exclusion_faults(manifest: Manifest) -> Iterator[Fault]:
-    """Globs that no frame can match, because what they begin with is no scene's `<scene>/`."""
+    """Globs that no frame can match, because no scene's `<scene>/` begins as they do."""
     scenes = _scenes(manifest)
     for i, exclusion in enumerate(manifest.exclude):
         start = plain_start(exclusion.frames)

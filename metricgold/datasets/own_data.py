@@ -75,7 +75,7 @@ class StoredDepth(ClosedModel):
     kind: Literal["planar", "ray distance"]
     invalid: Numbers
     far: Number | None
-    array: str | None = None  # which one of an .npz
+    array: str | None = None  # of an .npz with several
 
     @property
     def metres_per_unit(self) -> float:

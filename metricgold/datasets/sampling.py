@@ -1,4 +1,4 @@
-"""Which frames of a data set are looked at, and how they are read where a broken one must not end the stage."""
+"""Which frames of a data set are looked at, and how they are read where a broken file must not end the stage."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -31,7 +31,7 @@ def matches_name(name: str, glob: str) -> bool:
 
 
 def plain_start(glob: str) -> str:
-    """What every match begins with: all that stands before the first wildcard, the whole glob if it has none."""
+    """What every match begins with: everything before the first wildcard, the whole glob if it has none."""
     return re.split(r"[*?[]", glob, maxsplit=1)[0]
 
 

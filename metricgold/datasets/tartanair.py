@@ -1,8 +1,8 @@
 """TartanAir v1, left camera: RGB PNG and float32 .npy of planar depth in metres; 90 degrees wide.
 
 The sky is neither a constant nor infinity, it is geometry: in the frames seen a sphere some 4.1 km away, so that its
-planar depth changes over the image by a third. It differs from surfaces by its distance along the ray: it is what lies
-behind the last wide gap of a frame, or beyond a limit where there is no gap. The limit is set here and not in the data
+planar depth changes over the image by a third. It differs from surfaces by its distance along the ray: it is behind
+the last wide gap of a frame, or beyond a limit where there is no gap. The limit is set here and not in the data
 manifest, because it decides how a number is read, also without a manifest; a change of it needs a new encode.version.
 """
 
@@ -73,7 +73,7 @@ def sky_ray_distance_m(ray_distance_m: np.ndarray) -> float:
     frame without sky is taken for sky: a loss of pixels beyond SKY_FROM_M, where sky for a surface would be an error.
     """
     seen = ray_distance_m[(ray_distance_m > 0) & (ray_distance_m < np.inf)]
-    steps = np.unique(np.maximum(seen, SKY_FROM_M / SKY_GAP))  # up to there one is as near as the other
+    steps = np.unique(np.maximum(seen, SKY_FROM_M / SKY_GAP))  # differences nearer than that do not matter
     behind = steps[1:][(steps[1:] >= SKY_GAP * steps[:-1]) & (steps[1:] >= SKY_FROM_M)]
     return float(behind[-1]) if behind.size else np.inf
 

@@ -8,7 +8,7 @@ Two edge maps are made and compared at about 256 pixels' width:
            as infinitely far, so that the skyline is an edge
 
 Their correlation is taken at every shift up to a quarter of the image. The score says by how many standard
-deviations of those correlations the one in place (within a pixel) exceeds the best of all others: shifts, and the
+deviations of those correlations the correlation in place (within a pixel) exceeds the best other: shifts, and the
 depth mirrored left-right, upside down or turned by 180 degrees. A right map scores above 0, a shifted, mirrored or
 foreign one below: the threshold is MISALIGNED. On rendered scenes at 120 x 160 right maps score 0.9 to 7, maps
 displaced by 2 % of the width -1.3 to -10 and mirrored ones -2 and less; on real NYUv2, Redwood, SUN RGB-D and
@@ -89,7 +89,8 @@ def depth_edge_map(planar_depth_m: np.ndarray, valid_mask: np.ndarray) -> np.nda
         middle = inverse[1:-1, 1:-1]
         largest = np.maximum(np.maximum(before, after), np.maximum(middle, 1e-9))
         np.maximum(inner, np.abs(before - 2 * middle + after) / largest, out=inner)
-    return np.clip((edges - BEND[0]) / (BEND[1] - BEND[0]), 0, 1)
+    clipped: np.ndarray = np.clip((edges - BEND[0]) / (BEND[1] - BEND[0]), 0, 1)
+    return clipped
 
 
 def shift_correlations(bright: np.ndarray, deep: np.ndarray) -> np.ndarray:

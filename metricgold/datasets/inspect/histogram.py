@@ -7,7 +7,7 @@ import numpy as np
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BINS_PER_DECADE, DECADES = 200, (-3, 5)  # metres
 EDGES_M = np.logspace(*DECADES, (DECADES[1] - DECADES[0]) * BINS_PER_DECADE + 1)
-COARSER = 10  # of these bins make one that is drawn
+COARSER = 10  # so many bins are drawn as one
 TICKS_M = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
 EMPTY_RANGE_M = (0.1, 100.0)
 

@@ -162,7 +162,7 @@ def pictures_of(ref: FrameRef, range_m: tuple[float, float]) -> dict[str, str] |
     edges = depth_edge_map(depth_m, valid)[..., None]
     grey = rgb.mean(axis=2, keepdims=True) * 0.6 + 40
     overlay = (grey * (1 - edges) + np.array([255, 40, 40]) * edges).astype(np.uint8)
-    invalid = np.where(valid[..., None], np.uint8([245, 247, 250]), np.uint8([179, 38, 30]))
+    invalid = np.where(valid[..., None], (245, 247, 250), (179, 38, 30)).astype(np.uint8)
     return {
         "photograph": jpeg_uri(rgb),
         "planar depth": data_uri(png_bytes(depth), "image/png"),

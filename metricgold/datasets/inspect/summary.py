@@ -64,10 +64,7 @@ def map_frames(pool: Executor, work: Callable[[T], R], items: Sequence[T], name:
 
 
 class Head(NamedTuple):
-    """Sizes of a frame's files, None where only decoding tells; marks that equal files share; why it is unreadable.
-
-    A mark is the length of a file and the CRC-32 of a block in its middle.
-    """
+    """Sizes of a frame's files, None where only decoding tells; marks that equal files share; why it is unreadable."""
 
     rgb_size: Size | None = None
     depth_size: Size | None = None
@@ -85,16 +82,18 @@ def read_heads(frames: Sequence[FrameRef]) -> list[Head]:
 def read_head(ref: FrameRef) -> Head:
     """Sizes and marks of a frame's two files, without decoding them."""
     try:
-        sizes = read_size(ref.rgb_path), read_size(ref.depth_path)
-        marks = []
-        for path in (ref.rgb_path, ref.depth_path):
-            with path.open("rb") as file:
-                num_bytes = file.seek(0, os.SEEK_END)
-                file.seek(max(0, num_bytes // 2 - BLOCK_BYTES // 2))
-                marks.append((num_bytes, zlib.crc32(file.read(BLOCK_BYTES))))
-        return Head(*sizes, *marks)
+        rgb_size, depth_size = read_size(ref.rgb_path), read_size(ref.depth_path)
+        return Head(rgb_size, depth_size, read_mark(ref.rgb_path), read_mark(ref.depth_path))
     except (ValueError, OSError) as error:
         return Head(error=str(error))
+
+
+def read_mark(path: Path) -> tuple[int, int]:
+    """Length, and CRC-32 of a block in the middle: equal files have equal marks."""
+    with path.open("rb") as file:
+        num_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(0, num_bytes // 2 - BLOCK_BYTES // 2))
+        return num_bytes, zlib.crc32(file.read(BLOCK_BYTES))
 
 
 def read_size(path: Path) -> Size | None:

@@ -210,7 +210,7 @@ def write_tartanair(recipe: Recipe, params: Synthesize, out: Path) -> None:
 
 
 def write_tartanair2(recipe: Recipe, params: Synthesize, out: Path) -> None:
-    """A zip of photographs and one of depth for each environment; a float32 lies in the four bytes of an RGBA pixel."""
+    """A zip of photographs and one of depth for each environment; an RGBA pixel's bytes are a float32."""
     for index in scene_indices(recipe, params):
         environment = recipe.scene_name(params, index)
         folder, poses = f"{environment}/Data_easy/P000", ""
@@ -242,7 +242,8 @@ def ned_pose(pose: Pose) -> str:
 def depth_under_sky(frame: RenderedFrame, sky_m: float) -> np.ndarray:
     """Planar depth float64 [H, W] in metres; nothing is farther than a sphere of `sky_m` around the camera."""
     sky_planar_m: np.ndarray = sky_m / np.linalg.norm(frame.rays, axis=-1)
-    return np.minimum(frame.planar_depth_m, sky_planar_m)
+    depth_m: np.ndarray = np.minimum(frame.planar_depth_m, sky_planar_m)
+    return depth_m
 
 
 # Bytes that depend on contents only

@@ -1,6 +1,6 @@
 """Exact ray casting against planes, boxes, spheres and cylinders, in float64.
 
-World: x and y on the ground, z up, metres. All rays of a call start in one point, so a solid is only
+World: x and y on the ground, z up, metres. All rays of a call start at the same point, so a solid is only
 tried on the rays which pass through its bounding sphere. A light is a point too: shadows use the same call.
 """
 
@@ -249,7 +249,7 @@ def _turn(vectors: Floats, yaw: float) -> Floats:
 
 
 def _enter_round(origin: Floats, directions: Floats, radius_m: float) -> Floats:
-    # |origin + s d|^2 = r^2 in as many dimensions as are given; the smaller root if it lies ahead.
+    # |origin + s d|^2 = r^2 in as many dimensions as are given; the smaller root if it is ahead.
     squared = sum(slope * slope for slope in directions)
     half_slope = sum(start * slope for start, slope in zip(origin, directions, strict=True))
     discriminant = half_slope * half_slope - squared * (origin @ origin - radius_m**2)

@@ -8,7 +8,7 @@ from zlib import crc32
 
 import numpy as np
 
-from metricgold.datasets.synthetic.raycast import NOTHING, Hits
+from metricgold.datasets.synthetic.raycast import NOTHING, Floats, Hits
 from metricgold.datasets.synthetic.shading import Air, shade, through_air
 from metricgold.datasets.synthetic.worlds import Pose, World
 from metricgold.params import Synthesize
@@ -108,22 +108,22 @@ class CameraRays:
         self.size = (height, width)
         y, x = np.mgrid[:height, :width].reshape(2, -1)
 
-        def through(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-            rays: np.ndarray = np.stack([x, y, np.ones_like(x)], axis=-1) @ rays_from_pixels.T
+        def through(x: Floats, y: Floats) -> Floats:
+            rays: Floats = np.stack([x, y, np.ones_like(x)], axis=-1) @ rays_from_pixels.T
             return rays / rays[..., 2:]
 
         self.centres = through(x + 0.5, y + 0.5)  # [N, 3]
         self.subpixels = np.stack([through(x + dx, y + dy) for dx, dy in SUBPIXELS])  # [2, N, 3]
-        self.ray_lengths = np.linalg.norm(self.centres, axis=1)  # [N]
+        self.ray_lengths: Floats = np.linalg.norm(self.centres, axis=1)  # [N]
         self.pixel_angle = float(np.linalg.norm(self.centres[1] - self.centres[0])) if width > 1 else 0.01
 
 
 class Sighting(NamedTuple):
     """What N rays met, before the air."""
 
-    directions: np.ndarray  # [N, 3]
+    directions: Floats  # [N, 3]
     hits: Hits
-    radiance: np.ndarray  # [N, 3]
+    radiance: Floats  # [N, 3]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +140,7 @@ class Capture:
         """Cast and shade all rays of the camera at this pose."""
         origin, rotation = np.array(pose.position_m), pose.world_from_camera()
 
-        def sight(rays: np.ndarray) -> Sighting:
+        def sight(rays: Floats) -> Sighting:
             directions = rays @ rotation.T
             hits = world.solids.cast(origin, directions)
             radiance = shade(world.solids, world.light, origin, directions, hits, camera.pixel_angle)
@@ -151,11 +151,11 @@ class Capture:
         return cls(camera, centres, edges, sight(camera.subpixels[:, edges].reshape(-1, 3)))
 
     @property
-    def ray_distance_m(self) -> np.ndarray:
+    def ray_distance_m(self) -> Floats:
         """float64 [N] from the camera's centre; inf where nothing was met."""
         return self.centres.hits.distances * self.camera.ray_lengths
 
-    def radiance(self, air: Air) -> np.ndarray:
+    def radiance(self, air: Air) -> Floats:
         """float64 [N, 3] through the air; where two solids meet, the mean of the centre and the subpixels."""
         radiance = through_air(air, self.centres.radiance, self.centres.directions, self.ray_distance_m)
         edge_distance_m = self.subpixels.hits.distances * np.tile(self.camera.ray_lengths[self.edges], len(SUBPIXELS))

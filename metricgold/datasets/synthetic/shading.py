@@ -58,7 +58,7 @@ def shade(solids: Solids, light: Light, origin: Floats, directions: Floats, hits
 def through_air(air: Air, radiance: Floats, directions: Floats, ray_distance_m: Floats) -> Floats:
     """Radiance [N, 3] seen through haze; the sky where the distance [N] is infinite."""
     clear = np.exp(-air.haze_per_m * np.minimum(ray_distance_m, 1e9))[:, None]
-    hazy = radiance * clear + np.asarray(air.horizon) * (1 - clear)
+    hazy: Floats = radiance * clear + np.asarray(air.horizon) * (1 - clear)
     is_sky = np.isinf(ray_distance_m)
     upwards = directions[is_sky]
     height = np.clip(upwards[:, 2] / _length(upwards), 0, 1)[:, None] ** 0.6
@@ -134,12 +134,13 @@ def _tone(u: Floats, v: Floats, footprint_m: Floats, width_m: float, height_m: f
     x, y = np.floor(u / width_m).astype(np.int64), np.floor(v / height_m).astype(np.int64)
     mixed = (x * 73856093) ^ (y * 19349663)
     mixed = (mixed ^ (mixed >> 13)) * 1274126177
-    fade = np.clip(1.5 - footprint_m / min(width_m, height_m), 0, 1)
+    fade: Floats = np.clip(1.5 - footprint_m / min(width_m, height_m), 0, 1)
     return 0.5 + (((mixed >> 8) & 255) / 255 - 0.5) * fade
 
 
 def _mix(share: Floats, there: ArrayLike, here: ArrayLike) -> Floats:
-    return share[:, None] * np.asarray(there) + (1 - share[:, None]) * np.asarray(here)
+    mixed: Floats = share[:, None] * np.asarray(there) + (1 - share[:, None]) * np.asarray(here)
+    return mixed
 
 
 def plain(surface: Surface, colour: Floats, footprint_m: Floats) -> Floats:

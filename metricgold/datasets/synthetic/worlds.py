@@ -84,7 +84,7 @@ class World:
 
 
 def _pick(rng: Rng, choices: Sequence[T]) -> T:
-    return choices[rng.integers(len(choices))]
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _sun(rng: Rng, haze_per_m: float) -> tuple[Light, Air]:
