@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
-from metricgold.datasets import Frame, FrameRef, evenly_spaced, read_frame, some_frames
+from metricgold.datasets import Frame, evenly_spaced, frame_batches, some_frames
 from metricgold.evaluate.baselines import Baselines, best_constant, in_range, mean_depth_map
 from metricgold.evaluate.depth_ranges import (
     ByDepth,
@@ -79,7 +78,7 @@ def evaluate(
     for name, refs in held_out.items():
         shown = {refs[i].name for i in evenly_spaced(len(refs), NUM_EXAMPLES)}
         examples: list[Example] = []
-        for frames in _batches(refs, params.batch_size, desc=f"evaluate {name}"):
+        for frames in frame_batches(refs, None, params.batch_size, f"evaluate {name}", left_out[name]):
             scored = score(frames, params, pipe, baselines, measured[name])
             examples += [example for example in scored if example.name in shown]
         write_panels(Path(plots) / "examples" / f"{name}.png", examples, COLUMNS, width_px=1200)
@@ -132,13 +131,6 @@ def score(
         }
         measured.add(frame, valid, maps_m)
         yield Example(frame.name, frame.rgb, prediction.planar_depth_m, frame.planar_depth_m, valid)
-
-
-def _batches(refs: Sequence[FrameRef], size: int, desc: str) -> Iterator[list[Frame]]:
-    with tqdm(total=len(refs), desc=desc, unit="frame", disable=None) as bar:
-        for start in range(0, len(refs), size):
-            yield [read_frame(ref) for ref in refs[start : start + size]]
-            bar.update(len(refs[start : start + size]))
 
 
 def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:

@@ -22,7 +22,8 @@ import pytest
 
 from metricgold.datasets.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.datasets.synthetic.archives import render_scene, synthesize
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES, synthesize
 from metricgold.download import stage as module
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import Ledger
@@ -698,7 +699,8 @@ def test_twins_come_out_exact(dataset, far_m, step_m, tmp_path, monkeypatch):
     download(load_manifest(dataset), raw)
     for split, scenes in (("train", range(4)), ("test", range(4, 5))):
         listing = list_frames(dataset, raw, split=split)
-        truths = {frame_name(dataset, truth): truth for index in scenes for truth in render_scene(dataset, TINY, index)}
+        rendered = [frame for index in scenes for frame in render_scene(RECIPES[dataset], TINY, index)]
+        truths = {frame_name(dataset, truth): truth for truth in rendered}
         assert [ref.name for ref in listing.frames] == sorted(truths)
         for ref in listing.frames:
             frame, truth = read_frame(ref), truths[ref.name]
