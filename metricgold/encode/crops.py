@@ -16,6 +16,7 @@ from threading import Thread
 import numpy as np
 
 from metricgold.datasets import Frame, FrameRef, cut_frame, fit_frame, kitti_benchmark_crop, mirror_frame, read_frame
+from metricgold.images import quieten_image_libraries
 from metricgold.params import Encode
 
 MARK = "#"  # between the name of a frame and the number of a crop
@@ -49,11 +50,15 @@ def crop_frame(frame: Frame, number: int, height: int, width: int, min_crop: flo
 
 def open_processes(num_processes: int) -> ProcessPoolExecutor:
     """Processes for read_crops. Spawned: torch's threads do not survive a fork."""
-    return ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=_follow_parent)
+    return ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=prepare_reader)
 
 
-def _follow_parent() -> None:
-    """End when the parent ends, also when it is killed: otherwise a process of a pool waits for work forever."""
+def prepare_reader() -> None:
+    """Silence the image libraries, and end when the parent ends, also when it is killed.
+
+    A process of a pool would otherwise wait for work forever.
+    """
+    quieten_image_libraries()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
 
     def follow() -> None:

@@ -42,6 +42,7 @@ from metricgold.images import (
     format_metres,
     load_template,
     png_bytes,
+    quieten_image_libraries,
     widen_range,
 )
 from metricgold.storage import write_aside, write_json
@@ -75,7 +76,11 @@ def inspect_dataset(
     if not listing.frames:
         raise ValueError(f"{raw}: no frame of {dataset} to look at; left out: {listing.gaps}")
     heads = read_heads(listing.frames)
-    with nullcontext(pool) if pool else ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
+    with (
+        nullcontext(pool)
+        if pool
+        else ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=quieten_image_libraries) as workers
+    ):
         refs = sample(listing.frames, num_frames)
         summaries = map_frames(workers, partial(summarise, plausible_m=plausible_m), refs, f"look at {dataset}")
         findings = Findings(listing, heads, summaries)
