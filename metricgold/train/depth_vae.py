@@ -17,7 +17,6 @@ from diffusers import AutoencoderKL
 
 from metricgold.datasets import FrameRef, frame_batches, some_frames
 from metricgold.evaluate import Encoding, Floor, measure_floor, range_edges_m
-from metricgold.log_depth import LogDepth
 from metricgold.model import check_size, default_device, load_vae, vae_digest
 from metricgold.params import DepthVae, LogDepthRange
 from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, write_aside, write_json
@@ -57,7 +56,7 @@ def train_depth_vae(
         before = _floors(vae, held_out, params, log_depth, size, "before")
         after = before
         if params.num_steps:
-            run = DecoderRun(params, LogDepth(**log_depth.model_dump()), vae, raw_folders, size, state)
+            run = DecoderRun(params, log_depth.to_log_depth(), vae, raw_folders, size, state)
             run.start(_fingerprint(params, log_depth, raw_folders, run.frames, backbone, size))
             run.run(report)
             after = _floors(vae, held_out, params, log_depth, size, "after")
@@ -128,7 +127,7 @@ def _floors(
 ) -> dict[str, Floor]:
     """The VAE floor of each data set's held-out frames."""
     encoding = Encoding("log", log_depth.near_m, log_depth.far_m)
-    edges_m = range_edges_m(LogDepth(log_depth.near_m, log_depth.far_m))
+    edges_m = range_edges_m(log_depth.to_log_depth())
     floors = {}
     for name, refs in held_out.items():
         batches = frame_batches(refs, size, params.batch_size, f"depth-vae {name}, floor {when}")
