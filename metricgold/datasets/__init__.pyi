@@ -30,5 +30,6 @@ from .sampling import (
     readable_frames as readable_frames,
     some_frames as some_frames,
 )
+from .splits import matches_name as matches_name
 from .synthetic.synthesize import synthesize as synthesize
 from .vkitti2 import kitti_benchmark_crop as kitti_benchmark_crop

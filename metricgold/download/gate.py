@@ -8,9 +8,10 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from metricgold.datasets import matches_name
 
 MAX_RATIO = 200  # extracted bytes per archive byte; images and depth stay below 10
 SMALL_BYTES = 1 << 30  # any ratio is fine up to here
@@ -144,7 +145,7 @@ class Gate:
         is_side_car = parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store"
         if is_side_car or (self.names is not None and path not in self.names):
             return False
-        return not self.globs or path in self._spelt_out or any(fnmatchcase(path, glob) for glob in self._patterns)
+        return not self.globs or path in self._spelt_out or any(matches_name(path, glob) for glob in self._patterns)
 
     def claim(self, path: str) -> None:
         """Take a path for one member. Refused if another has it on a file system that ignores case and Unicode form."""

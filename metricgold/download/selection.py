@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from metricgold.datasets import scene_splits
+from metricgold.datasets import matches_name, scene_splits
 from metricgold.download.progress import show_bytes
 from metricgold.download.raw_folder import RawFolder
 from metricgold.download.sources import WantedSource
@@ -59,7 +58,7 @@ def match_scenes(name: str, groups: Sequence[Group], globs: Sequence[str]) -> li
     """Groups with a scene that matches a glob."""
     if any(not group.scenes for group in groups):
         raise ValueError(f"the archives of {name} do not say which scenes they hold: cannot select {list(globs)}")
-    matching = [group for group in groups if any(fnmatchcase(s, glob) for s in group.scenes for glob in globs)]
+    matching = [group for group in groups if any(matches_name(s, glob) for s in group.scenes for glob in globs)]
     if not matching:
         known = [scene for group in groups for scene in group.scenes]
         raise ValueError(
