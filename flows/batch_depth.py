@@ -1,6 +1,6 @@
 """Flow `batch-depth`: metres for a folder or a bucket, by a registered model."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -9,21 +9,20 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.child_processes import ask_child
-from flows.gpu_slots import card
-from metricgold.params import Output
-
-Preset = Literal["paper", "balanced", "fast", "one-step"]
+from flows.gpu_slots import gpu_slot
+from metricgold.params import Output, Preset
 
 
 @task(task_run_name="predict", cache_policy=NO_CACHE)
-def predict(input: str, output: str, model: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """One job in a child process; `asked` are options of `metricgold predict`, lists for those that repeat."""
+def predict(images: str, output: str, model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """One job in a child process; `options` are those of `metricgold predict`, lists for those that repeat."""
     log = get_run_logger().info
-    given = [(name, one) for name, value in asked.items() for one in (value if isinstance(value, list) else [value])]
-    options = [f"--{name}={value}" for name, value in given if value is not None]
-    # Elsewhere it needs no card of this machine.
-    with nullcontext({}) if "://" in (asked["dask"] or "") else card(log) as variables:
-        command = ["metricgold", "predict", input, output, "--model", model, *options, "--json"]
+    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    words = [f"--{name}={value}" for name, values in listed.items() for value in values if value is not None]
+    is_remote = "://" in (options["dask"] or "")  # then it needs no GPU of this machine
+    slot: AbstractContextManager[dict[str, str]] = nullcontext({}) if is_remote else gpu_slot(log)
+    with slot as variables:
+        command = ["metricgold", "predict", images, output, "--model", model, *words, "--json"]
         return ask_child(command, log, **variables)
 
 
@@ -42,11 +41,11 @@ def batch_depth(
     max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None,
     dask: str | None = None,
 ) -> dict[str, Any]:
-    """Depth and what goes with it for every image of `input`, with one receipt.
+    """Depth and its companion files for every image of `input`, with one receipt.
 
     Command: prefect deployment run batch-depth -p input=s3://bucket/photos -p output=s3://bucket/depth
     Reads:   images of a file, folder, glob or s3://bucket/prefix; the model; params.yaml (predict)
-    Writes:  output (a folder or s3://): files per image and receipt.jsonl, which lets a second run skip what is done
+    Writes:  output (a folder or s3://): files per image and receipt.jsonl, which lets a second run skip finished images
     Hours:   images x steps x ensemble / (what the device does an hour); a bad image is a row, not a failure
 
     preset to outputs  as params.yaml has it if not given; steps and ensemble beside a preset replace its own
@@ -54,9 +53,9 @@ def batch_depth(
     max_failed         images that may fail, a number (20) or a share (0.01), before the run does; else all but one
     dask               tcp://host:port of a Dask scheduler, or local:N processes here
     """
-    asked = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
-    asked |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
-    summary = predict(input, output, model, asked)
+    options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
+    options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
+    summary = predict(input, output, model, options)
     lines = [f"| {key} | {value} |" for key, value in summary.items()]
     create_markdown_artifact("\n".join(["| | |", "|---|---|", *lines]), key="batch-depth", description=output)
     if reason := summary["over_budget"]:

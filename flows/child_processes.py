@@ -1,4 +1,4 @@
-"""Child processes of a flow: their lines go to the flow's log, and they end when it ends.
+"""Child processes of a flow: their lines join the flow's log, and they end when it ends.
 
 A child stays in our process group: a cancelled run signals the whole group, and a trainer has GRACE_S to save.
 """
@@ -11,14 +11,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
 GRACE_S = 28  # Prefect kills the group 30 s after asking it to end
 KEPT_LINES = 20  # of a failed child, for the message
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
 
-_running: set[subprocess.Popen] = set()
+_running: set[subprocess.Popen[str]] = set()
 _ending = threading.Event()
 
 
@@ -27,7 +29,7 @@ class ChildFailed(RuntimeError):
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Ours, with this interpreter's console scripts on PATH and no buffering or telemetry."""
+    """Our variables and `more`, with this interpreter's console scripts on PATH and no buffering or telemetry."""
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if scripts not in path:
@@ -38,7 +40,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def run_child(command: list[str], log: Callable[[str], None], **variables: str) -> None:
     """Run a command, log what it prints. `variables` join its environment. Raises ChildFailed with its last lines."""
-    code, lines = _run(command, log, None, **variables)
+    code, lines = log_child(command, log, None, **variables)
     if code:
         raise ChildFailed(_failure(command, code, lines))
 
@@ -49,12 +51,53 @@ def ask_child(command: list[str], log: Callable[[str], None], **variables: str) 
     Codes 0 and 1 count as an answer if there is one ("no" is an answer). Raises ChildFailed otherwise.
     """
     with TemporaryFile("w+") as answer:
-        code, lines = _run(command, log, answer, **variables)
+        code, lines = log_child(command, log, answer, **variables)
         answer.seek(0)
         text = answer.read()
     if code not in (0, 1) or not text.strip():
         raise ChildFailed(_failure(command, code, lines))
     return json.loads(text)
+
+
+def log_child(
+    command: list[str], log: Callable[[str], None], answer: IO[str] | None, **variables: str
+) -> tuple[int, list[str]]:
+    """Exit code and last lines of a command, logged while it runs; `answer` takes its standard output unlogged."""
+    shown = " ".join(command).replace(f"{sys.executable} -m ", "")
+    if _ending.is_set():
+        raise ChildFailed(f"`{shown}` was not started: the flow is ending")
+    stdout, stderr = (subprocess.PIPE, subprocess.STDOUT) if answer is None else (answer, subprocess.PIPE)
+    child = subprocess.Popen(
+        command,
+        env=environment(**variables),
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+        errors="replace",
+    )
+    lines = child.stdout or child.stderr
+    assert lines is not None  # one of them is a pipe
+    last: deque[str] = deque(maxlen=KEPT_LINES)
+    _running.add(child)
+    try:
+        for line in lines:
+            if line.strip():
+                last.append(line.rstrip())
+                log(last[-1])
+        child.wait()
+    except BaseException:
+        end(child)
+        raise
+    finally:
+        _running.discard(child)
+        lines.close()
+    return child.returncode, list(last)
+
+
+def _failure(command: list[str], code: int, lines: list[str]) -> str:
+    shown = " ".join(command).replace(f"{sys.executable} -m ", "")
+    return "\n".join([f"`{shown}` ended with code {code}; its last lines:", *lines])
 
 
 def end_children() -> None:
@@ -69,7 +112,7 @@ def is_ending(within_s: float = 0.0) -> bool:
     return _ending.wait(within_s)
 
 
-def end(child: subprocess.Popen) -> None:
+def end(child: subprocess.Popen[Any]) -> None:
     """End one child with all its descendants: DVC's own child is the one that has work to save."""
     import psutil
 
@@ -77,59 +120,18 @@ def end(child: subprocess.Popen) -> None:
         descendants = psutil.Process(child.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         descendants = []
-    for process in [*descendants, child]:
-        _quietly(process.terminate)
+    for process in descendants:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    child.terminate()
     started = time.monotonic()
     _, alive = psutil.wait_procs(descendants, timeout=GRACE_S)
     try:
-        # Not psutil: it would take the exit code from whoever else waits for this child.
+        # Not psutil: it would take the exit code from another thread that waits for this child.
         child.wait(max(0.0, GRACE_S - (time.monotonic() - started)))
     except subprocess.TimeoutExpired:
-        alive.append(child)
+        child.kill()
     for process in alive:
-        _quietly(process.kill)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     child.wait()
-
-
-def _quietly(action: Callable[[], None]) -> None:
-    import psutil
-
-    try:
-        action()
-    except psutil.NoSuchProcess:
-        return
-
-
-def _run(
-    command: list[str], log: Callable[[str], None], answer: IO[str] | None, **variables: str
-) -> tuple[int, list[str]]:
-    if _ending.is_set():
-        raise ChildFailed(f"`{_shown(command)}` was not started: the flow is ending")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    if answer is not None:
-        pipes = {"stdout": answer, "stderr": subprocess.PIPE}
-    last: deque[str] = deque(maxlen=KEPT_LINES)
-    env = environment(**variables)
-    child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, text=True, errors="replace", **pipes)
-    _running.add(child)
-    try:
-        for line in child.stdout or child.stderr:
-            if line.strip():
-                last.append(line.rstrip())
-                log(last[-1])
-        child.wait()
-    except BaseException:
-        end(child)
-        raise
-    finally:
-        _running.discard(child)
-        (child.stdout or child.stderr).close()
-    return child.returncode, list(last)
-
-
-def _failure(command: list[str], code: int, lines: list[str]) -> str:
-    return "\n".join([f"`{_shown(command)}` ended with code {code}; its last lines:", *lines])
-
-
-def _shown(command: list[str]) -> str:
-    return " ".join(command).replace(f"{sys.executable} -m ", "")

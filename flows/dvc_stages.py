@@ -1,32 +1,32 @@
 """DVC's graph as Prefect tasks: one task run per stage, in the order that dvc.yaml alone knows.
 
-Freshness is DVC's: a task asks `dvc repro` for one stage, which does nothing when nothing changed. Prefect
+Freshness is DVC's: a task runs `dvc repro` for one stage, which does nothing when nothing changed. Prefect
 caches nothing. Independent stages run side by side.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture, as_completed
 
-from flows.child_processes import ChildFailed, end_children, is_ending, run_child
-from flows.gpu_slots import card
-from flows.run_page import show_lines
+from flows.child_processes import DVC, ChildFailed, end_children, is_ending, run_child
+from flows.gpu_slots import gpu_slot
+from flows.run_page import StagePage
 from metricgold.datasets import load_manifest
 from metricgold.download import check_licence
-from metricgold.storage import write_json
+from metricgold.params import Folders
+from metricgold.storage import PROGRESS_FILE, STOPPED_AND_SAVED, read_progress, write_json
 
-DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
-SECONDS = Path("reports/seconds.json")
-ON_CARD = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate"})  # stages that use a card if there is one
-STOPPED = "the same command goes on"  # last words of work that saved because it was told to stop
+SECONDS = Folders().reports / "seconds.json"
+ON_GPU = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate"})  # stages that use a GPU if there is one
 RESUMES, RESUME_AFTER_S = 3, 5.0
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
 
@@ -50,69 +50,66 @@ def stage_graph(targets: list[str] | None = None) -> Graph:
             needs = {stage.addressing: {need.addressing for need in edges.successors(stage)} for stage in edges}
     except DvcException as error:
         raise ValueError(f"{Path.cwd()}: {error}") from error
-    unknown = sorted(set(targets or ()) - set(needs))
-    if unknown:
+    wanted = set(needs) if targets is None else set(targets)
+    if unknown := sorted(wanted - set(needs)):
         raise ValueError(f"dvc.yaml has no stage {', '.join(unknown)}; it has {', '.join(sorted(needs))}")
-    wanted = set(needs) if targets is None else _with_needs(targets, needs)
+    while missing := {need for stage in wanted for need in needs[stage]} - wanted:
+        wanted |= missing
     return {stage: needs[stage] for stage in TopologicalSorter(needs).static_order() if stage in wanted}
-
-
-def _with_needs(targets: list[str], needs: Graph) -> set[str]:
-    found, open_ends = set(), list(targets)
-    while open_ends:
-        stage = open_ends.pop()
-        if stage not in found:
-            found.add(stage)
-            open_ends.extend(needs[stage])
-    return found
-
-
-def reproduce(stage: str) -> list[str]:
-    """The command that brings one stage up to date, without those before it; the only lines are the stage's."""
-    return [*DVC, "repro", "--quiet", "--single-item", stage]
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
 def run_stage(stage: str, num_threads: int) -> float:
-    """Bring one stage up to date and answer the seconds it took. Fails with the stage's last lines."""
+    """Bring one stage up to date, without those before it; returns its seconds. Fails with the stage's last lines."""
     logger = get_run_logger()
-    with card(logger.info) if stage.partition("@")[0] in ON_CARD else nullcontext({}) as variables:
+    on_gpu = stage.partition("@")[0] in ON_GPU
+    slot: AbstractContextManager[dict[str, str]] = gpu_slot(logger.info) if on_gpu else nullcontext({})
+    with slot as variables:
         started = time.perf_counter()
-        variables = {"OMP_NUM_THREADS": str(num_threads), **variables}
-        run_until_done(reproduce(stage), show_lines(stage, logger.info), **variables)
+        # Quiet: the only lines are the stage's.
+        command = [*DVC, "repro", "--quiet", "--single-item", stage]
+        run_until_done(stage, command, logger.info, OMP_NUM_THREADS=str(num_threads), **variables)
     seconds = time.perf_counter() - started
     logger.info("up to date after %.1f s", seconds)
     return seconds
 
 
-def run_until_done(command: list[str], log: Callable[[str], None], **variables: str) -> None:
-    """Run a child; where its work was told to stop and saved, but the flow was not, it goes on, some times over.
+def run_until_done(stage: str, command: list[str], log: Callable[[str], None], **variables: str) -> None:
+    """Run a stage's command and show its progress. A stage that SIGTERM stopped, and not its flow, resumes.
 
-    A trainer that gets SIGTERM saves and exits 143: with 0, and no model, DVC would fail with words of its own.
+    A trainer that gets SIGTERM saves and exits 143; with 0 and no model, DVC would fail with words of its own. DVC
+    ends with 255 either way, so the stage's own exit code comes from its progress file. RESUMES times at most.
     """
     for left in reversed(range(RESUMES + 1)):
-        try:
-            return run_child(command, log, **variables)
-        except ChildFailed as failure:
-            # Who cancels the flow signals its children too, and theirs may be the first to end.
-            if STOPPED not in str(failure) or not left or is_ending(RESUME_AFTER_S):
-                raise
-            log(f"told to stop from outside, it saved; going on, {left - 1} more times at most")
+        with TemporaryDirectory() as scratch:
+            progress_file = Path(scratch) / "progress.json"
+            page = StagePage(stage, progress_file, log)
+            try:
+                return run_child(command, page.log_line, **{PROGRESS_FILE: str(progress_file)}, **variables)
+            except ChildFailed:
+                last = read_progress(progress_file)
+                was_stopped = last is not None and last.exit_code == STOPPED_AND_SAVED
+                # Who cancels the flow signals its children too, and theirs may be the first to end.
+                if not was_stopped or not left or is_ending(RESUME_AFTER_S):
+                    raise
+            finally:
+                page.refresh()
+        log(f"{stage} was stopped from outside and saved; it resumes, {left - 1} more times at most")
 
 
-def _task_of(stage: str):
-    """The task of a stage; downloads are tried again later, since it is others' machines that fail them."""
+def task_of(stage: str) -> Task[..., float]:
+    """The task of a stage. Downloads are retried later: hosts of others make them fail."""
     if stage.startswith("download@"):
         return run_stage.with_options(retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S)
     return run_stage
 
 
 def check_licences(datasets: list[str], *, accept: bool = False) -> None:
-    """ValueError for a data set whose licence nobody has accepted: said before hours of work, not retried."""
+    """ValueError for a data set whose licence has not been accepted: before hours of work, and not retried."""
+    folders = Folders()
     for name in datasets:
-        raw = Path("data/raw") / name
-        if not (raw / "dataset.yaml").is_file():  # a team's own data have no manifest
-            check_licence(load_manifest(name), raw, accept=accept)
+        if not folders.has_own_data(name):  # which have no manifest
+            check_licence(load_manifest(name), folders.raw(name), accept=accept)
 
 
 def threads_of(stage: str, graph: Graph) -> int:
@@ -125,14 +122,14 @@ def threads_of(stage: str, graph: Graph) -> int:
 
 
 def run_stages(graph: Graph) -> dict[str, float]:
-    """Walk the graph inside a flow; answers seconds per stage and keeps them in reports/seconds.json.
+    """Walk the graph inside a flow; returns seconds per stage and keeps them in reports/seconds.json.
 
     Stages that need a failed one do not start; the others finish. Raises the first failure.
     """
-    futures = {}
+    futures: dict[str, PrefectFuture[Any]] = {}
     for stage, needs in graph.items():
         ready = [futures[need] for need in needs]
-        futures[stage] = _task_of(stage).submit(stage, threads_of(stage, graph), wait_for=ready)
+        futures[stage] = task_of(stage).submit(stage, threads_of(stage, graph), wait_for=ready)
     progress = create_progress_artifact(0.0, key="stages", description=f"{len(graph)} stages of dvc.yaml")
     try:
         for count, _ in enumerate(as_completed(list(futures.values())), start=1):

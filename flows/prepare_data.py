@@ -10,17 +10,17 @@ from metricgold.params import load_params
 
 @flow(name="prepare-data")
 def prepare_data(datasets: list[str] | None = None, accept_licence: bool = False) -> dict[str, float]:
-    """Fetch, verify and extract data sets; answers seconds per stage.
+    """Fetch, verify and extract data sets; returns seconds per stage.
 
     Command: prefect deployment run prepare-data -p 'datasets=["hypersim-synthetic"]' (or: metricgold download)
     Reads:   params.yaml, data_manifests/, the archives where the manifests say
     Writes:  data/raw/<data set>/ with its ledger (synthetic ones: data/synthetic/<data set>/ too)
-    Hours:   seconds for the demo profile; as long as the line takes for terabytes
+    Hours:   seconds for the demo profile; for terabytes as long as the network takes
 
     datasets        names that params.yaml lists; all of them if not given
     accept_licence  accepts the data sets' licences, once for each raw folder
 
-    A download that fails is tried again after a minute, ten minutes and an hour; each goes on where the last stood.
+    A download that fails is retried after a minute, ten minutes and an hour; each attempt resumes the one before.
     """
     names = datasets or load_params(Path("params.yaml")).datasets
     check_licences(names, accept=accept_licence)

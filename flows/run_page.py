@@ -1,8 +1,8 @@
-"""What a run's page shows of a stage while it works, read from the lines of its log: how far it is, how good."""
+"""What the page of a run shows of a stage while it works: its progress file, and figures and pictures of validation."""
 
-import ast
 import io
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,85 +16,78 @@ from prefect.artifacts import (
 )
 
 from metricgold.images import data_uri
-from metricgold.storage import read_rows
+from metricgold.params import Folders
+from metricgold.storage import read_progress, read_rows
 
-STATE = Path("models/metricgold.state")  # of the trainer: metrics.jsonl, samples/step-NNNNNN.png
 PICTURE_PX = 1000  # of the long side; the picture travels inside the artifact
-_SHARE = re.compile(r"\bprogress (\d+(?:\.\d+)?) %")  # what metricgold.download.progress writes into a log
-_STEP = re.compile(r"\bstep (\d+) of (\d+)\b")  # the trainers
-_VALIDATION = re.compile(r"\bstep (\d+), validation: (\{.*?\})")
+VALIDATING = frozenset({"train", "experiment"})  # stages whose rows hold figures of validation, as val_<name>
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
-def show_lines(stage: str, log: Callable[[str], None]) -> Callable[[str], None]:
-    """`log`, and beside it artifacts: a share of the work as progress, validation as a table and a picture."""
-    progress = _Progress(stage)
-    told = False
+class StagePage:
+    """Artifacts of one stage, brought up to date with its log lines and at its end.
 
-    def show(line: str) -> None:
-        nonlocal told
-        log(line)
+    stage          as DVC names it, such as download@hypersim; `experiment` stands for the whole graph
+    progress_file  what the stage writes by metricgold.storage.write_progress
+    log            takes the stage's lines, and one more if the server refuses an artifact
+    """
+
+    def __init__(self, stage: str, progress_file: Path, log: Callable[[str], None]) -> None:
+        self.stage, self.progress_file, self.log = stage, progress_file, log
+        self._bar: UUID | None = None
+        self._percent: float | None = None
+        self._validated = [row["step"] for row in self._validation_rows()]  # by an earlier run
+        self._looked_at = -SECONDS_BETWEEN_LOOKS
+        self._has_failed = False
+
+    def log_line(self, line: str) -> None:
+        """Log a line of the stage; look what is new, at most every SECONDS_BETWEEN_LOOKS."""
+        self.log(line)
+        if time.monotonic() - self._looked_at >= SECONDS_BETWEEN_LOOKS:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Show what is new. A server that is away must not cost days of training: that is one line in the log."""
+        self._looked_at = time.monotonic()
         try:
-            progress.show(line)
-            show_validation(line)
-        except Exception as error:  # a server that is away must not cost days of training
-            if not told:
-                told = True
-                log(f"the run's page lacks something of {stage}: {error}")
+            self._show_progress()
+            self._show_validation()
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                self.log(f"the page of the run does not show all of {self.stage}: {error}")
 
-    return show
-
-
-class _Progress:
-    """A progress artifact, made with the first line that tells a share."""
-
-    def __init__(self, stage: str) -> None:
-        self.stage, self.artifact = stage, None
-        self.percent = -1.0
-
-    def show(self, line: str) -> None:
-        percent = _percent(line)
-        if percent is None or percent == self.percent:
+    def _show_progress(self) -> None:
+        progress = read_progress(self.progress_file)
+        if progress is None or progress.percent == self._percent:
             return
-        self.percent = percent
-        if self.artifact is None:
+        self._percent = progress.percent
+        if self._bar is None:
             key = re.sub("[^a-z0-9]+", "-", self.stage.lower())
-            self.artifact: UUID | None = create_progress_artifact(percent, key=key, description=self.stage)
+            self._bar = create_progress_artifact(progress.percent, key=key, description=self.stage)
         else:
-            update_progress_artifact(self.artifact, percent)
+            update_progress_artifact(self._bar, progress.percent)
+
+    def _show_validation(self) -> None:
+        """Figures of all validations as a table, and the newest picture, once there is a new row."""
+        rows = self._validation_rows()
+        steps = [row["step"] for row in rows]
+        if not rows or steps == self._validated:
+            return
+        self._validated = steps
+        create_markdown_artifact(validation_table(rows), key="validation", description="held-out frames while training")
+        picture = Folders().samples / f"step-{steps[-1]:06d}.png"
+        if picture.is_file():
+            create_image_artifact(_data_uri(picture), key="validation-picture", description=f"step {steps[-1]}")
+
+    def _validation_rows(self) -> list[dict[str, Any]]:
+        path = Folders().training_rows
+        rows = read_rows(path) if self.stage in VALIDATING and path.is_file() else []
+        return [row for row in rows if any(name.startswith("val_") for name in row)]
 
 
-def _percent(line: str) -> float | None:
-    if found := _SHARE.search(line):
-        return float(found[1])
-    if found := _STEP.search(line):
-        return round(100 * int(found[1]) / max(1, int(found[2])), 1)
-    return None
-
-
-def show_validation(line: str) -> None:
-    """Of a line with figures of validation: all figures so far as a table, and the newest picture."""
-    if not (found := _VALIDATION.search(line)):
-        return
-    step = int(found[1])
-    rows = {row["step"]: row for row in _written() if row["step"] < step}
-    # The row itself is still in the trainer's buffer; `nan` is no literal.
-    figures = ast.literal_eval(re.sub(r"\b(nan|inf)\b", "None", found[2]))
-    rows[step] = {"step": step} | {f"val_{name}": value for name, value in figures.items()}
-    create_markdown_artifact(
-        _table(list(rows.values())), key="validation", description="held-out frames while training"
-    )
-    picture = STATE / "samples" / f"step-{step:06d}.png"
-    if picture.is_file():
-        create_image_artifact(_data_uri(picture), key="validation-picture", description=f"step {step}")
-
-
-def _written() -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl with figures of validation."""
-    rows = read_rows(STATE / "metrics.jsonl")
-    return [row for row in rows if any(name.startswith("val_") for name in row)]
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
+def validation_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of metrics.jsonl with val_<name> as a Markdown table."""
     names = sorted({name for row in rows for name in row if name.startswith("val_")})
     lines = ["| step | " + " | ".join(name[4:] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
     for row in rows:
@@ -104,11 +97,12 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _data_uri(picture: Path) -> str:
+    """A smaller JPEG of a picture, as a link that needs no other file."""
     from PIL import Image
 
-    data = io.BytesIO()
     with Image.open(picture) as image:
-        image = image.convert("RGB")
-        image.thumbnail((PICTURE_PX, PICTURE_PX))
-        image.save(data, "JPEG", quality=80)
+        small = image.convert("RGB")
+    small.thumbnail((PICTURE_PX, PICTURE_PX))
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=80)
     return data_uri(data.getvalue(), "image/jpeg")

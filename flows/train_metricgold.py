@@ -7,28 +7,26 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.dvc_stages import DVC, check_licences, run_stages, run_until_done, stage_graph
-from flows.gpu_slots import card
+from flows.child_processes import DVC
+from flows.dvc_stages import check_licences, run_stages, run_until_done, stage_graph
+from flows.gpu_slots import gpu_slot
 from flows.registry_tasks import promote_version, register_version
-from flows.run_page import show_lines
-from metricgold.params import load_params
+from metricgold.params import Folders, load_params
 from metricgold.storage import read_json
-
-METRICS = Path("metrics/evaluate.json")
 
 
 @task(task_run_name="experiment", cache_policy=NO_CACHE)
 def run_experiment(overrides: dict[str, Any]) -> None:
-    """The graph with other values than params.yaml has, kept by DVC as an experiment of its own."""
+    """The graph with other values than those of params.yaml, kept by DVC as an experiment of its own."""
     changes = [f"--set-param={key}={value}" for key, value in overrides.items()]
     log = get_run_logger().info
-    with card(log) as variables:
-        run_until_done([*DVC, "exp", "run", *changes], show_lines("experiment", log), **variables)
+    with gpu_slot(log) as variables:
+        run_until_done("experiment", [*DVC, "exp", "run", *changes], log, **variables)
 
 
 def show_metrics() -> dict[str, Any]:
     """The measured figures as a table on the run's page."""
-    scores = read_json(METRICS)
+    scores = read_json(Folders().metrics("evaluate"))
     rows = {"all": scores, **scores.get("datasets", {})}
     names = [key for key, value in scores.items() if isinstance(value, int | float)]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -42,18 +40,18 @@ def show_metrics() -> dict[str, Any]:
 def train_metricgold(
     overrides: dict[str, int | float | str | bool] | None = None, promote: bool = False
 ) -> dict[str, Any]:
-    """Bring every stage up to date, register the model as candidate and, if asked, promote it.
+    """Bring every stage up to date, register the model as candidate and, with `promote`, promote it.
 
     Command: prefect deployment run train-metricgold (or: python -m flows.train_metricgold)
-    Reads:   params.yaml, data_manifests/, what the stages before left in data/ and models/
+    Reads:   params.yaml, data_manifests/, what earlier stages wrote into data/ and models/
     Writes:  data/, models/, metrics/, plots/, MLflow; with promote the alias champion, if the gate holds
     Hours:   0.1 for the demo profile on two cores; days for the complete data sets on one GPU
 
     overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned
 
-    Stages that use a card wait for a slot of the limit metricgold-gpu. A cancelled run lets the trainer save, and the
-    next goes on there. A trainer that alone is told to stop (SIGTERM) saves too and exits 143, not 0, which without
-    a model DVC takes for an error of its own; the run then starts it again, up to three times.
+    Stages that use a GPU wait for a slot of the limit metricgold-gpu. A cancelled run lets the trainer save, and the
+    next run resumes there. Where SIGTERM stops the trainer alone, it saves too, and the run starts it again, up to
+    three times.
     """
     graph = stage_graph()
     check_licences(load_params(Path("params.yaml")).datasets)

@@ -1,4 +1,4 @@
-"""The command line: one word per stage or action. Exit 0 done, 1 failed, 2 wrong use."""
+"""The command line: one word per stage or action. Exit 0 done, 1 failed, 2 wrong use, 143 stopped and saved."""
 
 import json
 import logging
@@ -11,21 +11,50 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from metricgold.params import OUTPUTS, PRESETS, Folders
+
 if TYPE_CHECKING:
     from metricgold.params import Download, Params, Predict
 
-# Modules are imported inside the commands: torch alone costs two seconds, --help should not pay them.
+# Wings are imported inside the commands: torch alone costs two seconds, which --help should not pay.
+
+FOLDERS = Folders()  # the working folder is the project
+
+# Packages that only an extra installs, by the name that an import misses.
+EXTRA_OF = {
+    "boto3": "s3",
+    "botocore": "s3",
+    "dask": "dask",
+    "distributed": "dask",
+    "mlflow": "pipeline",
+    "py7zr": "pipeline",
+    "OpenEXR": "exr",
+    "bitsandbytes": "adam8bit",
+}
 
 
 class _Group(click.Group):
+    """Turns a user's mistake, the world's, or a missing extra into one message without a traceback."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            # A user's mistake or the world's: one message, no traceback.
+        except SystemExit as leaving:
+            # DVC ends with 255 whatever its stage ended with: the progress file carries the code past it.
+            from metricgold.storage import write_exit_code
+
+            write_exit_code(leaving.code)
+            raise
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             if os.environ.get("METRICGOLD_TRACEBACK"):
                 raise
-            raise click.ClickException(str(error)) from error
+            if not isinstance(error, ModuleNotFoundError):
+                raise click.ClickException(str(error)) from error
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA_OF:
+                raise
+            advice = f"pip install 'metricgold[{EXTRA_OF[package]}]'"
+            raise click.ClickException(f"{package} is not installed, which this needs: {advice}") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,21 +78,29 @@ def _params(ctx: click.Context) -> "Params":
     return load_params(ctx.obj)
 
 
-def _say(value: dict[str, Any], as_json: bool) -> None:
+def _print(answer: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(value, sort_keys=True))
+        click.echo(json.dumps(answer, sort_keys=True))
     else:
-        for key, item in value.items():
-            click.echo(f"{key}: {item}")
-
-
-def _is_own(dataset: str) -> bool:
-    """Whether a team's own data lie in data/raw, described by their dataset.yaml."""
-    return (Path("data/raw") / dataset / "dataset.yaml").is_file()
+        for key, value in answer.items():
+            click.echo(f"{key}: {value}")
 
 
 dataset_argument = click.argument("dataset")
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Lay out a project in FOLDER, which must not exist yet: params, manifests, DVC's stages, Prefect's flows."""
+    from metricgold.params import lay_out_project
+
+    lay_out_project(folder)
+    click.echo(f"{folder} is ready. Next:")
+    click.echo(f"  cd {folder}")
+    click.echo("  metricgold profile list    # params for real hardware; params.yaml holds the demo's")
+    click.echo("  dvc repro                  # every stage that is not up to date; needs metricgold[pipeline]")
 
 
 @main.command()
@@ -74,20 +111,20 @@ def synthesize(ctx: click.Context, dataset: str) -> None:
     from metricgold.datasets import load_manifest, synthesize
     from metricgold.storage import write_json
 
-    out = Path("data/synthetic") / dataset
-    if not _is_own(dataset) and load_manifest(dataset).name.endswith("-synthetic"):
+    out = FOLDERS.synthetic(dataset)
+    if not FOLDERS.has_own_data(dataset) and load_manifest(dataset).name.endswith("-synthetic"):
         synthesize(dataset, _params(ctx).synthesize, out)
     else:
-        # DVC has one row of stages for every data set, whether there is something to render or not.
+        # DVC has the same stages for every data set, whether there is something to render or not.
         write_json(out / "note.json", {"dataset": dataset, "note": "real data: nothing to render"})
 
 
 @main.command()
 @dataset_argument
-@click.option("--plan", "action", flag_value="plan", help="Say what would be fetched and what it needs; fetch nothing.")
-@click.option("--verify", "action", flag_value="verify", help="Read all that is here, fetch again what is broken.")
+@click.option("--plan", "action", flag_value="plan", help="Say what would be fetched and its needs; fetch nothing.")
+@click.option("--verify", "action", flag_value="verify", help="Read every file that is here, fetch broken ones again.")
 @click.option("--accept-licence", is_flag=True, help="Accept the data set's licence; recorded with the date.")
-@click.option("--scenes", multiple=True, metavar="GLOB", help="Only these scenes; may be given more than once.")
+@click.option("--scenes", multiple=True, metavar="GLOB", help="Only these scenes; repeatable.")
 @click.option(
     "--limit-gb", type=click.FloatRange(min=0, min_open=True), help="Whole scenes, up to so much extracted data."
 )
@@ -102,30 +139,30 @@ def download(
     limit_gb: float | None,
     as_json: bool,
 ) -> None:
-    """Fetch DATASET's archives, verify and extract them into data/raw/DATASET; of own data there only take note."""
-    if _is_own(dataset):
+    """Fetch DATASET's archives, verify and extract them into data/raw/DATASET; of own data only list what is there."""
+    raw = FOLDERS.raw(dataset)
+    if FOLDERS.has_own_data(dataset):
         from metricgold.datasets import write_ledger
 
         if action or scenes or limit_gb:
-            raise click.UsageError(f"data/raw/{dataset} is your own: there is nothing to fetch")
-        write_ledger(dataset, Path("data/raw") / dataset)
+            raise click.UsageError(f"{raw} is your own: there is nothing to fetch")
+        write_ledger(dataset, raw)
         return
 
     from metricgold.datasets import load_manifest
     from metricgold.download import stage
 
-    manifest, into = load_manifest(dataset), Path("data/raw") / dataset
-    params = _selected(_params(ctx).download, dataset, scenes, limit_gb)
+    manifest, params = load_manifest(dataset), _selected(_params(ctx).download, dataset, scenes, limit_gb)
     if action == "plan":
-        _say(stage.plan(manifest, into, params=params, accept_licence=accept_licence), as_json)
+        _print(stage.plan(manifest, raw, params=params, accept_licence=accept_licence), as_json)
     elif action == "verify":
-        _say(stage.verify(manifest, into, params=params, accept_licence=accept_licence), as_json)
+        _print(stage.verify(manifest, raw, params=params, accept_licence=accept_licence), as_json)
     else:
-        stage.download(manifest, into, params=params, accept_licence=accept_licence)
+        stage.download(manifest, raw, params=params, accept_licence=accept_licence)
 
 
 def _selected(params: "Download", dataset: str, scenes: tuple[str, ...], limit_gb: float | None) -> "Download":
-    """Params of download with what the command line says of this one call."""
+    """The section download, with the scenes and the limit that the command line names for this call."""
     changes: dict[str, Any] = {}
     if scenes:
         changes["scenes"] = (params.scenes or {}) | {dataset: list(scenes)}
@@ -143,10 +180,10 @@ def manifest() -> None:
 @click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 def check(names: tuple[str, ...]) -> None:
     """Say what is wrong with manifests and where; all of the project's if none is named."""
-    from metricgold.datasets import MANIFESTS, WARNING, check_manifests
+    from metricgold.datasets import WARNING, check_manifests, manifest_paths
 
-    paths = [Path(name) if name.endswith((".yaml", ".yml")) else MANIFESTS / f"{name}.yaml" for name in names]
-    paths = paths or sorted(MANIFESTS.glob("*.yaml"))
+    known = manifest_paths()
+    paths = [known.get(name, Path(name)) for name in names] or sorted(known.values())
     faults = check_manifests(paths)
     for line in faults:
         click.echo(line)
@@ -164,10 +201,10 @@ def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
     from metricgold.datasets import inspect_dataset
 
     params = _params(ctx).inspect
-    kinds = {"reports": "html", "metrics": "json", "plots": "csv"}
-    page, metrics, plot = (Path(top) / "inspect" / f"{dataset}.{kind}" for top, kind in kinds.items())
-    raw = Path("data/raw") / dataset
-    _say(inspect_dataset(dataset, raw, page, metrics, plot, split=params.split, num_frames=params.num_frames), as_json)
+    page = FOLDERS.reports / f"inspect/{dataset}.html"
+    metrics, plot = FOLDERS.metrics(f"inspect/{dataset}"), FOLDERS.plots / f"inspect/{dataset}.csv"
+    raw, num_frames = FOLDERS.raw(dataset), params.num_frames
+    _print(inspect_dataset(dataset, raw, page, metrics, plot, split=params.split, num_frames=num_frames), as_json)
 
 
 @main.command()
@@ -177,8 +214,7 @@ def backbone(ctx: click.Context) -> None:
     from metricgold.model import prepare_backbone
 
     params = _params(ctx)
-    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
-    prepare_backbone(params.backbone, params.log_depth, raw_folders, Path("models/backbone"))
+    prepare_backbone(params.backbone, params.log_depth, FOLDERS.raw_of(params.datasets), FOLDERS.backbone)
 
 
 @main.command()
@@ -190,7 +226,7 @@ def backbone(ctx: click.Context) -> None:
 def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: bool, dask: str | None) -> None:
     """Stream DATASET's frames through the VAE into data/latents/DATASET."""
     params = _params(ctx)
-    raw, backbone, out = Path("data/raw") / dataset, Path("models/backbone"), Path("data/latents") / dataset
+    raw, backbone, out = FOLDERS.raw(dataset), FOLDERS.backbone, FOLDERS.latents(dataset)
     from_remote = from_remote or dataset in (params.download.streamed or ())
     if from_remote and dask:
         raise click.UsageError(f"--dask needs the raw data of {dataset} on a shared disk, which --from-remote deletes")
@@ -214,22 +250,20 @@ def vae_floor(ctx: click.Context) -> None:
     from metricgold.evaluate import measure_vae_floor
 
     params = _params(ctx)
-    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
-    size = (params.encode.height, params.encode.width)
-    backbone, metrics = Path("models/backbone"), Path("metrics/vae_floor.json")
-    measure_vae_floor(params.vae_floor, params.log_depth, raw_folders, backbone, metrics, Path("plots"), size=size)
+    raw_folders, size = FOLDERS.raw_of(params.datasets), (params.encode.height, params.encode.width)
+    metrics, plots = FOLDERS.metrics("vae_floor"), FOLDERS.plots
+    measure_vae_floor(params.vae_floor, params.log_depth, raw_folders, FOLDERS.backbone, metrics, plots, size=size)
 
 
 @main.command("depth-vae")
 @click.pass_context
 def depth_vae(ctx: click.Context) -> None:
-    """Fine-tune what decodes depth into models/depth-vae; with num_steps 0 the backbone's decoder is handed on."""
+    """Fine-tune the decoder of depth into models/depth-vae; with num_steps 0 the backbone's decoder is copied."""
     from metricgold.train import train_depth_vae
 
     params = _params(ctx)
-    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
-    size = (params.encode.height, params.encode.width)
-    backbone, out, metrics = Path("models/backbone"), Path("models/depth-vae"), Path("metrics/depth_vae.json")
+    raw_folders, size = FOLDERS.raw_of(params.datasets), (params.encode.height, params.encode.width)
+    backbone, out, metrics = FOLDERS.backbone, FOLDERS.depth_vae, FOLDERS.metrics("depth_vae")
     train_depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
 
 
@@ -268,49 +302,51 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
     """Count parameters, operations, memory, hours and disk of `metricgold train` before it starts."""
     from metricgold.train import plan as counting
 
-    answer = counting.plan_training(_params(ctx), Path("models/backbone"), Path("data/latents"), card=card)
+    answer = counting.plan_training(_params(ctx), FOLDERS.backbone, FOLDERS.caches, card=card)
     click.echo(json.dumps(answer, sort_keys=True) if as_json else counting.describe(answer))
-    if said := counting.refusal(answer):
-        raise click.ClickException(said)
+    if reason := counting.refusal(answer):
+        raise click.ClickException(reason)
 
 
 @main.command()
 @click.option("--resume", type=click.Choice(["auto", "fresh"]), default="auto", show_default=True)
-@click.option("--no-track", is_flag=True, help="Tell MLflow nothing of it.")
+@click.option("--no-track", is_flag=True, help="Do not send this training to MLflow.")
 @click.pass_context
 def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     """Fine-tune the U-Net on the latent caches into models/metricgold; MLflow follows it live."""
+    from metricgold.evaluate import held_out_validation
     from metricgold.registry import track
     from metricgold.train import only_job, train
 
     params = _params(ctx)
-    caches = {name: Path("data/latents") / name for name in params.datasets}
-    backbone, out, plot = Path("models/backbone"), Path("models/metricgold"), Path("plots/train.csv")
-    # Without steps it is the backbone's own decoder, which a train by hand need not have handed on.
-    depth_vae = folder if (folder := Path("models/depth-vae")).exists() or params.depth_vae.num_steps else None
-    validate = _validation(params) if params.train.validation else None
-    made = {"depth_vae": depth_vae, "resume": resume, "plot": plot, "validate": validate}
-    device, is_first = _place()
-    silent = no_track or not is_first
-    with only_job(device), nullcontext() if silent else track(params, Path(f"{out}.state")) as report:
-        train(params.train, params.log_depth, caches, backbone, out, report=report, **made)
+    # Without steps the depth VAE is the backbone's own decoder, and a training by hand needs no copy of it.
+    depth_vae = FOLDERS.depth_vae if FOLDERS.depth_vae.exists() or params.depth_vae.num_steps else None
+    validate = None
+    if params.train.validation:
+        raw_folders = FOLDERS.raw_of(params.datasets)
+        validate = held_out_validation(params.train.validation, params.log_depth, raw_folders, FOLDERS.samples)
+    device, is_first = _device_and_first()
+    with only_job(device), track(params, FOLDERS.state) if is_first and not no_track else nullcontext() as report:
+        train(
+            params.train,
+            params.log_depth,
+            FOLDERS.latents_of(params.datasets),
+            FOLDERS.backbone,
+            FOLDERS.model,
+            depth_vae=depth_vae,
+            resume=resume,
+            plot=FOLDERS.plots / "train.csv",
+            report=report,
+            validate=validate,
+        )
 
 
-def _place() -> tuple[str, bool]:
+def _device_and_first() -> tuple[str, bool]:
     """Device of this process, and whether it is the first of those that `accelerate launch` started."""
     import torch
 
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     return device, os.environ.get("RANK", "0") == "0"
-
-
-def _validation(params: "Params") -> Any:
-    """Held-out frames to look at while training; pictures of them lie beside the checkpoints."""
-    from metricgold.evaluate import held_out_validation
-
-    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
-    samples = Path("models/metricgold.state/samples")
-    return held_out_validation(params.train.validation, params.log_depth, raw_folders, samples)
 
 
 @main.command()
@@ -320,8 +356,8 @@ def evaluate(ctx: click.Context) -> None:
     from metricgold.evaluate import evaluate
 
     params = _params(ctx)
-    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
-    evaluate(params.evaluate, raw_folders, Path("models/metricgold"), Path("metrics/evaluate.json"), Path("plots"))
+    raw_folders, metrics = FOLDERS.raw_of(params.datasets), FOLDERS.metrics("evaluate")
+    evaluate(params.evaluate, raw_folders, FOLDERS.model, metrics, FOLDERS.plots)
 
 
 class _EnsembleType(click.ParamType):
@@ -330,7 +366,7 @@ class _EnsembleType(click.ParamType):
     def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
         if str(value) == "auto" or (str(value).isdecimal() and int(value) > 0):
             return value if value == "auto" else int(value)
-        return self.fail(f"{value!r} is neither a number of members nor auto", param, ctx)
+        return self.fail(f"{value!r} is neither a number of runs nor auto", param, ctx)
 
 
 class _FailedType(click.ParamType):
@@ -348,24 +384,19 @@ class _FailedType(click.ParamType):
         return share
 
 
-# Written out, for params.py costs a second; a test holds them against it.
-PRESETS = ("paper", "balanced", "fast", "one-step")
-OUTPUTS = ("log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", "json", "normals", "ply", "glb")
-
-
 @main.command()
-@click.argument("input")
+@click.argument("images", metavar="INPUT")
 @click.argument("output")
-@click.option("--model", default="models/metricgold", show_default=True, help="A folder or models:/name@alias.")
-@click.option("--preset", type=click.Choice(PRESETS), help="Steps and members; --steps and --ensemble override it.")
+@click.option("--model", default=str(FOLDERS.model), show_default=True, help="A folder or models:/name@alias.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Steps and runs; --steps and --ensemble override it.")
 @click.option("--steps", "num_inference_steps", type=click.IntRange(1), metavar="N", help="Denoising steps.")
-@click.option("--ensemble", "ensemble_size", type=_EnsembleType(), help="Members; auto: until depth is certain.")
-@click.option("--seed", type=click.IntRange(0), help="Of the members' noise.")
+@click.option("--ensemble", "ensemble_size", type=_EnsembleType(), help="Runs; auto: until depth is certain.")
+@click.option("--seed", type=click.IntRange(0), help="Of the noise that the runs start from.")
 @click.option("--write", "outputs", type=click.Choice(OUTPUTS), multiple=True, help="A kind of output; repeatable.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
 @click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")
-@click.option("--allow-truncated", is_flag=True, default=None, help="Take what is there of images that end early.")
+@click.option("--allow-truncated", is_flag=True, default=None, help="Use the readable part of images that end early.")
 @click.option(
     "--compile",
     is_flag=True,
@@ -377,43 +408,58 @@ OUTPUTS = ("log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", 
 @click.pass_context
 def predict(
     ctx: click.Context,
-    input: str,
+    images: str,
     output: str,
     model: str,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     dask: str | None,
     as_json: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
     """Depth in metres for INPUT (file, folder, glob or s3://bucket/prefix) into OUTPUT (folder or s3://).
 
-    Options override the section predict of params.yaml. Exit 1 if more images fail than --max-failed allows; without
-    it if all do.
+    Options override the section predict of params.yaml; without that file the defaults hold. Exit 1 if more images
+    fail than --max-failed allows; without it if all do.
     """
     from metricgold.predict import open_client, over_budget, predict_all, predict_on
     from metricgold.registry import fetch_model
     from metricgold.storage import exit_on_sigterm
 
-    params = _asked(_params(ctx).predict, **asked)
+    params = _overridden(_predict_params(ctx), **options)
     folder, model_name = fetch_model(model)
-    listed = {"include": include, "exclude": exclude}
     with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
-        run_entries = partial(predict_on, client) if client else None
-        summary = predict_all(params, folder, input, output, model_name=model_name, run_entries=run_entries, **listed)
-    _say(summary, as_json)
+        summary = predict_all(
+            params,
+            folder,
+            images,
+            output,
+            model_name=model_name,
+            include=include,
+            exclude=exclude,
+            run_entries=partial(predict_on, client) if client else None,
+        )
+    _print(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)
 
 
-def _asked(params: "Predict", preset: str | None, **options: Any) -> "Predict":
-    """The section predict with what the command line says in its place."""
+def _predict_params(ctx: click.Context) -> "Predict":
+    """The section predict, or its defaults where no params file is named and none is in the working folder."""
+    from metricgold.params import Predict
+
+    is_default = ctx.find_root().get_parameter_source("params_path") is click.core.ParameterSource.DEFAULT
+    return Predict() if is_default and not ctx.obj.exists() else _params(ctx).predict
+
+
+def _overridden(params: "Predict", preset: str | None, **options: Any) -> "Predict":
+    """The section predict with the options of the command line in its place. UsageError where they contradict."""
     from pydantic import ValidationError
 
-    from metricgold.params import PRESETS, Predict
+    from metricgold.params import Predict
 
-    changes = PRESETS[preset] if preset else {}
-    changes = changes | {name: value for name, value in options.items() if value not in (None, ())}
+    changes: dict[str, Any] = dict(PRESETS[preset]) if preset else {}
+    changes |= {name: value for name, value in options.items() if value not in (None, ())}
     try:
         return Predict.model_validate(params.model_dump() | changes)
     except ValidationError as error:
@@ -427,7 +473,7 @@ def register(ctx: click.Context, as_json: bool) -> None:
     """Log run, metrics, lineage and models/metricgold to MLflow as a new version."""
     from metricgold.registry import register
 
-    _say(register(_params(ctx), Path("models/metricgold"), Path("metrics/evaluate.json")), as_json)
+    _print(register(_params(ctx), FOLDERS.model, FOLDERS.metrics("evaluate")), as_json)
 
 
 @main.command()
@@ -440,7 +486,7 @@ def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: boo
     from metricgold.registry import promote
 
     outcome = promote(_params(ctx).promote, version=version, dry_run=dry_run)
-    _say(outcome, as_json)
+    _print(outcome, as_json)
     if not outcome["passed"]:
         ctx.exit(1)
 
@@ -452,7 +498,7 @@ def rollback(dry_run: bool, as_json: bool) -> None:
     """Make the previous champion champion again; the present one becomes previous. Exit 1 if there is none."""
     from metricgold.registry import rollback
 
-    _say(rollback(dry_run=dry_run), as_json)
+    _print(rollback(dry_run=dry_run), as_json)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import typing
 
 import numpy as np
 import pytest
@@ -11,10 +10,8 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from metricgold import cli
 from metricgold.cli import main
 from metricgold.images.depth_files import read_log_depth_png
-from metricgold.params import sections as params
 
 
 def run(*words, code=0):
@@ -65,19 +62,14 @@ def photographs(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_text("datasets: [hypersim-synthetic]\npredict: {max_failed: 0.5, seed: 3}\n")
     given = {}
 
-    def predict_all(params, model, input, output, **more):
-        given.update(params=params, input=input, output=output, **more)
+    def predict_all(params, model, images, output, **more):
+        given.update(params=params, images=images, output=output, **more)
         counts = {"images_done": 7, "images_failed": 3, "images_kept": 0, "images_skipped": 0}
         return counts | {"receipt": f"{output}/receipt.jsonl"}
 
     monkeypatch.setattr(metricgold.predict, "predict_all", predict_all)
     monkeypatch.setattr(metricgold.registry, "fetch_model", lambda model: (tmp_path, model))
     return given
-
-
-def test_choices_of_predict_are_those_of_params():
-    assert set(cli.PRESETS) == set(params.PRESETS)
-    assert set(cli.OUTPUTS) == set(typing.get_args(params.Output))
 
 
 def test_predict_takes_params_where_no_option_overrides_them(photographs):

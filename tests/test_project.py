@@ -6,10 +6,10 @@ import shlex
 import pytest
 import yaml
 
-from flows.plugin import DEPLOYMENTS
 from metricgold.cli import main
 from metricgold.datasets.manifest import load_manifest
 from metricgold.params.sections import Params, load_params
+from metricgold.prefect_plugin import DEPLOYMENTS
 from tests.support import ROOT
 
 PROFILES = sorted([ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")])

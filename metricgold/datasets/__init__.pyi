@@ -4,12 +4,12 @@ from .inspect.page import inspect_dataset as inspect_dataset
 from .listing import FrameRef as FrameRef, Listing as Listing
 from .manifest import (
     ALGORITHMS as ALGORITHMS,
-    MANIFESTS as MANIFESTS,
     Archive as Archive,
     Manifest as Manifest,
     Source as Source,
     is_archive as is_archive,
     load_manifest as load_manifest,
+    manifest_paths as manifest_paths,
     read_manifest as read_manifest,
     scene_splits as scene_splits,
 )

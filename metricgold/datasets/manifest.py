@@ -12,8 +12,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
+from metricgold.params import MANIFESTS
 
-MANIFESTS = Path(__file__).parents[2] / "data_manifests"
 SCHEMES = ("file", "http", "https", "s3")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 ALGORITHMS = ("md5", "sha256", "sha512")
@@ -181,13 +181,17 @@ def read_split_csv(path: Path) -> dict[str, str]:
     return split_of_frame
 
 
+def manifest_paths() -> dict[str, Path]:
+    """Manifest of each data set: those in the working folder's data_manifests/ come before those of the package."""
+    return {path.stem: path for folder in (MANIFESTS, Path("data_manifests")) for path in sorted(folder.glob("*.yaml"))}
+
+
 def load_manifest(name: str) -> Manifest:
-    """The project's manifest of a data set. ValueError lists the known ones."""
-    path = MANIFESTS / f"{name}.yaml"
-    if path.parent != MANIFESTS or not path.exists():
-        known = ", ".join(sorted(file.stem for file in MANIFESTS.glob("*.yaml")))
-        raise ValueError(f"no manifest of data set {name!r} in {MANIFESTS}; known: {known}")
-    return read_manifest(path)
+    """The manifest of a data set, the project's own if it has one. ValueError lists the known ones."""
+    paths = manifest_paths()
+    if name not in paths:
+        raise ValueError(f"there is no manifest of data set {name!r}; known: {', '.join(sorted(paths))}")
+    return read_manifest(paths[name])
 
 
 def read_manifest(path: Path) -> Manifest:

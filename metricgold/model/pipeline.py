@@ -35,11 +35,10 @@ from metricgold.model.vae import (
     rgb_to_tensor,
     vae_factor,
 )
+from metricgold.params import DTYPES, SPACINGS
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
-SPACINGS = ("trailing", "leading", "linspace")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_GRAPHS = 64  # of a compiled U-Net, one for each processing size; beyond, sizes run uncompiled
 MAX_FROZEN_BYTES = 4_000_000_000  # of weights in such graphs on a CPU, each of which has its own
 
@@ -417,7 +416,7 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     disable_progress_bar()  # of reading four small parts
-    dtypes = {"unet": DTYPES[dtype], "vae": DTYPES[dtype], "default": torch.float32}
+    dtypes = {"unet": getattr(torch, dtype), "vae": getattr(torch, dtype), "default": torch.float32}
     pipe = MetricGoldPipeline.from_pretrained(folder, dtype=dtypes)
     if (device := default_device()) != "cpu":  # diffusers warns of half precision moved to a CPU
         pipe.to(device)

@@ -1,6 +1,7 @@
+from .paths import MANIFESTS as MANIFESTS, PROFILES as PROFILES, SHIPPED as SHIPPED, Folders as Folders
 from .profiles import list_profiles as list_profiles, use_profile as use_profile
+from .project import lay_out_project as lay_out_project
 from .sections import (
-    PRESETS as PRESETS,
     Backbone as Backbone,
     DepthVae as DepthVae,
     Download as Download,
@@ -9,7 +10,6 @@ from .sections import (
     Inference as Inference,
     LogDepthRange as LogDepthRange,
     Mirror as Mirror,
-    Output as Output,
     Params as Params,
     Predict as Predict,
     Promote as Promote,
@@ -19,4 +19,16 @@ from .sections import (
     VaeFloor as VaeFloor,
     Validation as Validation,
     load_params as load_params,
+)
+from .words import (
+    DTYPES as DTYPES,
+    OUTPUTS as OUTPUTS,
+    PREDICTION_TYPES as PREDICTION_TYPES,
+    PRESETS as PRESETS,
+    SPACINGS as SPACINGS,
+    Dtype as Dtype,
+    Output as Output,
+    PredictionType as PredictionType,
+    Preset as Preset,
+    Spacing as Spacing,
 )

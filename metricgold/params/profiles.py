@@ -5,10 +5,9 @@ from typing import Any
 
 import yaml
 
+from metricgold.params.paths import PROFILES
 from metricgold.params.sections import load_params
 from metricgold.storage import write_aside
-
-PROFILES = Path(__file__).parents[2] / "profiles"
 
 
 def list_profiles(path: Path = Path("params.yaml"), profiles: Path = PROFILES) -> dict[str, str]:

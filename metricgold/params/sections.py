@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from metricgold.log_depth import LogDepth
+from metricgold.params.words import Dtype, Output, PredictionType, Spacing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -115,7 +116,7 @@ class Encode(Section):
     width: PositiveInt = 96
     batch_size: PositiveInt = 16
     frames_per_shard: PositiveInt = 256
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE; latents are stored as float16
+    dtype: Dtype = "float32"  # of the VAE; latents are stored as float16
     max_dtype_error: PositiveFloat = 0.01  # of decoded depth against float32's, mean and relative
     kitti_crop: bool = False  # Virtual KITTI cropped as in KITTI's depth benchmark, 352 x 1216
     views: PositiveInt = 1  # of each frame: the whole frame, then random crops, mirrored or not
@@ -130,7 +131,7 @@ class VaeFloor(Section):
     split: Literal["train", "val", "test"] = "train"
     frames_per_dataset: PositiveInt = 50
     batch_size: PositiveInt = 8
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the VAE
+    dtype: Dtype = "float32"  # of the VAE
     ranges_m: Annotated[list[LogDepthRange], Field(min_length=1)] = [
         LogDepthRange(near_m=near_m, far_m=far_m)
         for near_m, far_m in ((0.5, 80.0), (0.3, 80.0), (1.0, 80.0), (0.5, 40.0), (0.5, 150.0))
@@ -208,7 +209,7 @@ class Train(Section):
     max_skipped: Count = 10  # updates skipped in a row; one more ends the run
     noise: Noise = Noise()
     timestep_shift: PositiveFloat = 1.0  # above 1: more of the noisy timesteps (arXiv 2403.03206, eq. 23)
-    prediction_type: Literal["v_prediction", "epsilon", "sample"] = "v_prediction"
+    prediction_type: PredictionType = "v_prediction"
     zero_terminal_snr: bool = True
     flip: bool = True
     ema_decay: Fraction = 0.0  # 0: no average
@@ -253,28 +254,19 @@ class Inference(Section):
     """How a model predicts: 50 steps x 10 runs, as in the paper."""
 
     num_inference_steps: PositiveInt = 50
-    timestep_spacing: Literal["trailing", "leading", "linspace"] = "trailing"
+    timestep_spacing: Spacing = "trailing"
     ensemble_size: PositiveInt | Literal["auto"] = 10  # auto: members are added until uncertainty_target is met
     max_ensemble_size: PositiveInt = 10  # of auto
     uncertainty_target: PositiveFloat = 0.01  # of auto: what the median depth of an image may still be off, relative
     merge: Literal["depth", "latent"] = "depth"  # median of members' log depth, or the mean of latents decoded once
     seed: Count = 0
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of U-Net and VAE
+    dtype: Dtype = "float32"  # of U-Net and VAE
 
     @model_validator(mode="after")
     def _certainty_is_seen_in_depth(self) -> "Inference":
         if (self.ensemble_size, self.merge) == ("auto", "latent"):
             raise ValueError("ensemble_size auto needs merge depth: only decoded members show their uncertainty")
         return self
-
-
-# What a policy costs is steps x runs through the U-Net; --preset on the command line.
-PRESETS: dict[str, dict[str, int]] = {
-    "paper": {"num_inference_steps": 50, "ensemble_size": 10},
-    "balanced": {"num_inference_steps": 10, "ensemble_size": 4},
-    "fast": {"num_inference_steps": 2, "ensemble_size": 2},
-    "one-step": {"num_inference_steps": 1, "ensemble_size": 1},
-}
 
 
 class Evaluate(Inference):
@@ -284,9 +276,6 @@ class Evaluate(Inference):
     split: Literal["val", "test"] = "test"
     frames_per_dataset: PositiveInt | None = None  # None: all
     batch_size: PositiveInt = 8
-
-
-Output = Literal["log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", "json", "normals", "ply", "glb"]
 
 
 class Predict(Inference):

@@ -19,9 +19,11 @@ from .files import (
 from .output_lock import hold_output as hold_output
 from .progress import (
     PROGRESS_FILE as PROGRESS_FILE,
+    STOPPED_AND_SAVED as STOPPED_AND_SAVED,
     Progress as Progress,
     StageProgress as StageProgress,
     read_progress as read_progress,
+    write_exit_code as write_exit_code,
     write_progress as write_progress,
 )
 from .s3_client import StoreLost as StoreLost

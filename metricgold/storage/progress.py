@@ -1,15 +1,17 @@
 """How far a stage is: a bar on a terminal, else a line in the log now and then, and one small file for its starter.
 
 Whoever starts a stage may name a file in the variable METRICGOLD_PROGRESS of its environment, and read that file with
-`read_progress`. The stage replaces it as it works. Writer and reader share this module: nobody parses log lines.
+`read_progress`. The stage replaces it as it works, and the command line adds the code with which the stage ends, which
+DVC keeps to itself. Writer and reader share this module: no log line is parsed.
 """
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -21,15 +23,17 @@ log = logging.getLogger(__name__)
 PROGRESS_FILE = "METRICGOLD_PROGRESS"  # the variable that names the file
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_WRITES = 1.0
+STOPPED_AND_SAVED = 128 + signal.SIGTERM  # exit code of work that SIGTERM ended, and that the same command resumes
 
 
 @dataclass(frozen=True, slots=True)
 class StageProgress:
-    """`done` of `total` units of work, such as steps, frames or bytes."""
+    """`done` of `total` units of work, such as steps, frames or bytes; `exit_code` once a stage left with one."""
 
     done: float
     total: float
     unit: str
+    exit_code: int | None = None
 
     @property
     def percent(self) -> float:
@@ -50,6 +54,13 @@ def write_progress(progress: StageProgress) -> None:
 def read_progress(path: Path) -> StageProgress | None:
     """What a stage wrote last; None before its first report."""
     return StageProgress(**read_json(path)) if path.is_file() else None
+
+
+def write_exit_code(code: object) -> None:
+    """Add the code that the stage leaves with to what it wrote last; without a progress file do nothing."""
+    if (path := os.environ.get(PROGRESS_FILE)) and isinstance(code, int):
+        last = read_progress(Path(path)) or StageProgress(0, 0, "")
+        write_progress(replace(last, exit_code=code))
 
 
 class Progress:

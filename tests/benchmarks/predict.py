@@ -30,7 +30,8 @@ from metricgold.model.parts import SCHEDULE, widen_conv_in
 from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline
 from metricgold.model.stand_in import new_unet, new_vae
 from metricgold.model.vae import vae_factor
-from metricgold.params.sections import PRESETS, StandIn
+from metricgold.params.sections import StandIn
+from metricgold.params.words import PRESETS
 from metricgold.train.cost import NUM_PROMPT_TOKENS, flop_counter
 from metricgold.train.plan import SD2_UNET, SD2_VAE, Gpu
 

@@ -4,7 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from demo import policies
-from metricgold.params.sections import PRESETS, Inference
+from metricgold.params.sections import Inference
+from metricgold.params.words import PRESETS
 from metricgold.storage.files import read_json
 
 ROWS = [

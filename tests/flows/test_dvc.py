@@ -63,7 +63,7 @@ def test_a_knob_reruns_what_it_touches(reproduced):
     assert _repro(project) == ["depth-vae", "train", "evaluate"]
     _change(project, encode={"batch_size": 8})
     assert _repro(project) == [*(f"encode {name}" for name in sorted(DATASETS, key=DATASETS.index)), "train"]
-    (project / "metricgold" / "metrics.py").write_text("# other code\n")
+    _change(project, evaluate={"version": 2})
     assert _repro(project) == ["evaluate"]
 
 

@@ -3,15 +3,16 @@
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 
-from flows.plugin import DEPLOYMENTS, setup_environment
+from metricgold.params.words import PRESETS, Preset
+from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
 from tests.flows.toy import ROOT, calls
+from tests.support.waiting import wait_until
 
 GRAPH = """
 stages:
@@ -41,11 +42,11 @@ def _words(project: Path) -> list[str]:
 def test_plugin_knows_the_deployments_of_prefect_yaml():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert {deployment["name"] for deployment in deployments} == DEPLOYMENTS
-    from importlib import import_module
+    from prefect.flows import load_flow_from_entrypoint
 
     for deployment in deployments:
-        module, _, function = deployment["entrypoint"].rpartition(".")
-        assert getattr(import_module(module), function).name == deployment["name"]
+        path, _, function = deployment["entrypoint"].partition(":")
+        assert load_flow_from_entrypoint(f"{ROOT / path}:{function}").name == deployment["name"]
 
 
 @pytest.mark.parametrize(
@@ -106,19 +107,15 @@ def _worker(server, pool: str, folder: Path):
         worker.wait(60)
 
 
-def _wait_for_runs(server, deployment: str, count: int, seconds: float = 100) -> list[dict]:
-    runs: list[dict] = []
-    for _ in range(int(seconds)):
-        runs = server.ask(
-            "POST",
-            "/flow_runs/filter",
-            {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"},
-        )
+def _wait_for_runs(server, deployment: str, count: int) -> list[dict]:
+    wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+
+    def finished() -> list[dict] | None:
+        runs = server.ask("POST", "/flow_runs/filter", wanted)
         final = [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
-        if len(final) == count:
-            return final
-        time.sleep(1)
-    raise AssertionError(f"after {seconds} s: {[run['state'] for run in runs]}")
+        return final if len(final) == count else None
+
+    return wait_until(finished, within_s=150, every_s=1, what=f"the end of {count} runs of {deployment}")
 
 
 @pytest.mark.slow
@@ -178,11 +175,11 @@ def test_a_licence_is_asked_for_before_anything_starts(project):
 
 
 def test_a_download_is_tried_again():
-    from flows import dvc_stages as stages
+    from flows.dvc_stages import task_of
 
-    assert stages._task_of("download@hypersim").retries == 3
-    assert stages._task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]
-    assert stages._task_of("train").retries == 0
+    assert task_of("download@hypersim").retries == 3
+    assert task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]
+    assert task_of("train").retries == 0
 
 
 @pytest.mark.slow
@@ -214,9 +211,8 @@ def test_batch_depth_and_promote_model(at_server, small):
 def test_presets_and_options_of_the_flow_are_the_command_line_s():
     from typing import get_args
 
-    from flows.batch_depth import Preset, batch_depth
+    from flows.batch_depth import batch_depth
     from metricgold.cli import main
-    from metricgold.params.sections import PRESETS
 
     assert get_args(Preset) == tuple(PRESETS)
     known = {option for parameter in main.commands["predict"].params for option in parameter.opts}
@@ -230,11 +226,8 @@ def test_sigterm_lets_the_trainer_save(server, small):
     Path("wait").touch()
     run = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)
     try:
-        for _ in range(600):
-            if Path("started").exists():
-                break
-            assert run.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: Path("started").exists() or run.poll() is not None, within_s=60)
+        assert run.poll() is None
         run.send_signal(signal.SIGTERM)
         assert run.wait(28) != 0
     finally:

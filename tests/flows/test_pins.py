@@ -1,8 +1,8 @@
 """The pins of fastapi and sqlalchemy: what newer versions break works here. Loosen a pin, and these tell."""
 
-import time
-
 import pytest
+
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,7 @@ def test_cron_schedule_creates_runs(server):
         "POST", "/deployments/", {"name": "every-minute", "flow_id": flow["id"], "schedules": [schedule]}
     )
     wanted = {"deployments": {"id": {"any_": [deployment["id"]]}}}
-    for _ in range(75):
-        if server.ask("POST", "/flow_runs/filter", wanted):
-            return
-        time.sleep(1)
-    raise AssertionError(f"no run after 75 s; the server says:\n{server.log.read_text()[-3000:]}")
+    try:
+        wait_until(lambda: server.ask("POST", "/flow_runs/filter", wanted), within_s=75, every_s=1, what="a run")
+    except TimeoutError as error:
+        raise AssertionError(f"{error}; the server says:\n{server.log.read_text()[-3000:]}") from error

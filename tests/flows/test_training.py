@@ -1,4 +1,4 @@
-"""Training through the flows: one job per card, stopped and gone on with, and what its page shows."""
+"""Training through the flows: one job per GPU, stopped and resumed, and what its page shows."""
 
 import base64
 import io
@@ -17,11 +17,15 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import dvc_stages as stages, gpu_slots as cards, run_page as pages
+from flows import dvc_stages, gpu_slots, run_page
 from flows.child_processes import ChildFailed
-from flows.gpu_slots import LIMIT, card
+from flows.gpu_slots import LIMIT, gpu_slot
+from flows.run_page import StagePage
+from metricgold.storage.files import row_line
+from metricgold.storage.progress import StageProgress, write_exit_code, write_progress
 from tests.conftest import DATASET, write_tartanair
 from tests.flows.toy import SCRIPTS, make_project
+from tests.support.waiting import wait_until
 
 GRAPH = """
 stages:
@@ -51,12 +55,11 @@ def _position() -> int:
 
 
 def _wait_for_step(step: int, child: subprocess.Popen | None = None) -> None:
-    for _ in range(1200):
-        if _position() >= step:
-            return
+    def is_there() -> bool:
         assert child is None or child.poll() is None, f"ended at step {_position()}"
-        time.sleep(0.05)
-    raise TimeoutError(f"at step {_position()} after a minute")
+        return _position() >= step
+
+    wait_until(is_there, within_s=60, every_s=0.05, what=f"step {step}")
 
 
 def _stop_trainer_after(step: int) -> None:
@@ -75,7 +78,7 @@ def test_a_cancelled_flow_saves_and_a_stopped_trainer_is_started_again(
     for key, value in env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(stages, "RESUME_AFTER_S", 0.1)
+    monkeypatch.setattr(dvc_stages, "RESUME_AFTER_S", 0.1)
 
     log = (tmp_path / "log").open("w")
     cancelled = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=env, stdout=log, stderr=log)
@@ -84,20 +87,21 @@ def test_a_cancelled_flow_saves_and_a_stopped_trainer_is_started_again(
     assert cancelled.wait(28) != 0
     saved = _position()
     assert saved >= 5 and not Path("models/metricgold").exists()
-    assert "going on, " not in (tmp_path / "log").read_text()
+    assert "it resumes, " not in (tmp_path / "log").read_text()
 
     stopper = threading.Thread(target=_stop_trainer_after, args=[saved + 10])
     stopper.start()
     from prefect import flow
 
-    flow(name="train-only")(lambda: stages.run_stages(stages.stage_graph()))()
+    flow(name="train-only")(lambda: dvc_stages.run_stages(dvc_stages.stage_graph()))()
     stopper.join()
     rows = [json.loads(line) for line in (STATE / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))
     assert Path("models/metricgold/unet").is_dir()
 
-    said = at_server.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC"})
-    assert any("told to stop from outside, it saved; going on, 2 more times" in line["message"] for line in said)
+    logged = at_server.ask("POST", "/logs/filter", {"sort": "TIMESTAMP_DESC"})
+    resumed = "train was stopped from outside and saved; it resumes, 2 more times"
+    assert any(resumed in line["message"] for line in logged)
     shown = {key: _artifact(at_server, key) for key in ("train", "validation", "validation-picture")}
     assert shown["train"]["data"] == 100
     lines = shown["validation"]["data"].splitlines()
@@ -105,7 +109,7 @@ def test_a_cancelled_flow_saves_and_a_stopped_trainer_is_started_again(
     assert "abs_rel" in lines[0]
     kind, _, data = shown["validation-picture"]["data"].partition(",")
     assert kind == "data:image/jpeg;base64"
-    assert Image.open(io.BytesIO(base64.b64decode(data))).width == pages.PICTURE_PX
+    assert Image.open(io.BytesIO(base64.b64decode(data))).width == run_page.PICTURE_PX
 
 
 def _artifact(server, key: str) -> dict:
@@ -115,16 +119,16 @@ def _artifact(server, key: str) -> dict:
 
 
 @pytest.mark.slow
-def test_one_job_on_a_card_at_a_time(at_server, tmp_path, monkeypatch):
+def test_one_job_on_a_gpu_at_a_time(at_server, tmp_path, monkeypatch):
     from prefect import flow, task
 
     monkeypatch.setenv("METRICGOLD_CARDS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    spans, said = [], []
+    spans, logged = [], []
 
     @task
     def work():
-        with card(said.append) as variables:
+        with gpu_slot(logged.append) as variables:
             assert variables == {"CUDA_VISIBLE_DEVICES": "0"}
             started = time.monotonic()
             time.sleep(0.3)
@@ -140,81 +144,141 @@ def test_one_job_on_a_card_at_a_time(at_server, tmp_path, monkeypatch):
     assert first_end <= second_start
     limit = at_server.ask("GET", f"/v2/concurrency_limits/{LIMIT}")
     assert (limit["limit"], limit["active_slots"]) == (1, 0)
-    assert any(f"the server had no limit {LIMIT}: created, 1 at a time" in line for line in said)
+    assert any(f"the server had no limit {LIMIT}: created, 1 at a time" in line for line in logged)
 
 
-def test_without_a_card_nothing_waits_and_no_server_is_asked(monkeypatch):
+def test_without_a_gpu_nothing_waits_and_no_server_is_asked(monkeypatch):
     monkeypatch.setenv("METRICGOLD_CARDS", "0")
-    with card(print) as one, card(print) as other:
+    with gpu_slot(print) as one, gpu_slot(print) as other:
         assert one == other == {}
 
 
-def test_who_waits_for_a_card_ends_with_its_flow(monkeypatch):
+def test_a_flow_that_waits_for_a_gpu_can_end(monkeypatch):
     def busy(*_, **__):
         raise TimeoutError
 
-    asked, said = iter([False, True]), []
+    ending, logged = iter([False, True]), []
     monkeypatch.setenv("METRICGOLD_CARDS", "1")
-    monkeypatch.setattr(cards, "concurrency", busy)
-    monkeypatch.setattr(cards, "get_client", busy)
-    monkeypatch.setattr(cards, "is_ending", lambda: next(asked))
-    with pytest.raises(ChildFailed, match="the flow ended while it waited for a card"), card(said.append):
+    monkeypatch.setattr(gpu_slots, "concurrency", busy)
+    monkeypatch.setattr(gpu_slots, "get_client", busy)
+    monkeypatch.setattr(gpu_slots, "is_ending", lambda: next(ending))
+    with pytest.raises(ChildFailed, match="the flow ended while it waited for a GPU"), gpu_slot(logged.append):
         pass
-    assert said == [f"no limit {LIMIT} created: "]
+    assert logged == [f"no limit {LIMIT} created: "]
 
 
-def test_work_that_was_told_to_stop_goes_on_a_few_times(monkeypatch):
-    stopped = ["ERROR: stopped at step 5 of 9; the same command goes on", "exited with 143"]
-    outcomes, said = [], []
+STAGE = """
+import sys
+from pathlib import Path
+from metricgold.cli import main
 
-    def run_child(command, log, **variables):
-        outcomes.append(command)
-        if len(outcomes) < ends_after:
-            raise ChildFailed("\n".join(stopped))
-
-    monkeypatch.setattr(stages, "run_child", run_child)
-    monkeypatch.setattr(stages, "RESUME_AFTER_S", 0.0)
-    ends_after = 3
-    stages.run_until_done(["train"], said.append)
-    assert len(outcomes) == 3 and len(said) == 2
-    outcomes, ends_after = [], 99
-    with pytest.raises(ChildFailed, match="143"):
-        stages.run_until_done(["train"], said.append)
-    assert len(outcomes) == 1 + stages.RESUMES
-    outcomes, stopped = [], ["loss is not a number"]
-    with pytest.raises(ChildFailed, match="not a number"):
-        stages.run_until_done(["train"], said.append)
-    assert len(outcomes) == 1
-    outcomes, stopped = [], ["; the same command goes on"]
-    monkeypatch.setattr(stages, "is_ending", lambda _within_s: True)
-    with pytest.raises(ChildFailed):
-        stages.run_until_done(["train"], said.append)
-    assert len(outcomes) == 1
+runs = Path("runs")
+runs.write_text(runs.read_text() + "." if runs.exists() else ".")
+code, until = int(sys.argv[1]), int(sys.argv[2])
+print("at work", flush=True)
 
 
-def test_shares_of_work_become_progress(monkeypatch):
-    shown, logged = [], []
-    monkeypatch.setattr(pages, "update_progress_artifact", lambda _artifact, percent: shown.append(percent))
-    monkeypatch.setattr(pages, "create_progress_artifact", lambda percent, key, **_: shown.append((percent, key)) or 1)
-    show = pages.show_lines("download@hypersim", logged.append)
-    for line in ("progress 4.4 %: hypersim, 12.3 of 280.1 GB", "a line", "progress 100.0 %: hypersim"):
-        show(line)
-    assert shown == [(4.4, "download-hypersim"), 100.0]
+@main.command()
+def work():
+    raise SystemExit(code if len(runs.read_text()) < until else 0)
+
+
+main(["work"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "succeeds_at", "ends_after"),
+    [
+        pytest.param(143, 3, 3, id="stopped-twice"),
+        pytest.param(143, 99, 1 + dvc_stages.RESUMES, id="stopped-each-time"),
+        pytest.param(1, 99, 1, id="failed"),
+    ],
+)
+def test_a_stage_that_was_stopped_resumes_by_its_exit_code(project, monkeypatch, code, succeeds_at, ends_after):
+    """Through DVC, which keeps the code of its stage to itself."""
+    monkeypatch.setattr(dvc_stages, "RESUME_AFTER_S", 0.0)
+    Path("stage.py").write_text(STAGE)
+    Path("dvc.yaml").write_text(f"stages: {{work: {{cmd: {sys.executable} stage.py {code} {succeeds_at}}}}}")
+    logged = []
+    command = [*dvc_stages.DVC, "repro", "--quiet", "--single-item", "work"]
+    if ends_after < succeeds_at:
+        with pytest.raises(ChildFailed, match="code 255"):
+            dvc_stages.run_until_done("work", command, logged.append)
+    else:
+        dvc_stages.run_until_done("work", command, logged.append)
+    assert len(Path("runs").read_text()) == logged.count("at work") == ends_after
+    assert sum("work was stopped from outside and saved; it resumes" in line for line in logged) == ends_after - 1
+
+
+def test_a_stage_that_stops_with_its_flow_does_not_resume(project, monkeypatch):
+    monkeypatch.setattr(dvc_stages, "is_ending", lambda _within_s: True)
+    Path("stage.py").write_text(STAGE)
+    with pytest.raises(ChildFailed, match="code 143"):
+        dvc_stages.run_until_done("work", [sys.executable, "stage.py", "143", "99"], [].append)
+    assert len(Path("runs").read_text()) == 1
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a page shows, instead of a server: (kind, key, data) of each artifact made, (None, data) of each update."""
+    shown = []
+    monkeypatch.setattr(run_page, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(run_page, "update_progress_artifact", lambda _artifact, percent: shown.append((None, percent)))
+    for kind in ("progress", "markdown", "image"):
+        create = lambda data, key, kind=kind, **_: shown.append((kind, key, data)) or key  # noqa: E731
+        monkeypatch.setattr(run_page, f"create_{kind}_artifact", create)
+    return shown
+
+
+def test_the_progress_file_becomes_a_bar(tmp_path, monkeypatch, shown):
+    path, logged = tmp_path / "progress.json", []
+    monkeypatch.setenv("METRICGOLD_PROGRESS", str(path))
+    page = StagePage("download@hypersim", path, logged.append)
+    page.log_line("begins")
+    assert shown == []
+    write_progress(StageProgress(12.3, 280.1, "GB"))
+    page.log_line("progress 99 %, step 7 of 9: words change nothing")
+    page.log_line("nothing new")
+    write_progress(StageProgress(280.1, 280.1, "GB"))
+    write_exit_code(1)
+    page.refresh()
+    assert shown == [("progress", "download-hypersim", 4.4), (None, 100.0)]
     assert len(logged) == 3
+
+
+def test_rows_of_validation_become_a_table_and_a_picture(tmp_path, monkeypatch, shown):
+    monkeypatch.chdir(tmp_path)
+    (STATE / "samples").mkdir(parents=True)
+    Image.new("RGB", (2000, 100)).save(STATE / "samples/step-000040.png")
+    rows = [{"step": 20, "loss": 0.5, "val_abs_rel": 0.2, "val_delta1": 0.7}, {"step": 21, "loss": 0.5}]
+    (STATE / "metrics.jsonl").write_text("".join(map(row_line, rows)))
+    page = StagePage("train", tmp_path / "none.json", [].append)
+    page.log_line("step 20, validation: {'abs_rel': 0.2}")
+    assert shown == [], "an earlier run has shown these rows"
+    with (STATE / "metrics.jsonl").open("a") as file:
+        file.write(row_line({"step": 40, "loss": 0.4, "val_abs_rel": 0.1, "val_delta1": None}) + '{"step": 60, "val_ab')
+    page.log_line("step 40 is done")
+    page.log_line("nothing new")
+    (kind, key, table), (picture_kind, picture_key, picture) = shown
+    assert (kind, key, picture_kind, picture_key) == ("markdown", "validation", "image", "validation-picture")
+    lines = ["| step | abs_rel | delta1 |", "|---|---|---|", "| 20 | 0.2 | 0.7 |", "| 40 | 0.1 |  |"]
+    assert table.splitlines() == lines
+    assert picture.startswith("data:image/jpeg;base64,")
     shown.clear()
-    show = pages.show_lines("train", logged.append)
-    for line in ("INFO going on from step 300 of 1200", "INFO step 600 of 1200, loss 0.1, lr 1e-3", "step 7 left out"):
-        show(line)
-    assert shown == [(25.0, "train"), 50.0]
+    StagePage("vae-floor", tmp_path / "none.json", [].append).refresh()
+    assert shown == [], "the rows belong to the trainer's page"
 
 
-def test_a_server_that_is_away_does_not_end_the_work(monkeypatch):
+def test_a_server_that_is_away_does_not_end_the_work(tmp_path, monkeypatch, shown):
     def refuse(*_, **__):
         raise OSError("connection refused")
 
-    monkeypatch.setattr(pages, "create_progress_artifact", refuse)
-    logged = []
-    show = pages.show_lines("train", logged.append)
-    for step in (1, 2):
-        show(f"step {step} of 9")
-    assert logged == ["step 1 of 9", "the run's page lacks something of train: connection refused", "step 2 of 9"]
+    monkeypatch.setattr(run_page, "create_progress_artifact", refuse)
+    path, logged = tmp_path / "progress.json", []
+    monkeypatch.setenv("METRICGOLD_PROGRESS", str(path))
+    write_progress(StageProgress(1, 9, "steps"))
+    page = StagePage("train", path, logged.append)
+    for line in ("first", "second"):
+        page.log_line(line)
+    assert logged == ["first", "the page of the run does not show all of train: connection refused", "second"]

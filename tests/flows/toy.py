@@ -5,15 +5,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+from metricgold.params.project import FILES, FOLDERS
 from tests.support import ROOT
+from tests.support.waiting import wait_until
 
 SCRIPTS = Path(sys.executable).parent
-COPIED = ("dvc.yaml", "params.yaml", "prefect.yaml", "pyproject.toml", ".dvcignore", ".gitignore", "data_manifests")
-COPIED += (".dvc/config", ".dvc/.gitignore")
-COPIED += tuple(f"metricgold/{name}.py" for name in ("evaluate", "metrics", "vae_floor"))
+COPIED = (*FILES, *FOLDERS)
 
 
 def quiet_environment(**more: str) -> dict[str, str]:
@@ -59,12 +58,14 @@ class Server:
         self.process = subprocess.Popen(command, env=self.env, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
 
     def wait_until_ready(self, seconds: float = 120) -> None:
-        for _ in range(int(seconds * 4)):
-            if self.get("/health") is not None:
-                return
+        def is_ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.25)
-        raise TimeoutError(self.log.read_text())
+            return self.get("/health") is not None
+
+        try:
+            wait_until(is_ready, within_s=seconds, every_s=0.25, what="the server")
+        except TimeoutError as error:
+            raise TimeoutError(self.log.read_text()) from error
 
     def get(self, path: str) -> object:
         return self.ask("GET", path)

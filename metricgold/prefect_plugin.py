@@ -1,9 +1,10 @@
-"""Lets Prefect's command line take our deployments by their short names.
+"""Lets Prefect's command line take our deployments by their short names. Prefect loads this file, nothing else does.
 
-Prefect wants `flow/deployment`. Each of our deployments bears its flow's name, so that
+Prefect wants `flow/deployment`. Each of our deployments has its flow's name, so that
 `prefect deployment run train-metricgold` can only mean train-metricgold/train-metricgold. Prefect loads this
-hook at start where plugins are enabled: in the project's folder, by [tool.prefect] in pyproject.toml;
-elsewhere with PREFECT_PLUGINS_ENABLED=true.
+hook at start where plugins are enabled: in a project's folder, by prefect.toml; elsewhere with
+PREFECT_PLUGINS_ENABLED=true. An entry point must name a module that every installation has, and a project's flows/ is
+none: so it is part of the package.
 """
 
 import sys

@@ -1,0 +1,91 @@
+"""Where a project keeps what, as dvc.yaml has it, and where the package keeps the files that a project starts from."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+# The wheel carries these files inside the package; in the repository they are at its top.
+SHIPPED = _PACKAGE / "project" if (_PACKAGE / "project").is_dir() else _PACKAGE.parent
+MANIFESTS = SHIPPED / "data_manifests"
+PROFILES = SHIPPED / "profiles"
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """The files and folders of the project at `root`, the working folder if not given."""
+
+    root: Path = Path()
+
+    # Of one data set
+
+    def synthetic(self, dataset: str) -> Path:
+        """Archives rendered for it."""
+        return self.root / "data/synthetic" / dataset
+
+    def raw(self, dataset: str) -> Path:
+        """Its frames in the publisher's layout, and the ledger."""
+        return self.root / "data/raw" / dataset
+
+    def latents(self, dataset: str) -> Path:
+        """Its latent cache."""
+        return self.caches / dataset
+
+    def raw_of(self, datasets: Iterable[str]) -> dict[str, Path]:
+        """Raw folder of each."""
+        return {dataset: self.raw(dataset) for dataset in datasets}
+
+    def latents_of(self, datasets: Iterable[str]) -> dict[str, Path]:
+        """Latent cache of each."""
+        return {dataset: self.latents(dataset) for dataset in datasets}
+
+    def has_own_data(self, dataset: str) -> bool:
+        """Whether its raw folder holds a team's own data, described by their dataset.yaml."""
+        return (self.raw(dataset) / "dataset.yaml").is_file()
+
+    @property
+    def caches(self) -> Path:
+        """The latent caches of all data sets."""
+        return self.root / "data/latents"
+
+    # Models
+
+    @property
+    def backbone(self) -> Path:
+        return self.root / "models/backbone"
+
+    @property
+    def depth_vae(self) -> Path:
+        return self.root / "models/depth-vae"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "models/metricgold"
+
+    @property
+    def state(self) -> Path:
+        """Checkpoints, rows and pictures of the training of `model`."""
+        return self.root / "models/metricgold.state"
+
+    @property
+    def training_rows(self) -> Path:
+        return self.state / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Pictures of validation, step-NNNNNN.png."""
+        return self.state / "samples"
+
+    # Figures, plots, pages
+
+    def metrics(self, stage: str) -> Path:
+        """Figures of a stage: metrics/<stage>.json."""
+        return self.root / "metrics" / f"{stage}.json"
+
+    @property
+    def plots(self) -> Path:
+        return self.root / "plots"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
