@@ -6,13 +6,16 @@ READY := .venv/.installed
 FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 export DO_NOT_TRACK := true
 
-.PHONY: demo test bench lint lock clean
+.PHONY: demo test coverage bench lint docs lock clean
 
-demo: $(READY)  ## the whole way on synthetic scenes, about ten minutes on two cores
+demo: $(READY)  ## end to end on synthetic scenes, about ten minutes on two cores
 	$(BIN)/python -m demo $(IMAGES)
 
 test: $(READY) lint  ## everything that a machine without GPU and network can check
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+coverage: $(READY)  ## which lines the tests reach, in htmlcov/; child processes count, no gate
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report term:skip-covered --cov-report html
 
 bench: $(READY)  ## speed against named peers, writes reports/bench.json
 	$(BIN)/python -m tests.benchmarks
@@ -21,6 +24,9 @@ lint: $(READY)  ## style and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+
+docs: $(READY)  ## the manual in site/; a dead link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 	$(BIN)/uv pip compile $(FIND_LINKS) --extra dev --no-annotate --no-header pyproject.toml \
@@ -34,4 +40,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean:  ## forget everything that was made, but not the environment
-	rm -rf data models metrics plots reports mlruns mlflow.db .import_linter_cache
+	rm -rf data models metrics plots reports mlruns mlflow.db site htmlcov .coverage .import_linter_cache

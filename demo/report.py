@@ -4,12 +4,9 @@ python -m demo.report picture   the README's picture, from the last demo's image
 python -m demo.report results   the README's table, from metrics/evaluate.json
 """
 
-import base64
 import io
-import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,25 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metricgold.datasets import evenly_spaced, list_frames, read_frame
 from metricgold.images import (
-    DEPTH_COLOURS,
     ERROR_COLOURS,
     WORST_SHOWN,
+    ColourScale,
     Example,
     colour_depth,
     colour_error,
     colour_share,
-    metre_ticks,
+    css_gradient,
+    data_uri,
+    depth_scale,
+    load_template,
     png_bytes,
     read_log_depth_png,
     read_rgb,
     read_uncertainty_png,
 )
 from metricgold.metrics import depth_metrics
-from metricgold.storage import read_json, write_aside, write_json
+from metricgold.registry import dvc_outputs, git_commit
+from metricgold.storage import read_json, read_rows, write_aside, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -179,11 +179,8 @@ def _read_metrics(root: Path) -> dict[str, Any]:
 
 
 def _render(**values: Any) -> str:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    return environment.from_string(Path(__file__).with_name("report.html.j2").read_text()).render(**values)
+    template = load_template(Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format})
+    return template.render(**values)
 
 
 # --- one image and what became of it ------------------------------------------------------------------------
@@ -231,7 +228,7 @@ def _receipt(root: Path) -> list[dict[str, Any]]:
     path = root / DEPTH / "receipt.jsonl"
     if not path.exists():
         raise ValueError(f"{path}: no such file; metricgold predict {IMAGES} {DEPTH} writes it")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_rows(path)
 
 
 def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -245,7 +242,7 @@ def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 
 def _card(found: Predicted) -> dict[str, Any]:
     example, step = found.example, max(1, -(-max(found.depth_m.shape) // SHOWN_PX))
-    small = lambda image: _data_uri(png_bytes(np.ascontiguousarray(image[::step, ::step])))  # noqa: E731
+    small = lambda image: data_uri(png_bytes(np.ascontiguousarray(image[::step, ::step])), "image/png")  # noqa: E731
     height, width = found.depth_m.shape
     card = {
         "name": found.frame or found.name.removeprefix("yours-"),
@@ -254,7 +251,7 @@ def _card(found: Predicted) -> dict[str, Any]:
         "centre_m": float(found.depth_m[height // 2, width // 2]),
         "photograph": small(found.rgb),
         "depth": small(colour_depth(found.depth_m, example.range_m)),
-        "depth_scale": _depth_scale(example.range_m),
+        "depth_scale": depth_scale(example.range_m),
         "uncertainty": small(_colour_uncertainty(found.uncertainty)),
         "error": None,
         "abs_rel": None,
@@ -272,48 +269,28 @@ def _colour_uncertainty(uncertainty: np.ndarray) -> np.ndarray:
 # --- scales: a CSS gradient and its ticks -------------------------------------------------------------------
 
 
-def _gradient(colours: str) -> str:
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    return ", ".join(to_hex(colour) for colour in colormaps[colours](np.linspace(0, 1, 17)))
-
-
-def _depth_scale(range_m: tuple[float, float]) -> dict[str, Any]:
-    near_m, far_m = range_m
-    place = lambda m: 100 * float(np.log(m / near_m) / np.log(far_m / near_m))  # noqa: E731
-    ticks = [(place(m), f"{m:.3g} m") for m in metre_ticks(range_m)]
-    return {"gradient": _gradient(DEPTH_COLOURS), "ticks": ticks}
-
-
-def _error_scale() -> dict[str, Any]:
+def _error_scale() -> ColourScale:
     worst = WORST_SHOWN
     ticks = [(0, "0 %"), (50, f"{worst / 2:.0%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": _gradient(ERROR_COLOURS), "ticks": ticks}
+    return {"gradient": css_gradient(ERROR_COLOURS), "ticks": ticks}
 
 
-def _uncertainty_scale() -> dict[str, Any]:
+def _uncertainty_scale() -> ColourScale:
     worst = WORST_UNCERTAINTY_SHOWN
     ticks = [(0, "0 %"), (50, f"{worst / 2:.1%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": _gradient(UNCERTAINTY_COLOURS), "ticks": ticks}
+    return {"gradient": css_gradient(UNCERTAINTY_COLOURS), "ticks": ticks}
 
 
 # --- figures, tables, lineage -------------------------------------------------------------------------------
 
 
-def _data_uri(content: bytes, kind: str = "image/png") -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def _embedded(path: Path) -> str | None:
-    return _data_uri(path.read_bytes()) if path.exists() else None
+    return data_uri(path.read_bytes(), "image/png") if path.exists() else None
 
 
 def _loss_curve(path: Path) -> str | None:
     """Loss and its running mean against steps, as SVG; None without rows."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    if not rows:
+    if not (rows := read_rows(path)):
         return None
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
@@ -334,7 +311,7 @@ def _loss_curve(path: Path) -> str | None:
     ax.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _data_uri(buffer.getvalue(), "image/svg+xml")
+    return data_uri(buffer.getvalue(), "image/svg+xml")
 
 
 def _metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
@@ -357,7 +334,9 @@ def _time_bars(seconds: dict[str, float]) -> list[dict[str, Any]]:
 
 def _lineage(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) -> list[tuple[str, str]]:
     """What this model is made of, as (what, which) pairs."""
-    pairs = [("git commit", _git_commit(root) or "not in a git checkout")]
+    commit = git_commit(root)
+    state = " with changes" if commit and commit[1] else ""
+    pairs = [("git commit", commit[0] + state if commit else "not in a git checkout")]
     pairs += [(key.replace("_", " "), str(registered[key])) for key in ("model_digest", "run_id") if key in registered]
     pairs.append(("evaluation digest", metrics["digest"]))
     made = root / "models/metricgold/lineage.json"
@@ -365,25 +344,7 @@ def _lineage(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) ->
         lineage = read_json(made)
         pairs += [(f"index of {name}", str(one.get("index"))) for name, one in lineage.get("latents", {}).items()]
         pairs.append(("backbone", str(lineage.get("backbone", {}).get("digest"))))
-    return pairs + [(f"DVC {path}", md5) for path, md5 in _dvc_hashes(root / "dvc.lock")]
-
-
-def _git_commit(root: Path) -> str | None:
-    """Commit of the checkout, marked when files differ from it."""
-    try:
-        answers = [
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        ]
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answers[0] + (" with changes" if answers[1] else "")
-
-
-def _dvc_hashes(lock: Path) -> list[tuple[str, str]]:
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return [(out["path"], out["md5"]) for out in outs if "md5" in out]
+    return pairs + [(f"DVC {path}", md5) for path, md5 in dvc_outputs(root / "dvc.lock").items()]
 
 
 # --- the README's picture and table -------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
 from flows.child_processes import ChildFailed, is_ending
-from metricgold.train import cards, one_of
+from metricgold.train import free_gpu, gpu_names
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def gpu_slot(log: Callable[[str], None]) -> Iterator[dict[str, str]]:
     Nothing is limited on a machine without a GPU. A server without the limit gets it, with as many slots as there
     are GPUs here.
     """
-    names = cards()
+    names = gpu_names()
     if not names:
         yield {}
         return
@@ -39,7 +39,7 @@ def gpu_slot(log: Callable[[str], None]) -> Iterator[dict[str, str]]:
 
     with ExitStack() as stack:
         enter_when_free(stack, slot)
-        name = enter_when_free(stack, lambda: one_of(names, timeout_s=SECONDS_BETWEEN_LOOKS))
+        name = enter_when_free(stack, lambda: free_gpu(names, timeout_s=SECONDS_BETWEEN_LOOKS))
         yield {"CUDA_VISIBLE_DEVICES": name}
 
 

@@ -1,6 +1,5 @@
 """What the page of a run shows of a stage while it works: its progress file, and figures and pictures of validation."""
 
-import base64
 import io
 import re
 import time
@@ -16,6 +15,7 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from metricgold.images import data_uri
 from metricgold.params import Folders
 from metricgold.storage import read_progress, read_rows
 
@@ -105,4 +105,4 @@ def _data_uri(picture: Path) -> str:
     small.thumbnail((PICTURE_PX, PICTURE_PX))
     data = io.BytesIO()
     small.save(data, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    return data_uri(data.getvalue(), "image/jpeg")

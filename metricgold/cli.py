@@ -63,9 +63,12 @@ class _Group(click.Group):
 @click.pass_context
 def main(ctx: click.Context, params_path: Path) -> None:
     """Depth in metres from one image: prepare data, train, measure, register, predict."""
+    from metricgold.images import quieten_image_libraries
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for chatty in ("httpx", "botocore", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    quieten_image_libraries()
     ctx.obj = params_path
 
 
@@ -434,7 +437,7 @@ def predict(
             model_name=model_name,
             include=include,
             exclude=exclude,
-            elsewhere=partial(predict_on, client) if client else None,
+            run_entries=partial(predict_on, client) if client else None,
         )
     _print(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
@@ -489,12 +492,13 @@ def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: boo
 
 
 @main.command()
+@click.option("--dry-run", is_flag=True, help="Print what would move, move nothing.")
 @json_option
-def rollback(as_json: bool) -> None:
-    """Give the alias champion back to the version that had it before; a second rollback undoes the first."""
+def rollback(dry_run: bool, as_json: bool) -> None:
+    """Make the previous champion champion again; the present one becomes previous. Exit 1 if there is none."""
     from metricgold.registry import rollback
 
-    _print(rollback(), as_json)
+    _print(rollback(dry_run=dry_run), as_json)
 
 
 if __name__ == "__main__":

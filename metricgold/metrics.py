@@ -27,11 +27,12 @@ METRICS = LOWER_IS_BETTER + HIGHER_IS_BETTER
 
 
 def depth_metrics(pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """The ten figures of one image, keys as in METRICS.
+    """The ten figures of one image (Eigen et al., arXiv 1406.2283), keys as in METRICS.
 
     pred_m, true_m  [H, W] (or any one shape), planar depth in metres
-    valid           bool, same shape; other pixels are never looked at
+    valid           bool, same shape; other pixels are not read
 
+    rmse_m, mae_m and sq_rel are in metres, silog is times 100, all others are plain ratios or logarithms.
     Raises ValueError when the shapes differ, when no pixel is valid, or when a valid value is not finite and > 0.
     """
     p, g = _valid_pairs(pred_m, true_m, valid)

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from metricgold.params.sections import Params
+
+# A deadline measures how busy the machine is: the first example pays for imports.
+settings.register_profile("metricgold", deadline=None)
+settings.load_profile("metricgold")
 
 HEIGHT, WIDTH = 32, 48
 DATASET = "tartanair-synthetic"
@@ -106,7 +111,7 @@ def tiny_backbone(tmp_path_factory, tiny_raw) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_latents(tmp_path_factory, tiny_raw, tiny_backbone) -> Path:
-    from metricgold.encode.scene_encoder import encode
+    from metricgold.encode.stage import encode
 
     out = tmp_path_factory.mktemp("latents") / DATASET
     return encode(DATASET, TINY.encode, TINY.log_depth, tiny_raw, tiny_backbone, out).parent
@@ -114,7 +119,7 @@ def tiny_latents(tmp_path_factory, tiny_raw, tiny_backbone) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_latents, tiny_backbone) -> Path:
-    from metricgold.train.run import train
+    from metricgold.train.stage import train
 
     out = tmp_path_factory.mktemp("models") / "metricgold"
     return train(TINY.train, TINY.log_depth, {DATASET: tiny_latents}, tiny_backbone, out)

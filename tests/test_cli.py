@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy():
         (("download", "nothing"), "no manifest of data set 'nothing'"),
         (("train",), "index.json is missing; run `metricgold encode`"),
         (("predict", "none.jpg", "out"), "neither a checkpoint folder"),
-        (("evaluate",), "no checkpoint: model_index.json is missing"),
+        (("evaluate",), "is not a checkpoint: model_index.json is missing"),
     ],
 )
 def test_a_user_s_mistake_is_one_message(tmp_path, monkeypatch, words, message):

@@ -183,7 +183,7 @@ def test_a_shard_that_was_replaced_is_not_read_in_old_places(tmp_path, monkeypat
     np.testing.assert_array_equal(cache.valid_mask(2), frame("a", 7).valid_mask)
     cache[3]
     write_shard(shard_path(cache.path, "a", 1), [frame("a", 7), frame("a", 8)], [], identity)
-    with pytest.raises(ValueError, match=r"2 frames, index\.json knows of another number; encode it again"):
+    with pytest.raises(ValueError, match=r"2 frames, index\.json lists another number; encode it again"):
         cache[2]
 
 
@@ -263,8 +263,8 @@ def test_few_shards_are_open_at_once_and_all_are_read(tmp_path, monkeypatch):
     cache, opened, asked = LatentCache(tmp_path), [], []
     monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
     monkeypatch.setattr(shards, "FileIO", lambda path: opened.append(FileIO(path)) or opened[-1])
-    read_layout = shards._read_layout
-    monkeypatch.setattr(shards, "_read_layout", lambda *args: asked.append(args) or read_layout(*args))
+    read_layout = shards.read_layout
+    monkeypatch.setattr(shards, "read_layout", lambda *args: asked.append(args) or read_layout(*args))
     for i in (0, 1, 0, 2, 0, 3, 4, 1):
         assert cache[i].name == f"ä/{i}"
         assert sum(not file.closed for file in opened) <= 2

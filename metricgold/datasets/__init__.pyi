@@ -17,6 +17,7 @@ from .manifest_check import WARNING as WARNING, check_manifests as check_manifes
 from .own_data import write_ledger as write_ledger
 from .readers import (
     IN_NO_SPLIT as IN_NO_SPLIT,
+    READERS as READERS,
     NoFramesError as NoFramesError,
     list_frames as list_frames,
     open_dataset as open_dataset,
@@ -29,5 +30,6 @@ from .sampling import (
     readable_frames as readable_frames,
     some_frames as some_frames,
 )
-from .synthetic.archives import synthesize as synthesize
+from .splits import matches_name as matches_name
+from .synthetic.synthesize import synthesize as synthesize
 from .vkitti2 import kitti_benchmark_crop as kitti_benchmark_crop

@@ -1,4 +1,4 @@
-"""Members of the archives as arrays. Whatever is wrong with one becomes a ValueError that names it."""
+"""Members of the archives as arrays. Any fault of a file becomes a ValueError that names the file."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     import h5py
 
-MAX_BYTES = 1 << 30  # of one array; a damaged header claims anything
+MAX_BYTES = 1 << 30  # of one array; a damaged header may claim any size
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def naming(path: Path) -> Iterator[None]:
 def read_pixels(path: Path, mode: str) -> np.ndarray:
     """Pixels of a PNG or JPEG that must have this Pillow mode, e.g. RGB: uint8 [H, W, 3], I;16: uint16 [H, W].
 
-    A PNG's checksums are compared first: Pillow reads pixels whose checksum is wrong without a word.
+    A PNG's checksums are compared first: Pillow reads pixels whose checksum is wrong without a warning.
     """
     from PIL import Image
 
@@ -44,6 +44,19 @@ def read_pixels(path: Path, mode: str) -> np.ndarray:
             if image.mode != mode:
                 raise ValueError(f"expected mode {mode}, got {image.mode}")
             return np.array(image)
+
+
+def read_depth_png(path: Path, units_per_metre: float, no_depth: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Planar depth float32 [H, W] in metres (0 where invalid) and valid mask bool [H, W] of a 16-bit grey PNG.
+
+    Virtual KITTI 2 stores centimetres, NYUv2 millimetres, KITTI 1/256 m.
+    A pixel is invalid where it holds `no_depth` or 0. Raises ValueError naming the file when it is not
+    16-bit grey: read as 8 bits, a KITTI map would hold whole metres and look right.
+    """
+    units = read_pixels(path, "I;16")
+    valid_mask = (units != no_depth) & (units != 0)
+    planar_depth_m = np.where(valid_mask, units / np.float32(units_per_metre), np.float32(0))
+    return planar_depth_m.astype(np.float32), valid_mask
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -67,17 +80,17 @@ def read_hdf5(path: Path) -> np.ndarray:
             raise ValueError(f"expected numbers, got {dataset}")
         if max(map(prod, (dataset.shape, dataset.chunks or ()))) * dataset.dtype.itemsize > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes, got {dataset}")
-        return _inflate_chunks(dataset) if _is_gzip_alone(dataset) else np.asarray(dataset[()])
+        return inflate_chunks(dataset) if has_plain_gzip_chunks(dataset) else np.asarray(dataset[()])
 
 
-def _is_gzip_alone(dataset: "h5py.Dataset") -> bool:
-    """Whether every chunk is there and, inflated, holds the numbers as numpy has them."""
+def has_plain_gzip_chunks(dataset: "h5py.Dataset") -> bool:
+    """Whether every chunk is there, went through gzip alone and, inflated, holds the numbers as numpy has them."""
     import h5py
 
     if not dataset.chunks:
         return False
     recipe, num_chunks = dataset.id.get_create_plist(), prod(map(ceil, np.divide(dataset.shape, dataset.chunks)))
-    return (
+    return bool(
         recipe.get_nfilters() == 1
         and recipe.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE
         and dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype))
@@ -85,7 +98,8 @@ def _is_gzip_alone(dataset: "h5py.Dataset") -> bool:
     )
 
 
-def _inflate_chunks(dataset: "h5py.Dataset") -> np.ndarray:
+def inflate_chunks(dataset: "h5py.Dataset") -> np.ndarray:
+    """All numbers of a dataset for which has_plain_gzip_chunks holds."""
     from deflate import zlib_decompress
 
     array, chunk = np.empty(dataset.shape, dataset.dtype), dataset.chunks

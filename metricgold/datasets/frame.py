@@ -1,4 +1,4 @@
-"""The one form in which every data set's images leave their reader."""
+"""The form in which the images of every data set leave their reader."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from metricgold.images import crop_intrinsics, mirror_intrinsics, resize_intrins
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One image with its depth. The constructor checks, so nobody else has to.
+    """One image with its depth, the form in which every data set's reader returns it. The constructor checks it.
 
     rgb             uint8   [H, W, 3]
     planar_depth_m  float32 [H, W], metres along the optical axis; finite and > 0 where valid, 0 elsewhere
@@ -40,8 +40,19 @@ class Frame:
             raise ValueError(f"frame {self.name}: invalid depth must be stored as 0")
 
     @classmethod
-    def from_arrays(cls, rgb, planar_depth_m, valid_mask, intrinsics, scene: str, name: str) -> "Frame":
-        """Build a frame from raw arrays: also invalidates what is not finite or not positive, and zeroes it."""
+    def from_arrays(
+        cls,
+        rgb: np.ndarray,
+        planar_depth_m: np.ndarray,
+        valid_mask: np.ndarray,
+        intrinsics: np.ndarray,
+        scene: str,
+        name: str,
+    ) -> "Frame":
+        """Build a frame from raw arrays of the shapes above, of any number type where that loses nothing.
+
+        Depth in metres that is not finite or not positive becomes invalid, and invalid depth 0. Raises as the class.
+        """
         depth_m = np.asarray(planar_depth_m, dtype=np.float32)
         valid_mask = np.asarray(valid_mask, dtype=bool) & np.isfinite(depth_m) & (depth_m > 0)
         depth_m = np.where(valid_mask, depth_m, np.float32(0))
@@ -66,8 +77,8 @@ def fit_frame(frame: Frame, height: int, width: int) -> Frame:
 def cut_frame(frame: Frame, height: int, width: int, *, zoom: float, place: tuple[float, float]) -> Frame:
     """A part of a frame, scaled to height x width; intrinsics go along, depth stays in metres.
 
-    zoom: 1 for the largest part of that shape, 2 for one with half its sides; place: where it lies between the top
-    (0) and the bottom (1), and between left and right. Colours are averaged, depth and mask are sampled at the nearest
+    zoom: 1 for the largest part of that shape, 2 for one with half its sides; place: from the top (0) to the bottom
+    (1), and from left to right. Colours are averaged, depth and mask are sampled at the nearest
     pixel: a mean of two depths is a surface that does not exist.
     """
     from PIL import Image

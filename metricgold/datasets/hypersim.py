@@ -12,41 +12,36 @@ entity; where the file of entity ids is missing, from those that have a distance
 
 import csv
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from math import radians, tan
 from pathlib import Path
 
 import numpy as np
 
 from metricgold.datasets.arrays import expect_floats, expect_shape, naming, read_hdf5
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, missing_numbers, no_gaps, paired_ids
+from metricgold.datasets.listing import FrameRef, Gaps, Listing, member_ids, missing_numbers, no_gaps, paired_ids
 from metricgold.images import pixel_centres, planar_from_ray_distance
 
 log = logging.getLogger(__name__)
 
 CAMERA_CSV = "metadata_camera_parameters.csv"
-_HALF_WIDTH = tan(radians(60) / 2)
-NOMINAL_CAMERA = (_HALF_WIDTH, 0.0, 0.0, 0.0, _HALF_WIDTH * 3 / 4, 0.0, 0.0, 0.0, -1.0)  # 60 degrees wide, 4:3
 
 
-def list_frames(dataset: str, raw: Path, *, default_camera: tuple[float, ...] | None = None) -> Listing:
+def list_frames(dataset: str, raw: Path) -> Listing:
     """Frames of <scene>/images/scene_cam_XX_{final,geometry}_hdf5; FrameRef.camera is M_cam_from_uv by rows.
 
-    `default_camera` (e.g. NOMINAL_CAMERA) stands in for scenes without a row in the csv; without it they
-    raise ValueError. Gaps in the numbers of a trajectory's frames are counted up to its last one; a missing file of
-    entity ids leaves no frame out and is logged.
+    A scene without a row in the csv raises ValueError. Gaps in the numbers of a trajectory's frames are counted up to
+    its last one; a missing file of entity ids is logged, and its frame stays.
     """
     cameras = read_cameras(raw / CAMERA_CSV) if (raw / CAMERA_CSV).exists() else {}
-    frames, gaps = [], no_gaps()
+    frames: list[FrameRef] = []
+    gaps = no_gaps()
     for images in sorted(raw.glob("*/images")):
         scene = images.parent.name
-        camera = cameras.get(scene, default_camera)
-        if camera is None:
+        if scene not in cameras:
             raise ValueError(f"{raw / CAMERA_CSV}: no row for scene {scene}, so its depth cannot be made planar")
-        frames += _list_scene(dataset, scene, images, camera, gaps[scene])
+        frames += list_scene(dataset, images, cameras[scene], gaps[scene])
     without_entities = sum(ref.entity_path is None for ref in frames)
     if without_entities:
         log.warning("%s: %d frames lack render_entity_id, distance stands in for it", dataset, without_entities)
@@ -61,21 +56,23 @@ def read_cameras(path: Path) -> dict[str, tuple[float, ...]]:
         missing = {"scene_name", *columns} - set(rows.fieldnames or ())
         if missing:
             raise ValueError(f"lacks the columns {sorted(missing)}")
-        return {row["scene_name"]: _camera_of(row["scene_name"], [row[column] for column in columns]) for row in rows}
+        return {row["scene_name"]: parse_camera(row["scene_name"], [row[column] for column in columns]) for row in rows}
 
 
-def _camera_of(scene: str, texts: list[str]) -> tuple[float, ...]:
+def parse_camera(scene: str, texts: list[str]) -> tuple[float, ...]:
+    """M_cam_from_uv as nine numbers. ValueError unless it spans a plane of directions, the middle one ahead."""
     try:
         camera = tuple(map(float, texts))
     except (TypeError, ValueError):
         camera = (np.nan,) * 9
-    # It must see a plane full of directions, the middle one ahead.
     if not np.isfinite(camera).all() or np.linalg.det(np.reshape(camera, (3, 3))) == 0 or camera[8] >= 0:
-        raise ValueError(f"scene {scene}: M_cam_from_uv is no camera: {texts}")
+        raise ValueError(f"scene {scene}: M_cam_from_uv is not a camera: {texts}")
     return camera
 
 
-def _list_scene(dataset: str, scene: str, images: Path, camera, gaps: Counter) -> Iterator[FrameRef]:
+def list_scene(dataset: str, images: Path, camera: tuple[float, ...], gaps: Gaps) -> Iterator[FrameRef]:
+    """Frames of all trajectories of one scene; what is missing is counted into `gaps`."""
+    scene = images.parent.name
     folders = (*images.glob("scene_cam_*_final_hdf5"), *images.glob("scene_cam_*_geometry_hdf5"))
     for number in sorted({folder.name.split("_")[2] for folder in folders}):
         final, geometry = images / f"scene_cam_{number}_final_hdf5", images / f"scene_cam_{number}_geometry_hdf5"
@@ -104,26 +101,24 @@ def read_frame(ref: FrameRef) -> Frame:
     if len(size) != 2 or min(size) < 2:
         raise ValueError(f"{ref.depth_path}: expected shape [H, W], got {list(size)}")
     expect_shape(ref.rgb_path, colour, (*size, 3))
-    known = np.isfinite(ray_distance_m) if ref.entity_path is None else _entity_mask(ref.entity_path, size)
-    cosine, intrinsics = _camera(ref.camera, *size)
+    if ref.entity_path is None:
+        known = np.isfinite(ray_distance_m)
+    else:
+        entity_ids = read_hdf5(ref.entity_path).astype(np.int32, copy=False)
+        expect_shape(ref.entity_path, entity_ids, size)
+        if (entity_ids == 0).any():
+            raise ValueError(f"{ref.entity_path}: entity id 0, which no HyperSim frame may hold")
+        known = entity_ids != -1
+    cosine, intrinsics = cosines_and_intrinsics(ref.camera, *size)
     planar_depth_m = np.multiply(ray_distance_m, cosine, dtype=np.float32, casting="same_kind")
     return Frame.from_arrays(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
 
 
-def _entity_mask(path: Path, size: tuple[int, int]) -> np.ndarray:
-    entity_ids = read_hdf5(path).astype(np.int32, copy=False)
-    expect_shape(path, entity_ids, size)
-    if (entity_ids == 0).any():
-        raise ValueError(f"{path}: entity id 0, which no HyperSim frame may hold")
-    return entity_ids != -1
-
-
-@lru_cache(maxsize=8)
-def _camera(camera: tuple[float, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    # Frames come scene by scene, so the last few cameras are all that is asked for.
+@lru_cache(maxsize=8)  # frames come scene by scene
+def cosines_and_intrinsics(camera: tuple[float, ...], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Planar depth of one metre along each ray, float32 [H, W], and the nearest pinhole's intrinsics."""
     rays = rays_from_camera(camera, height, width)
-    cosine = planar_from_ray_distance(1.0, rays).astype(np.float32)  # [H, W]
-    return cosine, fit_pinhole(rays)
+    return planar_from_ray_distance(np.ones((height, width)), rays).astype(np.float32), fit_pinhole(rays)
 
 
 def rays_from_camera(camera: tuple[float, ...], height: int, width: int) -> np.ndarray:
@@ -131,7 +126,8 @@ def rays_from_camera(camera: tuple[float, ...], height: int, width: int) -> np.n
     x, y = pixel_centres(height, width)
     uv = np.stack([2 * x / width - 1, 1 - 2 * y / height, np.ones_like(x)], axis=-1)
     x_right_y_up_z_back = uv @ np.reshape(camera, (3, 3)).T
-    return x_right_y_up_z_back * [1, -1, -1]
+    rays: np.ndarray = x_right_y_up_z_back * [1, -1, -1]
+    return rays
 
 
 def fit_pinhole(rays: np.ndarray) -> np.ndarray:
@@ -151,19 +147,20 @@ def tone_map(colour: np.ndarray, known: np.ndarray) -> np.ndarray:
     power 1/2.2: scale = 0.8^2.2 / p, or 1 without a known pixel, or 0 when p < 1e-4. Rounded to the nearest of
     256 levels.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # colours that are NaN or infinite have no brightness
-        scale = _exposure(colour, known)
+    scale = exposure(colour, known)
     if colour.dtype == np.float16:
         # Only 65,536 different values: the power is taken of each once.
         table = _to_display(np.arange(1 << 16, dtype=np.uint16).view(np.float16), scale)
-        return table.take(colour.view(np.uint16), mode="clip")  # no index is too large, and clip need not look
+        return table.take(colour.view(np.uint16), mode="clip")  # no index is out of bounds, and clip skips that check
     return _to_display(colour, scale)
 
 
-def _exposure(colour: np.ndarray, known: np.ndarray) -> float:
+def exposure(colour: np.ndarray, known: np.ndarray) -> float:
+    """The factor of tone_map on linear colour."""
     brightness = np.zeros(known.shape, np.float32)
-    for channel, weight in enumerate((0.3, 0.59, 0.11)):
-        brightness += weight * colour[..., channel].astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # colours that are NaN or infinite have no brightness
+        for channel, weight in enumerate((0.3, 0.59, 0.11)):
+            brightness += weight * colour[..., channel].astype(np.float32)
     brightness = brightness[known & np.isfinite(brightness)]
     if not brightness.size:
         return 1.0
@@ -174,4 +171,5 @@ def _exposure(colour: np.ndarray, known: np.ndarray) -> float:
 def _to_display(linear: np.ndarray, scale: float) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         exposed = np.maximum(np.nan_to_num(linear.astype(np.float32) * np.float32(scale), posinf=np.inf), 0)
-        return np.rint(np.clip(exposed ** np.float32(1 / 2.2), 0, 1) * 255).astype(np.uint8)
+        display: np.ndarray = np.rint(np.clip(exposed ** np.float32(1 / 2.2), 0, 1) * 255).astype(np.uint8)
+    return display

@@ -1,17 +1,18 @@
-"""What lies in a raw folder, found by names alone: references to frames, and the gaps beside them."""
+"""What a raw folder holds, by names alone: references to frames, and the gaps beside them."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class FrameRef:
-    """Where one frame lies and which camera took it; small, picklable, nothing decoded.
+    """Where one frame is stored and which camera took it; small, picklable, nothing decoded.
 
-    camera holds the numbers the data set's own reader needs (see there), None where the size says all.
+    camera holds what the data set's own reader needs of it (see there), nothing where the image's size is enough.
     """
 
     dataset: str
@@ -20,10 +21,13 @@ class FrameRef:
     rgb_path: Path
     depth_path: Path
     entity_path: Path | None = None  # HyperSim's ids of what each pixel shows
-    camera: tuple[float, ...] | None = None
+    camera: tuple[Any, ...] = ()
 
 
-def no_gaps() -> defaultdict[str, Counter]:
+Gaps = Counter[str]  # of one scene: reason -> frames left out
+
+
+def no_gaps() -> defaultdict[str, Gaps]:
     """For readers to count into: [scene][reason] += 1."""
     return defaultdict(Counter)
 
@@ -38,12 +42,13 @@ class Listing:
     @property
     def gaps(self) -> dict[str, int]:
         """By reason, over all scenes."""
-        total = Counter()
+        total: Gaps = Counter()
         for gaps in self.gaps_by_scene.values():
             total.update(gaps)
         return dict(sorted(total.items()))
 
     def gaps_of(self, scene: str) -> dict[str, int]:
+        """By reason, of one scene."""
         return self.gaps_by_scene.get(scene, {})
 
     @property
@@ -52,12 +57,12 @@ class Listing:
         return sorted({ref.scene for ref in self.frames} | self.gaps_by_scene.keys())
 
     @classmethod
-    def of(cls, frames: list[FrameRef], gaps: Mapping[str, Counter]) -> "Listing":
+    def of(cls, frames: list[FrameRef], gaps: Mapping[str, Gaps]) -> "Listing":
         """Sort; ValueError when two frames share a name. gaps: by scene."""
         frames = sorted(frames, key=lambda ref: ref.name)
-        for one, other in pairwise(frames):
-            if one.name == other.name:
-                raise ValueError(f"frame {one.name} lies twice: {one.rgb_path} and {other.rgb_path}")
+        for ref, following in pairwise(frames):
+            if ref.name == following.name:
+                raise ValueError(f"frame {ref.name} is there twice: {ref.rgb_path} and {following.rgb_path}")
         # + leaves out what was counted 0 times.
         counted = {scene: dict(sorted((+reasons).items())) for scene, reasons in sorted(gaps.items())}
         return cls(frames, {scene: reasons for scene, reasons in counted.items() if reasons})
@@ -69,12 +74,12 @@ def member_ids(folder: Path, prefix: str, suffix: str) -> set[str]:
         names = [file.name for file in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return set()
-    # AppleDouble side-cars `._x` end like their file and are none.
-    names = (name for name in names if name.startswith(prefix) and name.endswith(suffix) and name[0] != ".")
-    return {name[len(prefix) : len(name) - len(suffix)] for name in names}
+    # AppleDouble side-cars `._x` end like their file, and are not frames.
+    members = [name for name in names if name.startswith(prefix) and name.endswith(suffix) and name[0] != "."]
+    return {name[len(prefix) : len(name) - len(suffix)] for name in members}
 
 
-def paired_ids(rgb_ids: set[str], depth_ids: set[str], gaps: Counter) -> list[str]:
+def paired_ids(rgb_ids: set[str], depth_ids: set[str], gaps: Gaps) -> list[str]:
     """Ids that have both, sorted; the others are counted as gaps."""
     for reason, missing in (("depth missing", rgb_ids - depth_ids), ("rgb missing", depth_ids - rgb_ids)):
         if missing:
@@ -84,5 +89,5 @@ def paired_ids(rgb_ids: set[str], depth_ids: set[str], gaps: Counter) -> list[st
 
 def missing_numbers(ids: set[str]) -> int:
     """How many of the numbers from 0 to the greatest of these ids are not among them."""
-    numbers = {int(one) for one in ids if one.isdecimal()}
+    numbers = {int(number) for number in ids if number.isdecimal()}
     return max(numbers, default=-1) + 1 - len(numbers)

@@ -3,61 +3,62 @@
 import csv
 import hashlib
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
 from metricgold.params import MANIFESTS
 
 SCHEMES = ("file", "http", "https", "s3")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
 ALGORITHMS = ("md5", "sha256", "sha512")
 OF_NO_BYTES = {hashlib.new(name, usedforsecurity=False).hexdigest() for name in ALGORITHMS}
 
 
-def _is_below(path: str) -> str:
+def require_path_below(path: str) -> str:
+    """A path that cannot leave the folder it is put into."""
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
         raise ValueError("must be a relative path without '..'")
     return path
 
 
-def _is_url(url: str) -> str:
+def require_url(url: str) -> str:
+    """An address of a scheme that can be fetched, without credentials."""
     if urlsplit(url).scheme not in SCHEMES:
         raise ValueError(f"must start with one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}")
     if "@" in urlsplit(url).netloc:
-        raise ValueError("must not carry credentials, which belong into the environment")
+        raise ValueError("must not carry credentials, which belong in the environment")
     return url
 
 
-def _is_digest(digest: str) -> str:
+def require_digest_of_bytes(digest: str) -> str:
+    """A digest of more than an empty file."""
     if digest in OF_NO_BYTES:
-        raise ValueError("is the digest of no bytes at all, expected that of the archive")
+        raise ValueError("is the digest of an empty file, expected that of the archive")
     return digest
 
 
-RelativePath = Annotated[str, Field(min_length=1), AfterValidator(_is_below)]
-Url = Annotated[str, AfterValidator(_is_url)]
+RelativePath = Annotated[str, Field(min_length=1), AfterValidator(require_path_below)]
+Url = Annotated[str, AfterValidator(require_url)]
 NumBytes = Annotated[int, Field(strict=True, gt=0, lt=10**14)]
-Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$"), AfterValidator(_is_digest)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$"), AfterValidator(_is_digest)]
-Sha512 = Annotated[str, Field(pattern="^[0-9a-f]{128}$"), AfterValidator(_is_digest)]
+Md5 = Annotated[str, Field(pattern="^[0-9a-f]{32}$"), AfterValidator(require_digest_of_bytes)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$"), AfterValidator(require_digest_of_bytes)]
+Sha512 = Annotated[str, Field(pattern="^[0-9a-f]{128}$"), AfterValidator(require_digest_of_bytes)]
 
 
-class Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Licence(Entry):
+class Licence(ClosedModel):
     name: str
     url: str
     terms: str  # what passes on to caches and models, in a sentence
-    needs_acceptance: bool = True  # asked for once before the first byte
+    needs_acceptance: bool = True  # once, before the first byte
 
 
-class Depth(Entry):
+class Depth(ClosedModel):
     """How depth is stored upstream; readers hand out planar metres."""
 
     unit: str
@@ -66,14 +67,14 @@ class Depth(Entry):
     far: str | None = None
 
 
-class Checksums(Entry):
+class Checksums(ClosedModel):
     """A published list in md5sum's form beside the archives."""
 
     path: RelativePath
     algorithm: Literal["md5", "sha256"]
 
 
-class Source(Entry):
+class Source(ClosedModel):
     """One file to fetch: from `url`, or from `path` below each mirror."""
 
     path: RelativePath
@@ -87,12 +88,12 @@ class Source(Entry):
 class Archive(Source):
     """A zip, 7z, tar or tar.gz, extracted below `into`."""
 
-    scenes: tuple[str, ...] = ()  # all that have members here; empty: not known, or it belongs to none
+    scenes: tuple[str, ...] = ()  # that have members here; empty: not known, or none
     into: RelativePath = "."
     members: tuple[str, ...] | None = None  # globs as in the manifest, for this archive alone; None: the manifest's
 
 
-class Splits(Entry):
+class Splits(ClosedModel):
     """Which scene belongs to which split: HyperSim's csv at the top of the raw folder, or globs over scenes."""
 
     csv: RelativePath | None = None
@@ -105,13 +106,8 @@ class Splits(Entry):
         return self
 
 
-class Exclusion(Entry):
-    frames: str  # glob over frame names, e.g. ai_004_009/cam_01/*
-    reason: str
-
-
-class Manifest(Entry):
-    """A data set as it lies upstream. Made by read_manifest or load_manifest."""
+class Manifest(ClosedModel):
+    """A data set as it exists upstream. Made by read_manifest or load_manifest."""
 
     name: str
     role: Literal["train", "evaluate"]
@@ -122,7 +118,7 @@ class Manifest(Entry):
     depth: Depth
     mirrors: tuple[Url, ...] = ()  # in order of preference; none only where each source has its url
     checksums: Checksums | None = None
-    archives: tuple[Archive, ...] = ()  # empty: all that the checksum list names
+    archives: tuple[Archive, ...] = ()  # empty: all in the list of checksums
     files: tuple[Source, ...] = ()  # fetched as they are
     members: tuple[str, ...] = ()  # globs of members to extract; empty: all
     splits: Splits | None = None
@@ -142,52 +138,47 @@ class Manifest(Entry):
             raise ValueError(f"names {twice} twice")
         return self
 
-    def exclusion(self, frame_name: str) -> str | None:
-        """Why a frame is not to be used, or None."""
-        for exclusion in self.exclude:
-            if fnmatchcase(frame_name, exclusion.frames):
-                return f"excluded: {exclusion.reason}"
-        return None
-
     def splitter(self, raw: Path, split: str) -> Callable[[str, str], str | None]:
-        """A function (scene, frame name) -> split or None. ValueError names the known splits if `split` is none."""
+        """A function (scene, frame name) -> split or None. ValueError names the known splits if `split` is not one."""
         if self.splits is None:
-            raise ValueError(f"data set {self.name} has no splits; asked for {split!r}")
-        if self.splits.csv is not None:
-            split_of_frame = read_split_csv(raw / self.splits.csv)
-            known, split_of = sorted(set(split_of_frame.values())), lambda _scene, name: split_of_frame.get(name)
-        else:
-            known, split_of = list(self.splits.scenes), lambda scene, _name: self._split_of_scene(scene)
+            raise ValueError(f"data set {self.name} has no splits; {split!r} was wanted")
+        globs_of_split = self.splits.scenes or {}
+        split_of_frame = read_split_csv(raw / self.splits.csv) if self.splits.csv is not None else {}
+        known = list(globs_of_split) or sorted(set(split_of_frame.values()))
         if split not in known:
             raise ValueError(f"data set {self.name} has no split {split!r}; known: {', '.join(known)}")
-        return split_of
-
-    def _split_of_scene(self, scene: str) -> str | None:
-        found = _splits_of(scene, self.splits.scenes)
-        if len(found) > 1:
-            raise ValueError(f"data set {self.name}: scene {scene} is in the splits {found} at once")
-        return found[0] if found else None
+        if self.splits.csv is not None:
+            return lambda _scene, name: split_of_frame.get(name)
+        return lambda scene, _name: split_of_scene(scene, globs_of_split, f"data set {self.name}")
 
 
-def _splits_of(scene: str, splits: dict[str, tuple[str, ...]]) -> list[str]:
-    return [split for split, globs in splits.items() if any(fnmatchcase(scene, glob) for glob in globs)]
+def scene_splits(manifest: Manifest, raw: Path) -> Callable[[str], set[str]]:
+    """A function scene -> splits that its frames are in."""
+    if manifest.splits is None:
+        return lambda _scene: set()
+    if manifest.splits.csv is None:
+        globs_of_split = manifest.splits.scenes or {}
+        return lambda scene: set(splits_of_scene(scene, globs_of_split))
+    of_scene: dict[str, set[str]] = {}
+    for frame, split in read_split_csv(raw / manifest.splits.csv).items():
+        of_scene.setdefault(frame.split("/")[0], set()).add(split)
+    return lambda scene: of_scene.get(scene, set())
 
 
 def read_split_csv(path: Path) -> dict[str, str]:
     """Frame name -> split of HyperSim's csv; rows outside the public release are left out."""
+    split_of_frame = {}
     try:
         with path.open(newline="") as file:
-            return {
-                f"{row['scene_name']}/{row['camera_name']}/frame.{int(row['frame_id']):04d}": row[
-                    "split_partition_name"
-                ]
-                for row in csv.DictReader(file)
-                if row["included_in_public_release"] == "True"
-            }
+            for row in csv.DictReader(file):
+                if row["included_in_public_release"] == "True":
+                    frame = f"{row['scene_name']}/{row['camera_name']}/frame.{int(row['frame_id']):04d}"
+                    split_of_frame[frame] = row["split_partition_name"]
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file, and it decides the splits") from error
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is not HyperSim's split csv: {error!r}") from error
+    return split_of_frame
 
 
 def manifest_paths() -> dict[str, Path]:
@@ -207,65 +198,45 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest. ValueError lists every fault as `file: key: what`."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date such as 2026-13-01
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
         raise ValueError(f"{path}: manifest: is not YAML: {' '.join(str(error).split())}") from error
     try:
         return Manifest.model_validate({} if values is None else values)
     except ValidationError as error:
-        faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {_fault(e)}" for e in error.errors())
+        faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {describe_fault(e)}" for e in error.errors())
         raise ValueError("\n".join(faults)) from error
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster one where it is built
     """Plain types only; a key given twice is an error, where YAML would let the last one win."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
             raise yaml.constructor.ConstructorError(None, None, f"{twice} given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
-def _fault(error: dict) -> str:
+def describe_fault(error: ErrorDetails) -> str:
+    """What pydantic found wrong with one value, in a few words."""
     if error["type"] == "extra_forbidden":
-        return f"unknown key; known: {', '.join(_model_at(error['loc']).model_fields)}"
+        nested: dict[str, type[ClosedModel]] = {
+            "licence": Licence,
+            "depth": Depth,
+            "checksums": Checksums,
+            "archives": Archive,
+            "files": Source,
+            "splits": Splits,
+            "exclude": Exclusion,
+        }
+        model = nested[str(error["loc"][0])] if len(error["loc"]) > 1 else Manifest
+        return f"unknown key; known: {', '.join(model.model_fields)}"
     text = error["msg"].removeprefix("Value error, ")
     # A missing key has no value, and what our own rules refuse may be long or a secret.
     return text if error["type"] in ("missing", "value_error") else f"{text}, found {error['input']!r:.80}"
 
 
-def _model_at(loc: tuple) -> type[Entry]:
-    nested = {
-        "licence": Licence,
-        "depth": Depth,
-        "checksums": Checksums,
-        "archives": Archive,
-        "files": Source,
-        "splits": Splits,
-        "exclude": Exclusion,
-    }
-    return nested[loc[0]] if len(loc) > 1 else Manifest
-
-
-# The review: what the schema cannot know
-
-
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
-
-
 def is_archive(path: str) -> bool:
     """Whether the name says zip, tar or 7z."""
     return path.endswith(ARCHIVE_SUFFIXES)
-
-
-def scene_splits(manifest: Manifest, raw: Path) -> Callable[[str], set[str]]:
-    """A function scene -> splits that its frames are in."""
-    if manifest.splits is None:
-        return lambda _scene: set()
-    if manifest.splits.csv is None:
-        splits = manifest.splits.scenes
-        return lambda scene: {name for name, globs in splits.items() if any(fnmatchcase(scene, g) for g in globs)}
-    found: dict[str, set[str]] = {}
-    for frame, split in read_split_csv(raw / manifest.splits.csv).items():
-        found.setdefault(frame.split("/")[0], set()).add(split)
-    return lambda scene: found.get(scene, set())

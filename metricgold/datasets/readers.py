@@ -1,4 +1,4 @@
-"""Raw archives -> frames: one file per data set, one table, one form.
+"""Raw archives -> frames: each data set has a file of its own, a table names them all.
 
 A synthetic twin `<name>-synthetic` is laid out like its original and goes through the same reader. Any other name
 is a team's own data, described by the dataset.yaml in its raw folder (metricgold.datasets.own_data).
@@ -13,6 +13,7 @@ from metricgold.datasets import hypersim, own_data, tartanair, tartanair2, vkitt
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps
 from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
+from metricgold.datasets.splits import exclusion_reason
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +37,22 @@ OWN = Reader(own_data.list_frames, own_data.read_frame)  # of every name that ha
 
 
 def open_dataset(name: str, raw: Path, *, split: str | None = None) -> Iterator[Frame]:
-    """All frames of a data set in the order of their names. Errors as in list_frames and read_frame."""
+    """All frames of a data set in the order of their names, decoded one after the other.
+
+    name   as in data_manifests/, such as hypersim or hypersim-synthetic, or a team's own data set
+    raw    its raw folder, data/raw/<name>
+    split  train, val or test; None: every frame in the folder
+
+    Each Frame holds uint8 [H, W, 3] rgb and float32 [H, W] planar depth in metres. Raises ValueError for an unknown
+    data set or split, a raw folder without frames, and a frame whose files are missing or broken.
+    """
     return map(read_frame, list_frames(name, raw, split=split).frames)
 
 
 def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
     """What open_dataset would read, without decoding, and what is left out for which reason.
 
-    split=None takes everything that lies in `raw` and needs no manifest. A split is decided by
+    split=None takes everything in `raw` and needs no manifest. A split is decided by
     raw/manifest.yaml, which download writes, else by the project's own manifest of that name, and drops
     what the manifest excludes; for a team's own data raw/dataset.yaml says both. Raises ValueError for an
     unknown data set or split and where a reader needs a file that is not there, NoFramesError
@@ -56,8 +65,13 @@ def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
         hint = f"{raw / own_data.FRAMES} names none" if reader is OWN else f"metricgold download {name} fills it"
         raise NoFramesError(f"{raw}: no frames of {name}; {hint}")
     if split is not None:
-        rules = own_data.read_statement(raw) if reader is OWN else _manifest(name, raw)
-        listing = _select(listing, rules, raw, split)
+        recorded = raw / "manifest.yaml"
+        rules: Manifest | own_data.Statement
+        if reader is OWN:
+            rules = own_data.read_statement(raw)
+        else:
+            rules = read_manifest(recorded) if recorded.exists() else load_manifest(name)
+        listing = select_split(listing, rules, raw, split)
     for reason, count in listing.gaps.items():
         log.info("%s: %d frames left out: %s", name, count, reason)
     return listing
@@ -83,22 +97,18 @@ def _reader_of(name: str, raw: Path) -> Reader:
     return reader
 
 
-def _manifest(name: str, raw: Path) -> Manifest:
-    recorded = raw / "manifest.yaml"
-    return read_manifest(recorded) if recorded.exists() else load_manifest(name)
-
-
-def _select(listing: Listing, rules: Manifest | own_data.Statement, raw: Path, split: str) -> Listing:
+def select_split(listing: Listing, rules: Manifest | own_data.Statement, raw: Path, split: str) -> Listing:
+    """The frames of a split that are not excluded; gaps are those of its scenes and of frames in no split."""
     split_of = rules.splitter(raw, split)
     frames, gaps, scenes = [], no_gaps(), {scene for scene in listing.scenes if split_of(scene, "") == split}
     for ref in listing.frames:
-        found = split_of(ref.scene, ref.name)
-        if found == split:
+        its_split = split_of(ref.scene, ref.name)
+        if its_split == split:
             scenes.add(ref.scene)
-        reason = IN_NO_SPLIT if found is None else rules.exclusion(ref.name)
-        if reason and found in (None, split):
+        reason = IN_NO_SPLIT if its_split is None else exclusion_reason(ref.name, rules.exclude)
+        if reason and its_split in (None, split):
             gaps[ref.scene][reason] += 1
-        elif found == split:
+        elif its_split == split:
             frames.append(ref)
     for scene in scenes:
         gaps[scene].update(listing.gaps_of(scene))

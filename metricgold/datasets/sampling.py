@@ -1,43 +1,23 @@
-"""Which frames of a data set are looked at, and how they are read in batches."""
+"""Which frames of a data set are looked at, and how they are read where a broken file must not end the stage."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from metricgold.datasets.frame import Frame, fit_frame
-from metricgold.datasets.readers import FrameRef, list_frames, read_frame
+from metricgold.datasets.listing import FrameRef
+from metricgold.datasets.readers import list_frames, read_frame
+from metricgold.storage import Progress
 
 log = logging.getLogger(__name__)
 
 
 def some_frames(name: str, raw: Path, split: str, limit: int | None) -> list[FrameRef]:
     """At most `limit` frames of a split, evenly spaced. ValueError naming data set and split when there is none."""
-    found = list_frames(name, raw, split=split).frames
-    if not found:
+    refs = list_frames(name, raw, split=split).frames
+    if not refs:
         raise ValueError(f"{name}: {raw} holds no frame of split {split!r}; choose another or download its scenes")
-    return [found[i] for i in evenly_spaced(len(found), limit)]
-
-
-def frame_batches(refs: Sequence[FrameRef], size: tuple[int, int], batch_size: int, desc: str) -> Iterator[list[Frame]]:
-    """Frames fitted to `size`, with a progress bar; one that cannot be read is warned of and left out."""
-    with tqdm(total=len(refs), desc=desc, unit="frame", disable=None) as bar:
-        for start in range(0, len(refs), batch_size):
-            part = refs[start : start + batch_size]
-            frames = [frame for ref in part if (frame := readable(ref, size)) is not None]
-            if frames:
-                yield frames
-            bar.update(len(part))
-
-
-def readable(ref: FrameRef, size: tuple[int, int]) -> Frame | None:
-    """One frame fitted to `size`; None, with a warning, when it cannot be read."""
-    try:
-        return fit_frame(read_frame(ref), *size)
-    except (ValueError, OSError) as error:
-        log.warning("%s left out: %s", ref.name, error)
-        return None
+    return [refs[i] for i in evenly_spaced(len(refs), limit)]
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -47,11 +27,42 @@ def evenly_spaced(count: int, limit: int | None) -> list[int]:
     return [(2 * i + 1) * count // (2 * limit) for i in range(limit)]
 
 
-def readable_frames(refs: Sequence[FrameRef], left_out: dict[str, str]) -> Iterator[tuple[FrameRef, Frame]]:
-    """Frames one by one; a broken one is warned of, and its reason kept, instead."""
-    for ref in refs:
-        try:
-            yield ref, read_frame(ref)
-        except ValueError as error:
-            log.warning("%s left out: %s", ref.name, error)
+def readable(
+    ref: FrameRef, size: tuple[int, int] | None = None, left_out: dict[str, str] | None = None
+) -> Frame | None:
+    """One frame, fitted to `size` (height, width) if given; None, with a warning, when it cannot be read.
+
+    `left_out`, if given, receives the reason under the frame's name.
+    """
+    try:
+        frame = read_frame(ref)
+    except (ValueError, OSError) as error:
+        log.warning("%s left out: %s", ref.name, error)
+        if left_out is not None:
             left_out[ref.name] = str(error)
+        return None
+    return fit_frame(frame, *size) if size else frame
+
+
+def readable_frames(refs: Sequence[FrameRef], left_out: dict[str, str]) -> Iterator[tuple[FrameRef, Frame]]:
+    """The readable ones of these frames, one by one at their own size; reasons of the others as in `readable`."""
+    for ref in refs:
+        if (frame := readable(ref, left_out=left_out)) is not None:
+            yield ref, frame
+
+
+def frame_batches(
+    refs: Sequence[FrameRef],
+    size: tuple[int, int] | None,
+    batch_size: int,
+    desc: str,
+    left_out: dict[str, str] | None = None,
+) -> Iterator[list[Frame]]:
+    """Batches of the readable ones of these frames, as in `readable`, while progress is shown under `desc`."""
+    with Progress(desc, len(refs), "frame") as progress:
+        for start in range(0, len(refs), batch_size):
+            batch = refs[start : start + batch_size]
+            frames = [frame for ref in batch if (frame := readable(ref, size, left_out)) is not None]
+            if frames:
+                yield frames
+            progress.advance(len(batch))

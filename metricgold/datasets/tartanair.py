@@ -1,10 +1,9 @@
 """TartanAir v1, left camera: RGB PNG and float32 .npy of planar depth in metres; 90 degrees wide.
 
-The sky is no constant and no infinity, it is geometry: in the frames seen a sphere some 4.1 km away, so that its planar
-depth changes over the image by a third. It is told from surfaces by its distance along the ray: what lies behind
-the last wide gap of a frame, or beyond the limit of its environment where there is no gap. Limits stand here
-and not in the data manifest: they say how a number is read, also without a manifest, and whoever changes one bumps
-encode.version.
+The sky is neither a constant nor infinity, it is geometry: in the frames seen a sphere some 4.1 km away, so that its
+planar depth changes over the image by a third. It differs from surfaces by its distance along the ray: it is behind
+the last wide gap of a frame, or beyond a limit where there is no gap. The limit is set here and not in the data
+manifest, because it decides how a number is read, also without a manifest; a change of it needs a new encode.version.
 """
 
 from functools import lru_cache
@@ -18,7 +17,6 @@ from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, 
 from metricgold.images import pinhole, rays_from_intrinsics
 
 FAR_RAY_DISTANCE_M = 1000.0
-FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther
 SKY_FROM_M = 300.0  # nothing nearer is ever taken for sky
 SKY_GAP = 2.0  # ratio of ray distances; ground near the horizon leaves gaps up to this from one row to the next
 
@@ -30,7 +28,8 @@ def list_frames(dataset: str, raw: Path) -> Listing:
 
 def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: str, depth_suffix: str) -> Listing:
     """Frames of <env>[/<env>]/<level>/P*/{image,depth}_<camera>, in both versions of the data set."""
-    frames, gaps = [], no_gaps()
+    frames: list[FrameRef] = []
+    gaps = no_gaps()
     for level in levels:
         for folder in (*raw.glob(f"*/{level}/P*"), *raw.glob(f"*/*/{level}/P*")):
             scene = folder.relative_to(raw).parts[0]  # zips repeat the environment's name
@@ -54,16 +53,16 @@ def read_frame(ref: FrameRef) -> Frame:
     """Zero and the sky are invalid; intrinsics follow from the width. ValueError names a broken member."""
     planar_depth_m = read_npy(ref.depth_path)
     expect_floats(ref.depth_path, planar_depth_m)
-    return frame_from(ref, planar_depth_m, FAR_RAY_DISTANCE_M_OF.get(ref.scene, FAR_RAY_DISTANCE_M))
+    return frame_from(ref, planar_depth_m)
 
 
-def frame_from(ref: FrameRef, planar_depth_m: np.ndarray, far_ray_distance_m: float) -> Frame:
-    """A frame of a 90 degree camera whose surfaces end at the sky, or at `far_ray_distance_m` along the ray."""
+def frame_from(ref: FrameRef, planar_depth_m: np.ndarray) -> Frame:
+    """A frame of a 90 degree camera whose surfaces end at the sky, or at FAR_RAY_DISTANCE_M along the ray."""
     rgb = read_pixels(ref.rgb_path, "RGB")
     height, width = rgb.shape[:2]
     expect_shape(ref.depth_path, planar_depth_m, (height, width))
-    ray_distance_m = planar_depth_m * _ray_lengths(height, width)
-    valid_mask = ray_distance_m < min(far_ray_distance_m, sky_ray_distance_m(ray_distance_m))
+    ray_distance_m = planar_depth_m * ray_lengths(height, width)
+    valid_mask = ray_distance_m < min(FAR_RAY_DISTANCE_M, sky_ray_distance_m(ray_distance_m))
     return Frame.from_arrays(rgb, planar_depth_m, valid_mask, pinhole(width / 2, height, width), ref.scene, ref.name)
 
 
@@ -74,12 +73,14 @@ def sky_ray_distance_m(ray_distance_m: np.ndarray) -> float:
     frame without sky is taken for sky: a loss of pixels beyond SKY_FROM_M, where sky for a surface would be an error.
     """
     seen = ray_distance_m[(ray_distance_m > 0) & (ray_distance_m < np.inf)]
-    steps = np.unique(np.maximum(seen, SKY_FROM_M / SKY_GAP))  # up to there one is as near as the other
+    steps = np.unique(np.maximum(seen, SKY_FROM_M / SKY_GAP))  # differences nearer than that do not matter
     behind = steps[1:][(steps[1:] >= SKY_GAP * steps[:-1]) & (steps[1:] >= SKY_FROM_M)]
-    return behind[-1] if behind.size else np.inf
+    return float(behind[-1]) if behind.size else np.inf
 
 
-@lru_cache(maxsize=8)
-def _ray_lengths(height: int, width: int) -> np.ndarray:
-    # One size for all frames of a data set.
-    return np.linalg.norm(rays_from_intrinsics(pinhole(width / 2, height, width), height, width), axis=-1)  # [H, W]
+@lru_cache(maxsize=8)  # one size for all frames of a data set
+def ray_lengths(height: int, width: int) -> np.ndarray:
+    """Ray distance of one metre of planar depth, float64 [H, W]."""
+    rays = rays_from_intrinsics(pinhole(width / 2, height, width), height, width)
+    lengths: np.ndarray = np.linalg.norm(rays, axis=-1)
+    return lengths

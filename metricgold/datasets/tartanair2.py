@@ -1,7 +1,7 @@
-"""TartanAir v2, front left pinhole: depth is float32 metres whose four bytes lie in an 8-bit RGBA PNG.
+"""TartanAir v2, front left pinhole: depth is float32 metres whose four bytes are stored in an 8-bit RGBA PNG.
 
-The sky is told from surfaces as in the first version, by its gap and by a limit; its distance is another in each
-environment. A PNG without alpha has lost the exponents and is refused.
+The sky is found as in the first version, by its gap and by a limit; its distance differs between environments.
+A PNG without alpha has lost the exponents and is refused.
 """
 
 from pathlib import Path
@@ -11,9 +11,7 @@ import numpy as np
 from metricgold.datasets.arrays import read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing
-from metricgold.datasets.tartanair import FAR_RAY_DISTANCE_M, frame_from, list_trajectories
-
-FAR_RAY_DISTANCE_M_OF: dict[str, float] = {}  # environments known to end nearer or farther
+from metricgold.datasets.tartanair import frame_from, list_trajectories
 
 
 def list_frames(dataset: str, raw: Path) -> Listing:
@@ -23,8 +21,7 @@ def list_frames(dataset: str, raw: Path) -> Listing:
 
 def read_frame(ref: FrameRef) -> Frame:
     """Zero and very large values (sky) are invalid. ValueError names a broken member."""
-    planar_depth_m = unpack_depth(read_pixels(ref.depth_path, "RGBA"))
-    return frame_from(ref, planar_depth_m, FAR_RAY_DISTANCE_M_OF.get(ref.scene, FAR_RAY_DISTANCE_M))
+    return frame_from(ref, unpack_depth(read_pixels(ref.depth_path, "RGBA")))
 
 
 def unpack_depth(rgba: np.ndarray) -> np.ndarray:

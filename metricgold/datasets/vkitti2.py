@@ -1,16 +1,14 @@
 """Virtual KITTI 2.0.3: JPEG and 16-bit centimetre PNG, planar; 65535 is sky and everything beyond 655.34 m."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.arrays import expect_shape, naming, read_pixels
-from metricgold.datasets.depth_png import read_depth_png
+from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_pixels
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
+from metricgold.datasets.listing import FrameRef, Gaps, Listing, member_ids, no_gaps, paired_ids
 from metricgold.images import crop_intrinsics
 
 FAR = 65535
@@ -19,13 +17,15 @@ CROP_HEIGHT, CROP_WIDTH = 352, 1216  # of KITTI's depth benchmark
 
 def list_frames(dataset: str, raw: Path) -> Listing:
     """Frames of SceneXX/<variation>/frames/{rgb,depth}/Camera_N; FrameRef.camera is fx, fy, cx, cy of intrinsic.txt."""
-    frames, gaps = [], no_gaps()
+    frames: list[FrameRef] = []
+    gaps = no_gaps()
     for folder in sorted(raw.glob("Scene*/*/frames")):
-        frames += _list_variation(dataset, folder.parent, gaps[folder.parent.parent.name])
+        frames += list_variation(dataset, folder.parent, gaps[folder.parent.parent.name])
     return Listing.of(frames, gaps)
 
 
-def _list_variation(dataset: str, variation: Path, gaps: Counter) -> Iterator[FrameRef]:
+def list_variation(dataset: str, variation: Path, gaps: Gaps) -> Iterator[FrameRef]:
+    """Frames of all cameras of a scene in one weather; what is missing is counted into `gaps`."""
     cameras = read_intrinsics(variation / "intrinsic.txt")
     scene = variation.parent.name
     folders = {kind: variation / "frames" / kind for kind in ("rgb", "depth")}
@@ -53,10 +53,11 @@ def read_intrinsics(path: Path) -> dict[tuple[str, str], tuple[float, ...]]:
     if not path.exists():
         return {}
     with naming(path):
-        return dict(_read_row(line) for line in path.read_text().splitlines()[1:] if line.strip())
+        return dict(parse_row(line) for line in path.read_text().splitlines()[1:] if line.strip())
 
 
-def _read_row(line: str) -> tuple[tuple[str, str], tuple[float, ...]]:
+def parse_row(line: str) -> tuple[tuple[str, str], tuple[float, ...]]:
+    """A row of intrinsic.txt: (frame, camera) as files and folders are called, and fx, fy, cx, cy."""
     try:
         frame, camera, fx, fy, cx, cy = map(float, line.split())
         if not (np.isfinite([cx, cy]).all() and 0 < fx < np.inf and 0 < fy < np.inf):

@@ -8,17 +8,18 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+
+from metricgold.datasets import matches_name
 
 MAX_RATIO = 200  # extracted bytes per archive byte; images and depth stay below 10
 SMALL_BYTES = 1 << 30  # any ratio is fine up to here
 MAX_PART_BYTES = 255  # of one part of a path: what Linux file systems take
 MAX_NAME_BYTES = 1024
-RESERVED = (".part", ".glue", ".members")  # our own files in the folder that is extracted into
+RESERVED = (".part",)  # our own file in the folder that is extracted into
 
-# What zipfile, tarfile and py7zr let through when they meet bytes that their authors did not think of.
+# What zipfile, tarfile and py7zr raise for broken bytes, checked for or not.
 BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -67,8 +68,8 @@ def refusing(label: str, *, is_local: bool = True) -> Iterator[None]:
 class Gate:
     """Judges the members of one archive, all of them, in any order.
 
-    Wanted are those that match a glob (all if there is none) and, if `names` is given, are among them. The names of
-    the others have to be safe too, the rest of them does not matter.
+    Wanted are those that match a glob (all if there is none) and, if `names` is given, are among them. Of the others
+    only the names are judged.
     """
 
     def __init__(
@@ -93,16 +94,22 @@ class Gate:
     def admit(
         self, name: str, num_bytes: int, *, is_plain: bool, packed_bytes: int | None = None, is_encrypted: bool = False
     ) -> str | None:
-        """The path below the folder for a member; None when nobody wants it. Raises BadArchive to refuse it."""
-        path = self._safe(name)
-        if not self._is_wanted(path):
+        """The path below the folder for a member; None when it is not wanted. Raises BadArchive to refuse it."""
+        path = self.safe_path(name)
+        if not self.is_wanted(path):
             return None
         if not is_plain:
             raise self.refusal(name, "is a link or device, refused")
         if is_encrypted:
             raise self.refusal(name, "is encrypted, refused")
-        self._take(path)
-        self._weigh(path, num_bytes, packed_bytes)
+        self.claim(path)
+        if num_bytes < 0:
+            raise self.refusal(path, f"declares {num_bytes:,} bytes, refused")
+        self.total_bytes += num_bytes
+        if self.limit_bytes is not None and self.total_bytes > self.limit_bytes:
+            raise self.refusal(path, f"is a bomb: {self.total_bytes:,} bytes declared so far, refused")
+        if packed_bytes is not None and num_bytes > max(SMALL_BYTES, MAX_RATIO * packed_bytes):
+            raise self.refusal(path, f"is a bomb: {num_bytes:,} bytes declared in {packed_bytes:,}, refused")
         return path
 
     def close(self) -> None:
@@ -118,42 +125,35 @@ class Gate:
         shown = name[:300] if name and _bad_character(name) is None else repr(name[:300])
         return BadArchive(f"{self.label}: member {shown} {why}")
 
-    def _safe(self, name: str) -> str:
+    def safe_path(self, name: str) -> str:
+        """The path of a member whose name every file system can take and that stays below the folder."""
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or any(bad in name for bad in "\\:"):
             raise BadArchive(f"{self.label}: member {name[:300]!r} would leave the folder, refused")
         if bad := _bad_character(name):
             raise self.refusal(name, f"has the character {bad!r} in its name, refused")
         if len(name.encode()) > MAX_NAME_BYTES or any(len(part.encode()) > MAX_PART_BYTES for part in path.parts):
-            raise self.refusal(
-                name, f"has a name longer than {MAX_NAME_BYTES} or a part over {MAX_PART_BYTES} bytes, refused"
-            )
+            limits = f"longer than {MAX_NAME_BYTES} or a part over {MAX_PART_BYTES} bytes"
+            raise self.refusal(name, f"has a name {limits}, refused")
         if path.parts[0] in RESERVED:
             raise self.refusal(name, "has a name that extraction itself uses, refused")
         return path.as_posix()
 
-    def _is_wanted(self, path: str) -> bool:
-        if _is_side_car(path) or (self.names is not None and path not in self.names):
+    def is_wanted(self, path: str) -> bool:
+        """Whether globs and names ask for a member; what macOS adds to archives is never wanted."""
+        parts = path.split("/")
+        is_side_car = parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store"
+        if is_side_car or (self.names is not None and path not in self.names):
             return False
-        return not self.globs or path in self._spelt_out or any(fnmatchcase(path, glob) for glob in self._patterns)
+        return not self.globs or path in self._spelt_out or any(matches_name(path, glob) for glob in self._patterns)
 
-    def _weigh(self, path: str, num_bytes: int, packed_bytes: int | None) -> None:
-        if num_bytes < 0:
-            raise self.refusal(path, f"declares {num_bytes:,} bytes, refused")
-        self.total_bytes += num_bytes
-        if self.limit_bytes is not None and self.total_bytes > self.limit_bytes:
-            raise self.refusal(path, f"is a bomb: {self.total_bytes:,} bytes declared so far, refused")
-        if packed_bytes is not None and num_bytes > max(SMALL_BYTES, MAX_RATIO * packed_bytes):
-            raise self.refusal(path, f"is a bomb: {num_bytes:,} bytes declared in {packed_bytes:,}, refused")
-
-    def _take(self, path: str) -> None:
-        # Judged as the most forgetful file system would: macOS and Windows know neither case nor Unicode form.
-        key = _fold(path)
+    def claim(self, path: str) -> None:
+        """Take a path for one member. Refused if another has it on a file system that ignores case and Unicode form."""
+        key = folded(path)
         if other := self._files.get(key):
-            same = (
-                "lies in it twice" if other == path else f"differs from {other} in case or Unicode form only, refused"
-            )
-            raise self.refusal(path, same)
+            if other == path:
+                raise self.refusal(path, "is in it twice")
+            raise self.refusal(path, f"differs from {other} in case or Unicode form only, refused")
         if key in self._folders:
             raise self.refusal(path, "is a file where another member needs a folder, refused")
         self._files[key] = path
@@ -167,21 +167,17 @@ class Gate:
 
 
 def _bad_character(name: str) -> str | None:
-    """The first control character or half of a surrogate pair (a byte that is no UTF-8)."""
+    """The first control character or half of a surrogate pair (a byte that is not UTF-8)."""
     if name.isprintable():
         return None
     return next((char for char in name if unicodedata.category(char) in ("Cc", "Cs")), None)
 
 
-def _fold(name: str) -> str:
+def folded(name: str) -> str:
+    """A name as macOS and Windows compare it: without case, in one Unicode form."""
     if name.isascii():
         return name.lower()
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
-
-
-def _is_side_car(name: str) -> bool:
-    parts = name.split("/")
-    return parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store"
 
 
 class Writer:
@@ -193,7 +189,7 @@ class Writer:
         into.mkdir(parents=True, exist_ok=True)
         self._file = (into / ".part").open("wb")
 
-    def write(self, chunk: bytes) -> int:
+    def write(self, chunk: bytes | bytearray) -> int:
         if self.written + len(chunk) > self.num_bytes:
             raise zipfile.BadZipFile(f"member {self.name}: more than the {self.num_bytes:,} bytes declared")
         self.written += self._file.write(chunk)

@@ -1,4 +1,4 @@
-"""What a raw folder holds and how it came there: one SQLite file, a row for each archive and each member.
+"""What a raw folder holds and where it came from: one SQLite file, a row for each archive and each member.
 
 SQLite and not JSON lines: an archive and its thousands of members change state in one transaction, which a kill
 cannot tear, and "who owns this file" is a look-up, not a scan of a million rows.
@@ -6,7 +6,7 @@ cannot tear, and "who owns this file" is a look-up, not a scan of a million rows
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,8 +35,7 @@ CREATE TABLE IF NOT EXISTS members (
     name TEXT PRIMARY KEY,       -- path below the raw folder
     archive TEXT NOT NULL REFERENCES archives (path),
     bytes INTEGER NOT NULL,
-    crc32 INTEGER NOT NULL,
-    start INTEGER                -- of its bytes in a plain tar, for repair
+    crc32 INTEGER NOT NULL       -- ledgers of earlier versions have a further column, which stays unused
 );
 CREATE INDEX IF NOT EXISTS members_of_archive ON members (archive);
 """
@@ -60,14 +59,13 @@ class MemberRow(NamedTuple):
     name: str
     bytes: int
     crc32: int
-    start: int | None = None
 
 
 class Ledger:
     """One data set's account. Threads may share it; processes are kept apart by the raw folder's lock."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make it. Raises ValueError when the file is no ledger."""
+        """Open or make it. Raises ValueError when the file is not a ledger."""
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
@@ -76,7 +74,7 @@ class Ledger:
             self._connection.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise ValueError(f"{self.path} is no ledger: {error}; move it away to start over") from error
+            raise ValueError(f"{self.path} is not a ledger: {error}; move it away to start over") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -95,7 +93,7 @@ class Ledger:
 
     def members(self, archive: str) -> list[MemberRow]:
         """Members of an archive by name."""
-        query = "SELECT name, bytes, crc32, start FROM members WHERE archive = ? ORDER BY name"
+        query = "SELECT name, bytes, crc32 FROM members WHERE archive = ? ORDER BY name"
         with self._lock:
             return [MemberRow(*row) for row in self._connection.execute(query, [archive])]
 
@@ -111,15 +109,16 @@ class Ledger:
 
     def placing(self, path: str, identity: str, source: str, members: Iterable[MemberRow]) -> None:
         """All members are extracted and verified, and begin to move into the raw folder."""
-        self._settle(path, identity, PLACING, source, members)
+        self._account(path, identity, PLACING, source, members)
 
     def done(self, path: str, identity: str, source: str, members: Iterable[MemberRow]) -> None:
-        """All members lie in the raw folder."""
-        self._settle(path, identity, DONE, source, members)
+        """All members are in the raw folder."""
+        self._account(path, identity, DONE, source, members)
 
-    def _settle(self, path: str, identity: str, state: str, source: str, members: Iterable[MemberRow]) -> None:
+    def _account(self, path: str, identity: str, state: str, source: str, members: Iterable[MemberRow]) -> None:
+        """Replace an archive's members and its row in one transaction."""
         rows = sorted(members, key=lambda row: row.name)
-        facts = {
+        facts: dict[str, str | int | None] = {
             "source": source,
             "reason": None,
             "num_members": len(rows),
@@ -129,8 +128,8 @@ class Ledger:
         with self._transaction():
             self._connection.execute("DELETE FROM members WHERE archive = ?", [path])
             self._connection.executemany(
-                "INSERT INTO members (name, archive, bytes, crc32, start) VALUES (?, ?, ?, ?, ?)",
-                [(row.name, path, row.bytes, row.crc32, row.start) for row in rows],
+                "INSERT INTO members (name, archive, bytes, crc32) VALUES (?, ?, ?, ?)",
+                [(row.name, path, row.bytes, row.crc32) for row in rows],
             )
             self._set(path, identity, state, **facts)
 
@@ -155,7 +154,8 @@ class Ledger:
         return None
 
     def _set(self, path: str, identity: str, state: str, **facts: str | int | None) -> None:
-        values: Mapping = {"path": path, "identity": identity, "state": state, "time": _now(), **facts}
+        own = {"path": path, "identity": identity, "state": state, "time": _now()}
+        values: dict[str, str | int | None] = {**own, **facts}
         columns = ", ".join(values)
         updates = ", ".join(f"{column} = excluded.{column}" for column in values)
         with self._lock:

@@ -1,79 +1,44 @@
-"""A file of which some byte ranges have arrived: sparse data, and beside it a journal of what is there.
+"""A file of which some byte ranges have arrived: sparse data, and beside it a journal of the ranges that are there.
 
 The journal (`<path>.have`) has one JSON line for each step, appended after the step's bytes were written, so a kill at
-any moment leaves both in agreement. A power cut may not: bytes are not forced to the disk, checksums have to tell.
+any moment leaves both in agreement. A power cut may not: bytes are not forced to the disk, so checksums decide.
 """
 
 import errno
 import json
+import math
 import os
 import threading
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from metricgold.download.ranges import Range, Ranges
 from metricgold.storage import remove, write_aside
 
-Range = tuple[int, int]  # [start, end)
+CLOSED = -1  # no open file has this number: later use is an OSError
 
 
-class Ranges:
-    """Sorted ranges that neither touch nor overlap."""
+class PartialFile:
+    """Some bytes of a file; safe for threads. Made by `resume`, `create` or `of_local_file`.
 
-    def __init__(self, ranges: Iterable[Range] = ()):
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        for start, end in ranges:
-            self.add(start, end)
-
-    def __iter__(self) -> Iterator[Range]:
-        return zip(self._starts, self._ends, strict=True)
-
-    def add(self, start: int, end: int) -> None:
-        """Unite with [start, end)."""
-        if start < end:
-            first, last = bisect_left(self._ends, start), bisect_right(self._starts, end)
-            start, end = min([start, *self._starts[first:last]]), max([end, *self._ends[first:last]])
-            self._starts[first:last], self._ends[first:last] = [start], [end]
-
-    def drop(self, start: int, end: int) -> None:
-        """Take [start, end) out."""
-        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        if start < end and first < last:
-            left = (self._starts[first], start), (end, self._ends[last - 1])
-            left = [(before, after) for before, after in left if before < after]
-            self._starts[first:last], self._ends[first:last] = [one for one, _ in left], [two for _, two in left]
-
-    def gaps(self, start: int, end: int) -> Iterator[Range]:
-        """What of [start, end) is not covered, in order."""
-        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        for covered_start, covered_end in zip(self._starts[first:last], self._ends[first:last], strict=True):
-            if start < covered_start:
-                yield start, covered_start
-            start = covered_end
-        if start < end:
-            yield start, end
-
-
-class Partial:
-    """Some bytes of a file; safe for threads. Made by `resume`, `create` or `view`.
-
-    `total_bytes` is None until `settle` where it was not known. `origins`: where bytes came from -> validator there.
+    total_bytes  None until `finish_unknown_length` where it was not known
+    origins      where bytes came from -> validator there
+    is_local     a file of another place, seen as one that has arrived; never written, never removed
     """
 
     def __init__(
-        self, path: Path, total_bytes: int | None, origins: dict[str, str | None], have: Ranges, *, is_view: bool
-    ):
-        self.path, self.total_bytes, self.origins = path, total_bytes, origins
-        self._have, self._is_view = have, is_view
+        self, path: Path, total_bytes: int | None, origins: dict[str, str | None], have: Ranges, *, is_local: bool
+    ) -> None:
+        self.path, self.total_bytes, self.origins, self.is_local = path, total_bytes, origins, is_local
+        self._have = have
         self._lock = threading.Lock()
-        self._data = os.open(path, os.O_RDONLY if is_view else os.O_RDWR)
-        self._journal = None if is_view else os.open(_journal_path(path), os.O_WRONLY | os.O_APPEND)
+        self._data = os.open(path, os.O_RDONLY if is_local else os.O_RDWR)
+        self._journal = CLOSED if is_local else os.open(_journal_path(path), os.O_WRONLY | os.O_APPEND)
 
     @classmethod
-    def resume(cls, path: Path) -> "Partial | None":
-        """What an earlier run left; None when there is nothing that can be relied on."""
+    def resume(cls, path: Path) -> "PartialFile | None":
+        """What an earlier run left; None where nothing can be relied on."""
         path = Path(path)
         try:
             total_bytes, origins, have = _replay(_journal_path(path).read_bytes())
@@ -82,11 +47,11 @@ class Partial:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
         _write_journal(path, total_bytes, origins, have)  # shorter, and without a torn end
-        return cls(path, total_bytes, origins, have, is_view=False)
+        return cls(path, total_bytes, origins, have, is_local=False)
 
     @classmethod
-    def create(cls, path: Path, total_bytes: int | None, *, origin: str, validator: str | None) -> "Partial":
-        """An empty one; what lay there is dropped. Without a total it can be resumed only once it is settled."""
+    def create(cls, path: Path, total_bytes: int | None, *, origin: str, validator: str | None) -> "PartialFile":
+        """An empty one; what was there is dropped. Without a total it can be resumed only once that is known."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(_journal_path(path))  # before the data: no journal may ever speak of other bytes
@@ -94,17 +59,13 @@ class Partial:
         with path.open("xb") as file:
             file.truncate(total_bytes or 0)
         _write_journal(path, total_bytes, {origin: validator}, Ranges())
-        return cls(path, total_bytes, {origin: validator}, Ranges(), is_view=False)
+        return cls(path, total_bytes, {origin: validator}, Ranges(), is_local=False)
 
     @classmethod
-    def view(cls, path: Path, *, origin: str) -> "Partial":
-        """A local file seen as one that has arrived; never written, never removed."""
+    def of_local_file(cls, path: Path, *, origin: str) -> "PartialFile":
+        """A local file as one that has arrived."""
         total_bytes = path.stat().st_size
-        return cls(path, total_bytes, {origin: None}, Ranges([(0, total_bytes)]), is_view=True)
-
-    @property
-    def is_view(self) -> bool:
-        return self._is_view
+        return cls(path, total_bytes, {origin: None}, Ranges([(0, total_bytes)]), is_local=True)
 
     @property
     def prefix(self) -> int:
@@ -114,8 +75,9 @@ class Partial:
         return 0 if start else end
 
     def missing(self, ranges: Iterable[Range]) -> list[Range]:
-        """What of these ranges is not there, sorted, each byte once. What lies outside of the file is left out."""
-        wanted = Ranges((max(0, start), min(end, self.total_bytes)) for start, end in ranges)
+        """What of these ranges is not there, sorted, each byte once; without what is outside of the file."""
+        limit = math.inf if self.total_bytes is None else self.total_bytes
+        wanted = Ranges((max(0, start), int(min(end, limit))) for start, end in ranges)
         with self._lock:
             return [gap for start, end in wanted for gap in self._have.gaps(start, end)]
 
@@ -137,13 +99,13 @@ class Partial:
             self._have.drop(start, end)
 
     def add_origin(self, origin: str, validator: str | None) -> None:
-        """Bytes come from there, too, or something else lies there now."""
+        """Bytes come from there, too, or it has another file now."""
         with self._lock:
             self._note({"origin": origin, "validator": validator})
             self.origins[origin] = validator
 
-    def settle(self) -> None:
-        """The prefix is all there is."""
+    def finish_unknown_length(self) -> None:
+        """The prefix is the whole file."""
         self.total_bytes = self.prefix
         with self._lock:
             _write_journal(self.path, self.total_bytes, self.origins, self._have)
@@ -151,32 +113,34 @@ class Partial:
             self._journal = os.open(_journal_path(self.path), os.O_WRONLY | os.O_APPEND)
 
     def read(self, start: int, end: int) -> bytes:
-        """Bytes [start, end), which must be there. OSError when the file was cut behind our back."""
+        """Bytes [start, end), which must be there. OSError when another program has shortened the file."""
         with self._lock:
             chunk = os.pread(self._data, end - start, start)
         if len(chunk) != end - start:
-            raise OSError(f"{self.path}: bytes {start} to {end} were asked for, {len(chunk)} read")
+            raise OSError(f"{self.path}: bytes {start} to {end} were requested, {len(chunk)} read")
         return chunk
 
     def close(self) -> None:
         """Free the files; all stays on the disk."""
         with self._lock:
-            for file in filter(lambda file: file not in (None, -1), (self._data, self._journal)):
-                os.close(file)
-            self._data = self._journal = -1  # no file has this number: later use is an OSError
+            for file in (self._data, self._journal):
+                if file != CLOSED:
+                    os.close(file)
+            self._data = self._journal = CLOSED
 
     def remove(self) -> None:
-        """Close, and delete journal and data; a view only closes."""
+        """Close, and delete journal and data; a local file is only closed."""
         self.close()
-        if not self._is_view:
+        if not self.is_local:
             remove(_journal_path(self.path))
             remove(self.path)
 
     def _note(self, step: dict[str, Any]) -> None:
+        """Append a line to the journal, whole or not at all."""
         line = json.dumps(step).encode() + b"\n"
         size = os.lseek(self._journal, 0, os.SEEK_END)
         if os.write(self._journal, line) != len(line):
-            os.ftruncate(self._journal, size)  # no torn line in the middle
+            os.ftruncate(self._journal, size)  # a torn line may only be the last
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(_journal_path(self.path)))
 
 
@@ -191,7 +155,7 @@ def _write_journal(path: Path, total_bytes: int | None, origins: dict[str, str |
 
 
 def _replay(journal: bytes) -> tuple[int, dict[str, str | None], Ranges]:
-    """Total, origins and ranges. ValueError, KeyError or TypeError when any line but a torn last one is not ours."""
+    """Total, origins and ranges. ValueError, KeyError or TypeError for any wrong line but a torn last one."""
     head, *steps = [json.loads(line) for line in journal.split(b"\n")[:-1]] or [{}]
     total_bytes, origins, have = head["total_bytes"], head["origins"], Ranges()
     for step in steps:

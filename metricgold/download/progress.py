@@ -1,6 +1,5 @@
-"""Progress of bytes: bars on a terminal, a line now and then in a log."""
+"""Progress of bytes over several archives: one bar, or a line now and then in a log, with rate and time left."""
 
-import logging
 import sys
 import threading
 import time
@@ -8,35 +7,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-log = logging.getLogger(__name__)
+from metricgold.storage import Progress
 
-SECONDS_BETWEEN_LINES = 10.0
 WORTH_A_BAR_BYTES = 10_000_000
 
-Advance = Callable[[int], Any]
+Advance = Callable[[int], Any]  # called with a number of bytes
+
+
+def no_progress(num_bytes: int) -> None:
+    """An Advance that ignores them."""
 
 
 class ByteProgress:
-    """Of a whole run and, on a terminal, of each large part of it. Threads may share it.
+    """Of a whole run and, on a terminal, of each large archive of it. Threads may share it.
 
-    listener, if given, is told every number of bytes and replaces bars and lines.
+    listener        if given, is called with every number of bytes and replaces bar, lines and progress file
+    is_whole_stage  False where a stage does more than fetch these bytes: then they are not its progress file's share
     """
 
-    def __init__(self, name: str, *, listener: Advance | None = None) -> None:
-        self.name, self.listener = name, listener
+    def __init__(self, name: str, *, listener: Advance | None = None, is_whole_stage: bool = True) -> None:
+        self.name, self.listener, self.is_whole_stage = name, listener, is_whole_stage
         self.bytes_done = self.total_bytes = self.parts_done = self.num_parts = 0
         self._lock = threading.Lock()
-        self._started = self._last_line = self._last_byte = time.monotonic()
-        self._bar = None
+        self._started = self._last_byte = time.monotonic()
+        self._shown: Progress | None = None
 
     def expect(self, total_bytes: int, num_parts: int) -> None:
-        """What this run has before it; starts the clock."""
-        from tqdm import tqdm
-
+        """What is to be fetched; starts the clock."""
         self.total_bytes, self.num_parts, self.bytes_done, self.parts_done = total_bytes, num_parts, 0, 0
-        self._started = self._last_line = time.monotonic()
-        if self.listener is None and sys.stderr.isatty():
-            self._bar = tqdm(total=total_bytes or None, desc=self.name, unit="B", unit_scale=True)
+        self._started = time.monotonic()
+        if self.listener is None:
+            self.close()
+            total = (total_bytes or None) if self.is_whole_stage else None
+            self._shown = Progress(self.name, total, "B", line=self.line, unit_scale=True)
 
     def advance(self, num_bytes: int) -> None:
         """Bytes that arrived."""
@@ -45,11 +48,11 @@ class ByteProgress:
             self.bytes_done += num_bytes
             if self.listener is not None:
                 self.listener(num_bytes)
-            elif self._bar is not None:
-                self._bar.update(num_bytes)
-            elif self._last_byte - self._last_line >= SECONDS_BETWEEN_LINES:
-                self._last_line = self._last_byte
-                log.info("%s", self.line())
+            elif self._shown is not None:
+                # What has to come twice is not progress: never more than the whole.
+                left = num_bytes if self._shown.total is None else self._shown.total - self._shown.done
+                if count := min(num_bytes, left):
+                    self._shown.advance(count)
 
     @property
     def idle_s(self) -> float:
@@ -62,21 +65,14 @@ class ByteProgress:
 
         The run's own `advance` is called beside it.
         """
-        bar = self._part_bar(name, total_bytes)
-        try:
-            yield (lambda num_bytes: None) if bar is None else bar.update
-            with self._lock:
-                self.parts_done += 1
-        finally:
-            if bar is not None:
-                bar.close()
-
-    def _part_bar(self, name: str, total_bytes: int | None):
         from tqdm import tqdm
 
-        if self._bar is None or (total_bytes or 0) < WORTH_A_BAR_BYTES:
-            return None
-        return tqdm(total=total_bytes, desc=name, unit="B", unit_scale=True, leave=False)
+        is_large = self.listener is None and (total_bytes or 0) >= WORTH_A_BAR_BYTES
+        disable = not (is_large and sys.stderr.isatty())
+        with tqdm(total=total_bytes, desc=name, unit="B", unit_scale=True, leave=False, disable=disable) as bar:
+            yield bar.update
+            with self._lock:
+                self.parts_done += 1
 
     def line(self) -> str:
         """Where the run stands, for a log: `progress 4.4 %: hypersim, 12.3 of 280.1 GB, …`."""
@@ -90,8 +86,8 @@ class ByteProgress:
         )
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._shown is not None:
+            self._shown.close()
 
 
 def show_bytes(num_bytes: float) -> str:

@@ -1,6 +1,7 @@
-"""One request for bytes, to a web server, to S3 or to a local file, its answer checked against what was asked.
+"""One request for bytes, to a web server, to S3 or to a local file, its answer checked against the request.
 
-Nothing is tried twice here: every fault becomes the FetchError that says what can be done about it.
+Nothing is tried twice here: every fault becomes the FetchError that says what can be done about it, see the table of
+metricgold.download.mirrors.
 """
 
 import os
@@ -25,25 +26,25 @@ from metricgold.storage import BLOCK_BYTES
 
 RECEIVE_BYTES = BLOCK_BYTES // 2
 MIN_BYTES_PER_S = 1_000
-WORTH_HANDING_ON_BYTES = 1 << 16  # a kill loses what is held back, and each step costs a line in a journal
-MAX_HELD_S = 0.05  # what trickles in is handed on after this time, however little it is
+CHUNK_BYTES = 1 << 16  # a kill loses what is held back, and each chunk costs a line in a journal
+MAX_HELD_S = 0.05  # what trickles in is given out after this time, however little it is
 BUSY_CODES = (408, 425, 429)
 
 
 class FetchError(OSError):
-    """The bytes did not come. `wait_s` is how long the server wants to be left alone, if it said so."""
+    """The bytes did not come. `wait_s` is how long the server wants no request, if it says so."""
 
-    def __init__(self, reason: str, wait_s: float | None = None):
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
 
 
 class Missing(FetchError):
-    """There is no such thing there."""
+    """The file is not there."""
 
 
 class Refused(FetchError):
-    """Not for us, or no longer: also what an expired signature gives."""
+    """No permission, or no longer: an expired signature gives this, too."""
 
 
 class Busy(FetchError):
@@ -51,15 +52,15 @@ class Busy(FetchError):
 
 
 class Unfit(FetchError):
-    """The answer is not what was asked for."""
+    """The answer is not what was requested."""
 
 
 class NoRanges(Unfit):
-    """A range was asked for, the whole was answered."""
+    """A range was requested, the whole was answered."""
 
 
 class Changed(Unfit):
-    """What lies there now is not what `validator` names."""
+    """The file that is there now is not the one that `validator` names."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Reply:
     chunks: Iterator[bytes]
 
 
-class _Asked(NamedTuple):
+class RangeRequest(NamedTuple):
+    """Parameters of `request`."""
+
     url: str
     start: int | None
     end: int | None
@@ -85,7 +88,8 @@ class _Asked(NamedTuple):
     stall_s: float
 
     @property
-    def range(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
+        """The Range header, if it is not the whole."""
         if self.start is None:
             return {}
         last = "" if self.end is None else self.end - 1
@@ -101,19 +105,22 @@ def request(
     validator: str | None = None,
     stall_s: float = 30.0,
 ) -> Iterator[Reply]:
-    """Ask for the whole (no `start`), the last n bytes (`start` = -n), or bytes [start, end), to the end if None.
+    """Request the whole (no `start`), the last n bytes (`start` = -n), or bytes [start, end), to the end if None.
 
     Raises a FetchError, here or from `chunks`. A connection whose answer was not read to its end is closed.
     """
-    asked = _Asked(url, start, end, validator, stall_s)
+    wanted = RangeRequest(url, start, end, validator, stall_s)
     if url.startswith("file:"):
-        with _open_file(url) as file:
-            yield _reply_file(asked, file)
+        try:
+            file = local_path(url).open("rb")
+        except OSError as error:
+            raise Missing(str(error)) from error
+        with file:
+            yield reply_of_file(wanted, file)
         return
-    send = _send_s3 if url.startswith("s3:") else _send_http
-    status, headers, body = send(asked)
+    status, headers, body = send_s3(wanted) if url.startswith("s3:") else send_http(wanted)
     try:
-        yield _reply(asked, status, headers, body)
+        yield reply_of_server(wanted, status, headers, body)
     finally:
         body.close()
 
@@ -127,38 +134,34 @@ def shown(url: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """Whom a request to this URL burdens: host and port, or bucket; nobody for a local file."""
+    """The server that a request to this URL burdens: host and port, or bucket; empty for a local file."""
     return "" if url.startswith("file:") else urlsplit(url).netloc.rpartition("@")[2].lower()
 
 
 def local_path(url: str) -> Path:
-    """Where file://data/x (relative to the working directory) or file:///data/x (absolute) lies."""
+    """Path of file://data/x (relative to the working directory) or file:///data/x (absolute)."""
     return Path(unquote(url.removeprefix("file://")))
 
 
 # Local files
 
 
-def _open_file(url: str) -> BinaryIO:
-    try:
-        return local_path(url).open("rb")
-    except OSError as error:
-        raise Missing(str(error)) from error
-
-
-def _reply_file(asked: _Asked, file: BinaryIO) -> Reply:
+def reply_of_file(wanted: RangeRequest, file: BinaryIO) -> Reply:
+    """What a server would answer that has this file; its validator is made of size and time."""
     status = os.fstat(file.fileno())
     validator, total = f'"{status.st_size:x}-{status.st_mtime_ns:x}"', status.st_size
-    if asked.validator not in (None, validator):
+    if wanted.validator not in (None, validator):
         raise Changed("file has changed")
-    start = max(0, total + asked.start) if (asked.start or 0) < 0 else asked.start or 0
-    end = total if asked.end is None else min(asked.end, total)
+    start = wanted.start or 0
+    start = max(0, total + start) if start < 0 else start
+    end = total if wanted.end is None else min(wanted.end, total)
     if start > end:
-        raise Unfit(f"file has {total} bytes, byte {start} was asked for")
+        raise Unfit(f"file has {total} bytes, byte {start} was requested")
     return Reply(start, end, total, validator, _file_chunks(file, start, end))
 
 
 def _file_chunks(file: BinaryIO, start: int, end: int) -> Iterator[bytes]:
+    """Bytes [start, end); Busy when the disk fails or the file is shorter by now."""
     try:
         file.seek(start)
         while start < end:
@@ -182,16 +185,17 @@ def _pool(pid: int, proxy: str | None) -> urllib3.PoolManager:
     return maker
 
 
-def _send_http(asked: _Asked) -> tuple[int, Mapping[str, str], Any]:
-    parts = urlsplit(asked.url)
+def send_http(wanted: RangeRequest) -> tuple[int, Mapping[str, str], Any]:
+    """Status 200, 206 or 416, headers and body; the FetchError of any other status."""
+    parts = urlsplit(wanted.url)
     user, _, host = parts.netloc.rpartition("@")
     proxy = None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
     pool = _pool(os.getpid(), proxy)
-    headers = dict(pool.headers) | asked.range
+    headers = dict(pool.headers) | wanted.headers
     if user:
         headers |= urllib3.make_headers(basic_auth=unquote(user))
-    if asked.range and asked.validator:
-        headers["If-Range"] = asked.validator
+    if wanted.headers and wanted.validator:
+        headers["If-Range"] = wanted.validator
     try:
         body = pool.request(
             "GET",
@@ -199,7 +203,7 @@ def _send_http(asked: _Asked) -> tuple[int, Mapping[str, str], Any]:
             headers=headers,
             preload_content=False,
             decode_content=False,
-            timeout=asked.stall_s,
+            timeout=wanted.stall_s,
             retries=urllib3.Retry(None, connect=0, read=0, status=0, other=0, redirect=10),
         )
     except HTTPError as error:
@@ -240,7 +244,7 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 @lru_cache
-def _s3_client(pid: int, environment: tuple[tuple[str, str], ...], stall_s: float) -> Any:
+def s3_client(pid: int, environment: tuple[tuple[str, str], ...], stall_s: float) -> Any:
     """One client for each process and setting of the AWS variables, which boto3 reads itself."""
     import boto3
     from botocore import UNSIGNED
@@ -254,16 +258,17 @@ def _s3_client(pid: int, environment: tuple[tuple[str, str], ...], stall_s: floa
     return session.client("s3", config=config)
 
 
-def _send_s3(asked: _Asked) -> tuple[int, Mapping[str, str], Any]:
+def send_s3(wanted: RangeRequest) -> tuple[int, Mapping[str, str], Any]:
+    """As send_http, of the object s3://bucket/key."""
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
     from botocore.parsers import ResponseParserError
 
-    bucket, _, key = asked.url.removeprefix("s3://").partition("/")
-    condition = {"IfMatch": asked.validator} if asked.validator else {}
+    bucket, _, key = wanted.url.removeprefix("s3://").partition("/")
+    condition = {"IfMatch": wanted.validator} if wanted.validator else {}
     environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     try:
-        client = _s3_client(os.getpid(), environment, asked.stall_s)
-        answer = client.get_object(Bucket=bucket, Key=key, **asked.range, **condition)
+        client = s3_client(os.getpid(), environment, wanted.stall_s)
+        answer = client.get_object(Bucket=bucket, Key=key, **wanted.headers, **condition)
     except ClientError as error:
         facts = error.response["ResponseMetadata"]
         status, headers, code = facts["HTTPStatusCode"], facts["HTTPHeaders"], error.response["Error"]["Code"]
@@ -274,36 +279,48 @@ def _send_s3(asked: _Asked) -> tuple[int, Mapping[str, str], Any]:
         kinds = {NoCredentialsError: Refused, ParamValidationError: Unfit, ValueError: Unfit}
         raise kinds.get(type(error), Busy)(str(_connection_fault(error))) from None
     facts = answer["ResponseMetadata"]
-    # Under boto3's wrapper lies the same body as that of a web server; only it can hand over what has arrived.
+    # boto3 wraps the same body that a web server's answer has; only that one gives out what has arrived (read1).
     return facts["HTTPStatusCode"], facts["HTTPHeaders"], answer["Body"]._raw_stream
 
 
 # Answers
 
 
-def _reply(asked: _Asked, status: int, headers: Mapping[str, str], body: Any) -> Reply:
+def reply_of_server(wanted: RangeRequest, status: int, headers: Mapping[str, str], body: Any) -> Reply:
+    """The answer, if it is what was requested."""
     etag = headers.get("etag", "")
     validator = etag if etag.startswith('"') else headers.get("last-modified")
     if status == 416:
-        return _reply_nothing(asked, headers, validator)
-    _check_kind(asked, headers)
-    if asked.validator and validator and validator != asked.validator:
-        raise Changed(f"changed from {asked.validator} to {validator}")
+        return reply_of_no_bytes(wanted, headers, validator)
+    check_content_type(wanted, headers)
+    if wanted.validator and validator and validator != wanted.validator:
+        raise Changed(f"changed from {wanted.validator} to {validator}")
     length = int(headers["content-length"]) if headers.get("content-length", "").isdecimal() else None
     if status == 200:
-        if asked.start is not None and (asked.start > 0 or length != 0):  # of nothing the whole is any range
+        if wanted.start is not None and (wanted.start > 0 or length != 0):  # of nothing the whole is any range
             raise NoRanges("server answers ranges with the whole")
         start, end, total = 0, length, length
     else:
-        start, end, total = _content_range(asked, headers)
+        start, end, total = parse_content_range(wanted, headers.get("content-range", ""))
         if length not in (None, end - start):
             raise Unfit(f"Content-Length {length} for a range of {end - start} bytes")
-    length = None if end is None else end - start
-    return Reply(start, end, total, validator, _gather(_measure(_receive(body, asked.stall_s), length)))
+    num_bytes = None if end is None else end - start
+    return Reply(start, end, total, validator, _gather(_receive(body, num_bytes, wanted.stall_s)))
 
 
-def _check_kind(asked: _Asked, headers: Mapping[str, str]) -> None:
-    path = urlsplit(asked.url).path.lower()
+def reply_of_no_bytes(wanted: RangeRequest, headers: Mapping[str, str], validator: str | None) -> Reply:
+    """A range that starts at the end, or any of an empty file, cannot be satisfied: that is no bytes, not a fault."""
+    length = headers.get("content-range", "").rpartition("*/")[2]
+    total = int(length) if length.isdecimal() else 0
+    if total != max(0, wanted.start or 0):
+        kind = Changed if wanted.validator else Unfit
+        raise kind(f"{wanted.headers['Range']!r} is not in a file of {total} bytes")
+    return Reply(total, total, total, validator, iter(()))
+
+
+def check_content_type(wanted: RangeRequest, headers: Mapping[str, str]) -> None:
+    """Unfit for a page instead of a file, for several ranges in one body, for bytes that were packed on the way."""
+    path = urlsplit(wanted.url).path.lower()
     kind, encoding = headers.get("content-type", "").lower(), headers.get("content-encoding", "identity").lower()
     if kind.startswith("text/html") and not path.endswith((".html", ".htm")):
         raise Unfit("an HTML page was answered")
@@ -314,35 +331,29 @@ def _check_kind(asked: _Asked, headers: Mapping[str, str]) -> None:
         raise Unfit(f"Content-Encoding {encoding}")
 
 
-def _content_range(asked: _Asked, headers: Mapping[str, str]) -> tuple[int, int, int | None]:
-    """start, end, total as said; Unfit unless they answer the question. Fewer bytes than asked for are an answer."""
-    said = headers.get("content-range", "")
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
-    if asked.start is None or not match:
-        raise Unfit(f"unexpected Content-Range {said!r}")
+def parse_content_range(wanted: RangeRequest, header: str) -> tuple[int, int, int | None]:
+    """start, end and total of a Content-Range; Unfit unless it answers the request, with fewer bytes at most."""
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", header.strip())
+    if wanted.start is None or not match:
+        raise Unfit(f"unexpected Content-Range {header!r}")
     start, end = int(match[1]), int(match[2]) + 1
     total = None if match[3] == "*" else int(match[3])
-    if asked.start < 0:
-        fits = total is not None and (start, end) == (max(0, total + asked.start), total)
+    if wanted.start < 0:
+        fits = total is not None and (start, end) == (max(0, total + wanted.start), total)
     else:
-        fits = asked.start == start < end <= min(asked.end or end, total or end)
+        fits = wanted.start == start < end <= min(wanted.end or end, total or end)
     if not fits:
-        raise Unfit(f"Content-Range {said!r} does not answer {asked.range['Range']!r}")
+        raise Unfit(f"Content-Range {header!r} does not answer {wanted.headers['Range']!r}")
     return start, end, total
 
 
-def _reply_nothing(asked: _Asked, headers: Mapping[str, str], validator: str | None) -> Reply:
-    """A range that starts at the end, or any of an empty file, cannot be satisfied: that is no bytes, not a fault."""
-    said = headers.get("content-range", "").rpartition("*/")[2]
-    total = int(said) if said.isdecimal() else 0
-    if total != max(0, asked.start or 0):
-        raise (Changed if asked.validator else Unfit)(f"{asked.range['Range']!r} is not in a file of {total} bytes")
-    return Reply(total, total, total, validator, iter(()))
+def _receive(body: Any, length: int | None, stall_s: float) -> Iterator[bytes]:
+    """Bytes as they arrive, `length` of them if that is known.
 
-
-def _receive(body: Any, stall_s: float) -> Iterator[bytes]:
-    """Bytes as they arrive. Busy when nothing comes for `stall_s` seconds, or too little in as many."""
-    waited_s = num_bytes = 0.0
+    Busy when nothing comes for `stall_s` seconds, or too little in as many, or when the body ends early; Unfit when
+    it is longer.
+    """
+    total_bytes, num_bytes, waited_s = 0, 0, 0.0
     while True:
         before = time.monotonic()
         try:
@@ -350,35 +361,30 @@ def _receive(body: Any, stall_s: float) -> Iterator[bytes]:
         except (HTTPError, HTTPException, OSError) as error:
             raise Busy(str(_connection_fault(error))) from None
         if not block:
-            return
-        # Only time spent here counts: a slow reader is no slow server.
-        waited_s, num_bytes = waited_s + time.monotonic() - before, num_bytes + len(block)
+            break
+        # Only time spent here counts: a slow reader does not make a slow server.
+        waited_s += time.monotonic() - before
+        num_bytes, total_bytes = num_bytes + len(block), total_bytes + len(block)
+        if length is not None and total_bytes > length:
+            raise Unfit(f"body is longer than {length} bytes")
         yield block
         if waited_s >= stall_s:
             if num_bytes < MIN_BYTES_PER_S * waited_s:
-                raise Busy(f"{num_bytes:.0f} bytes in {waited_s:.0f} s are too few")
-            waited_s = num_bytes = 0.0
-
-
-def _measure(blocks: Iterator[bytes], length: int | None) -> Iterator[bytes]:
-    num_bytes = 0
-    for block in blocks:
-        num_bytes += len(block)
-        if length is not None and num_bytes > length:
-            raise Unfit(f"body is longer than {length} bytes")
-        yield block
-    if length is not None and num_bytes < length:
-        raise Busy(f"body ended {length - num_bytes} bytes early")
+                raise Busy(f"{num_bytes} bytes in {waited_s:.0f} s are too few")
+            waited_s, num_bytes = 0.0, 0
+    if length is not None and total_bytes < length:
+        raise Busy(f"body ended {length - total_bytes} bytes early")
 
 
 def _gather(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Few chunks of many blocks; what came before a fault comes out before it."""
     held: list[bytes] = []
     num_bytes, since = 0, time.monotonic()
     try:
         for block in blocks:
             held.append(block)
             num_bytes += len(block)
-            if num_bytes >= WORTH_HANDING_ON_BYTES or time.monotonic() - since > MAX_HELD_S:
+            if num_bytes >= CHUNK_BYTES or time.monotonic() - since > MAX_HELD_S:
                 yield held[0] if len(held) == 1 else b"".join(held)
                 held, num_bytes, since = [], 0, time.monotonic()
     except FetchError:

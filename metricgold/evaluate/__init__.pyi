@@ -1,4 +1,4 @@
-from .depth_ranges import depth_edges as depth_edges
+from .depth_ranges import range_edges_m as range_edges_m
 from .stage import evaluate as evaluate
 from .vae_floor import (
     Encoding as Encoding,

@@ -10,13 +10,12 @@ and far in metres
     inverse  g(z) = -1 / z   near is -1 here too
 
 One protocol for all of them: frames at the size at which `encode` reads them, figures per image, then the mean over
-images, then over data sets. What counts is every valid pixel inside the widest of all ranges: what a narrower range
-clips counts with its error, so that no range wins by looking away. The best range is the one with the smallest
-AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE of photographs
-compares encodings fairly.)
+images, then over data sets. Every valid pixel inside the widest of all ranges counts: what a narrower range
+clips counts with its error, so that no range wins by ignoring pixels. The best range is the one with the smallest
+AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE trained on
+photographs compares encodings fairly.)
 """
 
-import csv
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,17 @@ import torch
 from diffusers import AutoencoderKL
 
 from metricgold.datasets import Frame, frame_batches, some_frames
-from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.evaluate.depth_ranges import (
+    ByDepth,
+    RangeRow,
+    cells,
+    dress_depth_axis,
+    middle_m,
+    range_edges_m,
+    range_index,
+    save_figure,
+    write_table,
+)
 from metricgold.images import metre_ticks
 from metricgold.log_depth import LogDepth
 from metricgold.model import (
@@ -41,7 +50,7 @@ from metricgold.model import (
     rgb_to_tensor,
 )
 from metricgold.params import LogDepthRange, VaeFloor
-from metricgold.storage import write_aside, write_json
+from metricgold.storage import write_json
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +74,19 @@ class Encoding:
         return f"{self.warp}/{self.near_m:g}-{self.far_m:g}"
 
     def normalize(self, depth_m: torch.Tensor) -> torch.Tensor:
+        """Metres to [-1, 1]; depth outside the range saturates."""
         warp, near, far = self._warped_range()
         clipped_m = depth_m.clamp(self.near_m, self.far_m)
         return (2 * (warp(clipped_m) - near) / (far - near) - 1).clamp(-1, 1)
 
     def denormalize(self, d: torch.Tensor) -> torch.Tensor:
+        """[-1, 1] to metres; values outside saturate."""
         _, near, far = self._warped_range()
         depth_m = WARPS[self.warp][1](near + (d.clamp(-1, 1) + 1) / 2 * (far - near))
         return depth_m.clamp(self.near_m, self.far_m)
 
     def _warped_range(self) -> tuple[Any, float, float]:
+        """g, g(near) and g(far)."""
         warp = WARPS[self.warp][0]
         near, far = warp(torch.tensor([self.near_m, self.far_m], dtype=torch.float64)).tolist()
         return warp, near, far
@@ -104,7 +116,7 @@ def measure_vae_floor(
     check_size(vae, size)
     ranges = list(dict.fromkeys([log_depth, *params.ranges_m]))
     encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
-    edges_m = depth_edges(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
+    edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
     measured, flips = {}, {}
     for name, raw in raw_folders.items():
         refs = some_frames(name, raw, params.split, params.frames_per_dataset)
@@ -114,9 +126,9 @@ def measure_vae_floor(
         flips[name] = flip.report()
     present, best = Encoding("log", log_depth.near_m, log_depth.far_m), best_range(measured)
     report = _report(measured, flips, present, best)
-    _say(report, present, best)
-    _write_by_depth(Path(plots) / "vae_floor.csv", measured)
-    _draw(Path(plots) / "vae_floor.png", measured, present)
+    floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
+    log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
+    _plot(Path(plots), measured, present)
     write_json(metrics, report)
     return report
 
@@ -125,12 +137,6 @@ def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]]) -> Encoding:
     """The encoding of log depth with the smallest AbsRel, mean over data sets; of equals the first."""
     candidates = [encoding for encoding in next(iter(measured.values())) if encoding.warp == "log"]
     return min(candidates, key=lambda encoding: np.mean([floors[encoding].abs_rel for floors in measured.values()]))
-
-
-# --- frames -------------------------------------------------------------------------------------------------
-
-
-# --- measuring ----------------------------------------------------------------------------------------------
 
 
 class Truth:
@@ -143,61 +149,46 @@ class Truth:
         self.counted = self.valid & (depth_m >= edges_m[0]) & (depth_m <= edges_m[-1])  # [B, H, W]
         self.depth_m = depth_m
         self.counted_m = depth_m[self.counted].astype(np.float64)  # [N]
-        self.image = np.nonzero(self.counted)[0]
-        last = len(edges_m) - 2
-        self.interval = np.clip(np.searchsorted(edges_m, self.counted_m, side="right") - 1, 0, last)
+        self.image = np.nonzero(self.counted)[0]  # [N], position in the batch
+        self.ranges = range_index(self.counted_m, edges_m)
 
     def normalized(self, encoding: Encoding, device: torch.device) -> torch.Tensor:
-        """[B, H, W] in [-1, 1]; what is not valid goes in as far, as in every cache."""
+        """[B, H, W] in [-1, 1]; invalid pixels are filled with far_m, as in every cache."""
         d = encoding.normalize(torch.from_numpy(self.depth_m).to(device))
         return d.masked_fill(~torch.from_numpy(self.valid).to(device), 1.0)
 
 
 class Floor:
-    """AbsRel and delta1 of one encoding on one data set: per image, and summed by interval of true depth."""
+    """AbsRel and delta1 of one encoding on one data set: per image, and by range of true depth."""
 
     def __init__(self, edges_m: np.ndarray) -> None:
-        self.edges_m = edges_m
         self.images: list[tuple[float, float]] = []  # AbsRel and delta1 of each
-        self.sums = np.zeros((3, len(edges_m) - 1))  # relative error, hits, pixels
+        self.by_depth = ByDepth(edges_m)
 
     def add(self, decoded_m: np.ndarray, truth: Truth) -> None:
         """Score a batch [B, H, W] in metres; an image without a pixel that counts is left out."""
         p, g = decoded_m[truth.counted].astype(np.float64), truth.counted_m
-        figures = np.stack([np.abs(p - g) / g, np.maximum(p / g, g / p) < 1.25, np.ones_like(g)])
-        total = lambda place, length: np.stack([np.bincount(place, row, length) for row in figures])  # noqa: E731
-        self.sums += total(truth.interval, self.sums.shape[1])
-        by_image = total(truth.image, len(decoded_m))
-        self.images += [(error / pixels, hits / pixels) for error, hits, pixels in by_image.T if pixels]
+        errors, hits = np.abs(p - g) / g, (np.maximum(p / g, g / p) < 1.25).astype(np.float64)
+        self.by_depth.add(truth.ranges, abs_rel=errors, delta1=hits)
+        per_image = (np.bincount(truth.image, weights, len(decoded_m)) for weights in (errors, hits, None))
+        self.images += [(error / pixels, hit / pixels) for error, hit, pixels in zip(*per_image, strict=True) if pixels]
 
     @property
     def abs_rel(self) -> float:
+        """Mean over images."""
         return float(np.mean([image[0] for image in self.images]))
 
     @property
     def delta1(self) -> float:
+        """Mean over images."""
         return float(np.mean([image[1] for image in self.images]))
-
-    def by_depth(self) -> list[dict[str, float]]:
-        """from_m, to_m, abs_rel, delta1 over all pixels of each interval; empty intervals are left out."""
-        return [
-            {
-                "from_m": float(self.edges_m[i]),
-                "to_m": float(self.edges_m[i + 1]),
-                "abs_rel": float(error / pixels),
-                "delta1": float(hits / pixels),
-                "num_pixels": int(pixels),
-            }
-            for i, (error, hits, pixels) in enumerate(self.sums.T)
-            if pixels
-        ]
 
     def figures(self, prefix: str, *, by_depth: bool = False) -> dict[str, float]:
         """The figures as flat metrics, each key below `prefix`."""
         flat = {f"{prefix}/{key}": getattr(self, key) for key in ("abs_rel", "delta1")}
-        for one in self.by_depth() if by_depth else ():
-            interval = f"{one['from_m']:g}-{one['to_m']:g}"
-            flat |= {f"{prefix}/{key}/{interval}": one[key] for key in ("abs_rel", "delta1")}
+        for row in self.by_depth.rows() if by_depth else ():
+            range_m = f"{row['from_m']:g}-{row['to_m']:g}"
+            flat |= {f"{prefix}/{key}/{range_m}": row[key] for key in ("abs_rel", "delta1")}
         return flat
 
 
@@ -239,6 +230,7 @@ class FlipAsymmetry:
         self.squares: dict[str, np.ndarray] = {}  # of differences and of latents
 
     def add(self, vae: AutoencoderKL, frames: Sequence[Frame], truth: Truth) -> None:
+        """Measure a batch."""
         rgb = rgb_to_tensor(np.stack([frame.rgb for frame in frames])).to(vae.device)
         self._compare("image_rms", encode_rgb(vae, rgb), encode_rgb(vae, rgb.flip(-1)))
         d = truth.normalized(self.encoding, vae.device)
@@ -248,15 +240,14 @@ class FlipAsymmetry:
         self.mirrored.add(self.encoding.denormalize(decoded).cpu().numpy(), truth)
 
     def report(self) -> dict[str, float]:
+        """The figures above, over all frames."""
         ratios = {name: float(np.sqrt(difference / whole)) for name, (difference, whole) in self.squares.items()}
         return ratios | {"abs_rel": self.mirrored.abs_rel}
 
     def _compare(self, name: str, latent: torch.Tensor, of_mirrored: torch.Tensor) -> None:
+        """Add the squares of a batch to the sums behind a ratio."""
         squares = [tensor.double().square().sum().item() for tensor in (of_mirrored - latent.flip(-1), latent)]
         self.squares[name] = self.squares.get(name, 0) + np.array(squares)
-
-
-# --- reports ------------------------------------------------------------------------------------------------
 
 
 def _report(
@@ -265,6 +256,7 @@ def _report(
     present: Encoding,
     best: Encoding,
 ) -> dict[str, float]:
+    """The flat JSON of measure_vae_floor."""
     report = {"best/near_m": best.near_m, "best/far_m": best.far_m}
     for name, floors in measured.items():
         report[f"{name}/num_frames"] = len(floors[present].images)
@@ -279,33 +271,28 @@ def _report(
     return report
 
 
-def _say(report: Mapping[str, float], present: Encoding, best: Encoding) -> None:
-    floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
-    log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
+def _plot(plots: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present: Encoding) -> None:
+    """The table of all encodings, and a figure with a column for each data set.
 
-
-def _write_by_depth(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]]) -> None:
-    """data set, encoding, its range, interval of true depth and its geometric middle, figures: a plot for DVC."""
-    with write_aside(path) as aside, aside.open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["dataset", "encoding", "range", "interval", "depth_m", "abs_rel", "delta1", "num_pixels"])
-        for name, floors in measured.items():
-            for encoding, floor in floors.items():
-                _, range_m = str(encoding).split("/")
-                for one in floor.by_depth():
-                    interval = f"{one['from_m']:g}-{one['to_m']:g} m"
-                    figures = (f"{value:.6g}" for value in (_middle_m(one), one["abs_rel"], one["delta1"]))
-                    rows.writerow([name, encoding.warp, f"{range_m} m", interval, *figures, one["num_pixels"]])
-
-
-def _middle_m(interval: Mapping[str, float]) -> float:
-    return (interval["from_m"] * interval["to_m"]) ** 0.5
-
-
-def _draw(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present: Encoding) -> None:
-    """A column for each data set: on top the encodings over the present range, below log depth over every range."""
+    On top the encodings over the present range, below log depth over every range.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+    header = ["dataset", "encoding", "range", "interval", "depth_m", "abs_rel", "delta1", "num_pixels"]
+    rows = [
+        [
+            name,
+            encoding.warp,
+            f"{encoding.near_m:g}-{encoding.far_m:g} m",
+            *cells(row, "abs_rel", "delta1"),
+            row["num_pixels"],
+        ]
+        for name, of_dataset in measured.items()
+        for encoding, floor in of_dataset.items()
+        for row in floor.by_depth.rows()
+    ]
+    write_table(plots / "vae_floor.csv", header, rows)
     figure = Figure(figsize=(1.5 + 3.5 * len(measured), 6.5), dpi=100, layout="constrained")
     axes = figure.subplots(2, len(measured), squeeze=False, sharex=True, sharey="row")
     for (top, bottom), (name, floors) in zip(axes.T, measured.items(), strict=True):
@@ -313,37 +300,27 @@ def _draw(path: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present:
         for encoding, floor in floors.items():
             range_m = f"{encoding.near_m:g} to {encoding.far_m:g} m"
             if (encoding.near_m, encoding.far_m) == (present.near_m, present.far_m):
-                _draw_line(top, floor, f"{encoding.warp}, {range_m}")
+                _draw_line(top, floor.by_depth.rows(), f"{encoding.warp}, {range_m}")
             if encoding.warp == "log":
-                _draw_line(bottom, floor, f"log, {range_m}")
+                _draw_line(bottom, floor.by_depth.rows(), f"log, {range_m}")
         bottom.set_xlabel("true planar depth, m")
     for ax in axes.flat:
-        _dress(ax, next(iter(measured.values()))[present].edges_m)
+        edges_m = next(iter(measured.values()))[present].by_depth.edges_m
+        dress_depth_axis(ax, edges_m, metre_ticks((edges_m[0], edges_m[-1])))
+        ax.set(yscale="log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        ax.tick_params(labelsize=8)
     for ax in axes[:, 0]:
         ax.set_ylabel("AbsRel of the VAE alone")
     for ax in axes[:, -1]:
         ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    with write_aside(path) as aside:
-        figure.savefig(aside, format="png", metadata={"Software": None})
+    save_figure(plots / "vae_floor.png", figure)
 
 
-def _draw_line(ax, floor: Floor, label: str) -> None:
-    intervals = floor.by_depth()
-    # A logarithmic axis cannot show an error of nought.
-    errors = [max(one["abs_rel"], 1e-4) for one in intervals]
-    ax.plot([_middle_m(one) for one in intervals], errors, "o-", ms=3, lw=1.2, label=label)
-
-
-def _dress(ax, edges_m: np.ndarray) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-    ax.set(xscale="log", yscale="log", xlim=(edges_m[0], edges_m[-1]))
-    ax.xaxis.set_major_locator(FixedLocator(metre_ticks((edges_m[0], edges_m[-1]))))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_minor_locator(NullLocator())
-    ax.grid(alpha=0.3)
-    ax.tick_params(labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+def _draw_line(ax: Any, rows: list[RangeRow], label: str) -> None:
+    """AbsRel of each range at its middle."""
+    # A logarithmic axis cannot show an error of 0.
+    errors = [max(row["abs_rel"], 1e-4) for row in rows]
+    ax.plot([middle_m(row) for row in rows], errors, "o-", ms=3, lw=1.2, label=label)

@@ -1,9 +1,9 @@
-"""Held-out frames looked at while training: few, always the same, measured by the protocol of `metricgold evaluate`."""
+"""Validation while training: few held-out frames, always the same, by the protocol of `metricgold evaluate`."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from metricgold.datasets import Frame, evenly_spaced, list_frames, read_frame
+from metricgold.datasets import Frame, read_frame, some_frames
 from metricgold.evaluate.baselines import in_range
 from metricgold.images import COLUMNS, Example, write_panels
 from metricgold.log_depth import LogDepth
@@ -15,42 +15,44 @@ from metricgold.params import LogDepthRange, Validation
 def held_out_validation(
     params: Validation, log_depth: LogDepthRange, raw_folders: dict[str, Path], samples: Path
 ) -> Callable[[MetricGoldPipeline, int], dict[str, float]]:
-    """What train() is to validate with: pipeline and step to the mean over data sets of metrics in metres.
+    """What train() validates with: from pipeline and step to metrics in metres, the mean over data sets.
 
     Frames are listed and read now, those without depth in range left out; `samples` receives step-NNNNNN.png, a row
-    for each data set. Raises ValueError naming a data set without a frame to measure.
+    for each data set, before the metrics are returned. Raises ValueError naming a data set without a frame to measure.
     """
     scale = LogDepth(log_depth.near_m, log_depth.far_m)
-    frames = {name: _frames(name, raw, params, scale) for name, raw in raw_folders.items()}
+    held_out: dict[str, list[Frame]] = {}
+    for name, raw in raw_folders.items():
+        frames = [read_frame(ref) for ref in some_frames(name, raw, params.split, params.frames_per_dataset)]
+        held_out[name] = [frame for frame in frames if in_range(frame, scale).any()]
+        if not held_out[name]:
+            raise ValueError(f"{name}: no frame of split {params.split} with depth in range to validate on")
 
-    def validate(pipe: MetricGoldPipeline, step: int) -> dict[str, float]:
-        examples = {name: _predict(pipe, of_name, params) for name, of_name in frames.items()}
-        write_panels(samples / f"step-{step:06d}.png", [one[0] for one in examples.values()], COLUMNS, width_px=1200)
+    def validate(pipe: MetricGoldPipeline, step: int, /) -> dict[str, float]:
+        examples = {name: _predict(pipe, frames, params) for name, frames in held_out.items()}
+        first = [of_dataset[0] for of_dataset in examples.values()]
+        write_panels(samples / f"step-{step:06d}.png", first, COLUMNS, width_px=1200)
         return mean_metrics(
             [
-                mean_metrics([depth_metrics(one.pred_m, one.true_m, one.valid_mask) for one in of_name])
-                for of_name in examples.values()
+                mean_metrics([depth_metrics(one.pred_m, one.true_m, one.valid_mask) for one in of_dataset])
+                for of_dataset in examples.values()
             ]
         )
 
     return validate
 
 
-def _frames(name: str, raw: Path, params: Validation, log_depth: LogDepth) -> list[Frame]:
-    found = list_frames(name, raw, split=params.split).frames
-    frames = [read_frame(found[i]) for i in evenly_spaced(len(found), params.frames_per_dataset)]
-    frames = [frame for frame in frames if in_range(frame, log_depth).any()]
-    if not frames:
-        raise ValueError(f"{name}: no frame of split {params.split} with depth in range to validate on")
-    return frames
-
-
 def _predict(pipe: MetricGoldPipeline, frames: list[Frame], params: Validation) -> list[Example]:
-    """One run for each image, no ensemble."""
+    """Each frame with its prediction: one run, no ensemble."""
     options = {"num_inference_steps": params.num_inference_steps, "ensemble_size": 1, "batch_size": params.batch_size}
     predictions = pipe([frame.rgb for frame in frames], **options)
-    examples = []
-    for frame, found in zip(frames, predictions, strict=True):
-        valid = in_range(frame, pipe.log_depth)
-        examples.append(Example(frame.name, frame.rgb, found.planar_depth_m, frame.planar_depth_m, valid))
-    return examples
+    return [
+        Example(
+            frame.name,
+            frame.rgb,
+            prediction.planar_depth_m,
+            frame.planar_depth_m,
+            in_range(frame, pipe.log_depth),
+        )
+        for frame, prediction in zip(frames, predictions, strict=True)
+    ]

@@ -15,15 +15,21 @@ from .camera import (
 from .colours import (
     DEPTH_COLOURS as DEPTH_COLOURS,
     ERROR_COLOURS as ERROR_COLOURS,
+    RANGE_WITHOUT_DEPTH_M as RANGE_WITHOUT_DEPTH_M,
     WORST_SHOWN as WORST_SHOWN,
     colour_depth as colour_depth,
     colour_error as colour_error,
     colour_range as colour_range,
     colour_share as colour_share,
+    has_depth as has_depth,
     metre_ticks as metre_ticks,
     png_bytes as png_bytes,
+    widen_range as widen_range,
 )
 from .depth_files import (
+    DepthFile as DepthFile,
+    DepthFileKind as DepthFileKind,
+    read_depth as read_depth,
     read_depth_exr as read_depth_exr,
     read_depth_npz as read_depth_npz,
     read_depth_tiff as read_depth_tiff,
@@ -38,6 +44,14 @@ from .depth_files import (
     write_normals_png as write_normals_png,
     write_uncertainty_png as write_uncertainty_png,
 )
+from .html import (
+    ColourScale as ColourScale,
+    css_gradient as css_gradient,
+    data_uri as data_uri,
+    depth_scale as depth_scale,
+    format_metres as format_metres,
+    load_template as load_template,
+)
 from .panels import COLUMNS as COLUMNS, Example as Example, write_panels as write_panels
 from .photo import (
     NotAnImage as NotAnImage,
@@ -47,5 +61,6 @@ from .photo import (
     read_photo as read_photo,
     read_rgb as read_rgb,
 )
+from .pillow_settings import quieten_image_libraries as quieten_image_libraries
 from .point_cloud import write_glb as write_glb, write_ply as write_ply
 from .preview import draw_preview as draw_preview

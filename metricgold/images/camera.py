@@ -25,7 +25,7 @@ def pinhole(focal_px: float, height: int, width: int) -> np.ndarray:
 def pinhole_or_assumed(
     focal_px: float | None, fov_deg: float, height: int, width: int
 ) -> tuple[np.ndarray, Literal["exif", "fov_deg"]]:
-    """Intrinsics [3, 3] by EXIF's focal length, else with so many degrees over the longer side; which of the two."""
+    """Intrinsics [3, 3] by EXIF's focal length, else by fov_deg over the longer side; and which of the two it was."""
     if focal_px is not None:
         return pinhole(focal_px, height, width), "exif"
     return pinhole(focal_px_from_fov(fov_deg, max(height, width)), height, width), "fov_deg"
@@ -38,7 +38,8 @@ def focal_px_from_fov(fov_deg: float, width: int) -> float:
 
 def resize_intrinsics(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:
     """Intrinsics after the image is scaled; exact because pixel centres sit at +0.5."""
-    return np.diag([scale_x, scale_y, 1.0]) @ intrinsics
+    resized: np.ndarray = np.diag([scale_x, scale_y, 1.0]) @ intrinsics
+    return resized
 
 
 def crop_intrinsics(intrinsics: np.ndarray, left: float, top: float) -> np.ndarray:
@@ -51,18 +52,21 @@ def crop_intrinsics(intrinsics: np.ndarray, left: float, top: float) -> np.ndarr
 
 def mirror_intrinsics(intrinsics: np.ndarray, width: int) -> np.ndarray:
     """Intrinsics after an image of this width, and the world with it, is mirrored left to right."""
-    mirrored = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
-    return mirrored @ intrinsics @ np.diag([-1.0, 1, 1])
+    mirror = np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
+    mirrored: np.ndarray = mirror @ intrinsics @ np.diag([-1.0, 1, 1])
+    return mirrored
 
 
 def rays_from_intrinsics(intrinsics: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Ray through every pixel centre with z = 1, float64 [H, W, 3]. Raises ValueError for what is no camera."""
+    """Ray through every pixel centre with z = 1, float64 [H, W, 3]. Raises ValueError as inverse_intrinsics does."""
     x, y = pixel_centres(height, width)
     pixels = np.stack([x, y, np.ones_like(x)], axis=-1)  # [H, W, 3]
-    return pixels @ _inverse(intrinsics).T
+    rays: np.ndarray = pixels @ inverse_intrinsics(intrinsics).T
+    return rays
 
 
-def _inverse(intrinsics: np.ndarray) -> np.ndarray:
+def inverse_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
+    """Pixels to rays, [3, 3]. Raises ValueError where the intrinsics are not a finite, invertible [3, 3]."""
     if np.shape(intrinsics) != (3, 3) or not np.isfinite(intrinsics).all() or np.linalg.det(intrinsics) == 0:
         raise ValueError(f"intrinsics must be a finite, invertible [3, 3], got {intrinsics}")
     return np.linalg.inv(intrinsics)
@@ -71,20 +75,24 @@ def _inverse(intrinsics: np.ndarray) -> np.ndarray:
 def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np.ndarray:
     """Planar depth [H, W] from distance along the ray; rays [H, W, 3] of any length, z > 0 in front."""
     cosine = rays[..., 2] / np.linalg.norm(rays, axis=-1)
-    return ray_distance_m * cosine
+    planar_depth_m: np.ndarray = ray_distance_m * cosine
+    return planar_depth_m
 
 
 def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Points in metres, x right, y down, z forward, float32 [H, W, 3]; NaN where depth is not finite and positive.
+    """Points in metres, float32 [H, W, 3], x right, y down, z forward: z K^-1 (x, y, 1) of each pixel's centre.
 
-    Raises ValueError for intrinsics that are no camera, such as None of an image of which none is known.
+    planar_depth_m  [H, W], metres along the optical axis; where it is not finite and positive, the point is NaN
+    intrinsics      [3, 3] in pixels of the image, pixel centres at +0.5
+
+    Raises ValueError for intrinsics that are not a camera's, such as the None of an image without a known camera.
     """
     depth_m = np.asarray(planar_depth_m, np.float32)
     depth_m = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(np.nan))
     height, width = depth_m.shape
     x, y = np.arange(0.5, width), np.arange(0.5, height)[:, None]
     points_m = np.empty((height, width, 3), np.float32)
-    for axis, (along_x, along_y, offset) in enumerate(_inverse(intrinsics)):
+    for axis, (along_x, along_y, offset) in enumerate(inverse_intrinsics(intrinsics)):
         points_m[..., axis] = (along_x * x + along_y * y + offset) * depth_m
     return points_m
 
@@ -102,12 +110,13 @@ def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np
     normals = np.empty_like(points_m)
     for top in range(0, len(points_m), _BAND_ROWS):
         above = min(top, 1)  # one more row on either side
-        band = _normals(points_m[top - above : top + _BAND_ROWS + 1])
+        band = normals_from_points(points_m[top - above : top + _BAND_ROWS + 1])
         normals[top : top + _BAND_ROWS] = band[above : above + _BAND_ROWS]
     return normals
 
 
-def _normals(points_m: np.ndarray) -> np.ndarray:
+def normals_from_points(points_m: np.ndarray) -> np.ndarray:
+    """Unit normals of points [H, W, 3] in metres, facing the camera at 0, 0, 0; all rows in memory at once."""
     axes_first = np.moveaxis(points_m, -1, 0).astype(np.float64)  # [3, H, W]: whole planes at a time
     (ax, ay, az), (bx, by, bz) = _tangents(axes_first), _tangents(axes_first.swapaxes(1, 2)).swapaxes(1, 2)
     normals = np.stack([by * az - bz * ay, bz * ax - bx * az, bx * ay - by * ax])
@@ -126,4 +135,5 @@ def _tangents(points_m: np.ndarray) -> np.ndarray:
     weights = square**-2
     steps *= weights
     with np.errstate(invalid="ignore"):
-        return (steps[..., 1:] + steps[..., :-1]) / (weights[:, 1:] + weights[:, :-1])
+        mean: np.ndarray = (steps[..., 1:] + steps[..., :-1]) / (weights[:, 1:] + weights[:, :-1])
+    return mean

@@ -1,10 +1,11 @@
-"""Depth, uncertainty and normals as files that say what their numbers mean.
+"""Depth, uncertainty and normals as files that state what their numbers mean.
 
 Every file names its unit, its kind and how a number is read; `attributes` are further texts, such as the model's
 name: any text without NUL, under names of letters, digits and _ . : - that all formats can hold. A file is written
-whole or not at all. Equal values give equal bytes. PNG and TIFF are read up to twice PIL.Image.MAX_IMAGE_PIXELS.
+completely or not at all. Equal values give equal bytes. PNG and TIFF are read up to twice PIL.Image.MAX_IMAGE_PIXELS.
 """
 
+import io
 import json
 import re
 import struct
@@ -12,17 +13,115 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from metricgold.images.colours import has_depth
 from metricgold.log_depth import LogDepth
 from metricgold.storage import write_aside
 
 _METRES = {"unit": "metres", "kind": "planar depth"}
+
+DepthFileKind = Literal["log-png", "mm-png", "npz", "tiff", "exr"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DepthFile:
+    """What a depth file of this project holds, and what it says about itself.
+
+    kind            format and encoding, one of log-png, mm-png, npz, tiff and exr
+    planar_depth_m  float32 [H, W], metres along the optical axis; NaN where the file gives no depth
+    attributes      the file's texts by name, such as unit, encoding, model and input
+    near_m, far_m   metres that the codes of a log-png span; None for the other kinds
+    uncertainty     float32 [H, W], relative (median absolute deviation of ln depth); in an npz only, else None
+    intrinsics      float64 [3, 3], in pixels of planar_depth_m; in an npz only, else None
+    """
+
+    kind: DepthFileKind
+    planar_depth_m: np.ndarray
+    attributes: dict[str, str]
+    near_m: float | None = None
+    far_m: float | None = None
+    uncertainty: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+
+
+def read_depth(source: str | Path | BinaryIO) -> DepthFile:
+    """Read any depth file that this project writes, log-png, mm-png, npz, tiff or exr, into metres, float32 [H, W].
+
+    `source` is a path, or a file open for reading bytes. The content decides which kind it is, not the name. In all
+    kinds a pixel is NaN where the file gives no depth: where none is known, and where it is beyond the range of the
+    model or of the file. (The functions for one kind, such as read_log_depth_png, mark depth beyond the range as inf.)
+
+    Raises ValueError naming the file, and what was expected, for anything else: a broken or truncated file, a file of
+    uncertainty or normals, and depth written by other tools, whose numbers may mean anything; also for an exr where
+    the extra `exr` is not installed. Raises OSError where the file cannot be opened. Source: each format is defined
+    by the `encoding` that its files hold.
+    """
+    kind = _kind_of(source)
+    near_m = far_m = uncertainty = intrinsics = None
+    if kind == "npz":
+        arrays, attributes = read_depth_npz(source)
+        depth_m, uncertainty, intrinsics = arrays["planar_depth_m"], arrays.get("uncertainty"), arrays.get("intrinsics")
+    elif kind == "log-png":
+        depth_m, attributes = read_log_depth_png(source)
+        near_m, far_m = float(attributes["near_m"]), float(attributes["far_m"])
+    else:
+        read = {"mm-png": read_mm_depth_png, "tiff": read_depth_tiff, "exr": read_depth_exr}[kind]
+        depth_m, attributes = read(source)
+    planar_depth_m = np.where(has_depth(depth_m), depth_m, np.float32(np.nan))
+    return DepthFile(kind, planar_depth_m, attributes, near_m, far_m, uncertainty, intrinsics)
+
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_KIND_OF_MAGIC: dict[bytes, DepthFileKind] = {
+    b"PK\x03\x04": "npz",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"v/1\x01": "exr",
+}
+_KIND_OF_UNIT: dict[str | None, DepthFileKind] = {"metres": "log-png", "millimetres": "mm-png"}
+
+
+def _kind_of(source: str | Path | BinaryIO) -> DepthFileKind:
+    """The kind of a depth file by its first bytes, and of a PNG by its unit; ValueError for any other file."""
+    with _at_start(source) as file:
+        head = file.read(len(_PNG_MAGIC))
+        file.seek(-len(head), io.SEEK_CUR)
+        if head == _PNG_MAGIC:
+            with _reading(source, "PNG"), Image.open(file, formats=["PNG"]) as image:
+                held, unit = image.info.get("kind"), image.info.get("unit")
+            if held == "planar depth" and unit in _KIND_OF_UNIT:
+                return _KIND_OF_UNIT[unit]
+            raise _not_depth(source, f"a PNG of {held} in {unit}" if held else "a PNG that names neither unit nor kind")
+    kind = next((kind for magic, kind in _KIND_OF_MAGIC.items() if head.startswith(magic)), None)
+    if kind is None:
+        raise _not_depth(source, f"a file that begins with {head!r}" if head else "an empty file")
+    return kind
+
+
+@contextmanager
+def _at_start(source: str | Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The source open for a look at its beginning; a file that was open already is put back to where it stood."""
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as file:
+            yield file
+    else:
+        start = source.tell()
+        try:
+            yield source
+        finally:
+            source.seek(start)
+
+
+def _not_depth(source: str | Path | BinaryIO, what: str) -> ValueError:
+    return ValueError(f"{source}: expected a depth file of MetricGold (log-png, mm-png, npz, tiff or exr), got {what}")
+
 
 # 16-bit grey PNG, logarithmic, so that every distance has the same relative step.
 
@@ -73,7 +172,7 @@ def write_mm_depth_png(
 ) -> None:
     """Write planar depth [H, W] in metres as a 16-bit PNG in millimetres.
 
-    0 is none, and also what lies beyond 65.535 m, which has no code: it never wraps around.
+    0 is none, and also depth beyond 65.535 m, which has no code: it never wraps around.
     """
     depth_m = _image(planar_depth_m)
     mm = np.rint(depth_m.astype(np.float64) * 1000)
@@ -158,7 +257,7 @@ def write_depth_npz(
     taken = (*_NPZ_ARRAYS, "file", "allow_pickle")  # the last are arguments of np.savez
     texts = with_own(_METRES | {"encoding": _FLOAT_ENCODING}, attributes, taken)
     with open_whole(target) as file:
-        np.savez(file, **arrays, **{key: np.array(text) for key, text in texts.items()})
+        np.savez(file, allow_pickle=False, **arrays, **{key: np.array(text) for key, text in texts.items()})
 
 
 _NPZ_ARRAYS = ("planar_depth_m", "uncertainty", "intrinsics")
@@ -168,10 +267,13 @@ def read_depth_npz(source: str | Path | BinaryIO) -> tuple[dict[str, np.ndarray]
     """Read what write_depth_npz wrote: its arrays by name, its attributes."""
     with _reading(source, "NPZ"), np.load(source, allow_pickle=False) as npz:
         stored = dict(npz)
+    arrays = {key: stored[key] for key in _NPZ_ARRAYS if key in stored}
     attributes = {key: str(value) for key, value in stored.items() if key not in _NPZ_ARRAYS}
-    if "planar_depth_m" not in stored:
-        raise ValueError(f"{source} is no planar depth file of this project: it holds {sorted(stored)}")
-    return {key: stored[key] for key in _NPZ_ARRAYS if key in stored}, attributes
+    kinds = {key: (array.dtype.name, array.ndim) for key, array in arrays.items()}
+    expected = {"planar_depth_m": ("float32", 2), "uncertainty": ("float32", 2), "intrinsics": ("float64", 2)}
+    if "planar_depth_m" not in arrays or attributes.get("unit") != "metres" or not kinds.items() <= expected.items():
+        raise _not_depth(source, f"an NPZ of {', '.join(sorted(stored)) or 'nothing'}")
+    return arrays, attributes
 
 
 _IMAGE_DESCRIPTION = 270
@@ -188,19 +290,14 @@ def write_depth_tiff(target: str | Path | BinaryIO, planar_depth_m: np.ndarray, 
 def read_depth_tiff(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_depth_tiff wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
     with _reading(source, "TIFF"), Image.open(source, formats=["TIFF"]) as image:
-        depth_m, text = np.array(image), image.tag_v2.get(_IMAGE_DESCRIPTION, "")
-    attributes = _parsed(text)
-    if depth_m.dtype != np.float32 or attributes.get("kind") != "planar depth":
-        raise ValueError(f"{source} is no planar depth file of this project: {depth_m.dtype}, description {text!r:.80}")
-    return depth_m, attributes
-
-
-def _parsed(text: str) -> dict[str, str]:
+        depth_m, text = np.array(image), str(image.getexif().get(_IMAGE_DESCRIPTION, ""))
     try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        attributes = dict(json.loads(text))
+    except (ValueError, TypeError):  # a description of another tool
+        attributes = {}
+    if depth_m.dtype != np.float32 or not _METRES.items() <= attributes.items():
+        raise _not_depth(source, f"a TIFF of {depth_m.dtype} with the description {text!r:.80}")
+    return depth_m, attributes
 
 
 def write_depth_exr(target: str | Path | BinaryIO, planar_depth_m: np.ndarray, attributes: Mapping[str, str]) -> None:
@@ -232,8 +329,8 @@ def read_depth_exr(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str,
         exr = openexr.File(f"{folder}/depth.exr")
         header, channels = exr.header(), exr.channels()
     attributes = {key: value for key, value in header.items() if isinstance(value, str)}
-    if "Z" not in channels or attributes.get("kind") != "planar depth":
-        raise ValueError(f"{source} is no planar depth file of this project: channels {sorted(channels)}")
+    if "Z" not in channels or not _METRES.items() <= attributes.items():
+        raise _not_depth(source, f"an OpenEXR image with the channels {', '.join(sorted(channels))}")
     return channels["Z"].pixels, attributes
 
 
@@ -249,7 +346,7 @@ def _openexr() -> Any:
 
 
 def _image(values: np.ndarray) -> np.ndarray:
-    image = np.ascontiguousarray(values, np.float32)  # OpenEXR takes the memory as it lies
+    image = np.ascontiguousarray(values, np.float32)  # OpenEXR reads the memory as it is
     if image.ndim != 2 or not image.size:
         raise ValueError(f"an image [H, W] was expected, got {list(image.shape)}")
     return image
@@ -274,13 +371,9 @@ def with_own(own: Mapping[str, str], attributes: Mapping[str, str], taken: tuple
     for name, text in attributes.items():
         if not _NAME.fullmatch(name):
             raise ValueError(f"the name of an attribute must be 1 to 79 of A-Z a-z 0-9 _ . : -, got {name!r:.100}")
-        if not isinstance(text, str) or "\0" in text or _has_half_characters(text):
+        if not isinstance(text, str) or re.search("[\0\ud800-\udfff]", text):  # surrogates: of undecodable names
             raise ValueError(f"attribute {name} must be text without NUL that UTF-8 can hold, got {text!r:.100}")
     return {**own, **attributes}
-
-
-def _has_half_characters(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)  # surrogates, such as of undecodable names
 
 
 @contextmanager
@@ -293,8 +386,10 @@ def open_whole(target: str | Path | BinaryIO) -> Iterator[BinaryIO]:
         yield target
 
 
-_BROKEN = (ValueError, TypeError, SyntaxError, EOFError, RuntimeError, LookupError, ArithmeticError, MemoryError)
-_BROKEN += (BadZipFile, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    *(ValueError, TypeError, SyntaxError, EOFError, RuntimeError, LookupError, ArithmeticError, MemoryError),
+    *(BadZipFile, zlib.error, Image.DecompressionBombError),
+)
 
 
 @contextmanager
@@ -304,9 +399,9 @@ def _reading(source: str | Path | BinaryIO, format_name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # the file itself, not what is in it
             raise
-        raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
+        raise ValueError(f"{source} is not a {format_name}, or not a complete one: {error}") from error
     except _BROKEN as error:
-        raise ValueError(f"{source} is not a {format_name}, or not a whole one: {error}") from error
+        raise ValueError(f"{source} is not a {format_name}, or not a complete one: {error}") from error
 
 
 def _write_png(
@@ -315,11 +410,6 @@ def _write_png(
     text = PngImagePlugin.PngInfo()
     for key, value in with_own(own, attributes).items():
         text.add_text(key, value)
-    with open_whole(target) as file:
-        _put_png(file, code, text)
-
-
-def _put_png(file: BinaryIO, code: np.ndarray, text: PngImagePlugin.PngInfo) -> None:
     # Difference to the row above, then run lengths: three times as fast as Pillow's search for the best
     # filter of each row, and smaller for depth.
     height, width = code.shape[:2]
@@ -329,18 +419,22 @@ def _put_png(file: BinaryIO, code: np.ndarray, text: PngImagePlugin.PngInfo) -> 
     rows[0, 1:] = pixels[0]
     np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
-    file.write(b"\x89PNG\r\n\x1a\n")
-    PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
-    for name, data, *_ in text.chunks:
-        PngImagePlugin.putchunk(file, name, data)
-    PngImagePlugin.putchunk(file, b"IDAT", deflate.compress(rows) + deflate.flush())
-    PngImagePlugin.putchunk(file, b"IEND", b"")
+    with open_whole(target) as file:
+        file.write(_PNG_MAGIC)
+        PngImagePlugin.putchunk(file, b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
+        for name, data, *_ in text.chunks:
+            PngImagePlugin.putchunk(file, name, data)
+        PngImagePlugin.putchunk(file, b"IDAT", deflate.compress(rows.data) + deflate.flush())
+        PngImagePlugin.putchunk(file, b"IEND", b"")
 
 
 def _read_png(source: str | Path | BinaryIO, dtype: type, kind: str, unit: str) -> tuple[np.ndarray, dict[str, str]]:
     with _reading(source, "PNG"), Image.open(source, formats=["PNG"]) as image:
-        code, attributes = np.array(image), dict(image.text)
+        code = np.array(image)
+        attributes = {str(name): text for name, text in image.info.items() if isinstance(text, str)}
     found = [str(code.dtype), attributes.get("kind"), attributes.get("unit")]
     if found != [np.dtype(dtype).name, kind, unit]:
-        raise ValueError(f"{source} is no {kind} file of this project in {unit}: dtype, kind and unit are {found}")
+        raise ValueError(
+            f"{source}: expected a PNG of {kind} in {unit}, written by MetricGold; got dtype, kind and unit {found}"
+        )
     return code, attributes

@@ -1,13 +1,18 @@
-"""Depth and its error as colours with a scale that says metres."""
+"""Photograph, truth, depth and error side by side, with scales in metres and per cent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from metricgold.images.colours import DEPTH_COLOURS, ERROR_COLOURS, NO_DEPTH, WORST_SHOWN, colour_range, metre_ticks
 from metricgold.storage import write_aside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = ("photograph", "truth", "depth", "error")
 
@@ -25,18 +30,19 @@ class Example:
     @property
     def relative_error(self) -> np.ndarray:
         """|p - g| / g [H, W], NaN where there is no truth."""
-        truth = np.where(self.valid_mask, self.true_m, np.nan)
-        return np.abs(self.pred_m - truth) / truth
+        truth_m = np.where(self.valid_mask, self.true_m, np.nan)
+        error: np.ndarray = np.abs(self.pred_m - truth_m) / truth_m
+        return error
 
     @property
     def range_m(self) -> tuple[float, float]:
-        """Nearest and farthest depth worth a colour, the same for truth and prediction, so that they compare.
+        """Metres at both ends of the colours, the same for truth and prediction, so that they can be compared.
 
         Where there is truth, the pixels without it (mostly sky) do not stretch the scale.
         """
         if not self.valid_mask.any():
             return colour_range(self.pred_m)
-        return colour_range(np.concatenate([self.pred_m[self.valid_mask], self.true_m[self.valid_mask]]))
+        return colour_range(np.vstack([self.pred_m, self.true_m]), np.vstack([self.valid_mask, self.valid_mask]))
 
 
 def write_panels(path: Path, examples: Sequence[Example], columns: Sequence[str], width_px: int) -> Path:
@@ -45,18 +51,19 @@ def write_panels(path: Path, examples: Sequence[Example], columns: Sequence[str]
     Raises ValueError for no example or an unknown column. Equal inputs give equal bytes.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     if not examples or not set(columns) <= set(COLUMNS):
         raise ValueError(f"panels need examples and columns out of {COLUMNS}, got {len(examples)} and {columns}")
     # Inches of one picture and of a row; matplotlib counts 100 pixels to the inch here.
     height, width = examples[0].rgb.shape[:2]
     row_in = width_px / 100 / len(columns) * (0.80 * height / width) + 0.12
-    figure = Figure(figsize=(width_px / 100, row_in * len(examples) + 0.25), dpi=100, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=(width_px / 100, row_in * len(examples) + 0.25), dpi=100, layout=layout)
     axes = figure.subplots(len(examples), len(columns), squeeze=False)
     for row, example in zip(axes, examples, strict=True):
         for ax, column in zip(row, columns, strict=True):
-            _draw(figure, ax, column, example)
+            draw_panel(figure, ax, column, example)
     for ax, column in zip(axes[0], columns, strict=True):
         ax.set_title({"depth": "planar depth, m", "error": "error", "truth": "truth, m"}.get(column, column), size=9)
     with write_aside(path) as aside:
@@ -64,8 +71,8 @@ def write_panels(path: Path, examples: Sequence[Example], columns: Sequence[str]
     return path
 
 
-def _draw(figure, ax, column: str, example: Example) -> None:
-    """One picture with its scale."""
+def draw_panel(figure: "Figure", ax: "Axes", column: str, example: Example) -> None:
+    """One picture of an example, by a word of COLUMNS, with its scale."""
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator

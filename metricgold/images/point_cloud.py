@@ -14,10 +14,10 @@ from metricgold.images.depth_files import open_whole, with_own
 def write_ply(
     target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
 ) -> None:
-    """Write points [N, 3] in metres and their colours uint8 [N, 3] as a binary PLY, in the camera's axes.
+    """Write points_m [N, 3], metres in the camera's axes, and colours rgb uint8 [N, 3] to target as a binary PLY.
 
     x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. Points
-    that are not finite are left out.
+    that are not finite are left out. Raises ValueError for points and colours of other shapes.
     """
     points_m, rgb = _known(points_m, rgb)
     own = {"unit": "metres", "kind": "points", "axes": "x right, y down, z forward; the camera is at 0, 0, 0"}
@@ -39,11 +39,11 @@ _MAX_POINTS = 178_000_000  # of 24 bytes: a GLB counts its bytes with 32 bits
 def write_glb(
     target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
 ) -> None:
-    """Write points [N, 3] in metres, given in the camera's axes, and colours uint8 [N, 3] as a glTF 2.0 binary.
+    """Write points_m [N, 3], metres in the camera's axes, and colours rgb uint8 [N, 3] to target as a glTF 2.0 binary.
 
-    In the file x is right, y up and -z forward, as glTF wants; colours are linear floats, likewise. The
-    attributes are the asset's extras. Points that are not finite are left out; without points the scene is empty.
-    Raises ValueError for more points than a GLB can count.
+    In the file x is right, y up and -z forward and colours are linear floats, as glTF 2.0 defines (section 3.4 and
+    3.7). The attributes are the asset's extras. Points that are not finite are left out; without points the scene is
+    empty. Raises ValueError for points and colours of other shapes, and for more points than a GLB can count.
     """
     points_m, rgb = _known(points_m, rgb)
     if len(points_m) > _MAX_POINTS:
@@ -53,7 +53,7 @@ def write_glb(
     positions = points_m.astype("<f4") * np.array([1, -1, -1], "<f4")
     with open_whole(target) as file:
         if len(positions):
-            _put_glb(file, gltf | _scene_of(positions), positions, _linear()[rgb])
+            _put_glb(file, gltf | gltf_scene(positions), positions, linear_of_srgb()[rgb])
         else:
             _put_glb(file, gltf | {"scenes": [{}]})
 
@@ -70,14 +70,15 @@ def _known(points_m: np.ndarray, rgb: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return points_m.compress(known, axis=0), rgb.compress(known, axis=0)
 
 
-def _linear() -> np.ndarray:
+def linear_of_srgb() -> np.ndarray:
     """The 256 values of sRGB (IEC 61966-2-1) as linear float32 in [0, 1]."""
     values = np.arange(256) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return linear.astype("<f4")
 
 
-def _scene_of(positions: np.ndarray) -> dict[str, Any]:
+def gltf_scene(positions: np.ndarray) -> dict[str, Any]:
+    """The part of a glTF document that describes one cloud: positions, then colours, in one buffer."""
     count = len(positions)
     bounds = {"min": [float(axis.min()) for axis in positions.T], "max": [float(axis.max()) for axis in positions.T]}
     triples = {"componentType": _FLOAT, "type": "VEC3", "count": count}

@@ -1,4 +1,4 @@
-"""Cross-attention to one prompt that never changes: what depends on it alone is computed once, not in every step.
+"""Cross-attention to one prompt that never changes: its keys and values are computed once, not in every step.
 
 A pass through the U-Net projects the prompt in every cross-attention layer, for every member and step, always to the
 same numbers. Here each layer's keys and values are made once for one prompt and expanded over the batch without a copy.
@@ -28,7 +28,7 @@ class PromptAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, n, width] to the same shape; the prompt that is passed in stands for the one here."""
+        """Hidden states [B, n, width] to the same shape. It attends to the constructor's prompt only."""
         query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, heads, n, head width]
         over_batch = (len(query), -1, -1, -1)
         answer = functional.scaled_dot_product_attention(
@@ -38,7 +38,7 @@ class PromptAttention:
 
 
 class FoldedAttention:
-    """The same with a head's projections of queries and answers folded into its keys and values, in float32.
+    """PromptAttention with a head's projections of queries and outputs folded into its keys and values, in float32.
 
     With a head's keys K and values V [tokens, head width] and its parts Q [head width, width] and O [width, head
     width] of to_q and to_out: (x Q') K' = x (K Q)' and a (V O') = (a V) O'. to_score [heads tokens, width] holds
@@ -59,17 +59,17 @@ class FoldedAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states [B, n, width] to the same shape; the prompt that is passed in stands for the one here."""
+        """Hidden states [B, n, width] to the same shape. It attends to the constructor's prompt only."""
         scores = functional.linear(hidden_states, self.to_score).unflatten(-1, (attn.heads, -1))
         shares = scores.softmax(dim=-1).flatten(2)  # [B, n, heads tokens]
         return attn.to_out[1](functional.linear(shares, self.to_answer, attn.to_out[0].bias))
 
 
 def compute_prompt_once(unet: UNet2DConditionModel, prompt: torch.Tensor) -> list[tuple[Attention, AttnProcessor2_0]]:
-    """Have every cross-attention layer of the U-Net attend to `prompt` [1, tokens, width]; what they had before.
+    """Have every cross-attention layer of the U-Net attend to `prompt` [1, tokens, width].
 
-    A layer that does more than AttnProcessor2_0 on plain hidden states keeps its processor. Weights that change later
-    meet old keys: see prompt_computed_once.
+    Returns the layers with the processors they had before. A layer that does more than AttnProcessor2_0 on plain
+    hidden states keeps its own. Keys and values do not follow weights that change later: see prompt_computed_once.
     """
     layers = [module for module in unet.modules() if isinstance(module, Attention) and _is_plain_cross(module)]
     own = [(layer, layer.processor) for layer in layers]
@@ -93,16 +93,20 @@ def prompt_computed_once(unet: UNet2DConditionModel, prompt: torch.Tensor) -> It
 
 def _keys_and_values(attention: Attention, prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[1, heads, tokens, head width] each of a prompt [1, tokens, width]."""
-    split = lambda projected: projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # noqa: E731
-    return split(attention.to_k(prompt)), split(attention.to_v(prompt))
+    key, value = (
+        projected.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        for projected in (attention.to_k(prompt), attention.to_v(prompt))
+    )
+    return key, value
 
 
 def _is_plain_cross(layer: Attention) -> bool:
+    """Whether a layer is cross-attention that does no more than AttnProcessor2_0 on plain hidden states."""
     extras = (layer.spatial_norm, layer.group_norm, layer.norm_cross, layer.norm_q, layer.norm_k)
     plain = not any(extras) and not layer.residual_connection and layer.rescale_output_factor == 1
     return layer.is_cross_attention and plain and type(layer.processor) is AttnProcessor2_0
 
 
 def _is_worth_folding(layer: Attention, num_tokens: int) -> bool:
-    """Fewer products than as it is, and no bias of the queries in the way."""
+    """Whether folding saves products, and no bias of the queries prevents it."""
     return layer.to_q.bias is None and layer.heads * num_tokens < layer.inner_dim

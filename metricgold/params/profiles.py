@@ -1,4 +1,4 @@
-"""Profiles: whole params files for known machines, one of which is copied to params.yaml and may then be edited."""
+"""Profiles: complete params files for known machines, one of which is copied to params.yaml and may then be edited."""
 
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,22 @@ from metricgold.storage import write_aside
 
 
 def list_profiles(path: Path = Path("params.yaml"), profiles: Path = PROFILES) -> dict[str, str]:
-    """Name of each profile -> its first line of comment; the one that params.yaml holds is marked as in use."""
+    """Name of each profile -> its first line of comment; the one that params.yaml equals is marked as in use."""
     used = _read(path) if path.is_file() else None
-    return {
-        name: _title(file) + (" (in use)" if _read(file) == used else "") for name, file in _files(profiles).items()
-    }
+    titles = {}
+    for name, file in _files(profiles).items():
+        title = file.read_text().partition("\n")[0].removeprefix("#").strip()
+        titles[name] = title + (" (in use)" if _read(file) == used else "")
+    return titles
 
 
 def use_profile(
     name: str, path: Path = Path("params.yaml"), *, force: bool = False, profiles: Path = PROFILES
 ) -> list[str]:
-    """Copy a profile over params.yaml, comments and all; returns what changed, as `train.lr: 0.0015 -> 3e-05`.
+    """Copy a profile over params.yaml with its comments; returns what changed, as `train.lr: 0.0015 -> 3e-05`.
 
-    Comments and order aside, a params.yaml that is no profile was edited, and is only replaced by `force`.
-    Raises ValueError for that, for an unknown name, and for a profile that is no params file.
+    A params.yaml that differs from all profiles, comments and order aside, was edited, and is only replaced with
+    `force`. Raises ValueError for that, for an unknown name, and for a profile that is not a valid params file.
     """
     known = _files(profiles)
     if name not in known:
@@ -41,7 +43,7 @@ def use_profile(
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two params files, a line for each key; a key that is not there is `unset`."""
+    """What differs between two params files, a line for each key; a missing key is `unset`."""
     before, after = _flat(old), _flat(new)
     keys = [*before, *(key for key in after if key not in before)]
     pairs = [(key, before.get(key, "unset"), after.get(key, "unset")) for key in keys]
@@ -65,7 +67,3 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     return values if isinstance(values, dict) else {}
-
-
-def _title(path: Path) -> str:
-    return path.read_text().partition("\n")[0].removeprefix("#").strip()

@@ -1,4 +1,4 @@
-"""params.yaml as frozen, typed sections. Read once at the door; inner functions take plain values."""
+"""params.yaml as frozen, typed sections. The command line reads it once; stages take the section they need."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from metricgold.log_depth import LogDepth
 from metricgold.params.words import Dtype, Output, PredictionType, Spacing
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -14,6 +15,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Section(BaseModel):
+    """A part of params.yaml: it cannot be changed, and unknown keys are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -29,8 +32,14 @@ class LogDepthRange(Section):
             raise ValueError(f"near_m {self.near_m} must be below far_m {self.far_m}")
         return self
 
+    def to_log_depth(self) -> LogDepth:
+        """The mapping of this range onto [-1, 1]."""
+        return LogDepth(self.near_m, self.far_m)
+
 
 class Synthesize(Section):
+    """Worlds to render: how many, how large."""
+
     version: PositiveInt = 1
     seed: Count = 0
     height: PositiveInt = 64
@@ -41,21 +50,25 @@ class Synthesize(Section):
 
 
 class Download(Section):
+    """Which parts of the data sets to fetch, and how patiently."""
+
     version: PositiveInt = 1
     num_workers: PositiveInt = 4  # archives at once
-    connections_per_host: PositiveInt = 4  # politeness
+    connections_per_host: PositiveInt = 4  # at most; more would burden the publishers' servers
     patience_s: PositiveFloat = 300.0  # without a single byte, over all mirrors, before an archive is given up
-    stall_s: PositiveFloat = 30.0  # a request that delivers next to nothing for so long is broken off
-    # Null and not empty, for DVC cannot read back the inline {} and [] that it writes.
+    stall_s: PositiveFloat = 30.0  # a request that delivers next to nothing for this time is ended
+    # Null and not empty, because DVC cannot read back the inline {} and [] that it writes.
     scenes: dict[str, list[str]] | None = None  # data set -> globs over scenes; without an entry all
     limit_gb: dict[str, PositiveFloat] | None = None  # data set -> GB extracted; whole scenes in the manifest's order
     streamed: list[str] | None = None  # data sets whose training scenes encode fetches one by one and deletes again
 
 
 class Inspect(Section):
+    """Which frames to check before training on a data set."""
+
     version: PositiveInt = 1
-    split: Literal["train", "val", "test"] | None = None  # None: all that lies there
-    num_frames: PositiveInt = 1000  # decoded and looked at, evenly over scenes; names and headers of all
+    split: Literal["train", "val", "test"] | None = None  # None: all that are there
+    num_frames: PositiveInt = 1000  # decoded and checked, evenly over scenes; names and headers of all
 
 
 class StandIn(Section):
@@ -77,23 +90,27 @@ class StandIn(Section):
 
 
 class Mirror(Section):
-    """One more place to take the backbone from."""
+    """One more place to fetch the backbone from."""
 
     source: str  # a diffusers folder or a hub id
     revision: str | None = None  # commit of the hub id; required for one
 
 
 class Backbone(Section):
+    """The image generator that training starts from."""
+
     version: PositiveInt = 1
     source: str = "stand-in"  # "stand-in", a diffusers folder, or a hub id
     revision: str | None = None  # commit of the hub id; required for one
-    # Null and not empty, for DVC cannot read back the inline {} and [] that it writes.
+    # Null and not empty, because DVC cannot read back the inline {} and [] that it writes.
     mirrors: list[Mirror] | None = None  # tried in order when the source is gone or its weights are not those of sha256
     sha256: dict[Literal["unet", "vae", "text_encoder"], Sha256] | None = None  # of each part's weights file
     stand_in: StandIn = StandIn()
 
 
 class Encode(Section):
+    """Frames to latents: size, crops, precision."""
+
     version: PositiveInt = 1
     height: PositiveInt = 64
     width: PositiveInt = 96
@@ -101,13 +118,13 @@ class Encode(Section):
     frames_per_shard: PositiveInt = 256
     dtype: Dtype = "float32"  # of the VAE; latents are stored as float16
     max_dtype_error: PositiveFloat = 0.01  # of decoded depth against float32's, mean and relative
-    kitti_crop: bool = False  # Virtual KITTI as KITTI's depth benchmark cuts it, 352 x 1216
-    views: PositiveInt = 1  # of each frame: the whole of it, then random crops, mirrored or not
+    kitti_crop: bool = False  # Virtual KITTI cropped as in KITTI's depth benchmark, 352 x 1216
+    views: PositiveInt = 1  # of each frame: the whole frame, then random crops, mirrored or not
     min_crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # sides of the smallest crop, as a share of the largest
 
 
 class VaeFloor(Section):
-    """The truth through the VAE and back: which encoding and which range of depth lose least."""
+    """The true depth through the VAE and back: which encoding and which range lose least."""
 
     version: PositiveInt = 1
     # The range is chosen by this figure, so not `test`.
@@ -122,7 +139,7 @@ class VaeFloor(Section):
 
 
 class DepthVae(Section):
-    """What decodes depth, fine-tuned on log depth; encoder and latents stay as they are."""
+    """The VAE's decoder, fine-tuned on log depth; encoder and latents stay as they are."""
 
     version: PositiveInt = 1
     num_steps: Count = 0  # 0: the backbone's decoder as it is
@@ -154,26 +171,30 @@ class Phase(Section):
 
 
 class Validation(Section):
-    """Held-out frames looked at while training; the weights that do best on them become the model."""
+    """Held-out frames predicted while training; the weights that do best on them become the model."""
 
     every: PositiveInt = 1000  # steps
     split: Literal["val", "test"] = "val"
     frames_per_dataset: PositiveInt = 16  # evenly spaced, always the same
-    num_inference_steps: PositiveInt = 1  # and one run each: a quick look
-    batch_size: PositiveInt = 1  # images at once: their decoding stands beside the training in memory
-    metric: Literal["abs_rel", "rmse_m", "rmse_log", "silog", "delta1"] = "abs_rel"  # what is best, mean over data sets
+    num_inference_steps: PositiveInt = 1  # and one run each, to be quick
+    batch_size: PositiveInt = 1  # images at once: decoding them needs memory beside the training
+    # The figure that decides which weights are best, averaged over data sets.
+    metric: Literal["abs_rel", "rmse_m", "rmse_log", "silog", "delta1"] = "abs_rel"
     patience: PositiveInt | None = None  # validations without a better one, after which training ends
 
 
 class Train(Section):
+    """Fine-tuning of the U-Net: objective, data, optimiser, checkpoints."""
+
     version: PositiveInt = 1
     seed: Count = 0
     objective: Literal["diffusion", "one-step"] = "diffusion"
     loss: Literal["l1", "l2"] = "l2"
     decoded_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the error of decoded log depth; one-step only
-    decoded_crop: PositiveInt = 32  # latents a side; the decoder's gradient is what it costs memory for
-    invalid_weight: Fraction = 0.0  # of latents without depth beside those with it; their target is far, as of a sky
-    weights: dict[str, PositiveFloat] = {}  # data set -> share of samples; empty: all alike
+    # Side of the square crop, in latents; memory grows with its area, because the decoder's gradient is kept.
+    decoded_crop: PositiveInt = 32
+    invalid_weight: Fraction = 0.0  # of latents without depth, relative to those with it; their target is far_m
+    weights: dict[str, PositiveFloat] = {}  # data set -> share of samples; empty: equal shares
     curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
     num_steps: PositiveInt = 30_000
     batch_size: PositiveInt = 32  # samples per optimiser step, over all accumulations and devices
@@ -183,8 +204,9 @@ class Train(Section):
     final_lr_ratio: Fraction = 0.01  # exponential decay to this share at decay_steps
     decay_steps: PositiveInt = 25_000
     max_grad_norm: PositiveFloat = 1.0
-    spike_factor: Annotated[float, Field(gt=1)] = 20.0  # a gradient norm so far above the median of late is left out
-    max_skipped: Count = 10  # updates left out in a row; one more ends the run
+    # An update whose gradient norm is this many times the recent median is skipped.
+    spike_factor: Annotated[float, Field(gt=1)] = 20.0
+    max_skipped: Count = 10  # updates skipped in a row; one more ends the run
     noise: Noise = Noise()
     timestep_shift: PositiveFloat = 1.0  # above 1: more of the noisy timesteps (arXiv 2403.03206, eq. 23)
     prediction_type: PredictionType = "v_prediction"
@@ -212,9 +234,9 @@ class Train(Section):
                 "zero_terminal_snr has no signal at the last timestep: prediction_type epsilon cannot start"
             )
         if self.objective == "one-step" and not self.zero_terminal_snr:
-            raise ValueError("objective one-step starts from nothing of the depth: it needs zero_terminal_snr")
+            raise ValueError("objective one-step starts from pure noise: it needs zero_terminal_snr")
         if self.objective == "diffusion" and self.decoded_loss_weight:
-            raise ValueError("decoded_loss_weight needs objective one-step: a noisy guess at depth decodes to nothing")
+            raise ValueError("decoded_loss_weight needs objective one-step: a noisy latent does not decode to depth")
         return self
 
     @model_validator(mode="after")
@@ -222,14 +244,14 @@ class Train(Section):
         steps = [phase.until_step for phase in self.curriculum or []]
         if steps != sorted(set(steps)):
             raise ValueError(f"curriculum needs rising until_step, got {steps}")
-        asked = self.validation.num_inference_steps if self.validation else 1
-        if self.objective == "one-step" and asked != 1:
-            raise ValueError(f"objective one-step needs validation.num_inference_steps 1, got {asked}")
+        num_steps = self.validation.num_inference_steps if self.validation else 1
+        if self.objective == "one-step" and num_steps != 1:
+            raise ValueError(f"objective one-step needs validation.num_inference_steps 1, got {num_steps}")
         return self
 
 
 class Inference(Section):
-    """How a model is asked: 50 steps x 10 runs as in the paper."""
+    """How a model predicts: 50 steps x 10 runs, as in the paper."""
 
     num_inference_steps: PositiveInt = 50
     timestep_spacing: Spacing = "trailing"
@@ -248,6 +270,8 @@ class Inference(Section):
 
 
 class Evaluate(Inference):
+    """Benchmarks: which frames, predicted how."""
+
     version: PositiveInt = 1
     split: Literal["val", "test"] = "test"
     frames_per_dataset: PositiveInt | None = None  # None: all
@@ -255,18 +279,20 @@ class Evaluate(Inference):
 
 
 class Predict(Inference):
+    """Batch jobs: how to predict, what to write, which images to refuse."""
+
     batch_size: PositiveInt = 16  # images x members through the U-Net at once
     compile: bool = False  # the U-Net, by torch.compile: half a minute or more, once for each processing size
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None  # None: log-png, uncertainty, preview, json
     max_pixels: PositiveInt = 100_000_000  # larger images are refused before they are decoded
     max_aspect: Annotated[float, Field(ge=1)] = 8.0  # long side over short side; longer strips are refused
-    allow_truncated: bool = False  # take what is there of an image that ends early
+    allow_truncated: bool = False  # predict on the part that is there of an image that ends early
     fov_deg: Annotated[float, Field(gt=0, lt=180)] = 60.0  # of the long side, where no camera is known
     # Images that may fail before the job does: a share (0.01) or a number of them (20); None: all but one.
     max_failed: PositiveInt | Fraction | None = None
     gallery: Count = 200  # images in gallery.html; 0: no page
-    num_threads: PositiveInt = 4  # twice as many read and write beside the model, which one thread asks
-    lease_s: Annotated[float, Field(ge=10)] = 120.0  # an S3 output whose job has been silent so long is free
+    num_threads: PositiveInt = 4  # twice as many read and write while one thread runs the model
+    lease_s: Annotated[float, Field(ge=10)] = 120.0  # another job may take over an S3 output not renewed for this time
 
 
 class Promote(Section):
@@ -280,6 +306,8 @@ class Promote(Section):
 
 
 class Params(Section):
+    """All of params.yaml."""
+
     datasets: Annotated[list[str], Field(min_length=1)]
     log_depth: LogDepthRange = LogDepthRange()
     synthesize: Synthesize = Synthesize()
@@ -308,27 +336,27 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sampling_begins_where_noise_is_all(self) -> "Params":
-        for name, asked in (("evaluate", self.evaluate), ("predict", self.predict)):
-            if self.train.zero_terminal_snr and asked.timestep_spacing == "leading":
+        for name, inference in (("evaluate", self.evaluate), ("predict", self.predict)):
+            if self.train.zero_terminal_snr and inference.timestep_spacing == "leading":
                 raise ValueError(
-                    f"{name}.timestep_spacing leading never visits the last timestep, where train.zero_terminal_snr "
-                    "has sampling begin: take trailing, or train without it"
+                    f"{name}.timestep_spacing leading never visits the last timestep, where sampling begins with "
+                    "train.zero_terminal_snr: use trailing, or train without it"
                 )
         return self
 
     @model_validator(mode="after")
     def _one_step_is_measured_so(self) -> "Params":
-        asked = self.evaluate
-        if self.train.objective == "one-step" and (asked.num_inference_steps, asked.ensemble_size) != (1, 1):
+        policy = self.evaluate.num_inference_steps, self.evaluate.ensemble_size
+        if self.train.objective == "one-step" and policy != (1, 1):
             raise ValueError(
                 "train.objective one-step needs evaluate.num_inference_steps 1 and ensemble_size 1, "
-                f"got {asked.num_inference_steps} and {asked.ensemble_size}"
+                f"got {policy[0]} and {policy[1]}"
             )
         return self
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check a params file. ValueError lists every fault as `file: section.key: what is wrong`."""
+    """Read and check a params file. ValueError lists every fault as `file: section.key: what is wrong, got value`."""
     try:
         values = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:

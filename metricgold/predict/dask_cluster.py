@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 LOCAL = "local:"
 
-SECONDS_BETWEEN_LOOKS = 5.0  # for workers of local:N that are gone for good
+SECONDS_BETWEEN_LOOKS = 5.0  # for workers of local:N that do not come back
 LOCAL_SETTINGS = {
     # The profiler looks at all threads' frames every 10 ms, which can stop Python before 3.11.9 for good, with all its
     # threads waiting for each other (python/cpython#106883, dask/distributed#8616).
     "distributed.worker.profile.enabled": False,
-    # Dask's own 15 s may be over while a worker that was killed still loads torch again.
+    # Dask's own 15 s may be too short for a killed worker's successor, which loads torch first.
     "distributed.deploy.lost-worker-timeout": "60s",
 }
 
 
 @contextmanager
 def open_executor(address: str) -> Iterator[Executor]:
-    """As open_client, with the face of concurrent.futures."""
+    """As open_client, with the interface of concurrent.futures."""
     with open_client(address) as client:
         yield client.get_executor(pure=False)
 
@@ -40,7 +40,7 @@ def open_client(address: str) -> "Iterator[Client]":
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
-    # A scheduler that is gone is a traceback there, and an error of one line here.
+    # Dask logs a traceback for a scheduler that is gone; here it becomes an error of one line.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     logging.getLogger("distributed").setLevel(logging.WARNING)
     number = address.removeprefix(LOCAL)
@@ -50,17 +50,17 @@ def open_client(address: str) -> "Iterator[Client]":
             LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0") as cluster,
             Client(cluster) as client,
         ):
-            _keep(cluster, int(number))
+            keep_workers(cluster, int(number))
             yield client
     elif "://" in address:
         with Client(address) as client:
             yield client
     else:
-        raise ValueError(f"{address} is no address of a cluster: expected tcp://host:port or {LOCAL}N")
+        raise ValueError(f"{address} is not a cluster address: expected tcp://host:port or {LOCAL}N")
 
 
-def _keep(cluster: "LocalCluster", num_workers: int) -> None:
-    """Have lost workers replaced: one that dies while it starts would stay lost, and a job wait for it forever."""
+def keep_workers(cluster: "LocalCluster", num_workers: int) -> None:
+    """Replace lost workers: one that dies while it starts would stay lost, and a job would wait for it forever."""
     from tornado.ioloop import PeriodicCallback
 
     look = PeriodicCallback(lambda: cluster.scale(num_workers), 1e3 * SECONDS_BETWEEN_LOOKS)

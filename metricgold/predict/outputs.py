@@ -4,10 +4,10 @@ import hashlib
 import io
 import json
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, Required, TypedDict
 from urllib.parse import quote
 
 import numpy as np
@@ -29,7 +29,7 @@ from metricgold.images import (
 from metricgold.log_depth import LogDepth
 from metricgold.params import Output
 
-# The side-car last: where it lies, the others do.
+# The side-car last: where it exists, the others do.
 SUFFIXES: dict[Output, str] = {
     "log-png": ".depth.png",
     "mm-png": ".depth_mm.png",
@@ -44,7 +44,7 @@ SUFFIXES: dict[Output, str] = {
     "json": ".json",
 }
 DEFAULT: tuple[Output, ...] = ("log-png", "uncertainty", "preview", "json")
-DEPTH: tuple[Output, ...] = ("log-png", "mm-png", "npz", "tiff", "exr")  # the first that is asked for is the depth file
+DEPTH: tuple[Output, ...] = ("log-png", "mm-png", "npz", "tiff", "exr")  # the first of them in a job is its depth file
 
 _CONTENT_TYPES = {
     ".png": "image/png",
@@ -56,21 +56,49 @@ _CONTENT_TYPES = {
     ".glb": "model/gltf-binary",
     ".json": "application/json",
 }
-_METADATA = ("input", "input_tag", "identity", "model")
+_Label = Literal["input", "input_tag", "identity", "model"]
+_LABELS: tuple[_Label, ...] = ("input", "input_tag", "identity", "model")  # of every file and object
 _PLAIN = "".join(sorted(set(string.punctuation) - {"%"}))
 
 
+class DepthFigures(TypedDict, total=False):
+    """Figures of one image over its pixels; None where no pixel has a value."""
+
+    min_m: float | None
+    median_m: float | None
+    max_m: float | None
+    uncertainty_median: float | None
+    saturated: float  # share of pixels at near_m or far_m
+
+
+class ImageFacts(DepthFigures, total=False):
+    """What the side-car of an image and its row in the receipt both hold."""
+
+    input: Required[str]  # key in the source
+    input_tag: Required[str]  # ETag, or size and time: changes with the bytes
+    identity: Required[str]  # digest of what decides an output besides its input
+    width: int
+    height: int
+    truncated: bool  # the input ends early, and the rest of it is blank
+    focal_px: float
+    focal_from: str  # exif or fov_deg
+    num_members: int  # runs that were merged
+    params: dict[str, Any]  # those that decide the numbers
+    model: str
+    model_sha256: str
+
+
 @dataclass(frozen=True, eq=False)
-class Depicted:
-    """An image with its depth: what all files of it are made of.
+class ImageResult:
+    """An image with its depth: all its files are made from this.
 
     rgb             uint8 [H, W, 3]
     planar_depth_m  float32 [H, W]
     uncertainty     float32 [H, W], relative, NaN where it is not known
-    valid_mask      bool [H, W]; points and normals are made of these pixels only
+    valid_mask      bool [H, W]; points and normals are made from these pixels only
     intrinsics      float64 [3, 3]
     log_depth       the model's range
-    facts           what the side-car says of input, model, camera and figures
+    facts           about input, model, camera and figures, for the side-car
     """
 
     rgb: np.ndarray
@@ -79,13 +107,26 @@ class Depicted:
     valid_mask: np.ndarray
     intrinsics: np.ndarray
     log_depth: LogDepth
-    facts: Mapping[str, Any]
+    facts: ImageFacts
 
     @cached_property
     def attributes(self) -> dict[str, str]:
-        """What every file says of itself, in ASCII: see to_ascii."""
-        texts = {name: to_ascii(self.facts[name]) for name in (*_METADATA, "model_sha256")}
+        """What every file says about itself, in ASCII: see to_ascii."""
+        texts = {name: to_ascii(text) for name, text in labels(self.facts).items()}
+        texts["model_sha256"] = to_ascii(self.facts["model_sha256"])
         return texts | {"params": json.dumps(self.facts["params"], sort_keys=True)}
+
+    @property
+    def valid_depth_m(self) -> np.ndarray:
+        """planar_depth_m, NaN outside valid_mask."""
+        return np.where(self.valid_mask, self.planar_depth_m, np.float32(np.nan))
+
+    @property
+    def points(self) -> tuple[np.ndarray, np.ndarray]:
+        """Points [N, 3] in metres and their colours, uint8 [N, 3], of the valid pixels."""
+        depth_m = self.valid_depth_m
+        known = np.isfinite(depth_m) & (depth_m > 0)
+        return points_from_depth(depth_m, self.intrinsics)[known], self.rgb[known]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,32 +146,73 @@ class File:
         return _CONTENT_TYPES[self.suffix[self.suffix.rindex(".") :]]
 
 
-def files_of(depicted: Depicted, kinds: Iterable[Output]) -> Iterator[File]:
-    """Make the files of these kinds, one after the other."""
+def files_of(result: ImageResult, kinds: Iterable[Output]) -> Iterator[File]:
+    """Make the files of these kinds, one after the other; the first kind of DEPTH among them is the depth file."""
     wanted = set(kinds)
     depth_kind = next((kind for kind in DEPTH if kind in wanted), None)
     digest = None
     for kind in SUFFIXES:
         if kind not in wanted:
             continue
-        data = _side_car(depicted, digest) if kind == "json" else _made(kind, depicted)
+        if kind == "json":
+            yield File(kind, side_car(result, digest))
+            continue
+        buffer = io.BytesIO()
+        _WRITERS[kind](buffer, result)
         if kind == depth_kind:
-            digest = hashlib.sha256(data).hexdigest()
-        yield File(kind, data, digest if kind == depth_kind else None)
+            digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+        yield File(kind, buffer.getvalue(), digest if kind == depth_kind else None)
+
+
+_WRITERS: dict[Output, Callable[[BinaryIO, ImageResult], None]] = {
+    "log-png": lambda file, it: write_log_depth_png(file, it.planar_depth_m, it.log_depth, it.attributes),
+    "mm-png": lambda file, it: write_mm_depth_png(file, it.planar_depth_m, it.attributes),
+    "npz": lambda file, it: write_depth_npz(file, it.planar_depth_m, it.uncertainty, it.intrinsics, it.attributes),
+    "tiff": lambda file, it: write_depth_tiff(file, it.planar_depth_m, it.attributes),
+    "exr": lambda file, it: write_depth_exr(file, it.planar_depth_m, it.attributes),
+    "uncertainty": lambda file, it: write_uncertainty_png(file, it.uncertainty, it.attributes),
+    "preview": lambda file, it: draw_preview(it.planar_depth_m).save(file, "JPEG", quality=90, subsampling=0),
+    "normals": lambda file, it: write_normals_png(
+        file, normals_from_depth(it.valid_depth_m, it.intrinsics), it.attributes
+    ),
+    "ply": lambda file, it: write_ply(file, *it.points, it.attributes),
+    "glb": lambda file, it: write_glb(file, *it.points, it.attributes),
+}
+
+
+def side_car(result: ImageResult, sha256: str | None) -> bytes:
+    """JSON for readers that see no PNG chunks; equal runs give equal bytes, so it holds no times.
+
+    sha256  of the depth file; None if there is none
+    """
+    values = {
+        **result.facts,
+        "unit": "metres",
+        "kind": "planar depth",
+        "near_m": result.log_depth.near_m,
+        "far_m": result.log_depth.far_m,
+        "intrinsics": result.intrinsics.tolist(),
+        "first_pixel": 0.5,  # coordinate of its centre under these intrinsics
+        "sha256": sha256,
+    }
+    lines = (
+        f"  {json.dumps(name)}: {json.dumps(values[name], sort_keys=True, allow_nan=False)}" for name in sorted(values)
+    )
+    return "{{\n{}\n}}\n".format(",\n".join(lines)).encode()  # json's own indentation takes four times as long
 
 
 def check_kinds(kinds: Iterable[Output]) -> None:
-    """Raise ValueError where files of these kinds cannot be made on this machine, by making them of two pixels."""
+    """Raise ValueError where files of these kinds cannot be made on this machine, by making them from two pixels."""
     depth_m = np.ones((1, 2), np.float32)
-    facts = dict.fromkeys((*_METADATA, "model_sha256"), "") | {"params": {}}
-    two = np.zeros((1, 2, 3), np.uint8), depth_m, depth_m, depth_m > 0, np.eye(3), LogDepth(0.5, 80.0), facts
-    for file in files_of(Depicted(*two), kinds):
-        assert file.data
+    facts: ImageFacts = {"input": "", "input_tag": "", "identity": "", "model": "", "model_sha256": "", "params": {}}
+    two = np.zeros((1, 2, 3), np.uint8), depth_m, depth_m, depth_m > 0, np.eye(3), LogDepth(0.5, 80.0)
+    for _ in files_of(ImageResult(*two, facts), kinds):
+        pass
 
 
-def metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Whose output an object is, as S3 keeps it beside the bytes."""
-    return {name: facts[name] for name in _METADATA}
+def labels(facts: ImageFacts) -> dict[str, str]:
+    """What S3 keeps beside the bytes of an output: which input and model it was made from."""
+    return {name: facts[name] for name in _LABELS}
 
 
 def to_ascii(text: str) -> str:
@@ -138,110 +220,17 @@ def to_ascii(text: str) -> str:
     return quote(text, safe=_PLAIN, errors="surrogateescape")
 
 
-def figures(planar_depth_m: np.ndarray, uncertainty: np.ndarray, valid_mask: np.ndarray) -> dict[str, float | None]:
+def depth_figures(planar_depth_m: np.ndarray, uncertainty: np.ndarray, valid_mask: np.ndarray) -> DepthFigures:
     """Least, median and greatest depth in metres, the median uncertainty, and the share of pixels that saturate."""
+
+    def figure(statistic: Callable[[np.ndarray], Any], values: np.ndarray) -> float | None:
+        return float(statistic(values)) if values.size else None
+
     known_m = planar_depth_m[np.isfinite(planar_depth_m) & (planar_depth_m > 0)]
-    low_m, middle_m, high_m = (_figure(f, known_m) for f in (np.min, np.median, np.max))
     return {
-        "min_m": low_m,
-        "median_m": middle_m,
-        "max_m": high_m,
-        "uncertainty_median": _figure(np.median, uncertainty[np.isfinite(uncertainty)]),
+        "min_m": figure(np.min, known_m),
+        "median_m": figure(np.median, known_m),
+        "max_m": figure(np.max, known_m),
+        "uncertainty_median": figure(np.median, uncertainty[np.isfinite(uncertainty)]),
         "saturated": round(1 - np.count_nonzero(valid_mask) / valid_mask.size, 6),
     }
-
-
-def _figure(statistic: Callable[[np.ndarray], Any], values: np.ndarray) -> float | None:
-    return float(statistic(values)) if values.size else None
-
-
-def _made(kind: Output, depicted: Depicted) -> bytes:
-    buffer = io.BytesIO()
-    _MAKERS[kind](buffer, depicted)
-    return buffer.getvalue()
-
-
-def _side_car(depicted: Depicted, sha256: str | None) -> bytes:
-    """JSON for whoever does not read PNG chunks; equal runs give equal bytes, so no times."""
-    said = {
-        **depicted.facts,
-        "unit": "metres",
-        "kind": "planar depth",
-        "near_m": depicted.log_depth.near_m,
-        "far_m": depicted.log_depth.far_m,
-        "intrinsics": depicted.intrinsics.tolist(),
-        "first_pixel": 0.5,  # where its centre is, by these intrinsics
-        "sha256": sha256,
-    }
-    lines = (
-        f"  {json.dumps(name)}: {json.dumps(said[name], sort_keys=True, allow_nan=False)}" for name in sorted(said)
-    )
-    return "{{\n{}\n}}\n".format(",\n".join(lines)).encode()  # json's own indentation takes four times as long
-
-
-# --- one kind each
-
-
-def _write_log_png(file: BinaryIO, it: Depicted) -> None:
-    write_log_depth_png(file, it.planar_depth_m, it.log_depth, it.attributes)
-
-
-def _write_mm_png(file: BinaryIO, it: Depicted) -> None:
-    write_mm_depth_png(file, it.planar_depth_m, it.attributes)
-
-
-def _write_npz(file: BinaryIO, it: Depicted) -> None:
-    write_depth_npz(file, it.planar_depth_m, it.uncertainty, it.intrinsics, it.attributes)
-
-
-def _write_tiff(file: BinaryIO, it: Depicted) -> None:
-    write_depth_tiff(file, it.planar_depth_m, it.attributes)
-
-
-def _write_exr(file: BinaryIO, it: Depicted) -> None:
-    write_depth_exr(file, it.planar_depth_m, it.attributes)
-
-
-def _write_uncertainty(file: BinaryIO, it: Depicted) -> None:
-    write_uncertainty_png(file, it.uncertainty, it.attributes)
-
-
-def _write_preview(file: BinaryIO, it: Depicted) -> None:
-    draw_preview(it.planar_depth_m).save(file, "JPEG", quality=90, subsampling=0)
-
-
-def _write_normals(file: BinaryIO, it: Depicted) -> None:
-    write_normals_png(file, normals_from_depth(_valid_depth_m(it), it.intrinsics), it.attributes)
-
-
-def _write_ply(file: BinaryIO, it: Depicted) -> None:
-    write_ply(file, *_points(it), it.attributes)
-
-
-def _write_glb(file: BinaryIO, it: Depicted) -> None:
-    write_glb(file, *_points(it), it.attributes)
-
-
-_MAKERS: dict[Output, Callable[[BinaryIO, Depicted], None]] = {
-    "log-png": _write_log_png,
-    "mm-png": _write_mm_png,
-    "npz": _write_npz,
-    "tiff": _write_tiff,
-    "exr": _write_exr,
-    "uncertainty": _write_uncertainty,
-    "preview": _write_preview,
-    "normals": _write_normals,
-    "ply": _write_ply,
-    "glb": _write_glb,
-}
-
-
-def _points(it: Depicted) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, 3] in metres and their colours, of the valid pixels."""
-    depth_m = _valid_depth_m(it)
-    known = np.isfinite(depth_m) & (depth_m > 0)
-    return points_from_depth(depth_m, it.intrinsics)[known], it.rgb[known]
-
-
-def _valid_depth_m(it: Depicted) -> np.ndarray:
-    return np.where(it.valid_mask, it.planar_depth_m, np.float32(np.nan))

@@ -10,41 +10,56 @@ from metricgold.params import Params
 from metricgold.storage import digest_file, digest_json, read_json
 
 
-def _lineage(params: Params, model: Path) -> dict[str, str]:
+def lineage_tags(params: Params, model: Path) -> dict[str, str]:
     """Where a checkpoint came from: commit, DVC's hashes, what the trainer noted (data-set indexes, backbone)."""
-    tags = {"params_digest": digest_json(params.model_dump(mode="json")), **_git_tags()}
-    if Path("dvc.lock").is_file():
-        tags["dvc_lock"] = digest_file(Path("dvc.lock"))
-        for stage in (yaml.safe_load(Path("dvc.lock").read_text()) or {}).get("stages", {}).values():
-            tags |= {f"dvc/{out['path']}": out["md5"] for out in stage.get("outs", []) if "md5" in out}
-    if (model / "lineage.json").is_file():
-        tags |= {f"lineage.{key}": str(value) for key, value in _flat(read_json(model / "lineage.json")).items()}
+    tags = {"params_digest": digest_json(params.model_dump(mode="json")), **git_tags()}
+    lock, notes = Path("dvc.lock"), model / "lineage.json"
+    if lock.is_file():
+        tags["dvc_lock"] = digest_file(lock)
+        tags |= {f"dvc/{path}": md5 for path, md5 in dvc_outputs(lock).items()}
+    if notes.is_file():
+        tags |= {f"lineage.{key}": str(value) for key, value in flat(read_json(notes)).items()}
     return {key[:250]: value[:5000] for key, value in tags.items()}  # MLflow's limits
 
 
-def _git_tags() -> dict[str, str]:
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip() if done.returncode == 0 else None
+def git_tags() -> dict[str, str]:
+    """git_commit of the working folder as tags; none outside a checkout."""
+    commit = git_commit(Path())
+    return {"git_sha": commit[0], "git_dirty": str(commit[1]).lower()} if commit else {}
 
+
+def git_commit(root: Path) -> tuple[str, bool] | None:
+    """The commit of a checkout, and whether tracked files differ from it; None outside one or without git."""
     try:
-        sha, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except FileNotFoundError:  # no git on this machine
+        sha, changes = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha, bool(changes)
+
+
+def dvc_outputs(lock: Path) -> dict[str, str]:
+    """MD5 of each output that a dvc.lock holds, by its path; empty without the file."""
+    if not lock.is_file():
         return {}
-    return {"git_sha": sha, "git_dirty": str(bool(changes)).lower()} if sha else {}
+    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
-def _score_tags(scores: dict[str, Any]) -> dict[str, str]:
-    """What was measured, which decides whether two versions compare, and what came out."""
+def score_tags(scores: dict[str, Any]) -> dict[str, str]:
+    """Digests of the evaluation, which decides whether two versions compare, and of its scores."""
     return {"evaluation_digest": str(scores.get("digest", "")), "scores_digest": digest_json(scores)}
 
 
-def _flat(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
     """Nested keys joined; lists stay one value."""
-    flat: dict[str, Any] = {}
+    joined: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, separator, f"{prefix}{key}{separator}")
+            joined |= flat(value, separator, f"{prefix}{key}{separator}")
         else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+            joined[f"{prefix}{key}"] = value
+    return joined

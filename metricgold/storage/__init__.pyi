@@ -1,4 +1,4 @@
-from .buckets import Entry as Entry, Folder as Folder, S3Prefix as S3Prefix, open_bucket as open_bucket
+from .buckets import Folder as Folder, S3Prefix as S3Prefix, StoredObject as StoredObject, open_bucket as open_bucket
 from .files import (
     BLOCK_BYTES as BLOCK_BYTES,
     cut_rows as cut_rows,
@@ -16,7 +16,7 @@ from .files import (
     write_aside as write_aside,
     write_json as write_json,
 )
-from .output_lock import hold as hold
+from .output_lock import hold_output as hold_output
 from .progress import (
     PROGRESS_FILE as PROGRESS_FILE,
     STOPPED_AND_SAVED as STOPPED_AND_SAVED,

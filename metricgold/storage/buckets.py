@@ -1,12 +1,11 @@
-"""A folder or an S3 prefix behind one small interface: list, read, write, exists, delete.
+"""A folder or an S3 prefix behind one small interface: entries, read, write, exists, delete.
 
 Keys are relative, with `/` between segments. A file, a folder, a glob and `s3://bucket/prefix` are all buckets:
 the first and the third list less. S3 takes endpoint, region and credentials from where boto3 looks for them
-(AWS_ENDPOINT_URL and so on); none of them is ever an argument here. Trouble with it that passes is waited out, see
-metricgold.storage.s3_client; StoreLost says that no other key would fare better.
+(AWS_ENDPOINT_URL and so on); none of them is ever an argument here. Failures of S3 that pass are retried, see
+metricgold.storage.s3_client; StoreLost means that every other key would fail as well.
 """
 
-import builtins
 import glob
 import io
 import logging
@@ -18,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from math import ceil
 from pathlib import Path
@@ -36,11 +36,11 @@ PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there 
 MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
 T = TypeVar("T")
 
-__all__ = ["Entry", "Folder", "S3Prefix", "StoreLost", "open_bucket"]
+__all__ = ["Folder", "S3Prefix", "StoreLost", "StoredObject", "open_bucket"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class StoredObject:
     """One listed object. `tag` changes when its bytes do: the ETag on S3, size and mtime in a folder."""
 
     key: str
@@ -54,7 +54,7 @@ def open_bucket(
     """Open a file, folder, glob or s3://bucket/prefix; with `create`, a folder or prefix to write into.
 
     A location may be a glob in its path or key (metricgold.storage.globs); `include` and `exclude` are globs over the
-    keys that would be listed. What exists under a name with `*` or `[` is taken by its name.
+    keys that would be listed. A file or folder whose own name holds `*` or `[` is opened by that name.
 
     Raises ValueError for a malformed location, FileNotFoundError or PermissionError naming the location.
     """
@@ -65,30 +65,21 @@ def open_bucket(
         raise ValueError(f"{location}: expected a path or s3://bucket/prefix")
     path = Path(location).expanduser()
     if create:
-        return _create_folder(path, location)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(f"{location}: expected a folder to write into, found a file") from error
+        return Folder(path)
     if path.is_dir():
         return Folder(path, wanted=wanted)
     if path.is_file():
         return Folder(path.parent, only=path.name, wanted=wanted)
-    if glob.has_magic(location):
-        return _open_glob(path, location, wanted)
-    raise FileNotFoundError(f"{location}: no such file or folder")
-
-
-def _create_folder(path: Path, location: str) -> "Folder":
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(f"{location}: expected a folder to write into, found a file") from error
-    return Folder(path)
-
-
-def _open_glob(path: Path, location: str, wanted: Wanted) -> "Folder":
-    folder, pattern = globs.split(path.as_posix())
-    root = Path(folder or ".")
-    if not root.is_dir():
+    if not glob.has_magic(location):
+        raise FileNotFoundError(f"{location}: no such file or folder")
+    root, pattern = globs.split(path.as_posix())
+    if not Path(root or ".").is_dir():
         raise FileNotFoundError(f"{location}: no such folder {root}")
-    return Folder(root, wanted=replace(wanted, pattern=pattern + "/" * location.endswith("/")))
+    return Folder(Path(root or "."), wanted=replace(wanted, pattern=pattern + "/" * location.endswith("/")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +93,9 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root / (self.only or self.wanted.pattern))
 
-    def list(self, after: str | None = None) -> Iterator[Entry]:
+    def entries(self, after: str | None = None) -> Iterator[StoredObject]:
         """Yield entries in the order of their keys; those after a key only, if one is given."""
+        found: Iterable[StoredObject]
         if self.only is not None:
             found = [self._entry(self.only, (self.root / self.only).stat())]
         else:
@@ -112,7 +104,7 @@ class Folder:
             if entry.key > (after or "") and entry.key in self.wanted:
                 yield entry
 
-    def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[Entry]:
+    def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[StoredObject]:
         for name in self._names(folder):
             key = folder + name
             if key <= after and not after.startswith(key):
@@ -124,18 +116,18 @@ class Folder:
             try:
                 status = (self.root / key).stat()
             except FileNotFoundError:
-                continue  # gone since, or a link to nothing
+                continue  # deleted meanwhile, or a link to nothing
             if stat.S_ISREG(status.st_mode):
                 yield self._entry(key, status)
 
-    def _names(self, folder: str) -> builtins.list[str]:
+    def _names(self, folder: str) -> list[str]:
         """Names in a folder, sorted; none, with a warning, of a folder within the root that may not be read."""
         try:
-            with os.scandir(self.root / folder) as found:
+            with os.scandir(self.root / folder) as items:
                 # Names only: a folder may hold a million. The slash of folders makes the order that of whole keys.
                 return sorted(
                     item.name + "/" * item.is_dir(follow_symlinks=False)
-                    for item in found
+                    for item in items
                     if not item.name.startswith(".")
                 )
         except PermissionError as error:
@@ -145,8 +137,8 @@ class Folder:
             return []
 
     @staticmethod
-    def _entry(key: str, status: os.stat_result) -> Entry:
-        return Entry(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    def _entry(key: str, status: os.stat_result) -> StoredObject:
+        return StoredObject(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
     def read(self, key: str, limit: int = -1) -> bytes:
         """The object's bytes, or its first `limit`."""
@@ -169,8 +161,8 @@ class Folder:
     ) -> str:
         """Write an object whole or not at all; its tag. A folder has no place for content type and metadata.
 
-        Without `durable` the disk may come later: forcing it costs more than making a small image. A power cut
-        then shows in the size, so in the tag.
+        Without `durable` the bytes may reach the disk later: forcing them there takes longer than making a small
+        image. Damage by a power cut then shows in the size, so in the tag.
         """
         path = self.path(key)
         with write_aside(path, durable=durable) as aside, aside.open("wb") as file:
@@ -179,16 +171,18 @@ class Folder:
         return self._entry(key, path.stat()).tag
 
     def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
         return self.path(key).is_file()
 
     def delete(self, key: str) -> None:
+        """Delete an object; quiet when there is none."""
         remove(self.path(key))
 
     def close(self) -> None:
         """Nothing to end here."""
 
     def path(self, key: str) -> Path:
-        """Where a key lies, always below the root. ValueError for a key that no file name can hold."""
+        """The path of a key, always below the root. ValueError for a key that cannot be a file name."""
         segments = key.split("/")
         if "\0" in key or not {"", ".", ".."}.isdisjoint(segments):
             raise ValueError(f"{key!r} cannot be a file below {self.root}")
@@ -200,7 +194,7 @@ class Folder:
         return "/".join(map(_safe_segment, key.split("/")))
 
     def prefix_of(self, other: "Folder | S3Prefix") -> str | None:
-        """What this bucket's keys begin with if they lie in `other`; None where other is elsewhere."""
+        """What the keys of `other` begin with in this bucket; None where other is not inside it."""
         if not isinstance(other, Folder):
             return None
         mine, theirs = self.root.resolve(), other.root.resolve()
@@ -229,9 +223,12 @@ def _blocks(data: bytes | BinaryIO) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class S3Prefix:
-    """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`)."""
+    """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`).
 
-    store: s3.Store
+    Methods retry failures that pass until `hurry` is set, and raise the errors of s3_client.with_retries.
+    """
+
+    store: s3.S3Client
     bucket: str
     prefix: str
     only: str | None = None
@@ -243,42 +240,45 @@ class S3Prefix:
 
     @property
     def client(self) -> Any:
+        """boto3's client of today's credentials."""
         return self.store.client
 
-    def list(self, after: str | None = None) -> Iterator[Entry]:
+    def entries(self, after: str | None = None) -> Iterator[StoredObject]:
         """Yield entries in the order of their UTF-8 keys, a page of 1000 in memory at a time.
 
-        Those after a key only, if one is given. A page that fails is asked for again.
+        Those after a key only, if one is given. A page that fails is requested again.
         """
-        for found in self._found(after):
-            key = found["Key"][len(self.prefix) :]
-            if self.only is not None and key != self.only:
-                continue
-            if key and not (key.endswith("/") and not found["Size"]) and key in self.wanted:  # no markers of folders
-                yield Entry(key, found["Size"], found["ETag"].strip('"'))
-
-    def _found(self, after: str | None) -> Iterator[dict[str, Any]]:
         begin = self.prefix + (self.only or globs.head(self.wanted.pattern))
-        start = {"StartAfter": self.prefix + after} if after else {}
+        start: dict[str, str] | None = {"StartAfter": self.prefix + after} if after else {}
         while start is not None:
-            page = self._ask("", "list_objects_v2", Prefix=begin, **start)
-            yield from page.get("Contents", ())
+            page = self._request("", "list_objects_v2", Prefix=begin, **start)
+            for item in page.get("Contents", ()):
+                key = item["Key"][len(self.prefix) :]
+                is_folder_marker = not key or (key.endswith("/") and not item["Size"])
+                if not is_folder_marker and self.only in (None, key) and key in self.wanted:
+                    yield StoredObject(key, item["Size"], item["ETag"].strip('"'))
             start = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
 
     def read(self, key: str, limit: int = -1) -> bytes:
         """The object's bytes, or its first `limit`."""
         part = {"Range": f"bytes=0-{limit - 1}"} if limit > 0 else {}
         try:
-            return self._get(key, lambda answer: answer["Body"].read(), **part)
+            return self._get(key, read_body, **part)
         except EOFError:
             return b""
 
     def read_aged(self, key: str) -> tuple[bytes, float]:
         """The object's bytes and how many seconds ago it was written, both times by the store's own clock."""
-        return self._get(key, lambda answer: (answer["Body"].read(), _age_s(answer)))
+
+        def read_body_and_age(answer: dict[str, Any]) -> tuple[bytes, float]:
+            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            age: timedelta = now - answer["LastModified"]
+            return read_body(answer), max(0.0, age.total_seconds())
+
+        return self._get(key, read_body_and_age)
 
     def lines(self, key: str) -> Iterator[bytes]:
-        """The object's lines, one after the other, by way of a temporary file: it is read whole or again."""
+        """The object's lines, one after the other, by way of a temporary file: a read that breaks off is repeated."""
 
         def copy(answer: dict[str, Any]) -> None:
             file.seek(0)
@@ -300,22 +300,26 @@ class S3Prefix:
         metadata: Mapping[str, str] | None = None,
     ) -> str:
         """Write an object, which S3 shows whole or not at all; its tag. Values of `metadata` may be cut."""
-        said = {name: _header_value(text) for name, text in (metadata or {}).items()}
-        about = {"ContentType": content_type, "Metadata": said}
-        if isinstance(data, bytes) or _size_ahead(data) <= PART_BYTES:
-            return self._put(key, data, **about)
-        return self._put_in_parts(key, data, **about)
+        headers = {name: _header_value(text) for name, text in (metadata or {}).items()}
+        options = {"ContentType": content_type, "Metadata": headers}
+        if not isinstance(data, bytes):
+            start = data.tell()
+            num_bytes = data.seek(0, io.SEEK_END) - start
+            data.seek(start)
+            if num_bytes > PART_BYTES:
+                return self._put_in_parts(key, data, **options)
+        return self._put(key, data, **options)
 
     def write_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one; whether it holds `data` now, which must be like no one else's.
+        """Write an object unless there is one; whether it holds `data` now, which must differ from all other writers'.
 
-        Some stores look and then write, others refuse the condition and we do so: whoever must be sure that no one
-        came between reads it again a little later.
+        Some stores check and then write, and stores that refuse the condition make us do so: a caller who must be
+        the only writer reads the object again a little later.
         """
         try:
             self._put(key, data, IfNoneMatch="*")
         except FileExistsError:
-            return self.read(key) == data  # by an earlier try whose answer was lost
+            return self.read(key) == data  # an earlier try may have written it and lost the answer
         except io.UnsupportedOperation:
             if self.exists(key):
                 return self.read(key) == data
@@ -323,17 +327,19 @@ class S3Prefix:
         return True
 
     def exists(self, key: str) -> bool:
+        """Whether there is such an object."""
         try:
-            self._ask(key, "head_object", Key=self.prefix + key)
+            self._request(key, "head_object", Key=self.prefix + key)
         except FileNotFoundError:
             return False
         return True
 
     def delete(self, key: str) -> None:
-        self._ask(key, "delete_object", Key=self.prefix + key)
+        """Delete an object; quiet when there is none."""
+        self._request(key, "delete_object", Key=self.prefix + key)
 
     def close(self) -> None:
-        """No more patience: requests that wait for the store give up now, later ones are tried once."""
+        """Requests that wait for the store give up now, later ones are tried once."""
         self.hurry.set()
 
     @staticmethod
@@ -342,96 +348,87 @@ class S3Prefix:
         return key
 
     def prefix_of(self, other: "Folder | S3Prefix") -> str | None:
-        """What this bucket's keys begin with if they lie in `other`; None where other is elsewhere."""
+        """What the keys of `other` begin with in this bucket; None where other is not inside it."""
         if not isinstance(other, S3Prefix) or self.bucket != other.bucket:
             return None
         return other.prefix[len(self.prefix) :] if other.prefix.startswith(self.prefix) else None
 
-    def _get(self, key: str, take: Callable[[dict[str, Any]], Any], **options: str) -> Any:
-        def ask() -> Any:  # with its body, so that one that breaks off is asked for again
+    def _get(self, key: str, read: Callable[[dict[str, Any]], T], **options: str) -> T:
+        def get() -> T:  # with its body, so that one that breaks off is requested again
             answer = self.client.get_object(Bucket=self.bucket, Key=self.prefix + key, **options)
             with closing(answer["Body"]):
-                return take(answer)
+                return read(answer)
 
-        return self._patiently(key, ask)
+        return self._with_retries(key, get)
 
     def _put(self, key: str, data: bytes | BinaryIO, **options: Any) -> str:
         start = 0 if isinstance(data, bytes) else data.tell()
 
-        def ask() -> dict[str, Any]:
+        def put() -> str:
             if not isinstance(data, bytes):
                 data.seek(start)
-            return self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **options)
+            answer = self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **options)
+            return str(answer["ETag"])
 
-        return self._patiently(key, ask)["ETag"].strip('"')
+        return self._with_retries(key, put).strip('"')
 
     def _put_in_parts(self, key: str, file: BinaryIO, **options: Any) -> str:
-        """A large file: one request takes at most 5 GB, and would begin anew with each failure."""
+        """Write a large file: one request takes at most 5 GB, and would begin anew with each failure."""
         place = {"Key": self.prefix + key}
-        place |= {"UploadId": self._ask(key, "create_multipart_upload", **place, **options)["UploadId"]}
+        place |= {"UploadId": self._request(key, "create_multipart_upload", **place, **options)["UploadId"]}
         try:
-            parts: builtins.list[dict[str, Any]] = []
+            parts: list[dict[str, Any]] = []
             while block := file.read(PART_BYTES):
                 number = len(parts) + 1
-                done = self._ask(key, "upload_part", **place, PartNumber=number, Body=block)
+                done = self._request(key, "upload_part", **place, PartNumber=number, Body=block)
                 parts.append({"PartNumber": number, "ETag": done["ETag"]})
-            whole = self._ask(key, "complete_multipart_upload", **place, MultipartUpload={"Parts": parts})
+            whole = self._request(key, "complete_multipart_upload", **place, MultipartUpload={"Parts": parts})
         except BaseException:
-            with suppress(OSError):  # parts that nobody completes cost money
-                self._ask(key, "abort_multipart_upload", **place)
+            with suppress(OSError):  # parts of an upload that is never completed cost money
+                self._request(key, "abort_multipart_upload", **place)
             raise
-        return whole["ETag"].strip('"')
+        return str(whole["ETag"]).strip('"')
 
-    def _ask(self, key: str, request: str, **options: Any) -> Any:
-        return self._patiently(key, lambda: getattr(self.client, request)(Bucket=self.bucket, **options))
+    def _request(self, key: str, method: str, **options: Any) -> Any:
+        """The answer of a method of boto3's client for this bucket."""
+        return self._with_retries(key, lambda: getattr(self.client, method)(Bucket=self.bucket, **options))
 
-    def _patiently(self, key: str, ask: Callable[[], T]) -> T:
-        return s3.patiently(self._place(key), ask, self.hurry, self.store.renew)
+    def _with_retries(self, key: str, request: Callable[[], T]) -> T:
+        return s3.with_retries(self._place(key), request, self.hurry, self.store.renew)
 
     def _place(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
 
-def _size_ahead(file: BinaryIO) -> int:
-    start = file.tell()
-    end = file.seek(0, io.SEEK_END)
-    file.seek(start)
-    return end - start
-
-
-def _age_s(answer: dict[str, Any]) -> float:
-    now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-    return max(0.0, (now - answer["LastModified"]).total_seconds())
+def read_body(answer: dict[str, Any]) -> bytes:
+    """All bytes of the object that an answer of get_object brings."""
+    data: bytes = answer["Body"].read()
+    return data
 
 
 def _header_value(text: str) -> str:
-    # Headers are ASCII in one line; what else there is travels as in an address.
+    # Headers are ASCII in one line; other characters are percent-encoded as in a URL.
     quoted = quote(text, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~", errors="backslashreplace")
     too_long = len(quoted) - MAX_METADATA_CHARS
     return _header_value(text[: -ceil(too_long / 12)]) if too_long > 0 else quoted  # a character is at most 4 %XX
 
 
 def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
+    """The bucket that s3://bucket/key means: one object, all below a prefix, or what a glob matches."""
     name, _, key = location[len("s3://") :].partition("/")
     if not name:
         raise ValueError(f"{location}: expected s3://bucket/prefix")
-    store, hurry = s3.Store(), Event()
-    s3.patiently(location, lambda: store.client.head_bucket(Bucket=name), hurry)
+    store, hurry = s3.S3Client(), Event()
+    s3.with_retries(location, lambda: store.client.head_bucket(Bucket=name), hurry)
     folder = S3Prefix(store, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
     if create or not key or (key.endswith("/") and not glob.has_magic(key)):
         return folder
     parent, _, last = key.rpartition("/")
     single = replace(folder, prefix=f"{parent}/" if parent else "", only=last)
-    if last and _is_object(single, last):
-        return single
-    if not glob.has_magic(key) or next(replace(folder, wanted=EVERYTHING).list(), None):
+    with suppress(PermissionError):  # listing will show what is allowed
+        if last and single.exists(last):
+            return single
+    if not glob.has_magic(key) or next(replace(folder, wanted=EVERYTHING).entries(), None):
         return folder
     root, pattern = globs.split(key)
     return replace(folder, prefix=root, wanted=replace(wanted, pattern=pattern))
-
-
-def _is_object(bucket: S3Prefix, key: str) -> bool:
-    try:
-        return bucket.exists(key)
-    except PermissionError:
-        return False  # listing will say what is allowed

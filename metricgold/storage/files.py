@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
-LEFT_S = 86_400.0  # a file aside of another machine that is so old is nobody's, whatever the clocks say
+LEFT_S = 86_400.0  # a temporary file of another machine is treated as abandoned after this age
 _ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.part", re.DOTALL)
 
 
@@ -24,17 +24,25 @@ _ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.part", re.DOTALL)
 def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place on success, delete it on failure.
 
-    Works for a file or a folder; whoever looks at `path` sees the old one or the whole new one. A file is on the
+    Works for a file or a folder; readers of `path` see the old one or the complete new one. A file is on the
     disk before it is renamed, unless `durable` is False: then a power cut may shorten it, a kill never does.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = _aside(path)
+    # The longest names leave no room beside them: 255 bytes is all that file systems take.
+    name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
+    aside = path.with_name(f".{name}.{os.getpid()}-{_machine_tag()}.part")
     remove(aside)
     try:
         yield aside
         if aside.is_dir():
-            _replace_folder(aside, path)
+            # A full folder cannot be renamed over: move the old one away first, then delete it.
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            remove(old)
+            if path.exists():
+                path.rename(old)
+            aside.rename(path)
+            remove(old)
         else:
             if durable:
                 with aside.open("rb") as file:
@@ -42,62 +50,41 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
             aside.replace(path)
     except OSError as error:
         if error.errno == ENOSPC:
-            error.filename = str(path)  # a full disk does not say where
+            error.filename = str(path)  # the system does not name the file when a disk is full
         raise
     finally:
         remove(aside)
 
 
-def _aside(path: Path) -> Path:
-    # The longest names leave no room beside them: 255 bytes is all that file systems take.
-    name = os.fsencode(path.name)
-    short = path.name if len(name) < 200 else hashlib.sha256(name).hexdigest()
-    return path.with_name(f".{short}.{os.getpid()}-{_tag()}.part")
-
-
-def _replace_folder(aside: Path, path: Path) -> None:
-    # A full folder cannot be renamed over: move the old one away first, then drop it.
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    remove(old)
-    if path.exists():
-        path.rename(old)
-    aside.rename(path)
-    remove(old)
-
-
 def remove_left_aside(folder: Path) -> None:
-    """Delete the files that killed writers have left aside in a folder and below it; hidden folders are passed over.
+    """Delete the temporary files that killed writers left in a folder and below it; hidden folders are passed over.
 
-    Those of a process of this machine that is no more, and any that are LEFT_S old: on a shared disk another machine
-    may be at work.
+    That is those of a process of this machine that has ended, and any that are LEFT_S old: on a shared disk another
+    machine may be at work.
     """
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in filter(_ASIDE.fullmatch, names):
-            with suppress(OSError):  # gone since, or not ours to delete
-                _remove_if_left(Path(path, name))
-
-
-def _remove_if_left(aside: Path) -> None:
     import psutil
 
-    writer = _ASIDE.fullmatch(aside.name)
-    is_dead = writer["tag"] == _tag() and not psutil.pid_exists(int(writer["pid"]))
-    if is_dead or time.time() - aside.stat().st_mtime > LEFT_S:
-        aside.unlink()
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for writer in filter(None, map(_ASIDE.fullmatch, names)):
+            aside = Path(path, writer[0])
+            is_dead = writer["tag"] == _machine_tag() and not psutil.pid_exists(int(writer["pid"]))
+            with suppress(OSError):  # deleted meanwhile, or not ours to delete
+                if is_dead or time.time() - aside.stat().st_mtime > LEFT_S:
+                    aside.unlink()
 
 
 @cache
 def machine() -> str:
-    """This boot of this machine and the space of its process numbers, which containers have their own of."""
+    """This boot of this machine and its namespace of process numbers, of which each container has its own."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - names no path
     except OSError:
-        return uuid.uuid4().hex  # none can be told from another
+        return uuid.uuid4().hex  # without /proc no two can be compared
 
 
-def _tag() -> str:
+def _machine_tag() -> str:
     return f"{zlib.crc32(machine().encode()):08x}"
 
 
@@ -136,15 +123,17 @@ def digest_json(value: Any) -> str:
 
 
 class Crc32:
-    """CRC-32 with the face of a hashlib object."""
+    """CRC-32 with the methods of a hashlib object."""
 
     def __init__(self) -> None:
         self.value = 0
 
     def update(self, chunk: bytes) -> None:
+        """Add these bytes."""
         self.value = zlib.crc32(chunk, self.value)
 
     def hexdigest(self) -> str:
+        """The checksum of all bytes so far."""
         return f"{self.value:08x}"
 
 
@@ -154,7 +143,7 @@ def new_hash(algorithm: str) -> Any:
 
 
 def digest_crc32(path: Path) -> int:
-    """CRC-32 of a file: what zip archives carry, and fast enough to look at terabytes again."""
+    """CRC-32 of a file: the checksum in zip archives, and fast enough to check terabytes again."""
     crc32 = 0
     with Path(path).open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -172,7 +161,7 @@ def digest_folder(path: Path) -> str:
 def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
     """Hold the lock of an output folder, so that no second process writes into it.
 
-    The lock file lies beside the folder if no other place is named; the kernel frees it even after kill -9.
+    The lock file is stored beside the folder if no other path is given; the kernel frees it even after kill -9.
     Raises BlockingIOError naming the folder when another process holds it.
     """
     from filelock import FileLock, Timeout
@@ -192,7 +181,7 @@ def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
 
 
 def cut_rows(path: Path, step: int) -> None:
-    """Forget rows of a JSON-lines file beyond a step: they will be written again."""
+    """Drop rows of a JSON-lines file beyond a step: they will be written again."""
     if not path.is_file():
         return
     rows = read_rows(path)
@@ -201,10 +190,21 @@ def cut_rows(path: Path, step: int) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line cut short by a kill is left out."""
-    lines = Path(path).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """Rows of a JSON-lines file, none where there is no file; a last line cut short by a kill is left out.
+
+    Raises ValueError naming the file and the line that is not JSON.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+    return rows
 
 
 def row_line(row: dict[str, Any]) -> str:
+    """A row as one line of a JSON-lines file, keys sorted."""
     return json.dumps(row, sort_keys=True) + "\n"

@@ -1,9 +1,11 @@
 """Globs over keys: `*`, `?`, `[...]` within a segment, `**` as a segment for any depth, a final `/` for all below."""
 
-import glob
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+_MAGIC = re.compile(r"[*?\[]")
 
 
 def split(pattern: str) -> tuple[str, str]:
@@ -14,21 +16,22 @@ def split(pattern: str) -> tuple[str, str]:
 
 def head(pattern: str) -> str:
     """What every match begins with."""
-    magic = glob.magic_check.search(pattern)
+    magic = _MAGIC.search(pattern)
     return pattern[: magic.start()] if magic else pattern
 
 
 def depth(pattern: str) -> int | None:
-    """In how many folders a match lies; None for any number."""
+    """How many folders deep a match is; None for any number."""
     return None if pattern.endswith("/") or "**" in pattern.split("/") else pattern.count("/")
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether the pattern is one of the whole key."""
+    """Whether the pattern matches the whole key."""
     return _match((pattern + "**" * pattern.endswith("/")).split("/"), key.split("/"))
 
 
 def _match(patterns: Sequence[str], names: Sequence[str]) -> bool:
+    """Segment by segment; ** stands for any number of names, a final ** for all that follow."""
     if not patterns or not names:
         return not patterns and not names
     if patterns[0] == "**":
@@ -40,7 +43,7 @@ def _match(patterns: Sequence[str], names: Sequence[str]) -> bool:
 class Wanted:
     """Which keys to list: those of `pattern` and of any of `include`, but of none of `exclude`; empty is all.
 
-    A pattern of `include` or `exclude` without `/` is one over names, in whatever folder.
+    A pattern of `include` or `exclude` without `/` matches names, in any folder.
     """
 
     pattern: str = ""

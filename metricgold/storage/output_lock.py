@@ -1,10 +1,15 @@
 """One job at a time writes into an output.
 
-A folder is locked by the kernel, with a file within it: one folder has many names, and what lies beside it may be
-another's. On S3 a small object says who writes; its age is told by the store's own clock, so that the clocks of the
-machines do not matter. It is renewed at a third of its life, and whoever finds it older than that takes it over. Stores
-on which two at once may both seem to have written it are met by looking again a little later, while both have begun:
-the last one has it.
+A folder is locked by the kernel, by a file inside it: one folder has many names, and what is stored beside it may
+belong to others. On S3 a small object, the lease, names the job that writes. Its age is taken from the store's own
+clock, so the clocks of the machines do not matter. The job renews it at a third of its life; another job may take over
+a lease that is older than its life. Some stores let two clients both believe that they created the object, so each job
+reads the lease again after SETTLE_S: the one whose id is in it continues, the other stops.
+
+The accident that the lease prevents: a batch job is started twice on one S3 output, by a schedule and by hand, or again
+because its machine was taken for dead. With equal params all the work would be done twice. With another model or
+other params the images of both would be mixed under the receipt of the job that ends last, which then names a model
+that did not make all of them.
 """
 
 import json
@@ -29,11 +34,11 @@ SETTLE_S = 0.5  # longer than a store takes from looking to writing
 
 
 @contextmanager
-def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]]:
-    """Hold an output; yields a check that raises BlockingIOError once another job has it, to be asked before writing.
+def hold_output(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]]:
+    """Hold an output; yields a check to call before writing, which raises BlockingIOError once another job has it.
 
-    `seconds` without renewal end a hold on S3; that of a job which died on this machine ends at once. Raises
-    BlockingIOError naming who holds the output, since when, and when it will be free if that job is dead.
+    On S3 the hold ends `seconds` after its last renewal; that of a job which died on this machine ends at once. Raises
+    BlockingIOError naming the process that holds the output, since when, and when it will be free if that job is dead.
     """
     if isinstance(sink, Folder):
         with only_writer(sink.root, sink.root / LOCK):
@@ -56,18 +61,18 @@ def hold(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]
 
 @dataclass(frozen=True, slots=True)
 class _Owner:
-    """Who holds a lease, as the object says it."""
+    """The job that holds a lease: the content of the object."""
 
     id: str
     host: str
     machine: str
     pid: int
-    started: float  # of the process, so that a number used again is not taken for it
+    started: float  # of the process: its number may be given to another one later
     since: str
     seconds: float
 
     def is_dead(self) -> bool:
-        """Whether it was a process of this machine that is no more."""
+        """Whether it was a process of this machine that has ended."""
         if self.machine != machine():
             return False
         try:
@@ -80,6 +85,8 @@ class _Owner:
 
 
 class _Lease:
+    """The lease of one job on an S3 output. `lost_to` is the message about another job that has it now, if any."""
+
     def __init__(self, sink: S3Prefix, seconds: float) -> None:
         self.sink, self.ended, self.lost_to = sink, Event(), ""
         process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
@@ -91,57 +98,55 @@ class _Lease:
     def take(self) -> None:
         """Write the lease where there is none, or over one that has ended."""
         if not self.sink.write_if_absent(LEASE, self.data):
-            if (held := self._found()) and not _has_ended(*held):
-                raise BlockingIOError(f"{self.sink} {_held(*held)}")
+            if held := self._read():
+                owner, age_s = held
+                if age_s <= owner.seconds and not owner.is_dead():
+                    raise BlockingIOError(f"{self.sink} {held_by(owner, age_s)}")
             self._write()
 
     def keep(self) -> None:
-        """Look whether it is still ours, soon and then again and again until the end, and renew it."""
+        """Check that it is still ours, and renew it, until the end: after SETTLE_S, then at each third of its life."""
         pause_s = SETTLE_S
         while not (self.ended.wait(pause_s) or self.lost_to):
             try:
-                self._renew()
-            except (OSError, ValueError) as error:  # the job's own requests meet the same
+                held = self._read()
+                if held and held[0] != self.me:
+                    self.lost_to = held_by(*held)
+                else:
+                    self._write()
+            except (OSError, ValueError) as error:  # the job's own requests fail as well
                 log.warning("the lease of %s could not be renewed: %s", self.sink, error)
             pause_s = self.me.seconds / 3
 
-    def _renew(self) -> None:
-        held = self._found()
-        if held and held[0] != self.me:
-            self.lost_to = _held(*held)
-        else:
-            self._write()
-
     def check(self) -> None:
+        """Raise BlockingIOError if another job has the output by now."""
         if self.lost_to:
             raise BlockingIOError(f"{self.sink} {self.lost_to}")
 
     def release(self) -> None:
+        """Delete the lease if it is still ours."""
         try:
-            if (held := self._found()) and held[0] == self.me:
+            if (held := self._read()) and held[0] == self.me:
                 self.sink.delete(LEASE)
-        except OSError as error:  # what the job did is done; the lease ends by itself
+        except OSError as error:  # the job's work is done; the lease ends by itself
             log.warning("the lease of %s could not be released: %s", self.sink, error)
 
     def _write(self) -> None:
         self.sink.write(LEASE, self.data, "application/json")
 
-    def _found(self) -> tuple[_Owner, float] | None:
-        """Whose lease lies there and its age in seconds."""
+    def _read(self) -> tuple[_Owner, float] | None:
+        """The owner of the present lease and its age in seconds; None where there is none."""
         try:
             data, age_s = self.sink.read_aged(LEASE)
             return _Owner(**json.loads(data)), age_s
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.sink}: {LEASE} is no lease; delete it: {data[:80]!r}") from error
+            raise ValueError(f"{self.sink}: {LEASE} is not a lease; delete it: {data[:80]!r}") from error
 
 
-def _has_ended(owner: _Owner, age_s: float) -> bool:
-    return age_s > owner.seconds or owner.is_dead()
-
-
-def _held(owner: _Owner, age_s: float) -> str:
+def held_by(owner: _Owner, age_s: float) -> str:
+    """What a job that is refused learns: which process writes, since when, and when the lease ends."""
     free = datetime.now(UTC) + timedelta(seconds=max(0.0, owner.seconds - age_s))
     return (
         f"is being written by process {owner.pid} on {owner.host} since {owner.since}; "

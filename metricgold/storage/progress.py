@@ -37,6 +37,7 @@ class StageProgress:
 
     @property
     def percent(self) -> float:
+        """Of the work, to a tenth; 0 where the total is 0."""
         return round(100 * self.done / self.total, 1) if self.total else 0.0
 
 
@@ -83,17 +84,20 @@ class Progress:
         from tqdm import tqdm
 
         self.name, self.total, self.unit, self.done = name, total, unit, done
-        self._line, self._lock = line, Lock()
+        self._line, self._lock, self._note = line, Lock(), ""
         self._logged_at = self._written_at = time.monotonic()
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total, initial=done, desc=name, unit=unit, unit_scale=unit_scale, disable=not is_terminal
         )
 
-    def advance(self, count: float = 1) -> None:
-        """So many units more are done."""
+    def advance(self, count: float = 1, *, note: str = "") -> None:
+        """So many units more are done; `note` joins the bar and the line, such as the loss of a step."""
         with self._lock:
             self.done += count
+            if note:
+                self._note = note
+                self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(count)
             now, is_last = time.monotonic(), self.done == self.total
             if self._bar.disable and (is_last or now - self._logged_at >= SECONDS_BETWEEN_LINES):
@@ -107,9 +111,11 @@ class Progress:
         """Where the work stands, for a log."""
         if self._line is not None:
             return self._line()
-        return f"{self.name}: {self.done:g}{f' of {self.total:g}' if self.total else ''} {self.unit}"
+        note = f", {self._note}" if self._note else ""
+        return f"{self.name}: {self.done:g}{f' of {self.total:g}' if self.total else ''} {self.unit}{note}"
 
     def close(self) -> None:
+        """Remove the bar from the terminal."""
         self._bar.close()
 
     def __enter__(self) -> "Progress":

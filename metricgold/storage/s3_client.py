@@ -1,7 +1,7 @@
-"""How an S3 store is asked: with patience for trouble that passes, and in plain words for what does not.
+"""Requests to an S3 store: failures that pass are retried for minutes, others become plain errors.
 
 boto3 finds endpoint, region and credentials where it always looks (AWS_ENDPOINT_URL and so on). Its own retries are
-off: they give up after seconds, and know nothing of a body that breaks off while it is read.
+off: they give up after seconds, and do not cover a body that breaks off while it is read.
 """
 
 import io
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 300.0  # of one request, tries and pauses together; METRICGOLD_S3_PATIENCE_S overrides it
 LONGEST_PAUSE_S = 20.0
-_TOLD_AT_TRY = 5  # a second or two into the trouble
+_WARN_AT_TRY = 5  # a second or two into the trouble
 
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NotFound"}
 _EXPIRED = {"ExpiredToken", "TokenRefreshRequired"}
@@ -54,15 +54,15 @@ T = TypeVar("T")
 
 
 class StoreLost(OSError):
-    """The store as a whole does not serve: other keys fare no better, so a job should end rather than go through."""
+    """The store as a whole does not serve: all other keys would fail too, so a job should end at once."""
 
 
 class Unreachable(StoreLost, ConnectionError):
-    """Nothing but trouble until patience ran out."""
+    """Every try failed until patience ran out."""
 
 
 class BadCredentials(StoreLost, PermissionError):
-    """There are none, or they are wrong or expired."""
+    """Credentials are missing, wrong or expired."""
 
 
 def make_client() -> Any:
@@ -82,81 +82,79 @@ def make_client() -> Any:
     )
     session = Session()  # boto3's default one keeps old credentials
     session.register_component("data_loader", _loader())
-    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_parse_time)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse_time)
     with plain_errors("S3"):
         client = boto3.Session(botocore_session=session).client("s3", config=config)
-    client.meta.events.register_last("before-call.s3", _send_at_once)
+
+    def do_not_wait(params: dict[str, Any], **_: Any) -> None:
+        # Objects follow their headers. Waiting for "100 Continue" costs a round trip each, and few are refused.
+        params["headers"].pop("Expect", None)
+
+    client.meta.events.register_last("before-call.s3", do_not_wait)
     return client
 
 
-def _send_at_once(params: dict[str, Any], **_: Any) -> None:
-    """Objects follow their headers. To wait for "100 Continue" first costs a round trip each, and few are refused."""
-    params["headers"].pop("Expect", None)
-
-
-def _parse_time(text: str) -> datetime:
-    """botocore's own way takes half a millisecond, of which a listing needs one for each key."""
+def parse_time(text: str) -> datetime:
+    """A time as S3 writes it. botocore's own parser takes half a millisecond for each key of a listing."""
     from botocore.utils import parse_timestamp
 
     try:
         return datetime.fromisoformat(text)
-    except ValueError:  # the form of headers, and whatever else stores say
-        return parse_timestamp(text)
+    except ValueError:  # the form of headers, and other forms that stores use
+        time: datetime = parse_timestamp(text)
+        return time
 
 
 @cache
 def _loader() -> Any:
-    """What botocore knows of S3, read from its files once."""
+    """botocore's description of S3, read from its files once."""
     from botocore.loaders import create_loader
 
     return create_loader(os.environ.get("AWS_DATA_PATH"))
 
 
-class Store:
-    """A client for many threads, made anew when its credentials have expired: there may be others by now."""
+class S3Client:
+    """A client for many threads, replaced when its credentials have expired: there may be new ones by then."""
 
     def __init__(self) -> None:
         self.client = make_client()
 
     def renew(self) -> None:
+        """Make a client with the credentials that are valid now."""
         self.client = make_client()
 
 
-def patiently(place: str, ask: Callable[[], T], hurry: Event, renew: Callable[[], None] | None = None) -> T:
-    """The answer of `ask`, which is asked again, with growing random pauses, through trouble that passes.
+def with_retries(place: str, request: Callable[[], T], hurry: Event, renew: Callable[[], None] | None = None) -> T:
+    """The answer of `request`, which is repeated, with growing random pauses, while its failures may pass.
 
-    With `renew`, which is called before it is asked again, credentials that have expired are such trouble. Once `hurry`
-    is set nothing is tried twice. Raises Unreachable when patience has run out, BadCredentials,
-    FileNotFoundError, PermissionError, FileExistsError (a condition not met), EOFError (a range beyond the end),
-    io.UnsupportedOperation or another OSError naming the place at once.
+    With `renew`, which is called before the next try, expired credentials are such a failure. Once `hurry` is set
+    nothing is tried twice. Raises Unreachable when patience has run out; at once BadCredentials, FileNotFoundError,
+    PermissionError, FileExistsError (a condition not met), EOFError (a range beyond the end),
+    io.UnsupportedOperation or another OSError. All name the place.
     """
-    patience_s = _patience_s()
+    value = os.environ.get("METRICGOLD_S3_PATIENCE_S", PATIENCE_S)
+    try:
+        patience_s = float(value)
+    except ValueError as error:
+        raise ValueError(f"METRICGOLD_S3_PATIENCE_S: expected seconds, got {value!r}") from error
+
+    def warn_and_renew(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if error is not None and state.attempt_number == _WARN_AT_TRY:
+            log.warning("%s: %s; trying for %g s", place, _reason(error), patience_s)
+        if error is not None and renew is not None and _have_expired(error):
+            renew()
+
     retrying = Retrying(
         retry=retry_if_exception(lambda error: _passes(error) or (renew is not None and _have_expired(error))),
         wait=wait_random_exponential(multiplier=0.2, max=LONGEST_PAUSE_S),
         stop=stop_after_delay(patience_s) | stop_when_event_set(hurry),
         sleep=sleep_using_event(hurry),
-        before_sleep=lambda state: _between(place, patience_s, renew, state),
+        before_sleep=warn_and_renew,
         reraise=True,
     )
     with plain_errors(place, patience_s):
-        return retrying(ask)
-
-
-def _patience_s() -> float:
-    value = os.environ.get("METRICGOLD_S3_PATIENCE_S", PATIENCE_S)
-    try:
-        return float(value)
-    except ValueError as error:
-        raise ValueError(f"METRICGOLD_S3_PATIENCE_S: expected seconds, got {value!r}") from error
-
-
-def _between(place: str, patience_s: float, renew: Callable[[], None] | None, state: RetryCallState) -> None:
-    error = state.outcome.exception()
-    if state.attempt_number == _TOLD_AT_TRY:
-        log.warning("%s: %s; trying for %g s", place, _reason(error), patience_s)
-    if renew is not None and _have_expired(error):
-        renew()
+        return retrying(request)
 
 
 def _have_expired(error: BaseException) -> bool:
@@ -166,6 +164,7 @@ def _have_expired(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later."""
     from botocore import exceptions as boto
     from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
@@ -175,12 +174,13 @@ def _passes(error: BaseException) -> bool:
         return _code(error) in _BUSY or status == 429 or (status >= 500 and status != 501)
     if isinstance(error, boto.SSLError):
         return "CERTIFICATE" not in str(error).upper()
-    of_the_way = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, ResponseParserError, HTTPError)
-    return isinstance(error, of_the_way)
+    transport = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, ResponseParserError, HTTPError)
+    return isinstance(error, transport)
 
 
 def _code(error: Any) -> str:
-    return error.response.get("Error", {}).get("Code", "")
+    """The name that S3 gives to an error, such as SlowDown."""
+    return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def _reason(error: BaseException) -> str:
@@ -188,7 +188,7 @@ def _reason(error: BaseException) -> str:
 
     if isinstance(error, EndpointConnectionError):
         return f"cannot reach {urlsplit(error.kwargs['endpoint_url']).netloc}"
-    if isinstance(error, ClientError):  # botocore's own words are about retries that are off
+    if isinstance(error, ClientError):  # botocore's own message speaks of retries, which are off
         return ": ".join(filter(None, (_code(error), error.response.get("Error", {}).get("Message"))))
     return str(error) or type(error).__name__
 
@@ -198,6 +198,10 @@ def plain_errors(place: str, patience_s: float = 0.0) -> Iterator[None]:
     """Turn botocore's errors into OSErrors that name the place."""
     from botocore import exceptions as boto
 
+    missing_credentials = (
+        *(boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError),
+        *(boto.ProfileNotFound, boto.SSOError),
+    )
     try:
         yield
     except Exception as error:
@@ -207,23 +211,11 @@ def plain_errors(place: str, patience_s: float = 0.0) -> Iterator[None]:
             raise plain from error
         if _passes(error):
             raise Unreachable(f"{place}: {_reason(error)} (tried for {patience_s:g} s)") from error
-        if isinstance(error, _no_credentials()):
+        if isinstance(error, missing_credentials):
             raise BadCredentials(f"{place}: no complete S3 credentials in the environment") from error
         if isinstance(error, boto.BotoCoreError | boto.ClientError):
             raise OSError(f"{place}: {_reason(error)}") from error
         raise
-
-
-def _no_credentials() -> tuple[type[Exception], ...]:
-    from botocore import exceptions as boto
-
-    return (
-        boto.NoCredentialsError,
-        boto.PartialCredentialsError,
-        boto.CredentialRetrievalError,
-        boto.ProfileNotFound,
-        boto.SSOError,
-    )
 
 
 def _plain(place: str, error: Any) -> OSError | EOFError | None:
@@ -238,7 +230,7 @@ def _plain(place: str, error: Any) -> OSError | EOFError | None:
     if status == 412:
         return FileExistsError(f"{place}: there is such a key already")
     if status == 416:
-        return EOFError(f"{place}: ends before what was asked for")
+        return EOFError(f"{place}: the requested range is beyond its end")
     if status == 501:
-        return io.UnsupportedOperation(f"{place}: this store does not do that ({code})")
+        return io.UnsupportedOperation(f"{place}: this store does not offer that operation ({code})")
     return None

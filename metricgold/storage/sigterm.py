@@ -1,4 +1,4 @@
-"""SIGTERM as a flag or as an exit, for work that saves where it is before it stops."""
+"""SIGTERM as a flag or as an exit, for work that saves its state before it stops."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets; handlers exist in the main thread only."""
+    """Yield an event that SIGTERM sets; handlers exist in the main thread only."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -22,7 +22,7 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program with code 143 by way of all that is to be closed; in the main thread only."""
+    """SIGTERM ends the program with code 143 and closes what is open on the way; in the main thread only."""
 
     def leave(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)

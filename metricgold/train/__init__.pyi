@@ -1,4 +1,4 @@
 from .depth_vae import train_depth_vae as train_depth_vae
-from .gpu_lock import cards as cards, one_of as one_of, only_job as only_job
+from .gpu_lock import free_gpu as free_gpu, gpu_names as gpu_names, only_job as only_job
 from .plan import plan_training as plan_training
-from .run import train as train
+from .stage import train as train

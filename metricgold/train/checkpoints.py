@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: folders of safetensors with a state.json, whole or not there.
+"""Checkpoints of a training run: folders of safetensors with a state.json, either complete or absent.
 
-<state>/step-NNNNNN/  unet, optimizer and average .safetensors; state.json, whatever else a run has to know
+<state>/step-NNNNNN/  <part>.safetensors, such as unet, optimizer and average; state.json, the run's position
 """
 
 import logging
@@ -20,22 +20,22 @@ _BROKEN = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
 
 def save_folder(folder: Path, parts: dict[str, Tensors], position: dict[str, Any]) -> bool:
-    """Write one checkpoint folder. False where the disk refuses, which is logged: what lay there before stands."""
+    """Write one checkpoint folder. False, with a log line, where the disk refuses it: the folder stays as it was."""
     try:
         with write_aside(folder) as aside:
             aside.mkdir()
             for name, tensors in parts.items():
-                # Not their own memory format, which safetensors does not know.
+                # safetensors knows no other memory format.
                 save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, aside / f"{name}.safetensors")
             write_json(aside / "state.json", position | {"files": sorted(parts)})
     except (OSError, SafetensorError) as error:
-        log.error("%s not saved: %s; the checkpoints before it stand, the run goes on", folder, error)
+        log.error("%s not saved: %s; earlier checkpoints remain valid, the run continues", folder, error)
         return False
     return True
 
 
 def save_checkpoint(state: Path, step: int, parts: dict[str, Tensors], position: dict[str, Any], *, keep: int) -> bool:
-    """As save_folder into step-NNNNNN; then all but the newest `keep` go."""
+    """Write step-NNNNNN as save_folder does; then all but the newest `keep` are deleted."""
     saved = save_folder(state / f"step-{step:06d}", parts, position)
     if saved:
         for old in _newest_first(state)[keep:]:
@@ -44,30 +44,31 @@ def save_checkpoint(state: Path, step: int, parts: dict[str, Tensors], position:
 
 
 def find_checkpoint(state: Path) -> Path | None:
-    """The newest checkpoint that is whole; a broken one (a power cut) is warned of and passed over."""
+    """The newest complete checkpoint; a broken one, such as after a power cut, is skipped with a warning."""
     for folder in _newest_first(state):
         try:
             for name in read_json(folder / "state.json")["files"]:
                 with safe_open(folder / f"{name}.safetensors", framework="pt"):
                     pass  # compares the header with the length of the file
         except _BROKEN as error:
-            log.warning("%s is broken, the one before it is taken: %s", folder, error)
+            log.warning("%s is broken, using the one before it: %s", folder, error)
         else:
             return folder
     return None
 
 
 def _newest_first(state: Path) -> list[Path]:
+    """Checkpoint folders by falling step."""
     return sorted(state.glob("step-*"), key=lambda folder: int(folder.name[5:]), reverse=True)
 
 
 def flat_state(optimizer: Any) -> tuple[Tensors, dict[str, float]]:
-    """What an optimiser knows of each parameter, `<number>.<name>`: tensors, and plain numbers."""
+    """An optimiser's state of each parameter, as `<number>.<name>`: tensors, and plain numbers."""
     tensors: Tensors = {}
     numbers: dict[str, float] = {}
     parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
     for i, parameter in enumerate(parameters):
-        # Not of state_dict(), where bitsandbytes hides what is quantised in a dict of its own.
+        # Not from state_dict(), where bitsandbytes hides the quantised moments in a dict of its own.
         for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 # bitsandbytes shares one table between all parameters, which safetensors refuses.
@@ -78,7 +79,7 @@ def flat_state(optimizer: Any) -> tuple[Tensors, dict[str, float]]:
 
 
 def load_flat_state(optimizer: Any, flat: dict[str, Any]) -> None:
-    """Give an optimiser what flat_state found, tensors and numbers in one."""
+    """Load into an optimiser what flat_state gave, tensors and numbers in one dictionary."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
         i, name = key.split(".", 1)
@@ -87,5 +88,5 @@ def load_flat_state(optimizer: Any, flat: dict[str, Any]) -> None:
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                # In the parameter's memory format again: a sum in another order is another sum.
+                # Back in the parameter's memory format: another order of summation gives other bytes.
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

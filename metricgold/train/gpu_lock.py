@@ -1,7 +1,7 @@
-"""One training at a time on a graphics card: a lock of the operating system, whoever started the job.
+"""One training at a time on a GPU: a lock of the operating system, whoever started the job.
 
-Prefect's limit holds between flows only; this one is taken by the trainer itself, also when typed by hand, and is
-freed by the kernel when its process ends, however that came.
+Prefect's limit holds between flows only; this one is taken by the trainer itself, also when a person starts it, and is
+freed by the kernel when its process ends in whatever way.
 """
 
 import json
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from metricgold.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -23,17 +25,21 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 60.0  # of a job that waits
 
 
-def cards() -> list[str]:
-    """Names, as CUDA_VISIBLE_DEVICES has them, of the cards here that a job may use; METRICGOLD_CARDS says how many."""
-    if told := os.environ.get("METRICGOLD_CARDS"):
-        if not told.isdecimal():
-            raise ValueError(f"METRICGOLD_CARDS is {told!r}, expected a number of cards")
-        return [str(number) for number in range(int(told))]
-    number = _number_of_cards()
-    return (_visible() or [str(i) for i in range(number)]) if number else []
+def gpu_names() -> list[str]:
+    """Names, as in CUDA_VISIBLE_DEVICES, of the GPUs here that a job may use; METRICGOLD_CARDS overrides their number.
+
+    ValueError when METRICGOLD_CARDS is not a number.
+    """
+    if number := os.environ.get("METRICGOLD_CARDS"):
+        if not number.isdecimal():
+            raise ValueError(f"METRICGOLD_CARDS is {number!r}, expected a number of GPUs")
+        return [str(i) for i in range(int(number))]
+    installed = num_gpus()
+    return (visible_gpus() or [str(i) for i in range(installed)]) if installed else []
 
 
-def _number_of_cards() -> int:
+def num_gpus() -> int:
+    """NVIDIA GPUs in this machine, counted without torch."""
     devices = list(Path("/dev").glob("nvidia[0-9]*"))
     if devices or not shutil.which("nvidia-smi"):
         return len(devices)
@@ -41,32 +47,39 @@ def _number_of_cards() -> int:
     return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
+def visible_gpus() -> list[str]:
+    """The names in CUDA_VISIBLE_DEVICES; none where it is not set."""
+    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+
+
 @contextmanager
-def one_of(names: list[str], *, timeout_s: float) -> Iterator[str]:
-    """Hold one of some cards among the flows of this machine. TimeoutError when none becomes free."""
+def free_gpu(names: list[str], *, timeout_s: float) -> Iterator[str]:
+    """Hold one of these GPUs among the flows of this machine; yields its name. TimeoutError when none becomes free."""
     deadline = time.monotonic() + timeout_s
-    while not (held := _first_free(names)):
+    while (held := _lock_first_free(names)) is None:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"no card of {', '.join(names)} became free")
+            raise TimeoutError(f"no GPU of {', '.join(names)} became free")
         time.sleep(0.5)
     name, lock = held
-    with lock:
+    try:
         yield name
+    finally:
+        lock.release()
 
 
-def _first_free(names: list[str]):
-    """Name and lock of a card that no other flow holds; the lock is taken and closes when left."""
-    from filelock import FileLock, Timeout
-
+def _lock_first_free(names: list[str]) -> tuple[str, FileLock] | None:
+    """The first of these GPUs that no other flow holds, and its lock, taken."""
     for name in names:
+        lock = FileLock(lock_path(name, "flow"), timeout=0)
         with suppress(Timeout):
-            return name, FileLock(_lock_of(name, "flow")).acquire(timeout=0)
+            lock.acquire()
+            return name, lock
     return None
 
 
 @contextmanager
 def only_job(device: str) -> Iterator[None]:
-    """Hold the lock of a card; waits as long as another process holds it, with a line each minute.
+    """Hold the lock of a GPU; waits as long as another process holds it, with a line each minute.
 
     device: as torch names it, `cuda` or `cuda:1`, counted within CUDA_VISIBLE_DEVICES; anything else needs no lock.
     """
@@ -74,12 +87,16 @@ def only_job(device: str) -> Iterator[None]:
     if kind != "cuda":
         yield
         return
-    from filelock import FileLock
-
-    position, visible = int(number or 0), _visible()
-    path = _lock_of(visible[position] if position < len(visible) else str(position), "gpu")
+    position, visible = int(number or 0), visible_gpus()
+    path = lock_path(visible[position] if position < len(visible) else str(position), "gpu")
     lock, holder = FileLock(path), path.with_suffix(".json")
-    _wait_for(lock, holder, device)
+    patience_s = 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience_s, poll_interval=0.5)
+        except Timeout:
+            log.warning("%s is in use by %s; waiting for it", device, _describe(holder))
+            patience_s = SECONDS_BETWEEN_LINES
     try:
         write_json(holder, {"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
         yield
@@ -88,33 +105,18 @@ def only_job(device: str) -> Iterator[None]:
         lock.release()
 
 
-def _visible() -> list[str]:
-    return [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-
-
-def _lock_of(name: str, kind: str) -> Path:
+def lock_path(name: str, kind: str) -> Path:
+    """The lock file of a GPU: kind `gpu` for the job on it, `flow` for the flow that reserves it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
     cache.mkdir(parents=True, exist_ok=True)
-    # With the machine's name: a home on a network disk is shared by machines with cards of their own.
+    # With the machine's name: a home on a network disk is shared by machines with GPUs of their own.
     return cache / f"{kind}-{re.sub('[^A-Za-z0-9.-]', '-', f'{platform.node()}-{name}')}.lock"
 
 
-def _wait_for(lock, holder: Path, device: str) -> None:
-    from filelock import Timeout
-
-    patience_s = 0.0
-    while True:
-        try:
-            lock.acquire(timeout=patience_s, poll_interval=0.5)
-            return
-        except Timeout:
-            log.warning("%s is in use by %s; waiting for it", device, _named(holder))
-            patience_s = SECONDS_BETWEEN_LINES
-
-
-def _named(holder: Path) -> str:
+def _describe(holder: Path) -> str:
+    """The process that holds a lock, from the file beside it."""
     try:
-        found = json.loads(holder.read_text())
-        return f"process {found['pid']} since {found['since']}"
-    except (OSError, ValueError, KeyError):  # it holds the lock and has not said so yet
+        job = json.loads(holder.read_text())
+        return f"process {job['pid']} since {job['since']}"
+    except (OSError, ValueError, KeyError):  # it has the lock and has not written the file yet
         return "another process"

@@ -1,7 +1,7 @@
-"""Which frame is trained on when: a stateless, seeded mixture of latent caches.
+"""Which frames a step trains on: a stateless, seeded mixture of latent caches.
 
 Sample k of step s is a function of (seed, s, k) alone, so there is nothing to restore after a kill, and
-neither the number of workers nor of devices changes what is learnt from.
+neither the number of workers nor that of devices changes the samples.
 """
 
 from collections.abc import Sequence
@@ -56,4 +56,5 @@ class Mixture:
 
 
 def _shares(weights: Sequence[float]) -> np.ndarray:
+    """Weights as shares of 1."""
     return np.asarray(weights, dtype=np.float64) / np.sum(weights)

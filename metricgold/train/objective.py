@@ -1,4 +1,4 @@
-"""What a step asks of the U-Net: diffusion, or the whole way to depth in one step.
+"""What the U-Net learns in a step: diffusion, or depth in one step.
 
 diffusion  velocity, noise or depth from a noisy depth latent, at a timestep drawn anew for each sample (Marigold,
            arXiv 2312.02145)
@@ -6,9 +6,9 @@ one-step   depth from no noise at the last timestep (Lotus-D, arXiv 2409.18124; 
 
 One path for both: one-step is diffusion whose timestep is always the last and whose noise is zero. With a terminal
 SNR of zero nothing of the depth is left there, and the velocity is minus the depth: a regression of the clean latent,
-whether the backbone predicts it or the velocity. The depth half of the U-Net's input is zeros, as E2E-FT has it, and
-not cut off, as in Lotus-D: both find noise to be worse than none, and so the U-Net, its folder and the pipeline stay
-those of diffusion, whose weights may be fine-tuned to one step. B samples, c channels of h x w latents, scaled.
+whether the backbone predicts it or the velocity. The depth half of the U-Net's input is zeros, as in E2E-FT, and not
+cut off, as in Lotus-D (both papers find noise worse than none): so the U-Net, its folder and the pipeline stay those of
+diffusion, whose weights may be fine-tuned to one step. B samples, c channels of h x w latents, scaled.
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ from metricgold.train.noise import multi_resolution_noise
 
 
 class Objective:
-    """Draws what is random in a step, says what the U-Net sees, and how far its answer is off.
+    """Draws what is random in a step; gives the U-Net's input, its target, and the loss of its output.
 
-    vae: decodes depth for decoded_loss_weight, with gradients to the latents alone; not looked at without it.
+    vae: decodes depth for decoded_loss_weight, with gradients to the latents alone; unused without it.
     """
 
     def __init__(self, params: Train, scheduler: DDIMScheduler, vae: AutoencoderKL) -> None:
@@ -34,7 +34,9 @@ class Objective:
         """Noise and timesteps of one step's samples [B, c, h, w], and corners of crops; a function of (seed, step)."""
         if self.params.objective == "one-step":
             timesteps = torch.full((shape[0],), self.num_timesteps - 1)
-            return {"noise": torch.zeros(shape), "timesteps": timesteps, "corners": self._corners(shape, step)}
+            room = [max(0, side - self.params.decoded_crop) + 1 for side in shape[2:]]
+            corners = np.random.default_rng(self._key(step, 2)).integers(room, size=(shape[0], 2))  # top and left
+            return {"noise": torch.zeros(shape), "timesteps": timesteps, "corners": torch.from_numpy(corners)}
         generator = torch.Generator().manual_seed(self._key(step, 1))
         uniform = torch.randint(self.num_timesteps, (shape[0],), generator=generator)
         timesteps = shifted_timesteps(uniform, self.num_timesteps, self.params.timestep_shift)
@@ -42,29 +44,24 @@ class Objective:
         strength = noise.strength * (timesteps / self.num_timesteps if noise.annealed else torch.ones(shape[0]))
         return {"noise": multi_resolution_noise(shape, strength, generator), "timesteps": timesteps}
 
-    def _corners(self, shape: tuple[int, ...], step: int) -> torch.Tensor:
-        """Top and left of each sample's crop, [B, 2]."""
-        rng = np.random.default_rng(self._key(step, 2))
-        room = [max(0, side - self.params.decoded_crop) + 1 for side in shape[2:]]
-        return torch.from_numpy(rng.integers(room, size=(shape[0], 2)))
-
     def _key(self, step: int, stream: int) -> int:
+        """The seed of one of a step's streams of random numbers."""
         return int(np.random.SeedSequence([self.params.seed, step, stream]).generate_state(1, np.uint64)[0] >> 1)
 
     def sample(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the U-Net sees: image and noisy depth latents, [B, 2c, h, w]."""
+        """The U-Net's input: image and noisy depth latents, [B, 2c, h, w]."""
         noisy = self.scheduler.add_noise(inputs["depth"], inputs["noise"], inputs["timesteps"])
         return torch.cat([inputs["rgb"], noisy], dim=1)
 
     def target(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What the U-Net should answer, [B, c, h, w]."""
+        """What the U-Net should predict, [B, c, h, w]."""
         kind = self.params.prediction_type
         if kind == "v_prediction":
             return self.scheduler.get_velocity(inputs["depth"], inputs["noise"], inputs["timesteps"])
         return inputs["noise"] if kind == "epsilon" else inputs["depth"]
 
     def loss(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Error of the U-Net's answer [B, c, h, w] over valid latents, and of the depth decoded from it if wanted."""
+        """Error of the U-Net's output [B, c, h, w] over valid latents; with decoded_loss_weight also of depth."""
         params = self.params
         loss = masked_loss(output, self.target(inputs), inputs["valid"], params.loss, params.invalid_weight)
         if params.decoded_loss_weight:
@@ -74,7 +71,10 @@ class Objective:
     def _decoded_loss(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Mean absolute error of log depth in pixels, against what the truth's latents decode to."""
         clean = -output if self.params.prediction_type == "v_prediction" else output
-        crop = lambda maps: _crops(maps, inputs["corners"], self.params.decoded_crop)  # noqa: E731
+
+        def crop(maps: torch.Tensor) -> torch.Tensor:
+            return square_crops(maps, inputs["corners"], self.params.decoded_crop)
+
         with torch.no_grad():
             truth = self._decode(crop(inputs["depth"]))
         factor = vae_factor(self.vae)
@@ -82,7 +82,7 @@ class Objective:
         return masked_loss(self._decode(crop(clean)), truth, valid, "l1")
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Log depth [B, 1, H, W]. Not clipped: what overshoots must still feel a pull back."""
+        """Log depth [B, 1, H, W]. Not clipped: values out of range must keep a gradient."""
         return self.vae.decode(latent / self.vae.config.scaling_factor).sample.mean(dim=1, keepdim=True)
 
 
@@ -99,7 +99,7 @@ def training_scheduler(scheduler: DDIMScheduler, params: Train) -> DDIMScheduler
 def shifted_timesteps(timesteps: torch.Tensor, num_timesteps: int, shift: float) -> torch.Tensor:
     """Uniform timesteps moved towards noise: t -> s t / (1 + (s - 1) t) on [0, 1] (arXiv 2403.03206, eq. 23).
 
-    Few-step inference lives there, and a prediction from much noise has to look at the image.
+    Few-step inference runs there, and a prediction from much noise must rely on the image.
     """
     share = (timesteps + 0.5) / num_timesteps
     return (shift * share / (1 + (shift - 1) * share) * num_timesteps).long()
@@ -122,7 +122,7 @@ def masked_loss(
     return (error.sum(dim=(1, 2, 3)) / totals).mean()
 
 
-def _crops(maps: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
-    """The square of each sample [B, _, h, w] at its corner."""
+def square_crops(maps: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:
+    """The square of each map [B, _, h, w] whose top and left are its corner [B, 2]."""
     pairs = zip(maps, corners.tolist(), strict=True)
     return torch.stack([one[:, top : top + side, left : left + side] for one, (top, left) in pairs])

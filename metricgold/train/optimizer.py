@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from metricgold.params import Train
+from metricgold.params import DepthVae, Train
 
-NORMS_REMEMBERED = 100  # whose median says what gradient norm is usual
-NORMS_NEEDED = 20  # before anything is called a spike
+NORMS_REMEMBERED = 100  # their median is the usual gradient norm
+NORMS_NEEDED = 20  # before anything counts as a spike
 
 
 def new_optimizer(params: Train, parameters: Any) -> torch.optim.Optimizer:
@@ -24,16 +24,25 @@ def new_optimizer(params: Train, parameters: Any) -> torch.optim.Optimizer:
     return AdamW8bit(parameters, lr=params.lr)
 
 
-def learning_rate(step: int, params: Train) -> float:
-    """Linear warm-up, then exponential decay to final_lr_ratio at decay_steps, flat after it (Marigold)."""
-    warm = min(1.0, (step + 1) / params.warmup_steps) if params.warmup_steps else 1.0
+def exponential_rate(step: int, params: Train) -> float:
+    """Linear warm-up, then exponential decay to final_lr_ratio at decay_steps, constant after it (Marigold)."""
     span = max(1, params.decay_steps - params.warmup_steps)
     share = min(1.0, max(0, step - params.warmup_steps) / span)
-    return params.lr * warm * params.final_lr_ratio**share
+    return params.lr * warm_up(step, params.warmup_steps) * params.final_lr_ratio**share
 
 
-class Guard:
-    """Says which updates to leave out, by what the gradient norms have been of late."""
+def linear_rate(step: int, params: DepthVae) -> float:
+    """Linear warm-up on a line that reaches 0 after the last step."""
+    return params.lr * warm_up(step, params.warmup_steps) * (1 - step / params.num_steps)
+
+
+def warm_up(step: int, warmup_steps: int) -> float:
+    """Share of the learning rate at a step: rises linearly to 1 over the first warmup_steps."""
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+class SpikeGuard:
+    """Decides which updates to leave out, by comparing gradient norms with those of recent updates."""
 
     def __init__(self, spike_factor: float) -> None:
         self.spike_factor = spike_factor
@@ -42,7 +51,7 @@ class Guard:
         self.in_a_row = 0
 
     def fault(self, loss: float, norm: float) -> str | None:
-        """What is wrong with an update of this loss and gradient norm; None to make it."""
+        """The reason to leave out an update of this loss and gradient norm; None where it is sound."""
         usual = median(self.norms) if len(self.norms) >= NORMS_NEEDED else None
         if not isfinite(loss):
             return f"loss is {loss}"
@@ -52,17 +61,21 @@ class Guard:
             return f"gradient norm {norm:.4g} is over {self.spike_factor:g} times the median of late, {usual:.4g}"
         return None
 
-    def made(self, norm: float) -> None:
+    def note_update(self, norm: float) -> None:
+        """Count an update that was made."""
         self.norms.append(norm)
         self.in_a_row = 0
 
-    def left_out(self) -> None:
+    def note_left_out(self) -> None:
+        """Count an update that was left out."""
         self.skipped += 1
         self.in_a_row += 1
 
     def position(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the guard."""
         return {"norms": list(self.norms), "skipped": self.skipped, "in_a_row": self.in_a_row}
 
-    def go_on_from(self, position: dict[str, Any]) -> None:
+    def resume(self, position: dict[str, Any]) -> None:
+        """Continue from what `position` gave."""
         self.norms.extend(position["norms"])
         self.skipped, self.in_a_row = position["skipped"], position["in_a_row"]

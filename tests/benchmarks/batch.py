@@ -18,9 +18,11 @@ NUM_IMAGES, SIDE = 300, 256
 
 
 class FreePipe:
-    """The pipeline's signature; every answer is the same smooth depth with a little grain."""
+    """A DepthModel; every answer is the same smooth depth with a little grain."""
 
     log_depth = LogDepth(0.5, 80.0)
+    max_steps = 1000
+    is_one_step = False
 
     def __init__(self) -> None:
         y = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None]

@@ -195,10 +195,10 @@ def _child(manifest: Manifest, raw: Path, log: Path, environment: dict[str, str]
     os.environ.update(environment)
     _keep_receive_buffers_small()
     os.dup2(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644), 2)
-    from metricgold.download import fetcher as fetch
+    from metricgold.download.fetcher import Fetcher
     from metricgold.download.stage import download
 
-    fetch.FIRST_WAIT_S = 0.02
+    Fetcher.first_wait_s = 0.02
     download(manifest, raw, params=PARAMS)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.params.sections import Encode, LogDepthRange, Predict
 from metricgold.predict.dask_cluster import open_client, open_executor
 from metricgold.predict.dask_slices import predict_on
@@ -59,8 +59,8 @@ def predict_speedup(folder: Path) -> dict[str, float]:
     params = Predict(num_inference_steps=4, ensemble_size=1, batch_size=8, outputs=["log-png"], gallery=0)
 
     def run(client) -> None:
-        elsewhere, out = partial(predict_on, client), folder / f"out{next(number)}"
-        predict_all(params, model, str(source), str(out), model_name="random", elsewhere=elsewhere)
+        run_entries, out = partial(predict_on, client), folder / f"out{next(number)}"
+        predict_all(params, model, str(source), str(out), model_name="random", run_entries=run_entries)
 
     with open_client("local:1") as one, open_client("local:2") as two:
         one_s, two_s = least_seconds(lambda: run(one), lambda: run(two), rounds=2)
@@ -68,7 +68,7 @@ def predict_speedup(folder: Path) -> dict[str, float]:
 
 
 def _warm_up(_number: int) -> None:
-    import metricgold.encode.scene_encoder  # noqa: F401
+    import metricgold.encode.stage  # noqa: F401
 
 
 def _write_raw(raw: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from metricgold.datasets.readers import FrameRef, hypersim
+from tests.support.hypersim import NOMINAL_CAMERA, write_cameras
 
 from . import least_seconds
 
@@ -72,7 +73,8 @@ def write_frame(folder: Path) -> FrameRef:
     _write(final / "frame.0000.color.hdf5", colour)
     _write(geometry / "frame.0000.depth_meters.hdf5", ray_distance_m)
     _write(geometry / "frame.0000.render_entity_id.hdf5", entity_ids)
-    (ref,) = hypersim.list_frames("hypersim", folder, default_camera=hypersim.NOMINAL_CAMERA).frames
+    write_cameras(folder, {"ai_001_001": NOMINAL_CAMERA})
+    (ref,) = hypersim.list_frames("hypersim", folder).frames
     return ref
 
 

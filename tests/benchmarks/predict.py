@@ -25,12 +25,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, MarigoldDepthPipeline, UNet2
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metricgold.model.backbone import SCHEDULE, new_unet, new_vae, widen_conv_in
-from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline, _Asked
+from metricgold.model.ensemble import EnsembleOptions
+from metricgold.model.parts import SCHEDULE, widen_conv_in
+from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline
+from metricgold.model.stand_in import new_unet, new_vae
 from metricgold.model.vae import vae_factor
 from metricgold.params.sections import StandIn
 from metricgold.params.words import PRESETS
-from metricgold.train.plan import NUM_PROMPT_TOKENS, SD2_UNET, SD2_VAE, Card, flop_counter
+from metricgold.train.cost import NUM_PROMPT_TOKENS, flop_counter
+from metricgold.train.plan import SD2_UNET, SD2_VAE, Gpu
 
 from . import least_seconds
 from .train import _card
@@ -121,7 +124,7 @@ class Diffusers:
         self.pipe.ensemble_depth = self._keep
         factor = vae_factor(pipe.vae)
         shape = (pipe.vae.config.latent_channels, work.height // factor, work.width // factor)
-        self.noise = pipe._noise(torch.Size(shape), MEMBERS, seed=0)
+        self.noise = pipe.draw_noise(torch.Size(shape), MEMBERS, seed=0)
         self.members: torch.Tensor | None = None
 
     def _keep(self, members: torch.Tensor, *_: Any) -> tuple[torch.Tensor, None]:
@@ -153,8 +156,8 @@ def _check_agreement(pipe: MetricGoldPipeline, theirs: Diffusers, photograph: np
 
 @torch.no_grad()
 def _members(pipe: MetricGoldPipeline, photograph: np.ndarray, num_steps: int, count: int) -> list[torch.Tensor]:
-    asked = _Asked(count, count, 1.0, "depth", count)
-    return pipe._members(photograph[None], [0], asked, pipe._timesteps(num_steps, "trailing"))[0]
+    options = EnsembleOptions(count, batch_size=count)
+    return pipe.run_members(photograph[None], [0], options, pipe.new_scheduler(num_steps))[0]
 
 
 def _photograph(work: Work) -> np.ndarray:
@@ -208,7 +211,7 @@ def _on_gpu(work: Work, pipe: MetricGoldPipeline, photograph: np.ndarray) -> dic
     return figures | {"predict.peak_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
-def _share_of_limit(pipe: MetricGoldPipeline, work: Work, passes_per_s: float, card: Card) -> float:
+def _share_of_limit(pipe: MetricGoldPipeline, work: Work, passes_per_s: float, card: Gpu) -> float:
     return passes_per_s * _unet_flops(pipe, work) / card.bf16_flops
 
 

@@ -21,23 +21,16 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metricgold.model.backbone import SCHEDULE
+from metricgold.model.parts import SCHEDULE
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.vae import encode_log_depth, encode_rgb
 from metricgold.params.sections import Train, load_params
 from metricgold.shards import LatentCache, LatentFrame, shard_path, write_index, write_record, write_shard
+from metricgold.train.cost import NUM_PROMPT_TOKENS, flop_counter, flops_per_sample
 from metricgold.train.noise import multi_resolution_noise
-from metricgold.train.plan import (
-    ASSUMED_MFU,
-    CARDS,
-    NUM_PROMPT_TOKENS,
-    SD2_UNET,
-    SD2_VAE,
-    Card,
-    flop_counter,
-    flops_per_sample,
-)
-from metricgold.train.run import _Run
+from metricgold.train.plan import ASSUMED_MFU, GPUS, SD2_UNET, SD2_VAE, Gpu
+from metricgold.train.resumable import read_ahead
+from metricgold.train.run import TrainingRun
 
 from . import CannotRun, least_seconds
 
@@ -86,7 +79,7 @@ def on_gpu(folder: Path) -> dict[str, float]:
     }
     if card:
         figures["train.mfu"] = _step_flops(work) / ours.seconds / card.bf16_flops
-        figures["train.hours_3090"] = figures["train.hours"] * card.bf16_flops / CARDS["rtx3090"].bf16_flops
+        figures["train.hours_3090"] = figures["train.hours"] * card.bf16_flops / GPUS["rtx3090"].bf16_flops
     return figures
 
 
@@ -124,9 +117,9 @@ def _small() -> Work:
     return Work(4, 192, 256, _full().train.model_copy(update=changes), "cpu")
 
 
-def _card(name: str) -> Card | None:
+def _card(name: str) -> Gpu | None:
     """The card of the plan that a device's name means: "NVIDIA H100 80GB HBM3" is h100."""
-    return next((card for key, card in CARDS.items() if key in name.lower().replace(" ", "")), None)
+    return next((card for key, card in GPUS.items() if key in name.lower().replace(" ", "")), None)
 
 
 def _alone(make: Callable[[], Any]) -> Side:
@@ -151,17 +144,15 @@ class OurStep:
         caches = {"noise": _write_cache(folder / "latents", work)}
         accelerator, parts = Accelerator(mixed_precision=work.train.mixed_precision), _backbone(work)
         parts["vae"].cpu()  # asked for its scale alone
-        self.run = _Run(work.train, caches, parts, {}, folder / "state", accelerator, None)
-        self.reading = self.run._batches()
-        self.batches = self.reading.__enter__()
+        self.run = TrainingRun(work.train, caches, parts, {}, folder / "state", accelerator, None)
+        self.batches = read_ahead(self.run.read, range(self.run.num_steps), self.run.num_readers)
         self.waits: list[float] = []  # shares of each step
 
     def __call__(self) -> None:
         started = perf_counter()
         batch = next(self.batches)
         waited = perf_counter()
-        self.run._update(*batch, False)
-        self.run.step += 1
+        self.run.take_step(batch)
         self.waits.append((waited - started) / (perf_counter() - started))
 
     @property
@@ -263,7 +254,7 @@ def _vae_ratio(work: Work) -> float:
     return counter.get_total_flops() * work.train.batch_size / _step_flops(work)
 
 
-def _print_table(work: Work, ours: Side, usual: Side, card: Card | None) -> None:
+def _print_table(work: Work, ours: Side, usual: Side, card: Gpu | None) -> None:
     print(
         f"\n{work.height} x {work.width}, batch {work.train.batch_size}, U-Net and VAE 1/{work.shrink} as wide as SD2's"
         f"; VAE over U-Net {_vae_ratio(work):.2f} by FLOPs, at full size {_vae_ratio(_full()):.2f}"
@@ -286,7 +277,7 @@ def _print_table(work: Work, ours: Side, usual: Side, card: Card | None) -> None
 
 def _estimate() -> str:
     """As `metricgold plan` has it."""
-    work, card = _full(), CARDS["rtx3090"]
+    work, card = _full(), GPUS["rtx3090"]
     flops = _step_flops(work, gradient_checkpointing=work.train.gradient_checkpointing)
     hours = work.train.num_steps * flops / (ASSUMED_MFU * card.bf16_flops) / 3600
     return (

@@ -9,6 +9,7 @@ import pytest
 from metricgold.datasets.manifest import MANIFESTS, load_manifest, read_split_csv
 from metricgold.datasets.manifest_check import check_manifest
 from metricgold.datasets.readers import READERS
+from metricgold.datasets.splits import exclusion_reason
 from tests.support import SHARED
 
 LISTS = SHARED / "samples" / "metadata"
@@ -85,7 +86,7 @@ def test_hypersim_pins_the_csvs_that_are_known():
 def test_hypersim_excludes_what_is_broken_and_little_else():
     manifest = load_manifest("hypersim")
     splits = read_split_csv(LISTS / "hypersim/metadata_images_split_scene_v1.csv")
-    dropped = {frame for frame in splits if manifest.exclusion(frame)}
+    dropped = {frame for frame in splits if exclusion_reason(frame, manifest.exclude)}
     assert {splits[frame] for frame in dropped} == {"train"}
     assert len(dropped) == 800  # of 74,619
     with (LISTS / "hypersim/metadata_camera_trajectories.csv").open(newline="") as file:

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.readers import FrameRef, hypersim, read_frame
+from metricgold.datasets.readers import FrameRef, read_frame
+from tests.support.hypersim import NOMINAL_CAMERA
 
 HEIGHT, WIDTH = 24, 32
 NUM_PER_DATASET = 250
@@ -126,7 +127,7 @@ def _write_hdf5(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameRef:
             chunks = (12, 16, 1)[: array.ndim]
             file.create_dataset("dataset", data=array, chunks=chunks, compression="gzip", compression_opts=9)
     paths = (folder / f"{name}.hdf5" for name in arrays)
-    return FrameRef("hypersim", "s", "s/0", *paths, camera=hypersim.NOMINAL_CAMERA)
+    return FrameRef("hypersim", "s", "s/0", *paths, camera=NOMINAL_CAMERA)
 
 
 def _write_jpeg_png(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameRef:

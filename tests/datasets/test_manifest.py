@@ -1,14 +1,20 @@
 """Manifests: every fault of one is named, in a line that says where and what was expected."""
 
 import hashlib
-from fnmatch import fnmatchcase
 
 import pytest
 import yaml
 from hypothesis import given, strategies as st
 
 from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
-from metricgold.datasets.manifest_check import WARNING, check_manifest, check_manifests, overlap
+from metricgold.datasets.manifest_check import (
+    WARNING,
+    check_manifest,
+    check_manifests,
+    exclusion_faults,
+    member_faults,
+)
+from metricgold.datasets.splits import exclusion_reason, matches_name, splits_of_scene
 
 MINIMAL = {
     "name": "tiny",
@@ -119,12 +125,12 @@ def test_a_scene_in_two_splits_is_a_leak(tmp_path):
     manifest = Manifest(**MINIMAL, splits={"scenes": {"train": ["*"], "test": ["ocean"]}})
     split_of = manifest.splitter(tmp_path, "train")
     assert split_of("office", "office/0") == "train"
-    with pytest.raises(ValueError, match=r"scene ocean is in the splits \['train', 'test'\] at once"):
+    with pytest.raises(ValueError, match=r"data set tiny: scene ocean is in train and test, expected in one split"):
         split_of("ocean", "ocean/0")
 
 
 def test_splits_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match="data set tiny has no splits; asked for 'train'"):
+    with pytest.raises(ValueError, match="data set tiny has no splits; 'train' was wanted"):
         Manifest(**MINIMAL).splitter(tmp_path, "train")
     with pytest.raises(ValueError, match=r"split\.csv: no such file, and it decides the splits"):
         Manifest(**MINIMAL, splits={"csv": "split.csv"}).splitter(tmp_path, "train")
@@ -138,8 +144,8 @@ def test_a_split_csv_of_another_form_is_named(tmp_path):
 
 def test_exclusions_carry_their_reason():
     manifest = Manifest(**MINIMAL, exclude=[{"frames": "ai_004_009/cam_01/*", "reason": "no light"}])
-    assert manifest.exclusion("ai_004_009/cam_01/frame.0003") == "excluded: no light"
-    assert manifest.exclusion("ai_004_009/cam_00/frame.0003") is None
+    assert exclusion_reason("ai_004_009/cam_01/frame.0003", manifest.exclude) == "excluded: no light"
+    assert exclusion_reason("ai_004_009/cam_00/frame.0003", manifest.exclude) is None
 
 
 @pytest.mark.parametrize("name", ["nothing", "../data_manifests/hypersim"])
@@ -180,7 +186,7 @@ BROKEN = {
     ),
     "no splits": (
         {"splits": None},
-        "splits: are missing, expected scenes or a csv, so that no scene lies on two sides",
+        "splits: are missing, expected scenes or a csv, so that each scene is on one side only",
     ),
     "split csv not fetched": (
         {"splits": {"csv": "split.csv"}},
@@ -217,7 +223,7 @@ BROKEN = {
     ),
     "no archive": (
         {"archives": [ARCHIVE_A, ARCHIVE_B | {"path": "b.rar"}]},
-        "archives.1.path: b.rar ends like no archive, expected .zip, .tar, ",
+        "archives.1.path: b.rar has no suffix of an archive, expected .zip, .tar, ",
     ),
     "archive among files": (
         {"files": [{"path": "c.tar.gz"}]},
@@ -293,29 +299,57 @@ def test_many_are_reviewed_in_their_order(tmp_path):
 
 
 WORDS = st.text("ab/", max_size=6)
-GLOBS = st.text("ab/*?", max_size=6)
+GLOBS = st.text("ab/*?[]", min_size=1, max_size=6)
 
 
-@given(WORDS, GLOBS, GLOBS)
-def test_globs_that_share_a_name_overlap(word, one, other):
-    if fnmatchcase(word, one) and fnmatchcase(word, other):
-        assert overlap(one, other)
-    assert overlap(one, other) == overlap(other, one)
-    assert overlap(word, one) == fnmatchcase(word, one)
+def faults_of(scene: str, *, members=(), exclude=()) -> list[str]:
+    archives = [{"path": "x.zip", "scenes": [scene]}]
+    exclusions = [{"frames": glob, "reason": "broken"} for glob in exclude]
+    manifest = Manifest(**SOUND | {"archives": archives, "members": members, "exclude": exclusions})
+    return [key for check in (member_faults, exclusion_faults) for key, _ in check(manifest)]
+
+
+@given(WORDS, WORDS, GLOBS)
+def test_what_matches_below_a_scene_is_never_a_fault(before, after, glob):
+    if matches_name(f"ab/{after}", glob):
+        assert faults_of("ab", exclude=[glob]) == []
+    for member in (f"ab/{after}", f"{before}/ab/{after}"):
+        if matches_name(member, glob):
+            assert faults_of("ab", members=[glob]) == []
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("glob", "excludes", "extracts"),
     [
-        ("*/rgb/*.png", "*/ocean/*", True),
-        ("ocean/*", "ocea", False),
-        ("a?c", "abc", True),
-        ("a*b", "*ba", False),
-        ("Scene[01]/x", "Scene?/*", True),
-        ("Scene[01]/x", "Scene??/*", False),
-        ("", "*", True),
-        ("", "?", False),
+        ("ocean/P000/*", True, True),
+        ("ocean/rgb/1.png", True, True),
+        ("train/ocean/1.png", False, True),
+        ("oce*/x", True, True),
+        ("oce", False, False),
+        ("ocean", False, False),
+        ("oceans/*", False, True),
+        ("forest/1.png", False, False),
+        ("*/rgb/*.png", True, True),
+        ("o?ean/[0-9]", True, True),
+        ("[a-f]*", True, True),
     ],
 )
-def test_overlap(one, other, expected):
-    assert overlap(one, other) is expected
+def test_globs_that_can_match_below_a_scene(glob, excludes, extracts):
+    assert (faults_of("ocean", exclude=[glob]) == []) is excludes
+    assert (faults_of("ocean", members=[glob]) == []) is extracts
+
+
+@pytest.mark.parametrize(
+    ("name", "glob", "expected"),
+    [
+        ("ai_001_001/cam_00/frame.0003", "ai_001_001/*", True),  # a slash is a letter like any other
+        ("ai_001_001/cam_00/frame.0003", "*3", True),
+        ("ai_001_001", "ai_001", False),
+        ("Scene01", "Scene[02]1", True),
+        ("scene01", "Scene01", False),
+        ("a/b", "a?b", True),
+    ],
+)
+def test_names_are_matched_as_one_word(name, glob, expected):
+    assert matches_name(name, glob) is expected
+    assert splits_of_scene(name, {"train": ["nothing", glob], "test": ["x"]}) == ["train"] * expected

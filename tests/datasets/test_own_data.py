@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.datasets import own_data as folder
+from metricgold.datasets import own_data
 from metricgold.datasets.readers import list_frames, open_dataset, read_frame
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.storage.files import read_json
@@ -202,7 +202,7 @@ def test_a_focal_length_that_is_none(tmp_path, focal):
     write_one(tmp_path, intrinsics={"fx": None, "fy": None, "cx": None, "cy": None})
     row = f"barn/rgb/0001.png,barn/depth/0001.png,barn,{focal},9,4,3"
     write_csv(tmp_path, "rgb,depth,scene,fx,fy,cx,cy", row)
-    with pytest.raises(ValueError, match=rf"frames\.csv: line 2: fx: {focal} is no focal length"):
+    with pytest.raises(ValueError, match=rf"frames\.csv: line 2: fx: {focal} is not a focal length"):
         list_frames("mine", tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_a_frame_named_twice(tmp_path):
     write_one(tmp_path)
     row = "barn/rgb/0001.png,barn/depth/0001.png,barn"
     write_csv(tmp_path, "rgb,depth,scene", row, row)
-    with pytest.raises(ValueError, match="frame barn/rgb/0001 lies twice"):
+    with pytest.raises(ValueError, match="frame barn/rgb/0001 is there twice"):
         list_frames("mine", tmp_path)
 
 
@@ -338,12 +338,12 @@ def test_a_turned_photograph_is_refused(tmp_path):
 
 def test_the_digest_follows_what_is_stated(tmp_path):
     write_one(tmp_path)
-    first = folder.digest(tmp_path)
-    assert folder.digest(tmp_path) == first
+    first = own_data.digest(tmp_path)
+    assert own_data.digest(tmp_path) == first
     write_csv(tmp_path, "rgb,depth,scene", "barn/rgb/0001.png,barn/depth/0001.png,barn")
-    listed = folder.digest(tmp_path)
+    listed = own_data.digest(tmp_path)
     state(tmp_path, depth={"unit": "metre"})
-    assert len({first, listed, folder.digest(tmp_path)}) == 3
+    assert len({first, listed, own_data.digest(tmp_path)}) == 3
 
 
 def test_references_are_small_and_travel(tmp_path):
@@ -357,7 +357,7 @@ def test_references_are_small_and_travel(tmp_path):
 
 
 def test_latents_of_own_data(tmp_path, tiny, tiny_backbone):
-    from metricgold.encode.scene_encoder import encode
+    from metricgold.encode.stage import encode
     from metricgold.shards import LatentCache
 
     state(tmp_path / "raw", intrinsics={"cx": 24.0, "cy": 16.0})
@@ -372,17 +372,17 @@ def test_latents_of_own_data(tmp_path, tiny, tiny_backbone):
 def test_its_ledger_follows_names_sizes_and_the_statement(tmp_path):
     """By scene, so that a scene more encodes that scene only; the same data give the same bytes."""
     raw = write_one(tmp_path / "raw")
-    first = folder.write_ledger("mine", raw).read_bytes()
-    assert folder.write_ledger("mine", raw).read_bytes() == first
+    first = own_data.write_ledger("mine", raw).read_bytes()
+    assert own_data.write_ledger("mine", raw).read_bytes() == first
     before = read_json(raw / "ledger.json")
     assert before["archives"]["barn"]["scenes"] == ["barn"] and before["archives"]["barn"]["members"] == 2
     write_rgb(raw / "house_1/rgb/0001.png")
     write_depth(raw / "house_1/depth/0001.png", MILLIMETRES)
-    after = read_json(folder.write_ledger("mine", raw))
+    after = read_json(own_data.write_ledger("mine", raw))
     assert after["archives"]["barn"] == before["archives"]["barn"]
     assert set(after["archives"]) == {"barn", "house_1"}
     state(raw, depth={"unit": "centimetre"})
-    assert read_json(folder.write_ledger("mine", raw))["stated_sha256"] != after["stated_sha256"]
+    assert read_json(own_data.write_ledger("mine", raw))["stated_sha256"] != after["stated_sha256"]
 
 
 def test_own_data_take_every_row_of_the_graph(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets.arrays import read_hdf5, read_npy, read_pixels
-from metricgold.datasets.depth_png import read_depth_png
+from metricgold.datasets.arrays import read_depth_png, read_hdf5, read_npy, read_pixels
 from metricgold.datasets.manifest import load_manifest, read_split_csv
 from metricgold.datasets.readers import FrameRef, hypersim, list_frames, open_dataset, read_frame
 from tests.support import SHARED
+from tests.support.hypersim import NOMINAL_CAMERA
 
 SAMPLES = SHARED / "samples"
 pytestmark = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real samples lie beside the project, not in it")
@@ -65,7 +65,7 @@ def test_hypersim_csv_camera_projects_back_onto_its_pixels():
     camera = hypersim.read_cameras(SAMPLES / "metadata/hypersim/metadata_camera_parameters.csv")["ai_001_001"]
     intrinsics = hypersim.fit_pinhole(hypersim.rays_from_camera(camera, 768, 1024))
     np.testing.assert_allclose(intrinsics, [[886.81, 0, 512], [0, 886.81, 384], [0, 0, 1]], atol=1e-3)
-    np.testing.assert_allclose(camera, hypersim.NOMINAL_CAMERA, atol=1e-7)
+    np.testing.assert_allclose(camera, NOMINAL_CAMERA, atol=1e-7)
 
 
 def test_hypersim_tone_mapping():
@@ -186,7 +186,7 @@ def test_real_distance_map_with_wrong_camera_differs(hypersim_frame):
         "x",
         SAMPLES / HYPERSIM_COLOUR,
         SAMPLES / HYPERSIM_DEPTH,
-        camera=hypersim.NOMINAL_CAMERA,
+        camera=NOMINAL_CAMERA,
     )
     ratio = read_frame(replace(ref, name="nominal")).planar_depth_m / hypersim_frame.planar_depth_m
     assert abs(ratio - 1).max() > 0.05

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets.readers import list_frames, open_dataset, tartanair
+from metricgold.datasets.readers import list_frames, open_dataset
 from metricgold.datasets.tartanair import sky_ray_distance_m
 from metricgold.images.camera import pinhole, rays_from_intrinsics
 
@@ -77,9 +77,8 @@ def test_a_dome_behind_a_gap_is_invalid_and_near_surfaces_are_not(tmp_path):
     assert not frame.valid_mask[[0, 1, 5]].any()
 
 
-def test_an_environment_may_have_a_limit_of_its_own(tmp_path, monkeypatch):
-    write_frame(tmp_path, depth_m=np.full((HEIGHT, WIDTH), 150, dtype=np.float32))
-    monkeypatch.setitem(tartanair.FAR_RAY_DISTANCE_M_OF, "ocean", 100.0)
+def test_beyond_the_limit_nothing_is_valid_even_without_a_gap(tmp_path):
+    write_frame(tmp_path, depth_m=np.full((HEIGHT, WIDTH), 1500, dtype=np.float32))
     (frame,) = open_dataset("tartanair", tmp_path)
     assert not frame.valid_mask.any()
 
@@ -98,7 +97,7 @@ def test_folders_with_and_without_repeated_environment(tmp_path):
     names = [frame.name for frame in open_dataset("tartanair", tmp_path)]
     assert names == ["ocean/Hard/P000/000000", "office/Easy/P004/000007"]
     write_frame(tmp_path, "ocean/Hard/P000")
-    with pytest.raises(ValueError, match="frame ocean/Hard/P000/000000 lies twice"):
+    with pytest.raises(ValueError, match="frame ocean/Hard/P000/000000 is there twice"):
         open_dataset("tartanair", tmp_path)
 
 

@@ -1,7 +1,6 @@
 """Two thousand archives that are wrong somehow: each is refused by name, or what comes out of it is right."""
 
 import gzip
-import hashlib
 import io
 import random
 import re
@@ -18,7 +17,8 @@ from collections import Counter
 import pytest
 
 from metricgold.download import gate as members
-from metricgold.download.archives import extract, extract_tar, list_zip
+from metricgold.download.archives import extract
+from metricgold.download.zips import list_zip
 
 NUM_CASES = 2000
 EVIL = ["../e", "/e", "a/../../e", "a\\..\\e", "C:e", "a\0b", "\x1b[2J", "", ".", "..", "a" * 300, "b/" * 900, ".part"]
@@ -272,7 +272,7 @@ def attempt(action):
 
 def check_files(found, out):
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    assert files - {".glue", ".members"} == set(found)
+    assert files == set(found)
     for name, (num_bytes, crc32, *_) in found.items():
         assert not (out / name).is_symlink()
         content = (out / name).read_bytes()
@@ -295,20 +295,8 @@ def judge_zip(path, raw, jail):
 def judge_tar(path, raw, jail):
     found, refusal = attempt(lambda: extract(path, jail / "out", label="x"))
     if found is not None:
-        check_files(found, jail / "out")
-    if path.name != "a.tar":
-        return refusal
-
-    def open_at(start):
-        yield from (raw[at : at + 1000] for at in range(start, len(raw), 1000))
-
-    arrived, other = attempt(lambda: extract_tar(open_at, jail / "arrived", label="x", algorithms=("md5",)))
-    if refusal is None or other is None:
-        assert found == {name: member[:2] for name, member in arrived.members.items()}
-        assert arrived.digests["md5"] == hashlib.md5(raw).hexdigest()
-        for name, content in check_files(arrived.members, jail / "arrived").items():
-            member = arrived.members[name]
-            assert raw[member.start : member.start + member.num_bytes] == content
+        for content in check_files(found, jail / "out").values():
+            assert path.name != "a.tar" or content in raw
     return refusal
 
 
@@ -341,7 +329,7 @@ def test_two_thousand_wrong_archives(tmp_path, monkeypatch, watchdog):
             raise AssertionError(f"case {seed}: {kind}, {fault}: {error!r}") from error
         (extracted if refusal is None else refused)[kind, fault] += 1
         assert {entry.name for entry in tmp_path.iterdir()} == {"in", path.name}
-        assert {entry.name for entry in jail.iterdir()} <= {"out", "arrived"}
+        assert {entry.name for entry in jail.iterdir()} <= {"out"}
         shutil.rmtree(jail)
         path.unlink()
     print(f"\n{refused.total()} refused, {extracted.total()} right, {time.monotonic() - began:.1f} s")

@@ -11,7 +11,7 @@ import pytest
 from metricgold.download.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow
 from tests.support import ROOT
 
-ROWS = [MemberRow("b/2.png", 20, 2, start=512), MemberRow("a/1.png", 10, 1)]
+ROWS = [MemberRow("b/2.png", 20, 2), MemberRow("a/1.png", 10, 1)]
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_threads_share_it(ledger):
 def test_what_is_no_ledger_is_said(tmp_path):
     path = tmp_path / "ledger.sqlite"
     path.write_text("hello, this is no database at all" * 100)
-    with pytest.raises(ValueError, match=r"ledger\.sqlite is no ledger: .*; move it away to start over"):
+    with pytest.raises(ValueError, match=r"ledger\.sqlite is not a ledger: .*; move it away to start over"):
         Ledger(path)
 
 

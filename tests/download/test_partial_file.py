@@ -7,32 +7,16 @@ import signal
 import subprocess
 import sys
 import threading
-from itertools import pairwise
 
 import pytest
-from hypothesis import given, strategies as st
 
 from metricgold.download import partial_file as module
-from metricgold.download.partial_file import Partial, Ranges
-
-SPANS = st.lists(st.tuples(st.booleans(), st.integers(0, 40), st.integers(0, 40)))
-
-
-@given(SPANS, st.integers(0, 40), st.integers(0, 40))
-def test_ranges_are_a_set_of_numbers(steps, start, end):
-    ranges, expected = Ranges(), set()
-    for is_added, one, two in steps:
-        (ranges.add if is_added else ranges.drop)(one, two)
-        expected = expected | set(range(one, two)) if is_added else expected - set(range(one, two))
-    spans = list(ranges)
-    assert {number for one, two in spans for number in range(one, two)} == expected
-    assert all(two < three for (_, two), (three, _) in pairwise(spans))
-    gaps = list(ranges.gaps(start, end))
-    assert [number for one, two in gaps for number in range(one, two)] == sorted(set(range(start, end)) - expected)
+from metricgold.download.partial_file import PartialFile
+from metricgold.download.ranges import Ranges
 
 
 def create(path, total_bytes=100):
-    return Partial.create(path, total_bytes, origin="http://host/a", validator='"1"')
+    return PartialFile.create(path, total_bytes, origin="http://host/a", validator='"1"')
 
 
 def test_what_was_written_is_there_after_a_resume(tmp_path):
@@ -43,7 +27,7 @@ def test_what_was_written_is_there_after_a_resume(tmp_path):
     partial.forget(55, 58)
     partial.add_origin("http://other/a", None)
     partial.close()
-    again = Partial.resume(tmp_path / "deep" / "a")
+    again = PartialFile.resume(tmp_path / "deep" / "a")
     assert (again.prefix, again.total_bytes) == (20, 100)
     assert again.missing([(60, 200), (0, 30), (25, 57)]) == [(20, 50), (55, 57), (60, 100)]
     assert again.read(0, 20) + again.read(50, 55) == b"y" * 10 + b"x" * 10 + b"z" * 5
@@ -64,7 +48,7 @@ def test_every_prefix_of_a_journal_is_a_state_that_was(tmp_path):
     for cut in range(len(journal) + 1):
         (tmp_path / "b").write_bytes(data)
         (tmp_path / "b.have").write_bytes(journal[:cut])
-        again = Partial.resume(tmp_path / "b")
+        again = PartialFile.resume(tmp_path / "b")
         lines = journal[:cut].count(b"\n")
         if not lines:
             assert again is None
@@ -73,7 +57,7 @@ def test_every_prefix_of_a_journal_is_a_state_that_was(tmp_path):
         assert sum(end - start for start, end in again.missing([(0, 100)])) == missing
         again.write(90, b"x")  # behind a torn line, too, the journal stays readable
         again.close()
-        assert Partial.resume(tmp_path / "b").missing([(90, 91)]) == []
+        assert PartialFile.resume(tmp_path / "b").missing([(90, 91)]) == []
 
 
 @pytest.mark.parametrize(
@@ -94,27 +78,27 @@ def test_every_prefix_of_a_journal_is_a_state_that_was(tmp_path):
 def test_a_journal_that_is_not_ours_is_not_believed(tmp_path, journal):
     (tmp_path / "a").write_bytes(bytes(100))
     (tmp_path / "a.have").write_text(journal)
-    assert Partial.resume(tmp_path / "a") is None
+    assert PartialFile.resume(tmp_path / "a") is None
 
 
 def test_nothing_to_resume(tmp_path):
-    assert Partial.resume(tmp_path / "a") is None
+    assert PartialFile.resume(tmp_path / "a") is None
     create(tmp_path / "a").close()
     (tmp_path / "a").unlink()
-    assert Partial.resume(tmp_path / "a") is None
+    assert PartialFile.resume(tmp_path / "a") is None
     create(tmp_path / "b").close()
     (tmp_path / "b.have").unlink()
-    assert Partial.resume(tmp_path / "b") is None
+    assert PartialFile.resume(tmp_path / "b") is None
 
 
 def test_an_unknown_size_can_be_resumed_once_it_is_settled(tmp_path):
     partial = create(tmp_path / "a", None)
     partial.write(0, b"abc")
-    assert Partial.resume(tmp_path / "a") is None
-    partial.settle()
+    assert PartialFile.resume(tmp_path / "a") is None
+    partial.finish_unknown_length()
     partial.forget(1, 2)
     partial.close()
-    assert Partial.resume(tmp_path / "a").missing([(0, 9)]) == [(1, 2)]
+    assert PartialFile.resume(tmp_path / "a").missing([(0, 9)]) == [(1, 2)]
 
 
 def test_a_full_disk_is_said_and_the_journal_stays_whole(tmp_path, monkeypatch):
@@ -127,12 +111,12 @@ def test_a_full_disk_is_said_and_the_journal_stays_whole(tmp_path, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
     monkeypatch.undo()
     partial.write(2, b"z")
-    assert Partial.resume(tmp_path / "a").missing([(0, 3)]) == [(1, 2)]
+    assert PartialFile.resume(tmp_path / "a").missing([(0, 3)]) == [(1, 2)]
 
 
 def test_a_view_is_never_touched(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    view = Partial.view(tmp_path / "a", origin="file://a")
+    view = PartialFile.of_local_file(tmp_path / "a", origin="file://a")
     assert (view.prefix, view.missing([(0, 3)]), view.read(1, 3)) == (3, [], b"bc")
     with pytest.raises(OSError):
         view.write(0, b"x")
@@ -156,7 +140,7 @@ def test_nothing_is_written_after_close(tmp_path):
 def test_a_file_cut_behind_our_back(tmp_path):
     partial = create(tmp_path / "a")
     os.truncate(tmp_path / "a", 5)
-    with pytest.raises(OSError, match="bytes 0 to 9 were asked for, 5 read"):
+    with pytest.raises(OSError, match="bytes 0 to 9 were requested, 5 read"):
         partial.read(0, 9)
 
 
@@ -173,15 +157,15 @@ def test_many_threads(tmp_path):
     for thread in threads:
         thread.join()
     assert partial.prefix == 4000
-    assert Partial.resume(tmp_path / "a").read(0, 4000) == b"".join(b"%08d" % place for place in range(500))
+    assert PartialFile.resume(tmp_path / "a").read(0, 4000) == b"".join(b"%08d" % place for place in range(500))
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from metricgold.download.partial_file import Partial
+from metricgold.download.partial_file import PartialFile
 path = Path(sys.argv[1])
-partial = Partial.resume(path) or Partial.create(path, 400_000, origin="o", validator=None)
+partial = PartialFile.resume(path) or PartialFile.create(path, 400_000, origin="o", validator=None)
 print(flush=True)
 while True:
     for number in range(4000):
@@ -199,7 +183,7 @@ def test_killed_at_any_moment(tmp_path):
         child.send_signal(signal.SIGKILL)
         child.wait()
         child.stdout.close()
-        partial = Partial.resume(tmp_path / "a")
+        partial = PartialFile.resume(tmp_path / "a")
         truth = b"".join(b"%0100d" % number for number in range(4000))
         gaps = Ranges(partial.missing([(0, 400_000)]))
         for start, end in gaps.gaps(0, 400_000):

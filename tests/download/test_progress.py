@@ -7,6 +7,7 @@ import pytest
 
 from metricgold.download import progress as module
 from metricgold.download.progress import ByteProgress, show_bytes, show_seconds
+from metricgold.storage import progress as shown
 
 
 def test_a_line_says_share_bytes_archives_rate_and_time_left(monkeypatch):
@@ -21,17 +22,17 @@ def test_a_line_says_share_bytes_archives_rate_and_time_left(monkeypatch):
 
 
 def test_lines_come_now_and_then(monkeypatch, caplog):
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(shown, "SECONDS_BETWEEN_LINES", 0.0)
     progress = ByteProgress("tiny")
     progress.expect(10, 1)
-    with caplog.at_level(logging.INFO, logger="metricgold.download.progress"):
+    with caplog.at_level(logging.INFO, logger="metricgold.storage.progress"):
         for _ in range(3):
             progress.advance(2)
     assert [re.match(r"progress (\S+) %", record.message)[1] for record in caplog.records] == ["20.0", "40.0", "60.0"]
 
 
 def test_a_listener_hears_every_byte_and_nothing_is_logged(monkeypatch, caplog):
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(shown, "SECONDS_BETWEEN_LINES", 0.0)
     heard = []
     progress = ByteProgress("tiny", listener=heard.append)
     progress.expect(10, 1)
@@ -50,10 +51,24 @@ def test_on_a_terminal_large_archives_have_bars_of_their_own(monkeypatch, capsys
         advance(5_000_000)
         small(10)
         progress.advance(5_000_010)
-        assert progress._bar.n == 5_000_010
     progress.close()
-    shown = capsys.readouterr().err
-    assert "tiny" in shown and "a.zip" in shown and "small.zip" not in shown
+    bars = capsys.readouterr().err
+    assert "tiny:  17%" in bars and "5.00M/30.0M" in bars
+    assert "a.zip" in bars and "small.zip" not in bars
+
+
+def test_the_progress_file_holds_the_share_of_a_whole_stage_and_never_more_than_all(monkeypatch, tmp_path):
+    monkeypatch.setenv(shown.PROGRESS_FILE, str(tmp_path / "progress.json"))
+    monkeypatch.setattr(shown, "SECONDS_BETWEEN_WRITES", 0.0)
+    for is_whole_stage in (False, True):
+        progress = ByteProgress("tiny", is_whole_stage=is_whole_stage)
+        progress.expect(10, 1)
+        progress.advance(4)
+        assert (tmp_path / "progress.json").exists() == is_whole_stage
+    assert shown.read_progress(tmp_path / "progress.json").percent == 40
+    progress.advance(7)  # some bytes came twice
+    assert shown.read_progress(tmp_path / "progress.json").percent == 100
+    assert progress.bytes_done == 11
 
 
 def test_a_part_that_fails_is_not_counted(tmp_path):

@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tarfile
 import zipfile
 from collections import namedtuple
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,15 @@ import pytest
 
 from metricgold.datasets.manifest import Archive, Manifest, load_manifest, read_manifest
 from metricgold.datasets.readers import list_frames, read_frame
-from metricgold.datasets.synthetic.archives import render_scene, synthesize
-from metricgold.download import fetcher as fetch, stage as module
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES, synthesize
+from metricgold.download import stage as module
+from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import Ledger
-from metricgold.download.stage import download, group_by_scene, parse_checksums, plan, verify
+from metricgold.download.raw_folder import RawFolder
+from metricgold.download.selection import group_by_scene
+from metricgold.download.sources import parse_checksums, want
+from metricgold.download.stage import download, plan, verify
 from metricgold.params.sections import Download, Synthesize
 from metricgold.storage.files import digest_file, only_writer
 from tests.support import ROOT
@@ -219,7 +226,7 @@ def test_nothing_escapes_and_the_ledger_is_not_forged(upstream, tmp_path, name):
 
 def test_two_archives_with_one_member(upstream, tmp_path):
     write_zip(upstream / "c.zip", {"scene1/rgb/1.png": b"other"})
-    with pytest.raises(ValueError, match=r"scene1/rgb/1\.png lies in both a\.zip and c\.zip"):
+    with pytest.raises(ValueError, match=r"scene1/rgb/1\.png is in both a\.zip and c\.zip"):
         download(manifest_of(f"file://{upstream}", archives=[{"path": "a.zip"}, {"path": "c.zip"}]), tmp_path / "raw")
     assert not (tmp_path / "raw/ledger.json").exists()
 
@@ -251,7 +258,7 @@ QUICK = Download(patience_s=2, stall_s=0.5)
 
 @pytest.fixture
 def server(upstream, monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(Fetcher, "first_wait_s", 0.01)
     with FaultServer(upstream) as server:
         yield server
 
@@ -319,6 +326,22 @@ def test_wrong_bytes_are_asked_for_again_and_nothing_else_is(server, upstream, t
     assert server.bytes_sent < 12 * 2_000_000 + 200_000  # at most the member that the flipped bit hit, once more
 
 
+def test_a_tar_with_a_wrong_checksum_is_fetched_from_the_next_mirror(server, upstream, tmp_path):
+    md5 = hashlib.md5((upstream / "b/b.tar").read_bytes()).hexdigest()
+    content = bytearray((upstream / "b/b.tar").read_bytes())
+    content[600] ^= 1
+    write(upstream / "bad/b/b.tar", bytes(content))
+    manifest = manifest_of(f"{server.url}/bad", server.url, archives=[{"path": "b/b.tar", "md5": md5}])
+    download(manifest, tmp_path / "raw", params=QUICK)
+    assert data(tmp_path / "raw") == {"scene1/depth/1.npy": b"d" * 5000}
+    assert rows(tmp_path / "raw")["b/b.tar"].source == f"{server.url}/b/b.tar"
+    (upstream / "b/b.tar").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"b/b\.tar from http.*: md5 is [0-9a-f]{32}, expected "):
+        download(manifest, tmp_path / "none", params=QUICK)
+    assert contents(tmp_path / "none") == []
+    assert not list((tmp_path / "none/.part").rglob("*")), "nothing wrong is kept"
+
+
 def test_bytes_that_stay_wrong_are_refused(server, upstream, tmp_path):
     content = bytearray((upstream / "a.zip").read_bytes())
     content[60] ^= 1
@@ -339,7 +362,7 @@ def test_s3(s3_bucket, upstream, tmp_path):  # noqa: F811
 
 
 def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(Fetcher, "first_wait_s", 0.01)
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{unheard.getsockname()[1]}"
@@ -408,14 +431,14 @@ def test_killed_and_called_again(many, tmp_path, num_bytes):
 def test_killed_while_members_move_into_place(many, tmp_path, monkeypatch):
     """All bytes had come: the next run asks for none of them."""
     manifest, server = many
-    move = module.Store._move
+    move = RawFolder.move_in
 
-    def half(self, source, rows):
-        move(self, source, rows[: len(rows) // 2])
+    def half(self, arrival, rows):
+        move(self, arrival, rows[: len(rows) // 2])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Store, "_move", half)
+        patch.setattr(RawFolder, "move_in", half)
         with pytest.raises(KeyboardInterrupt):
             download(read_manifest(manifest), tmp_path / "raw", params=Download(num_workers=1))
     assert [row.state for row in rows(tmp_path / "raw").values()].count("placing") >= 1
@@ -426,6 +449,55 @@ def test_killed_while_members_move_into_place(many, tmp_path, monkeypatch):
     assert len(contents(tmp_path / "raw")) == 9 * 4
     assert server.bytes_sent < 9 * 1_200_000 + 500_000 and sent > 1_200_000
     assert not (tmp_path / "raw/.part").exists()
+
+
+# A ledger as earlier versions wrote it: they extracted a tar while it arrived, and knew each member's place in it
+
+EARLIER_LEDGER = """
+CREATE TABLE archives (path TEXT PRIMARY KEY, identity TEXT NOT NULL, state TEXT NOT NULL, transfer_bytes INTEGER,
+    disk_bytes INTEGER, source TEXT, time TEXT NOT NULL, reason TEXT, num_members INTEGER, members_sha256 TEXT);
+CREATE TABLE members (name TEXT PRIMARY KEY, archive TEXT NOT NULL REFERENCES archives (path), bytes INTEGER NOT NULL,
+    crc32 INTEGER NOT NULL, start INTEGER);
+INSERT INTO archives VALUES ('a.zip', 'b9b6a785ec446f520aaab95e691cb1e8c421867dfec8b9b16ec3c7786777f8ed', 'done', 3047,
+    3000, 'file:///a.zip', '2026-01-01T00:00:00+00:00', NULL, 1,
+    '969cabc6e502704269eba1417307a1d02c380fa576147288a9f45528806140de');
+INSERT INTO members VALUES ('scene1/rgb/1.png', 'a.zip', 3000, 2942368887, NULL);
+INSERT INTO archives VALUES ('b/b.tar', 'ea9707fe023d47abc06a8461ff2d151537cc59ac69a4ac0369c4d65e9b608ae3', ?, 10240,
+    5000, 'file:///b/b.tar', '2026-01-01T00:00:00+00:00', NULL, 1,
+    '07f7144f1f40683d8fad193476ca2cbc2c6f251191cd4b92681b4ba2c5572463');
+"""
+EARLIER_MEMBER = "INSERT INTO members VALUES ('scene1/depth/1.npy', 'b/b.tar', 5000, 858434985, 512)"
+EARLIER_LEDGER_JSON = "93b55e3c83e38082bfb9783b2184e3537713e06bca121b07d155ad5b70721d5d"  # sha256 of what it wrote
+
+
+@pytest.mark.parametrize("state", ["fetching", "placing", "done"])
+def test_a_raw_folder_of_an_earlier_version_is_finished(upstream, tmp_path, state):
+    raw, staged = tmp_path / "raw", tmp_path / "raw/.part/b%2Fb.tar@.members"
+    write(raw / "scene1/rgb/1.png", b"red" * 1000)
+    if state == "fetching":  # killed while the tar arrived
+        write(staged / ".members", b'{"name": "scene1/depth/1.npy", "start": 512, "num_bytes": 5000, "pax": {}}\n')
+        write(staged / ".glue", bytes(512))
+        write(staged / ".part", b"d" * 3000)
+    else:
+        write((raw if state == "done" else staged) / "scene1/depth/1.npy", b"d" * 5000)
+    (raw / ".ledger").mkdir()
+    with closing(sqlite3.connect(raw / ".ledger/ledger.sqlite")) as ledger:
+        ledger.executescript(EARLIER_LEDGER.replace("?", f"'{state}'"))
+        if state != "fetching":
+            ledger.execute(EARLIER_MEMBER)
+            ledger.commit()
+    if state != "fetching":  # then nothing is asked for
+        (upstream / "b/b.tar").unlink()
+    path = download(manifest_of(f"file://{upstream}"), raw)
+    assert contents(raw) == ["scene1/depth/1.npy", "scene1/rgb/1.png"]
+    assert (raw / "scene1/depth/1.npy").read_bytes() == b"d" * 5000
+    assert not (raw / ".part").exists()
+    assert digest_file(path) == EARLIER_LEDGER_JSON
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 # Looking again
@@ -459,7 +531,7 @@ def test_verify_repairs_what_is_broken_and_only_that(server, upstream, tmp_path)
     assert sorted(said["members"]) == ["c/3.png", "d/2.npy", "split.csv"]
     assert data(raw) == before
     assert (raw / "ledger.json").read_bytes() == ledger
-    assert server.bytes_sent < 2 * 500_000 + 200_000
+    assert server.bytes_sent < 500_000 + 6 * 500_000 + 200_000  # of the zip a member, of the tar all
     assert asked(server, "/a.zip") == []
     server.reset_counts()
     assert verify(manifest, raw, params=QUICK)["repaired"] == 0
@@ -536,12 +608,12 @@ def test_a_streamed_data_set_keeps_what_is_measured_on(scenes, tmp_path):
 
 
 def test_groups_share_no_scene():
-    archives = [
-        Archive(path=f"{n}.zip", scenes=names) for n, names in enumerate([["a"], ["b"], ["a", "c"], ["c", "b"]])
-    ]
+    manifest = manifest_of("file:///nowhere")
+    scenes = [["a"], ["b"], ["a", "c"], ["c", "b"]]
+    archives = [want(manifest, Archive(path=f"{n}.zip", scenes=names)) for n, names in enumerate(scenes)]
     assert [group.scenes for group in group_by_scene(archives[:3])] == [("b",), ("a", "c")]
     assert len(group_by_scene(archives)) == 1
-    assert group_by_scene([*archives, Archive(path="all.tar")])[0].scenes == ()
+    assert group_by_scene([*archives, want(manifest, Archive(path="all.tar"))])[0].scenes == ()
 
 
 Usage = namedtuple("Usage", "total used free")
@@ -550,14 +622,18 @@ Usage = namedtuple("Usage", "total used free")
 def test_a_disk_too_small_is_said_before_anything_is_fetched(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Usage(10_000, 5_000, 5_000))
     manifest = manifest_of(server.url, archives=[{"path": "b/b.tar"}])
-    with pytest.raises(OSError, match=r"disk too small: 10\.2 kB needed, 5\.0 kB free, 5\.2 kB missing"):
+    # The tar of 10.2 kB, and as much for its members.
+    assert plan(manifest, tmp_path / "raw", params=QUICK)["bytes_on_disk_at_most"] == 2 * 10_240
+    assert plan(manifest, tmp_path / "raw", params=QUICK)["bytes_on_disk_after"] == 10_240
+    shutil.rmtree(tmp_path / "raw/.part")  # what the plan has fetched of it needs no more room
+    with pytest.raises(OSError, match=r"disk too small: 20\.5 kB needed, 5\.0 kB free, 15\.5 kB missing"):
         download(manifest, tmp_path / "raw", params=QUICK)
     assert contents(tmp_path / "raw") == []
 
 
 def test_a_disk_that_fills_up_stops_the_run_and_the_next_goes_on(many, tmp_path, monkeypatch):
     manifest, server = many
-    move, left = module.Store._move, [3]
+    move, left = RawFolder.move_in, [3]
 
     def full_after_three(self, *args):
         left[0] -= 1
@@ -565,7 +641,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_next_goes_on(many, tmp_path,
             raise OSError(errno.ENOSPC, "No space left on device")
         return move(self, *args)
 
-    monkeypatch.setattr(module.Store, "_move", full_after_three)
+    monkeypatch.setattr(RawFolder, "move_in", full_after_three)
     with pytest.raises(OSError, match=r"disk full: about .* are still to come, .* free; make room and run it again"):
         download(read_manifest(manifest), tmp_path / "raw")
     assert len(contents(tmp_path / "raw")) == 3 * 4
@@ -623,7 +699,8 @@ def test_twins_come_out_exact(dataset, far_m, step_m, tmp_path, monkeypatch):
     download(load_manifest(dataset), raw)
     for split, scenes in (("train", range(4)), ("test", range(4, 5))):
         listing = list_frames(dataset, raw, split=split)
-        truths = {frame_name(dataset, truth): truth for index in scenes for truth in render_scene(dataset, TINY, index)}
+        rendered = [frame for index in scenes for frame in render_scene(RECIPES[dataset], TINY, index)]
+        truths = {frame_name(dataset, truth): truth for truth in rendered}
         assert [ref.name for ref in listing.frames] == sorted(truths)
         for ref in listing.frames:
             frame, truth = read_frame(ref), truths[ref.name]

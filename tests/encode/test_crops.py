@@ -1,21 +1,20 @@
-"""Views of a frame: what a random crop shows is what its intrinsics say, in metres of the same scene."""
+"""Crops of a frame: what a random crop shows is what its intrinsics say, in metres of the same scene."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import psutil
-import pytest
 from PIL import Image
 
 from metricgold.datasets.frame import Frame, fit_frame
 from metricgold.datasets.readers import list_frames
-from metricgold.encode.crops import open_processes, read_views, view_frame
+from metricgold.encode.crops import crop_frame, open_processes, read_crops
 from metricgold.images.camera import rays_from_intrinsics
 from metricgold.params.sections import Encode
+from tests.support.waiting import wait_until
 
 HEIGHT, WIDTH = 24, 40
 INTRINSICS = np.array([[50.0, 1.5, 21.3], [0, 47.0, 16.7], [0, 0, 1]])
@@ -28,57 +27,57 @@ def numbered_frame(name="scene/frame"):
     return Frame.from_arrays(rgb, depth_m, depth_m % 97 != 0, INTRINSICS, "scene", name)
 
 
-def views(number, min_crop=0.4):
-    return [view_frame(numbered_frame(f"frame{i}"), number, HEIGHT, WIDTH, min_crop) for i in range(40)]
+def crops_of_frames(number, min_crop=0.4):
+    return [crop_frame(numbered_frame(f"frame{i}"), number, HEIGHT, WIDTH, min_crop) for i in range(40)]
 
 
-def is_mirrored(view):
-    return bool((np.diff(view.planar_depth_m[12][view.valid_mask[12]]) <= 0).all())
+def is_mirrored(crop):
+    return bool((np.diff(crop.planar_depth_m[12][crop.valid_mask[12]]) <= 0).all())
 
 
-def test_view_0_is_the_whole_frame():
+def test_crop_0_is_the_whole_frame():
     frame = numbered_frame()
-    view, fitted = view_frame(frame, 0, HEIGHT, WIDTH, 0.5), fit_frame(frame, HEIGHT, WIDTH)
+    crop, fitted = crop_frame(frame, 0, HEIGHT, WIDTH, 0.5), fit_frame(frame, HEIGHT, WIDTH)
     for field in ("rgb", "planar_depth_m", "valid_mask", "intrinsics"):
-        np.testing.assert_array_equal(getattr(view, field), getattr(fitted, field))
-    assert view.name == "scene/frame"
+        np.testing.assert_array_equal(getattr(crop, field), getattr(fitted, field))
+    assert crop.name == "scene/frame"
 
 
 def test_every_pixel_of_a_crop_lies_where_its_intrinsics_say():
-    for view in views(1):
+    for crop in crops_of_frames(1):
         # Without mirroring its ray is that of the frame; a mirrored one looks the other way.
-        rays = rays_from_intrinsics(view.intrinsics, HEIGHT, WIDTH) * [-1 if is_mirrored(view) else 1, 1, 1]
+        rays = rays_from_intrinsics(crop.intrinsics, HEIGHT, WIDTH) * [-1 if is_mirrored(crop) else 1, 1, 1]
         x, y, _ = np.moveaxis(rays @ INTRINSICS.T, -1, 0)
         taken = 1 + np.floor(y) * 44 + np.floor(x)
-        inner = view.valid_mask & (abs(x - np.round(x)) > 1e-6) & (abs(y - np.round(y)) > 1e-6)
+        inner = crop.valid_mask & (abs(x - np.round(x)) > 1e-6) & (abs(y - np.round(y)) > 1e-6)
         assert inner.mean() > 0.9
-        np.testing.assert_array_equal(view.planar_depth_m[inner], taken[inner])
+        np.testing.assert_array_equal(crop.planar_depth_m[inner], taken[inner])
 
 
 def test_crops_differ_in_size_place_and_side():
-    crops = views(1)
+    crops = crops_of_frames(1)
     zooms = (
-        np.array([view.intrinsics[1, 1] for view in crops])
+        np.array([crop.intrinsics[1, 1] for crop in crops])
         / fit_frame(numbered_frame(), HEIGHT, WIDTH).intrinsics[1, 1]
     )
     assert zooms.min() >= 1 and zooms.max() <= 1 / 0.4 and zooms.min() < 1.2 and zooms.max() > 1.8
     assert 8 < sum(map(is_mirrored, crops)) < 32
-    assert len({view.name for view in crops + views(2)}) == 80
-    for view in crops:
-        assert view.rgb.shape == (HEIGHT, WIDTH, 3)
-        assert set(view.planar_depth_m[view.valid_mask]) <= set(1 + np.arange(30 * 44))
+    assert len({crop.name for crop in crops + crops_of_frames(2)}) == 80
+    for crop in crops:
+        assert crop.rgb.shape == (HEIGHT, WIDTH, 3)
+        assert set(crop.planar_depth_m[crop.valid_mask]) <= set(1 + np.arange(30 * 44))
 
 
-def test_a_view_is_a_function_of_name_and_number():
-    one, same, other = (view_frame(numbered_frame(), number, HEIGHT, WIDTH, 0.5) for number in (1, 1, 2))
+def test_a_crop_is_a_function_of_name_and_number():
+    one, same, other = (crop_frame(numbered_frame(), number, HEIGHT, WIDTH, 0.5) for number in (1, 1, 2))
     np.testing.assert_array_equal(one.rgb, same.rgb)
     assert one.name == "scene/frame#1" and (one.intrinsics != other.intrinsics).any()
 
 
 def test_the_whole_is_the_largest_crop():
-    view = view_frame(numbered_frame(), 1, 30, 44, 1.0)
-    flip = np.s_[:, ::-1] if is_mirrored(view) else np.s_[:]
-    np.testing.assert_array_equal(view.planar_depth_m[flip], numbered_frame().planar_depth_m)
+    crop = crop_frame(numbered_frame(), 1, 30, 44, 1.0)
+    flip = np.s_[:, ::-1] if is_mirrored(crop) else np.s_[:]
+    np.testing.assert_array_equal(crop.planar_depth_m[flip], numbered_frame().planar_depth_m)
 
 
 def test_processes_give_what_threads_give(tiny, tiny_raw):
@@ -87,8 +86,8 @@ def test_processes_give_what_threads_give(tiny, tiny_raw):
         pids = {pool.submit(os.getpid).result()}
         for ref in refs[:2]:
             params = Encode(height=32, width=48, views=2)
-            one, other = pool.submit(read_views, ref, params).result(), read_views(ref, params)
-            assert [view.name for view in one] == [view.name for view in other] == [ref.name, f"{ref.name}#1"]
+            one, other = pool.submit(read_crops, ref, params).result(), read_crops(ref, params)
+            assert [crop.name for crop in one] == [crop.name for crop in other] == [ref.name, f"{ref.name}#1"]
             np.testing.assert_array_equal(one[1].rgb, other[1].rgb)
             assert pool.submit(_has_torch).result() is False
     assert pids != {os.getpid()}
@@ -115,16 +114,15 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     child = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    for _ in range(200):
-        if not _lives(child):
-            return
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the process lives on without its parent")
+    try:
+        wait_until(lambda: not _lives(child), within_s=10)
+    finally:
+        if _lives(child):
+            os.kill(child, signal.SIGKILL)
 
 
 def _lives(pid):
-    # One that ended stays a zombie until somebody asks for it.
+    # A process that ended stays a zombie until its parent waits for it.
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
@@ -141,8 +139,8 @@ def test_virtual_kitti_as_the_benchmark_cuts_it(tmp_path):
         "frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]\n0 0 725.0087 725.0087 620.5 187\n"
     )
     (ref,) = list_frames("vkitti2", tmp_path).frames
-    (whole,) = read_views(ref, Encode(height=352, width=1216))
-    (cut,) = read_views(ref, Encode(height=352, width=1216, kitti_crop=True))
+    (whole,) = read_crops(ref, Encode(height=352, width=1216))
+    (cut,) = read_crops(ref, Encode(height=352, width=1216, kitti_crop=True))
     assert cut.planar_depth_m[0, 0] == np.float32(1.23) and cut.planar_depth_m[-1, -1] == np.float32(4.74)
     assert whole.planar_depth_m[0, 0] < 1.1
     assert cut.intrinsics[0, 0] == 725.0087  # cut, not scaled

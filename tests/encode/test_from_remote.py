@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from metricgold.datasets.manifest import Manifest, read_manifest
-from metricgold.download.raw_folder import Store
+from metricgold.download.raw_folder import RawFolder
 from metricgold.download.stage import download
 from metricgold.encode.from_remote import encode_from_remote
-from metricgold.encode.scene_encoder import SceneEncoder, encode
+from metricgold.encode.scene_encoder import SceneEncoder
+from metricgold.encode.stage import encode
 from metricgold.params.sections import Download
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json
@@ -113,7 +114,7 @@ def test_stopped_in_the_middle_it_fetches_no_finished_scene_again(stream, expect
 
 def test_killed_before_it_could_delete_it_deletes_then(stream, mirror, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Store, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RawFolder, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         stream()
     assert (tmp_path / "raw" / "env101").exists()
     mirror.reset_counts()
@@ -124,7 +125,7 @@ def test_killed_before_it_could_delete_it_deletes_then(stream, mirror, tmp_path,
 
 def test_what_was_downloaded_after_a_kill_stays(stream, manifest, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Store, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(RawFolder, "drop", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         stream()
     download(manifest, tmp_path / "raw")
     stream()

@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ import torch
 from metricgold.datasets.readers import list_frames, open_dataset
 from metricgold.encode import scene_encoder as module
 from metricgold.encode.crops import open_processes
-from metricgold.encode.scene_encoder import encode, open_encoder, source_digest
+from metricgold.encode.scene_encoder import open_encoder
+from metricgold.encode.stage import encode, source_digest
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae
 from metricgold.model.vae import encode_log_depth, encode_rgb, filled_log_depth, rgb_to_tensor
 from metricgold.params.sections import load_params
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json, write_json
+from tests.support.waiting import wait_until
 
 
 def run(tiny, raw, backbone, out, **changes):
@@ -233,17 +236,17 @@ def test_processes_and_threads_give_the_same_bytes(tiny, tiny_raw, tiny_backbone
     threads = run(tiny, tiny_raw, tiny_backbone, tmp_path / "threads", views=views)
     opened = []
     monkeypatch.setattr(module, "WORTH_PROCESSES_BYTES", 0)
-    monkeypatch.setattr(module, "_num_cores", lambda: 3)
+    monkeypatch.setattr(module, "num_cores", lambda: 3)
     monkeypatch.setattr(module, "open_processes", lambda number: opened.append(number) or open_processes(1))
     run(tiny, tiny_raw, tiny_backbone, tmp_path / "processes", views=views)
     assert opened == [3], "opened once for all shards"
     assert bytes_of(tmp_path / "processes") == bytes_of(threads.path)
 
 
-def test_views_lie_beside_their_frames(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
+def test_crops_follow_their_frames(tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path):
     whole, cache = LatentCache(tiny_latents), run(tiny, tiny_raw, tiny_backbone, tmp_path / "out", views=3)
     names = [whole[i].name for i in range(8)]
-    assert [cache[i].name for i in range(24)] == [f"{name}{view}" for name in names for view in ("", "#1", "#2")]
+    assert [cache[i].name for i in range(24)] == [f"{name}{crop}" for name in names for crop in ("", "#1", "#2")]
     # Another batch, so the last bit may differ.
     for i in range(8):
         np.testing.assert_allclose(cache[3 * i].rgb_latent, whole[i].rgb_latent, atol=2e-3)
@@ -253,7 +256,7 @@ def test_views_lie_beside_their_frames(tiny, tiny_raw, tiny_backbone, tiny_laten
     assert (identity["views"], identity["min_crop"]) == (3, 0.5)
 
 
-def test_a_name_that_looks_like_a_view_s_is_refused(tiny, tiny_raw, tiny_backbone, tmp_path):
+def test_a_name_that_looks_like_a_crop_s_is_refused(tiny, tiny_raw, tiny_backbone, tmp_path):
     ref = replace(refs_of(tiny, tiny_raw)["env101"][0], name="env101/a#1")
     with (
         opened(tiny, tiny_backbone, tmp_path, views=2) as encoder,
@@ -351,19 +354,22 @@ def _encode_project(project, raw, out):
     encode(params.datasets[0], params.encode, params.log_depth, raw, project / "models" / "backbone", out)
 
 
+def _is_over_or_has(child, out, num_shards):
+    return not child.is_alive() or len(list(out.glob("*.h5"))) >= num_shards
+
+
 @pytest.mark.slow
 def test_killed_at_thirty_random_moments_it_ends_with_the_same_bytes(project, tiny):
     """In processes that have torch already, killed -9; the last one is left alone."""
     raw, out, rng = project / "data" / "raw" / tiny.datasets[0], project / "out", np.random.default_rng()
     _encode_project(project, raw, project / "undisturbed")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metricgold.encode.scene_encoder"])
+    context.set_forkserver_preload(["metricgold.encode.stage"])
     wanted = np.sort(rng.integers(0, 78, size=30))  # shards, of 80
     for want in wanted:
         child = context.Process(target=_encode_project, args=(project, raw, out))
         child.start()
-        while child.is_alive() and len(list(out.glob("*.h5"))) < want:
-            time.sleep(0.001)
+        wait_until(partial(_is_over_or_has, child, out, want), every_s=0.001)
         time.sleep(rng.uniform(0, 0.03))
         child.kill()
         child.join()

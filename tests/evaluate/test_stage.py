@@ -12,7 +12,7 @@ from PIL import Image
 from metricgold.datasets.readers import list_frames
 from metricgold.datasets.sampling import evenly_spaced
 from metricgold.evaluate.baselines import best_constant, mean_depth_map
-from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.evaluate.depth_ranges import range_edges_m
 from metricgold.evaluate.stage import evaluate, through_vae
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import METRICS, depth_metrics
@@ -237,10 +237,10 @@ def test_evenly_spaced(count, limit):
         assert gaps[1:-1].max() - gaps[1:-1].min() <= 1
 
 
-def test_depth_edges():
-    assert depth_edges(LogDepth(0.5, 80)).tolist() == [0.5, 1, 2, 4, 8, 16, 32, 80]
-    assert depth_edges(LogDepth(1, 64)).tolist() == [1, 2, 4, 8, 16, 32, 64]
-    assert depth_edges(LogDepth(1, 1.2)).tolist() == [1, 1.2]
+def test_range_edges_m():
+    assert range_edges_m(LogDepth(0.5, 80)).tolist() == [0.5, 1, 2, 4, 8, 16, 32, 80]
+    assert range_edges_m(LogDepth(1, 64)).tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert range_edges_m(LogDepth(1, 1.2)).tolist() == [1, 1.2]
 
 
 def test_with_a_trained_pipeline(tiny_raw, tiny_model, tmp_path):

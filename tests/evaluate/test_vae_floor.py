@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from metricgold.datasets.readers import open_dataset
-from metricgold.evaluate.depth_ranges import depth_edges
+from metricgold.evaluate.depth_ranges import range_edges_m
 from metricgold.evaluate.vae_floor import (
     Encoding,
     FlipAsymmetry,
@@ -82,7 +82,7 @@ def test_log_is_the_log_depth_that_the_model_is_trained_on():
 
 def test_figures_are_those_of_the_metrics_module(frames):
     """Per image and then the mean, over valid pixels between the outer edges."""
-    edges_m = depth_edges(LogDepth(2.0, 30.0))
+    edges_m = range_edges_m(LogDepth(2.0, 30.0))
     truth, floor = Truth(frames, edges_m), Floor(edges_m)
     pred_m = truth.depth_m * np.random.default_rng(0).uniform(0.7, 1.4, truth.depth_m.shape)
     floor.add(pred_m, truth)
@@ -92,7 +92,7 @@ def test_figures_are_those_of_the_metrics_module(frames):
         images.append(depth_metrics(p, frame.planar_depth_m, counted))
     assert floor.abs_rel == pytest.approx(np.mean([one["abs_rel"] for one in images]))
     assert floor.delta1 == pytest.approx(np.mean([one["delta1"] for one in images]))
-    by_depth = floor.by_depth()
+    by_depth = floor.by_depth.rows()
     assert sum(one["num_pixels"] for one in by_depth) == truth.counted.sum()
     first = (truth.depth_m >= 2) & (truth.depth_m < 4) & truth.valid
     error = np.abs(pred_m - truth.depth_m)[first] / truth.depth_m[first]
@@ -108,7 +108,7 @@ def test_a_narrow_range_pays_for_what_it_clips(report, frames, tiny_backbone):
     assert len(pixels) == 9 and len(set(pixels.values())) == 1
     narrow, edges_m = Encoding("log", 0.5, 5.0), np.array([0.5, 5.0, 10.0, 80.0])
     floor = measure_floor(load_vae(tiny_backbone), iter([frames]), [narrow], edges_m)[narrow]
-    by_depth = {one["from_m"]: one for one in floor.by_depth()}
+    by_depth = {one["from_m"]: one for one in floor.by_depth.rows()}
     assert by_depth[10.0]["abs_rel"] > 0.5 and by_depth[10.0]["delta1"] == 0
 
 
@@ -141,7 +141,7 @@ def test_an_image_without_depth_in_range_is_left_out(frames, tiny_backbone):
 
 def test_a_symmetric_vae_has_no_flip_asymmetry(frames, tiny_backbone):
     """Kernels made symmetric: what is left is rounding. Half of the pixels per latent do not line up otherwise."""
-    edges_m = depth_edges(LogDepth(0.5, 80.0))
+    edges_m = range_edges_m(LogDepth(0.5, 80.0))
     vae = load_vae(tiny_backbone).eval()
     as_it_is = asymmetry(vae, frames, edges_m)
     assert 0.01 < as_it_is["depth_rms"] < 2 and as_it_is["image_rms"] > 0.01
@@ -195,7 +195,7 @@ def test_the_floor_is_the_pipeline_s_round_trip(tiny_model, tiny_raw, tiny, tiny
     from metricgold.evaluate.stage import through_vae
 
     pipe = MetricGoldPipeline.from_pretrained(tiny_model)
-    edges_m, encoding = depth_edges(LogDepth(0.5, 80.0)), Encoding("log", 0.5, 80.0)
+    edges_m, encoding = range_edges_m(LogDepth(0.5, 80.0)), Encoding("log", 0.5, 80.0)
     truth, floor = Truth(frames, edges_m), Floor(edges_m)
     floor.add(np.stack(through_vae(pipe, frames)), truth)
     measured = measure_floor(load_vae(tiny_backbone), iter([frames]), [encoding], edges_m)[encoding]

@@ -85,7 +85,7 @@ def test_uncertainty_file_saturates_and_keeps_no_value(tmp_path):
 
 def test_one_kind_is_not_read_as_the_other(tmp_path):
     write_uncertainty_png(tmp_path / "u.png", np.zeros((2, 2), np.float32), {})
-    with pytest.raises(ValueError, match=r"u\.png is no planar depth file"):
+    with pytest.raises(ValueError, match=r"u\.png: expected a PNG of planar depth in metres"):
         read_log_depth_png(tmp_path / "u.png")
     (tmp_path / "x.png").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"x\.png is not a PNG"):

@@ -11,9 +11,7 @@ from hypothesis import given, strategies as st
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
 from pillow_heif import register_heif_opener
 
-from metricgold.images import photo as images
 from metricgold.images.photo import NotAnImage, Photo, as_photo, read_photo, read_rgb
-from metricgold.images.preview import draw_preview
 from tests.support import ROOT, SHARED
 
 # pytest sets the filters anew for each test, Pillow is silenced once a process.
@@ -82,7 +80,8 @@ def test_odd_image_that_ends_early_is_read_in_part_if_so_wished(name):
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
 def test_odd_images_leave_nothing_on_the_terminal():
     program = (
-        "import sys; from pathlib import Path; from metricgold.images.photo import read_rgb\n"
+        "import sys; from pathlib import Path; from metricgold.images import quieten_image_libraries, read_rgb\n"
+        "quieten_image_libraries()\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    try: read_rgb(path, max_pixels=2_000_000)\n"
         "    except ValueError: pass\n"
@@ -685,54 +684,9 @@ def test_odd_kinds_become_what_the_table_says(kind):
         assert expected is None or np.abs(rgb - np.asarray(expected, int)).max() <= 12
 
 
-def test_the_table_of_the_readme_lists_these_kinds():
-    readme = (ROOT / "README.md").read_text()
-    section = re.search(r"^#+ Odd images\n(.*?)(?=^#|\Z)", readme, re.M | re.S)
-    if section is None:
-        pytest.skip("the README has no section 'Odd images'")
+def test_the_table_of_the_manual_lists_these_kinds():
+    page = (ROOT / "docs/prediction-and-batch-jobs.md").read_text()
+    section = re.search(r"^#+ Odd images\n(.*?)(?=^#|\Z)", page, re.M | re.S)
+    assert section is not None
     rows = re.findall(r"^\| (.+?) \|", section[1], re.M)
     assert rows[1:] == list(ODD_KINDS)
-
-
-def test_preview_is_red_near_and_blue_far_and_holds_a_scale():
-    depth_m = np.geomspace(1, 50, 300 * 400).reshape(300, 400).astype(np.float32)
-    depth_m[100:110, 100:110] = np.nan
-    sheet = np.asarray(draw_preview(depth_m)).astype(int)
-    near, far, nothing = sheet[2, 200], sheet[297, 200], sheet[105, 105]
-    assert near[0] > near[2] + 50
-    assert far[2] > far[0] + 50
-    assert nothing.tolist() == [128, 128, 128]
-    panel = sheet[:, 400:]
-    assert panel.shape[1] > 40
-    assert (panel.max(axis=2) < 100).sum() > 30  # ink of ticks and figures
-
-
-def test_preview_tells_each_tenth_of_the_depth_from_the_next():
-    depth_m = np.geomspace(1, 50, 400 * 300).reshape(400, 300).astype(np.float32)
-    shades = np.asarray(draw_preview(depth_m)).astype(int)[20:400:40, 150]
-    assert np.abs(np.diff(shades, axis=0)).max(axis=1).min() > 10
-
-
-def test_preview_of_a_flat_wall_is_no_rainbow():
-    depth_m = np.linspace(2, 2.02, 400 * 300).reshape(400, 300).astype(np.float32)
-    wall = np.asarray(draw_preview(depth_m)).astype(int)[:, :300]
-    assert np.ptp(wall.reshape(-1, 3), axis=0).max() < 60
-
-
-@pytest.mark.parametrize(("low_m", "high_m"), [(1.0, 50.0), (0.5, 0.9), (3.0, 3.7), (12.0, 80.0)])
-def test_the_scale_of_a_preview_has_the_colour_of_its_metres(low_m, high_m):
-    panel = np.asarray(images._scale_panel(440, low_m, high_m)).astype(int)
-    bar, beside = panel[:, 15], panel[:, 32]  # from row 20 to 419, and the strokes right of it
-    rows = [y for y in range(440) if (beside[y] < 60).all()]
-    ticks_m = images._ticks(low_m, high_m, room=8)
-    assert len(rows) == len(ticks_m) >= 2
-    for y, tick_m in zip(reversed(rows), ticks_m, strict=True):  # far on top
-        expected = images._colour(np.full((1, 1), tick_m, np.float32), low_m, high_m)[0, 0].astype(int)
-        assert np.abs(bar[np.clip(y, 20, 419)] - expected).max() <= 6
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (2000, 3), (64, 96), (1500, 2000)])
-@pytest.mark.parametrize("value", [np.nan, np.inf, 2.0, 1e-3, 1e5])
-def test_preview_of_any_depth(shape, value):
-    sheet = draw_preview(np.full(shape, value, np.float32))
-    assert max(sheet.size) < 1500

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from metricgold.images.photo import NotAnImage, Photo, read_photo
+from metricgold.images.pillow_settings import quieten_image_libraries
 
 MAX_PIXELS = 1_000_000
 SECONDS_EACH, MEMORY_MB, GROWTH_MB = 5, 3000, 150
@@ -129,6 +130,7 @@ def check(photo: Photo) -> None:
 
 
 def main(seed: int, count: int) -> None:
+    quieten_image_libraries()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_MB << 20, MEMORY_MB << 20))
     random, files = Random(seed), whole_files()
     told = {"read": 0, "refused": 0}

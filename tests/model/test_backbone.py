@@ -9,15 +9,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from metricgold.model.backbone import (
-    load_backbone,
-    load_vae,
-    new_unet,
-    new_vae,
-    prepare_backbone,
-    vae_digest,
-    widen_conv_in,
-)
+from metricgold.model.backbone import load_backbone, load_vae, prepare_backbone, vae_digest
+from metricgold.model.parts import widen_conv_in
+from metricgold.model.stand_in import new_unet, new_vae
 from metricgold.params.sections import Backbone, LogDepthRange
 from metricgold.storage.files import digest_file, digest_folder
 
@@ -128,13 +122,13 @@ def test_the_first_place_with_the_right_weights_is_taken(stable_diffusion, tmp_p
     out = prepare("no/model", tmp_path / "backbone", mirrors=mirrors, sha256=sha256)
     made_from = json.loads((out / "backbone.json").read_text())
     assert (made_from["source"], made_from["sha256"][name]) == (str(stable_diffusion), sha256["vae"])
-    for fault in ("'no/model' is no folder", "short/vae/.* cannot be read", f"other/vae/.* is {sha256['vae']}"):
+    for fault in ("'no/model' is not a folder", "short/vae/.* cannot be read", f"other/vae/.* is {sha256['vae']}"):
         assert re.search(fault, caplog.text)
 
 
 def test_what_is_wrong_with_every_place_is_said(stable_diffusion, tmp_path):
     mirrors = [{"source": str(stable_diffusion)}]
-    with pytest.raises(ValueError, match=rf"(?s)'no/model' is no folder.*has sha256.*sha256\.unet is {'0' * 64}"):
+    with pytest.raises(ValueError, match=rf"(?s)'no/model' is not a folder.*has sha256.*sha256\.unet is {'0' * 64}"):
         prepare("no/model", tmp_path / "backbone", mirrors=mirrors, sha256={"unet": "0" * 64})
     assert not (tmp_path / "backbone").exists()
     with pytest.raises(ValueError, match=r"sha256\.unet"):
@@ -174,7 +168,7 @@ def test_a_schedule_that_contradicts_itself_is_refused(stable_diffusion, tmp_pat
 
 @pytest.mark.parametrize("revision", [None, "main", "ABCDEF" * 7])
 def test_a_hub_id_must_be_pinned_to_a_commit(tmp_path, revision):
-    with pytest.raises(ValueError, match=r"'no-such/model' is no folder.*40 hex digits"):
+    with pytest.raises(ValueError, match=r"'no-such/model' is not a folder.*40 hex digits"):
         prepare("no-such/model", tmp_path / "backbone", revision=revision)
     assert not (tmp_path / "backbone").exists()
 
@@ -187,7 +181,7 @@ def test_a_hub_that_cannot_be_reached_is_one_message(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_no_stable_diffusion_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty is no Stable Diffusion folder: unet/ is missing"):
+    with pytest.raises(ValueError, match="empty is not a Stable Diffusion folder: unet/ is missing"):
         prepare(tmp_path / "empty", tmp_path / "backbone")
     with pytest.raises(ValueError, match=r"backbone\.json is missing"):
         load_backbone(tmp_path / "empty")
@@ -251,7 +245,7 @@ def test_the_vae_s_digest_knows_layers_that_weights_do_not_show(tiny_backbone, t
 
 
 def test_a_vae_that_cannot_be_hashed_is_named(tiny_backbone, tmp_path):
-    with pytest.raises(ValueError, match="is no backbone: vae/ is missing"):
+    with pytest.raises(ValueError, match="is not a backbone: vae/ is missing"):
         vae_digest(tmp_path)
     other = shutil.copytree(tiny_backbone, tmp_path / "backbone")
     weights = other / "vae" / "diffusion_pytorch_model.safetensors"

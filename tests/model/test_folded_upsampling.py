@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from metricgold.model.backbone import new_unet
 from metricgold.model.folded_upsampling import double_and_convolve, fold_upsampling
+from metricgold.model.stand_in import new_unet
 from metricgold.params.sections import StandIn
 
 

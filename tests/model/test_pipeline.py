@@ -15,8 +15,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from metricgold import MetricGoldPipeline
 from metricgold.images.camera import focal_px_from_fov
 from metricgold.log_depth import LogDepth
-from metricgold.model import pipeline as model
-from metricgold.model.pipeline import load_pipeline, median_and_deviation, standard_error
+from metricgold.model.ensemble import median_and_deviation, standard_error
+from metricgold.model.inputs import CalibratedImage
+from metricgold.model.pipeline import load_pipeline
 from metricgold.params.sections import Predict
 
 OPTIONS = {"num_inference_steps": 2, "ensemble_size": 3, "seed": 7}
@@ -95,7 +96,7 @@ def test_ddim_equals_diffusers_step_by_step(pipe):
     scaling = pipe.vae.config.scaling_factor
     with torch.no_grad():
         rgb_latent = encode_rgb(pipe.vae, rgb_to_tensor(rgb[None])) * scaling
-        latent = pipe._noise(rgb_latent.shape[1:], 1, seed=7)
+        latent = pipe.draw_noise(rgb_latent.shape[1:], 1, seed=7)
         prompt = pipe.empty_prompt.embedding[None]
         for timestep in scheduler.timesteps:
             output = pipe.unet(torch.cat([rgb_latent, latent], 1), timestep, encoder_hidden_states=prompt).sample
@@ -158,7 +159,7 @@ def test_members_equal_diffusers_marigold(pipe, monkeypatch):
     marigold.empty_text_embedding = pipe.empty_prompt.embedding[None]
     marigold.set_progress_bar_config(disable=True)
     monkeypatch.setattr(marigold, "ensemble_depth", lambda members, *_: (seen.append(members), (members[:1],) * 2)[1])
-    noise = pipe._noise((4, 16, 24), 5, seed=3)
+    noise = pipe.draw_noise((4, 16, 24), 5, seed=3)
     options = {"num_inference_steps": 4, "ensemble_size": 5, "batch_size": 2, "processing_resolution": 0}
     with torch.no_grad():
         marigold(Image.fromarray(rgb), latents=noise, **options)
@@ -174,12 +175,12 @@ def test_members_equal_diffusers_marigold(pipe, monkeypatch):
 
 def members(pipe, images, num_inference_steps=2, **options):
     """Log depth [E, H, W] of each image's members, before they are merged."""
-    seen, merge = [], pipe._merge
-    pipe._merge = lambda found, *rest: (seen.append(torch.stack(found)), merge(found, *rest))[1]
+    seen, merge = [], pipe.merge_members
+    pipe.merge_members = lambda found, *rest: (seen.append(torch.stack(found)), merge(found, *rest))[1]
     try:
         pipe(images, num_inference_steps, **options)
     finally:
-        del pipe._merge
+        del pipe.merge_members
     return seen
 
 
@@ -232,7 +233,7 @@ def test_the_standard_error_is_that_of_a_median(count):
 def test_merged_latents_are_their_mean_decoded_once(pipe, monkeypatch):
     rgb, decoded = image(seed=8), []
     latents = members(pipe, [rgb], ensemble_size=4, seed=1, merge="latent")[0]
-    expected = pipe.log_depth.denormalize(pipe._decode(latents.mean(dim=0, keepdim=True)))[0].detach()
+    expected = pipe.log_depth.denormalize(pipe.decode(latents.mean(dim=0, keepdim=True)))[0].detach()
     decode = pipe.vae.decode
     monkeypatch.setattr(pipe.vae, "decode", lambda latent: (decoded.append(len(latent)), decode(latent))[1])
     found = pipe(rgb, 2, 4, seed=1, merge="latent")
@@ -326,9 +327,8 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
 
 
 def test_where_depth_saturates_is_no_answer(pipe):
-    photo = model._Photo(image(1, 4), np.eye(3), "argument")
-    log_depth = torch.tensor([[-1, -0.9985, 0.5, 1]])
-    found = pipe._merge([log_depth], photo, model._Asked(1, 1, 1, "depth", 1))
+    photo = CalibratedImage(image(1, 4), np.eye(3), "argument")
+    found = pipe.merge_members([torch.tensor([[-1, -0.9985, 0.5, 1]])], photo)
     assert found.valid_mask.tolist() == [[False, True, True, False]] and found.valid_mask.dtype == bool
 
 
@@ -350,7 +350,7 @@ def test_an_answer_that_is_no_number_is_an_error(tiny_model):
     broken = load_pipeline(tiny_model)
     broken.unet.conv_out.bias.data.fill_(torch.nan)
     for merge in ("depth", "latent"):
-        with pytest.raises(ValueError, match=r"no number in torch\.float32"):
+        with pytest.raises(ValueError, match=r"NaN or infinity in torch\.float32"):
             broken(image(), **OPTIONS, merge=merge)
 
 
@@ -464,7 +464,7 @@ def test_weights_are_never_unpickled(broken):
     path = broken / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(path), path.with_suffix(".bin"))
     path.unlink()
-    with pytest.raises(ValueError, match="is no whole checkpoint"):
+    with pytest.raises(ValueError, match="is not a complete checkpoint"):
         load_pipeline(broken)
 
 
@@ -478,7 +478,7 @@ def test_a_broken_folder_is_named(broken, name, text):
         (broken / "model_index.json").write_text(json.dumps(index | {"near_m": -1.0}))
     else:
         (broken / name).write_text(text)
-    with pytest.raises(ValueError, match=f"{broken.name} is no whole checkpoint"):
+    with pytest.raises(ValueError, match=f"{broken.name} is not a complete checkpoint"):
         load_pipeline(broken)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from metricgold.model.backbone import new_unet
 from metricgold.model.prompt_attention import FoldedAttention, PromptAttention, prompt_computed_once
+from metricgold.model.stand_in import new_unet
 from metricgold.params.sections import StandIn
 
 

@@ -32,6 +32,8 @@ class SteadyPipe:
     """Depth from the red channel, 1 to 11 m, in PACE_S an image."""
 
     log_depth = LogDepth(0.5, 80.0)
+    max_steps = 1000
+    is_one_step = False
     PACE_S = 0.005
 
     def processing_size(self, height, width):
@@ -105,7 +107,7 @@ def kill_again_and_again(
 
 def visible(sink: Folder | S3Prefix) -> dict[str, str]:
     """MD5 of the images' files, those of a run that is not over too."""
-    found = {entry.key: entry.tag for entry in sink.list() if entry.key[0] in "0123"}
+    found = {entry.key: entry.tag for entry in sink.entries() if entry.key[0] in "0123"}
     if isinstance(sink, S3Prefix):
         return found
     return {key: hashlib.md5(sink.read(key)).hexdigest() for key in found}
@@ -118,7 +120,7 @@ def outcome(sink: Folder | S3Prefix) -> dict:
     assert isinstance(sink, S3Prefix) or not list(sink.root.glob("**/.*.part"))
     return {
         "files": visible(sink),
-        "rest": sorted(entry.key for entry in sink.list() if entry.key[0] not in "0123"),
+        "rest": sorted(entry.key for entry in sink.entries() if entry.key[0] not in "0123"),
         "rows": [(row["input"], row["status"], row["reason"], row.get("sha256")) for row in rows],
         "counts": {name: summary[f"images_{name}"] for name in ("done", "failed", "skipped")},
     }

@@ -4,14 +4,14 @@ import errno
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.predict import dask_cluster as cluster
 from metricgold.predict.dask_cluster import open_client, open_executor
+from tests.support.waiting import wait_until
 
 distributed = pytest.importorskip("distributed")
 
@@ -77,15 +77,12 @@ def test_a_local_worker_that_is_gone_for_good_is_replaced(monkeypatch):
     with open_client("local:1") as client:
         (before,) = client.run(os.getpid).values()
         client.sync(client.cluster.workers[0].close)  # as after a worker that has died while it started
-        deadline = time.monotonic() + 30
-        while not (found := client.run(os.getpid)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert [pid for pid in found.values() if pid != before]
+        wait_until(lambda: [pid for pid in client.run(os.getpid).values() if pid != before], every_s=0.1)
 
 
 @pytest.mark.parametrize("address", ["local:0", "local:many", "somewhere", "local:"])
 def test_another_form_of_address_is_refused(address):
-    expected = f"{address} is no address of a cluster: expected tcp://host:port or local:N"
+    expected = f"{address} is not a cluster address: expected tcp://host:port or local:N"
     with pytest.raises(ValueError, match=expected), open_executor(address):
         pass
 

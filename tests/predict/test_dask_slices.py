@@ -20,8 +20,9 @@ from metricgold.params.sections import Predict
 from metricgold.predict import dask_slices as slices
 from metricgold.predict.dask_cluster import open_client
 from metricgold.predict.dask_slices import predict_on
-from metricgold.predict.stage import Job, predict_all
-from metricgold.storage.buckets import Entry, open_bucket
+from metricgold.predict.job import BatchJob
+from metricgold.predict.stage import predict_all
+from metricgold.storage.buckets import StoredObject, open_bucket
 from tests.support.pipes import NotingPipe, PlainPipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
@@ -63,8 +64,10 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def run(client, source, out, pipe=None, *, params=PARAMS, model=Path("no-such-model")):
-    elsewhere = None if client is None else partial(predict_on, client)
-    return predict_all(params, model, str(source), str(out), model_name="metricgold/1", pipe=pipe, elsewhere=elsewhere)
+    run_entries = None if client is None else partial(predict_on, client)
+    return predict_all(
+        params, model, str(source), str(out), model_name="metricgold/1", pipe=pipe, run_entries=run_entries
+    )
 
 
 @pytest.fixture
@@ -126,7 +129,7 @@ def test_the_listing_is_read_as_workers_can_take_it(plain_threads, small_slices,
     source = fill(tmp_path / "in", 40)
     read, ahead = 0, []
 
-    def elsewhere(job, entries, **options):
+    def run_entries(job, entries, **options):
         def counted():
             nonlocal read
             for entry in entries:
@@ -138,23 +141,29 @@ def test_the_listing_is_read_as_workers_can_take_it(plain_threads, small_slices,
             yield row
 
     predict_all(
-        PARAMS, Path("none"), str(source), str(tmp_path / "out"), model_name="m", pipe=PlainPipe(), elsewhere=elsewhere
+        PARAMS,
+        Path("none"),
+        str(source),
+        str(tmp_path / "out"),
+        model_name="m",
+        pipe=PlainPipe(),
+        run_entries=run_entries,
     )
     assert max(ahead) <= 4 * 4 < 40
 
 
 def test_slices_become_as_long_as_they_should_take(plain_threads, tmp_path, monkeypatch):
-    work = slices._Work(plain_threads, None, None, None)
+    work = slices.RunningSlices(plain_threads, None, None, None)
     sizes = []
     for seconds in (1, 30, 1, 1, 1, 1, 1, 100, 100):
-        work._resize(seconds)
+        work.resize(seconds)
         sizes.append(work.num_images)
     assert sizes == [32, 32, 64, 128, 256, 256, 256, 128, 64]
 
 
 def test_a_worker_loads_the_pipeline_once_and_only_the_job_s_model(plain_threads, small_slices, tmp_path, monkeypatch):
     loads = []
-    monkeypatch.setattr(slices, "load", lambda job: loads.append(job.model) or PlainPipe())
+    monkeypatch.setattr(BatchJob, "load_model", lambda job: loads.append(job.model) or PlainPipe())
     monkeypatch.setattr(slices, "_loaded", {})
     model, source = tmp_path / "model", fill(tmp_path / "in", 10)
     model.mkdir()
@@ -169,7 +178,7 @@ def test_a_worker_loads_the_pipeline_once_and_only_the_job_s_model(plain_threads
 
 def test_outputs_on_another_disk_are_found_out(plain_threads, small_slices, tmp_path, monkeypatch):
     monkeypatch.setattr(slices, "SHARED_S", 0.3)
-    monkeypatch.setattr("metricgold.predict.stage.Job.open_sink", _open_elsewhere(tmp_path))
+    monkeypatch.setattr("metricgold.predict.job.BatchJob.open_sink", _open_elsewhere(tmp_path))
     with pytest.raises(OSError, match=r"a worker has written 000\.png.* and it is not here: another disk"):
         run(plain_threads, fill(tmp_path / "in", 4), tmp_path / "out", PlainPipe())
 
@@ -189,7 +198,7 @@ def test_what_a_worker_cannot_do_is_said_in_one_line(plain_threads, tmp_path, mo
     def load(_job):
         raise ImportError("no libcudart")
 
-    monkeypatch.setattr(slices, "load", load)
+    monkeypatch.setattr(BatchJob, "load_model", load)
     monkeypatch.setattr("metricgold.predict.dask_slices.digest_folder", lambda _model: "")
     with pytest.raises(OSError, match="a worker of the Dask cluster failed: ImportError: no libcudart"):
         run(plain_threads, fill(tmp_path / "in", 3), tmp_path / "out")
@@ -216,16 +225,16 @@ def test_a_scheduler_that_is_gone_is_said(small_slices, tmp_path):
 
 def test_only_an_image_that_was_alone_is_blamed():
     """One that waits at a worker dies with the one at work."""
-    job = Job(PARAMS, "in", "out", Path("none"), "metricgold/1", "")
-    work = slices._Work(SimpleNamespace(submit=lambda *_, **__: object()), job, None, None)
+    job = BatchJob(PARAMS, "in", "out", Path("none"), "metricgold/1", "")
+    work = slices.RunningSlices(SimpleNamespace(submit=lambda *_, **__: object()), job, None, None)
     for key in ("deadly.png", "beside.png"):
-        assert work._without_workers([Entry(key, 1, "tag")], RuntimeError("killed")) == []
+        assert work.halve([StoredObject(key, 1, "tag")], RuntimeError("killed")) == []
     blamed, tried = [], []
     while work.submit_suspect():
         _, (entry,) = work.running.popitem()
         tried.append(entry.key)
         if entry.key == "deadly.png":
-            blamed += work._without_workers([entry], RuntimeError("killed"))
+            blamed += work.halve([entry], RuntimeError("killed"))
     assert sorted(tried) == ["beside.png", "deadly.png"]
     assert [(row["input"], row["status"]) for row in blamed] == [("deadly.png", "failed")]
 

@@ -1,4 +1,4 @@
-"""The page of a batch job: its cards, which images it shows, and what a real browser makes of it."""
+"""The page of a batch job: its thumbnails, which images it shows, and what a real browser makes of it."""
 
 import hashlib
 import io
@@ -18,11 +18,20 @@ from PIL import Image
 
 from metricgold.images.depth_files import read_log_depth_png, write_log_depth_png
 from metricgold.log_depth import LogDepth
-from metricgold.predict.gallery import GALLERY, MAX_TROUBLES, Card, Sample, make_card, middles, render_gallery
+from metricgold.predict.gallery import (
+    GALLERY,
+    MAX_TROUBLES,
+    GallerySample,
+    Thumbnail,
+    make_thumbnail,
+    middles,
+    render_gallery,
+    sample_keys,
+)
 from tests.support.browser import NAMES, Browser, find_browser
 
 SURROGATES = st.text(st.characters(), max_size=30)
-CARD = Card(1, 1, b"photograph", b"depth", (1.0, 2.0), 1, 1, 1.0, 1.0, b"\1\0")
+THUMBNAIL = Thumbnail(1, 1, b"photograph", b"depth", (1.0, 2.0), 1, 1, 1.0, 1.0, b"\1\0")
 
 
 def noise(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,29 +60,31 @@ def summary(done: int, failed: int = 0, skipped: int = 0, **more: Any) -> dict[s
     return {**counts, "seconds": 12.5, "input": "in", "output": "out", "model": "metricgold"} | more
 
 
-def metres_of(card: Card) -> np.ndarray:
-    """Depth of a card's grid, as its docstring says; NaN where there is none."""
-    code = np.frombuffer(card.codes, "<u2").reshape(card.num_rows, card.num_columns)
-    return np.where(code == 0, np.nan, card.near_m * (card.far_m / card.near_m) ** ((code - 1.0) / 65534))
+def metres_of(thumbnail: Thumbnail) -> np.ndarray:
+    """Depth of a thumbnail's grid, as its docstring says; NaN where there is none."""
+    code = np.frombuffer(thumbnail.codes, "<u2").reshape(thumbnail.num_rows, thumbnail.num_columns)
+    ratio = thumbnail.far_m / thumbnail.near_m
+    return np.where(code == 0, np.nan, thumbnail.near_m * ratio ** ((code - 1.0) / 65534))
 
 
-# --- cards --------------------------------------------------------------------------------------------------
+# --- thumbnails ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (48, 64), (49, 64), (480, 640), (720, 1280), (900, 113), (7, 5_000)])
-def test_a_card_holds_the_depth_of_the_pixels_in_the_middle_of_its_cells(size):
+def test_a_thumbnail_holds_the_depth_of_the_pixels_in_the_middle_of_its_cells(size):
     rgb, depth_m = noise(*size)
     depth_m.flat[::7] = np.nan
     depth_m.flat[1::11] = 0
     depth_m.flat[2::13] = np.inf
-    card = make_card(rgb, depth_m)
-    there = depth_m[middles(size[0], card.num_rows)[:, None], middles(size[1], card.num_columns)]
+    thumbnail = make_thumbnail(rgb, depth_m)
+    there = depth_m[middles(size[0], thumbnail.num_rows)[:, None], middles(size[1], thumbnail.num_columns)]
     there = np.where(np.isfinite(there) & (there > 0), there, np.nan)
-    step = np.log(card.far_m / card.near_m) / 65534
-    np.testing.assert_allclose(metres_of(card), there, rtol=0.51 * step + 1e-6)
-    assert (card.height, card.width) == size
-    assert card.num_rows * card.num_columns <= 64 * 48
-    assert min(card.num_rows / size[0], card.num_columns / size[1]) == 1 or card.num_rows * card.num_columns > 1_000
+    step = np.log(thumbnail.far_m / thumbnail.near_m) / 65534
+    np.testing.assert_allclose(metres_of(thumbnail), there, rtol=0.51 * step + 1e-6)
+    assert (thumbnail.height, thumbnail.width) == size
+    num_cells = thumbnail.num_rows * thumbnail.num_columns
+    assert num_cells <= 64 * 48
+    assert min(thumbnail.num_rows / size[0], thumbnail.num_columns / size[1]) == 1 or num_cells > 1_000
 
 
 @given(st.integers(1, 500), st.integers(1, 500))
@@ -85,68 +96,68 @@ def test_middles_lie_in_the_middle_of_equal_parts(length, num):
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, -1.0, np.inf, 3.5])
-def test_a_card_of_one_depth_or_none(value):
-    card = make_card(np.zeros((30, 40, 3), np.uint8), np.full((30, 40), value, np.float32))
-    np.testing.assert_array_equal(metres_of(card), value if value == 3.5 else np.nan)
-    assert card.range_m[1] > card.range_m[0] > 0
+def test_a_thumbnail_of_one_depth_or_none(value):
+    thumbnail = make_thumbnail(np.zeros((30, 40, 3), np.uint8), np.full((30, 40), value, np.float32))
+    np.testing.assert_array_equal(metres_of(thumbnail), value if value == 3.5 else np.nan)
+    assert thumbnail.range_m[1] > thumbnail.range_m[0] > 0
 
 
-def test_the_pictures_of_a_card_are_small_and_of_the_image_s_shape():
+def test_the_pictures_of_a_thumbnail_are_small_and_of_the_image_s_shape():
     rgb, depth_m = noise(600, 800)
-    card = make_card(rgb, depth_m)
-    for picture in (card.photograph, card.depth):
+    thumbnail = make_thumbnail(rgb, depth_m)
+    for picture in (thumbnail.photograph, thumbnail.depth):
         with Image.open(io.BytesIO(picture)) as image:
             assert (image.format, image.size) == ("JPEG", (320, 240))
-    assert len(card.photograph) + len(card.depth) <= 13_000
-    assert pickle.loads(pickle.dumps(card)) == card == make_card(rgb, depth_m)
+    assert len(thumbnail.photograph) + len(thumbnail.depth) <= 13_000
+    assert pickle.loads(pickle.dumps(thumbnail)) == thumbnail == make_thumbnail(rgb, depth_m)
 
 
-def test_the_photograph_of_a_card_is_the_photograph():
+def test_the_photograph_of_a_thumbnail_is_the_photograph():
     rows, columns = np.mgrid[:480, :640]
     rgb = np.stack([rows / 2, columns / 3, 255 - rows / 2], axis=-1).astype(np.uint8)
-    card = make_card(rgb, np.ones((480, 640), np.float32))
-    with Image.open(io.BytesIO(card.photograph)) as image:
+    thumbnail = make_thumbnail(rgb, np.ones((480, 640), np.float32))
+    with Image.open(io.BytesIO(thumbnail.photograph)) as image:
         np.testing.assert_allclose(np.asarray(image, float), rgb[::2, ::2], atol=12)
 
 
-def test_a_card_needs_depth_of_the_photograph_s_size():
+def test_a_thumbnail_needs_depth_of_the_photograph_s_size():
     with pytest.raises(ValueError, match=r"20x30, got \[30, 20, 3\]"):
-        make_card(np.zeros((30, 20, 3), np.uint8), np.ones((20, 30), np.float32))
+        make_thumbnail(np.zeros((30, 20, 3), np.uint8), np.ones((20, 30), np.float32))
 
 
 # --- which images -------------------------------------------------------------------------------------------
 
 
 def smallest(keys: set[str], limit: int) -> list[str]:
-    digest = lambda key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()  # noqa: E731
-    return sorted(sorted(keys, key=digest)[:limit])
+    by_hash = sorted(keys, key=lambda key: hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
+    return sorted(by_hash[:limit])
 
 
 @given(st.lists(SURROGATES, max_size=40), st.integers(0, 12), st.booleans())
 def test_a_sample_is_the_same_in_whatever_order_images_are_finished(keys, limit, ask):
     """Keys in any order, some of them twice, kept only when wanted or regardless."""
-    sample = Sample(limit)
+    sample = GallerySample(limit)
     for key in keys:
         if not ask or sample.wants(key):
-            sample.keep(key, CARD)
-    assert list(sample.cards) == smallest(set(keys), limit)
-    assert {key for key in keys if sample.wants(key)} == set(sample.cards)
+            sample.keep(key, THUMBNAIL)
+    assert list(sample.thumbnails) == sorted(sample_keys(set(keys), limit)) == smallest(set(keys), limit)
+    assert {key for key in keys if sample.wants(key)} == set(sample.thumbnails)
 
 
 def test_a_sample_of_many_threads():
     keys = [f"{number}.jpg" for number in range(5_000)]
-    sample = Sample(50)
+    sample = GallerySample(50)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda key: sample.wants(key) and sample.keep(key, CARD), keys * 2))
-    assert list(sample.cards) == smallest(set(keys), 50)
+        list(pool.map(lambda key: sample.wants(key) and sample.keep(key, THUMBNAIL), keys * 2))
+    assert list(sample.thumbnails) == smallest(set(keys), 50)
 
 
-def test_the_last_card_of_a_key_is_the_one():
-    sample = Sample(2)
-    sample.keep("a", CARD)
-    again = make_card(np.zeros((1, 1, 3), np.uint8), np.ones((1, 1), np.float32))
+def test_the_last_thumbnail_of_a_key_is_the_one():
+    sample = GallerySample(2)
+    sample.keep("a", THUMBNAIL)
+    again = make_thumbnail(np.zeros((1, 1, 3), np.uint8), np.ones((1, 1), np.float32))
     sample.keep("a", again)
-    assert sample.cards == {"a": again}
+    assert sample.thumbnails == {"a": again}
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -197,10 +208,13 @@ NAMES_GIVEN = SURROGATES | st.sampled_from(HOSTILE) | st.text("<>\"'&/=a ", max_
 def test_names_do_nothing_but_name(name, trouble, reason):
     row = done_row(name, np.ones((1, 1)))
     bad = {"input": trouble, "status": "failed", "reason": reason}
-    page = Elements(render_gallery(summary(1, 1, model=reason, input=name), {name: CARD}, {name: row}, [bad]))
+    page = Elements(render_gallery(summary(1, 1, model=reason, input=name), {name: THUMBNAIL}, {name: row}, [bad]))
     bad = {"input": "b", "status": "failed", "reason": "c"}
-    plain = Elements(render_gallery(summary(1, 1), {"a": CARD}, {"a": done_row("a", np.ones((1, 1)))}, [bad]))
-    harmless = lambda elements: [(tag, sorted(attrs)) for tag, attrs in elements.found if tag != "a"]  # noqa: E731
+    plain = Elements(render_gallery(summary(1, 1), {"a": THUMBNAIL}, {"a": done_row("a", np.ones((1, 1)))}, [bad]))
+
+    def harmless(elements: Elements) -> list[tuple[str, list[str]]]:
+        return [(tag, sorted(attrs)) for tag, attrs in elements.found if tag != "a"]
+
     assert harmless(page) == harmless(plain)
     assert all(link.startswith("./") and link.isascii() for link in page.links())
     page.text.encode()
@@ -208,7 +222,7 @@ def test_names_do_nothing_but_name(name, trouble, reason):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_links_lead_to_the_files(name):
-    elements = Elements(render_gallery(summary(1), {name: CARD}, {name: done_row(name, np.ones((1, 1)))}, []))
+    elements = Elements(render_gallery(summary(1), {name: THUMBNAIL}, {name: done_row(name, np.ones((1, 1)))}, []))
     keys = [os.fsdecode(unquote_to_bytes(urlsplit(f"file:///{link}").path[3:])) for link in elements.links()]
     assert keys == [name + suffix for suffix in (".depth.png", ".uncertainty.png", ".preview.jpg")]
     assert "log-pnguncertaintypreview" in elements.text  # each link says what it leads to
@@ -217,7 +231,7 @@ def test_links_lead_to_the_files(name):
 @pytest.mark.parametrize("name", ["../a.jpg", "a/./b.jpg", "lone \ud800.jpg"])
 def test_what_no_url_can_name_has_no_link(name):
     row = done_row(name, np.ones((1, 1)))
-    assert not Elements(render_gallery(summary(1), {name: CARD}, {name: row}, [])).links()
+    assert not Elements(render_gallery(summary(1), {name: THUMBNAIL}, {name: row}, [])).links()
 
 
 def test_troubles_are_bounded_and_failures_come_first():
@@ -233,22 +247,22 @@ def test_troubles_are_bounded_and_failures_come_first():
     assert "0.txt: no image" not in found.text and len(page) < 1_500_000
 
 
-def test_a_page_of_200_cards_stays_below_5_mb():
-    card = make_card(*noise(240, 320))
-    cards = {f"folder/{number:04d}.jpg": card for number in range(200)}
-    done = {name: done_row(name, np.ones((1, 1))) for name in cards}
+def test_a_page_of_200_thumbnails_stays_below_5_mb():
+    thumbnail = make_thumbnail(*noise(240, 320))
+    thumbnails = {f"folder/{number:04d}.jpg": thumbnail for number in range(200)}
+    done = {name: done_row(name, np.ones((1, 1))) for name in thumbnails}
     asked = {"num_inference_steps": 50, "ensemble_size": "auto", "seed": 0}
-    page = render_gallery(summary(5_000, params=asked), cards, done, [])
+    page = render_gallery(summary(5_000, params=asked), thumbnails, done, [])
     assert "50 steps \xd7 as many members as needed, seed 0" in page
     assert len(page.encode()) < 5_000_000
     assert "200 of 5,000 images" in page and "more stand" not in page
 
 
 def test_an_image_without_figures_or_row():
-    """Depth nowhere, one member, a row of an earlier version; and a card whose image failed later on."""
+    """Depth nowhere, one member, a row of an earlier version; and a thumbnail whose image failed later on."""
     row = done_row("a", np.full((1, 1), np.nan), uncertainty_median=None)
     del row["num_members"], row["outputs"]
-    elements = Elements(render_gallery(summary(1, seconds=0.0), {"a": CARD, "b": CARD}, {"a": row}, []))
+    elements = Elements(render_gallery(summary(1, seconds=0.0), {"a": THUMBNAIL, "b": THUMBNAIL}, {"a": row}, []))
     assert elements.links() == ["./a.depth.png"]
     assert "steps" not in elements.text and elements.text.count("unknown") == 2 and elements.text.count("none") == 3
 
@@ -282,7 +296,7 @@ def folder(tmp_path_factory) -> Path:
     """The output of a job: depth files under hostile names, and the page."""
     folder = tmp_path_factory.mktemp("gallery")
     sizes = [(480, 640), (300, 200), (32, 48), (90, 400)]
-    cards, done = {}, {}
+    thumbnails, done = {}, {}
     for number, name in enumerate(name for name in HOSTILE if len(name) < 200):
         rgb, depth_m = scene(*sizes[number % 4])
         row = done_row(name, depth_m)
@@ -291,10 +305,10 @@ def folder(tmp_path_factory) -> Path:
         write_log_depth_png(target, depth_m, RANGE, {})
         for file in row["outputs"].values():
             (folder / file["key"]).touch()
-        cards[name], done[name] = make_card(rgb, depth_m), row
+        thumbnails[name], done[name] = make_thumbnail(rgb, depth_m), row
     long = HOSTILE[-1]  # too long for a file's name, not for a key of S3
-    cards[long], done[long] = cards[HOSTILE[0]], done_row(long, np.ones((1, 1)))
-    page = render_gallery(summary(len(cards), 1, 2, output="/" + "o" * 300), cards, done, TROUBLES)
+    thumbnails[long], done[long] = thumbnails[HOSTILE[0]], done_row(long, np.ones((1, 1)))
+    page = render_gallery(summary(len(thumbnails), 1, 2, output="/" + "o" * 300), thumbnails, done, TROUBLES)
     (folder / GALLERY).write_text(page)
     return folder
 

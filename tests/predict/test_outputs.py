@@ -13,13 +13,23 @@ from hypothesis import given, strategies as st
 from metricgold.images import depth_files
 from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Output
-from metricgold.predict.outputs import DEPTH, SUFFIXES, Depicted, check_kinds, figures, files_of, metadata, to_ascii
+from metricgold.predict import outputs
+from metricgold.predict.outputs import (
+    DEPTH,
+    SUFFIXES,
+    ImageResult,
+    check_kinds,
+    depth_figures,
+    files_of,
+    labels,
+    to_ascii,
+)
 
 HEIGHT, WIDTH, FOCAL_PX = 6, 8, 10.0
 
 
 @pytest.fixture
-def depicted() -> Depicted:
+def result() -> ImageResult:
     rng = np.random.default_rng(0)
     depth_m = rng.uniform(1, 40, (HEIGHT, WIDTH)).astype(np.float32)
     valid_mask = np.ones((HEIGHT, WIDTH), bool)
@@ -34,8 +44,8 @@ def depicted() -> Depicted:
         "model": "metricgold/3",
         "params": {"seed": 0},
     }
-    facts |= {"model_sha256": "f" * 64} | figures(depth_m, uncertainty, valid_mask)
-    return Depicted(rgb, depth_m, uncertainty, valid_mask, intrinsics, LogDepth(0.5, 80.0), facts)
+    facts |= {"model_sha256": "f" * 64} | depth_figures(depth_m, uncertainty, valid_mask)
+    return ImageResult(rgb, depth_m, uncertainty, valid_mask, intrinsics, LogDepth(0.5, 80.0), facts)
 
 
 def test_every_kind_has_a_suffix_of_its_own():
@@ -45,8 +55,8 @@ def test_every_kind_has_a_suffix_of_its_own():
         assert not any(other.endswith(suffix) for key, other in SUFFIXES.items() if key != kind)
 
 
-def test_all_kinds_are_read_back(depicted):
-    files = {file.kind: file for file in files_of(depicted, SUFFIXES)}
+def test_all_kinds_are_read_back(result):
+    files = {file.kind: file for file in files_of(result, SUFFIXES)}
     assert list(files) == list(SUFFIXES)
     source = {kind: io.BytesIO(file.data) for kind, file in files.items()}
     about = {}
@@ -57,9 +67,9 @@ def test_all_kinds_are_read_back(depicted):
         "exr": depth_files.read_depth_exr,
     }.items():
         depth_m, about[kind] = read(source[kind])
-        np.testing.assert_allclose(depth_m, depicted.planar_depth_m, rtol=1e-3)
+        np.testing.assert_allclose(depth_m, result.planar_depth_m, rtol=1e-3)
     arrays, about["npz"] = depth_files.read_depth_npz(source["npz"])
-    np.testing.assert_array_equal(arrays["intrinsics"], depicted.intrinsics)
+    np.testing.assert_array_equal(arrays["intrinsics"], result.intrinsics)
     _, about["uncertainty"] = depth_files.read_uncertainty_png(source["uncertainty"])
     normals, about["normals"] = depth_files.read_normals_png(source["normals"])
     assert np.isnan(normals[0]).all()  # where depth saturates there is no surface
@@ -71,26 +81,26 @@ def test_all_kinds_are_read_back(depicted):
     assert files["preview"].content_type == "image/jpeg"
     said = json.loads(files["json"].data)
     assert said["sha256"] == files["log-png"].sha256 == hashlib.sha256(files["log-png"].data).hexdigest()
-    assert said["intrinsics"] == depicted.intrinsics.tolist()
+    assert said["intrinsics"] == result.intrinsics.tolist()
 
 
 @pytest.mark.parametrize("kinds", [("preview", "json"), ("json", "tiff", "npz"), ("mm-png", "json")])
-def test_the_depth_file_is_the_first_that_is_asked_for(depicted, kinds):
-    files = list(files_of(depicted, kinds))
+def test_the_depth_file_is_the_first_that_is_asked_for(result, kinds):
+    files = list(files_of(result, kinds))
     assert {file.kind for file in files} == set(kinds)
     depth = [file for file in files if file.sha256]
     assert [file.kind for file in depth] == [kind for kind in DEPTH if kind in kinds][:1]
     assert json.loads(files[-1].data)["sha256"] == (depth[0].sha256 if depth else None)
 
 
-def test_equal_images_give_equal_bytes(depicted):
-    once, again = ([file.data for file in files_of(depicted, SUFFIXES)] for _ in range(2))
+def test_equal_images_give_equal_bytes(result):
+    once, again = ([file.data for file in files_of(result, SUFFIXES)] for _ in range(2))
     assert once == again
 
 
 def test_kinds_are_tried_before_any_work(monkeypatch):
     check_kinds(SUFFIXES)
-    monkeypatch.setattr(depth_files, "write_depth_exr", lambda *_: 1 / 0)
+    monkeypatch.setattr(outputs, "write_depth_exr", lambda *_: 1 / 0)
     check_kinds(["log-png"])
     with pytest.raises(ZeroDivisionError):
         check_kinds(["log-png", "exr"])
@@ -98,7 +108,7 @@ def test_kinds_are_tried_before_any_work(monkeypatch):
 
 def test_figures_without_depth_are_none():
     nowhere = np.full((2, 3), np.nan, np.float32)
-    found = figures(nowhere, nowhere, np.zeros((2, 3), bool))
+    found = depth_figures(nowhere, nowhere, np.zeros((2, 3), bool))
     assert found == dict.fromkeys(["min_m", "median_m", "max_m", "uncertainty_median"]) | {"saturated": 1.0}
 
 
@@ -110,6 +120,6 @@ def test_ascii_gives_back_what_it_was_given(text, name):
         assert unquote(said, errors="surrogateescape") == key
 
 
-def test_metadata_says_whose_output_it_is(depicted):
-    assert set(metadata(depicted.facts)) == {"input", "input_tag", "identity", "model"}
-    assert metadata(depicted.facts)["input"] == "ä b.jpg"
+def test_metadata_says_whose_output_it_is(result):
+    assert set(labels(result.facts)) == {"input", "input_tag", "identity", "model"}
+    assert labels(result.facts)["input"] == "ä b.jpg"

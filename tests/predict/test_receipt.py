@@ -12,7 +12,7 @@ import pytest
 import metricgold.predict.receipt as receipt_module
 from metricgold.predict.outputs import SUFFIXES
 from metricgold.predict.receipt import PARTIAL, RECEIPT, SUMMARY, Receipt, open_receipt
-from metricgold.storage.buckets import Entry, Folder
+from metricgold.storage.buckets import Folder, StoredObject
 
 
 def done(key: str, **more) -> dict:
@@ -30,7 +30,7 @@ def rows_of(folder: Folder, key: str = RECEIPT) -> list[dict]:
 
 
 def parts_of(folder: Folder) -> list[str]:
-    return [entry.key for entry in folder.list() if entry.key.startswith(PARTIAL)]
+    return [entry.key for entry in folder.entries() if entry.key.startswith(PARTIAL)]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_sorted_by_bytes_and_written_last(sink):
     ordered = sorted(names, key=lambda name: name.encode("utf-8", "surrogateescape"))
     assert [row["input"] for row in rows_of(sink)] == ordered
     assert json.loads(sink.read(SUMMARY)) == {"images_done": 7}
-    assert [entry.key for entry in sink.list()] == [RECEIPT, SUMMARY]
+    assert [entry.key for entry in sink.entries()] == [RECEIPT, SUMMARY]
 
 
 def test_a_part_grows_until_it_is_full(sink, monkeypatch):
@@ -71,11 +71,11 @@ def test_a_broken_run_is_gone_on_with_and_kept_rows_are_not_saved_twice(sink, mo
     assert len(before) == 2
     for n in range(3):
         sink.write(f"{n}.depth.png", b"")
-    tags = {entry.key: entry.tag for entry in sink.list()}
+    tags = {entry.key: entry.tag for entry in sink.entries()}
     receipt = Receipt(sink)
     with closing(receipt):
         receipt.load_previous()
-        assert not receipt.keep(Entry("0", 1, "1"), "i", ["log-png"])  # the file is another than the row's
+        assert not receipt.keep(StoredObject("0", 1, "1"), "i", ["log-png"])  # the file is another than the row's
     sink.delete(PARTIAL.rstrip("/"))
     with closing(Receipt(sink)) as receipt:
         for n in range(3):
@@ -83,11 +83,11 @@ def test_a_broken_run_is_gone_on_with_and_kept_rows_are_not_saved_twice(sink, mo
     before = parts_of(sink)
     with closing(Receipt(sink)) as receipt:
         receipt.load_previous()
-        assert all(receipt.keep(Entry(f"{n}", 1, "1"), "i", ["log-png"]) for n in range(2))
-        assert not receipt.keep(Entry("2", 1, "other"), "i", ["log-png"])
-        assert not receipt.keep(Entry("2", 1, "1"), "other", ["log-png"])
-        assert not receipt.keep(Entry("2", 1, "1"), "i", ["log-png", "npz"])
-        assert not receipt.keep(Entry("3", 1, "1"), "i", ["log-png"])
+        assert all(receipt.keep(StoredObject(f"{n}", 1, "1"), "i", ["log-png"]) for n in range(2))
+        assert not receipt.keep(StoredObject("2", 1, "other"), "i", ["log-png"])
+        assert not receipt.keep(StoredObject("2", 1, "1"), "other", ["log-png"])
+        assert not receipt.keep(StoredObject("2", 1, "1"), "i", ["log-png", "npz"])
+        assert not receipt.keep(StoredObject("3", 1, "1"), "i", ["log-png"])
         receipt.add(done("2", sha256="new"))
         receipt.flush()
         assert [len(rows_of(sink, key)) for key in parts_of(sink)] == [2, 1, 1]
@@ -128,7 +128,7 @@ def test_a_killed_run_leaves_no_file_in_the_temporary_folder(sink, tmp_path):
     code += "from metricgold.predict.receipt import Receipt\n"
     code += "receipt = Receipt(Folder(sys.argv[1]))\n"
     code += "row = {'input': 'a', 'input_tag': '1', 'identity': 'i', 'status': 'failed', 'reason': 5_000_000 * 'x'}\n"
-    code += "receipt._put(row); print(os.listdir(os.environ['TMPDIR'])); os._exit(9)"
+    code += "receipt.add(row); print(os.listdir(os.environ['TMPDIR'])); os._exit(9)"
     (tmp_path / "temporary").mkdir()
     environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
@@ -148,7 +148,7 @@ def test_rows_of_an_earlier_version_are_not_kept(sink):
     sink.write(RECEIPT, json.dumps(old | {"output_tags": ["t"]}).encode() + b"\n")
     with closing(Receipt(sink)) as receipt:
         receipt.load_previous()
-        assert not receipt.keep(Entry("a", 1, "1"), "i", ["log-png"])
+        assert not receipt.keep(StoredObject("a", 1, "1"), "i", ["log-png"])
         assert list(receipt.done_inputs()) == []
 
 
@@ -157,7 +157,7 @@ def test_rows_of_an_earlier_version_are_not_kept(sink):
 )
 def test_what_is_no_receipt_is_named(sink, line):
     sink.write(RECEIPT, line)
-    with closing(Receipt(sink)) as receipt, pytest.raises(ValueError, match=r"receipt\.jsonl holds a line that is no"):
+    with closing(Receipt(sink)) as receipt, pytest.raises(ValueError, match=r"receipt\.jsonl holds a line that is not"):
         receipt.load_previous()
 
 
@@ -184,7 +184,7 @@ def test_memory_does_not_grow_with_rows(sink):
             tracemalloc.start()
             receipt.load_previous()
             for n in range(count):
-                receipt.keep(Entry(f"{n:06d}", 1, "1"), "i", ["log-png"])
+                receipt.keep(StoredObject(f"{n:06d}", 1, "1"), "i", ["log-png"])
                 receipt.add(done(f"{n:06d}"))
             receipt.finish({})
             _, most = tracemalloc.get_traced_memory()

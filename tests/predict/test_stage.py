@@ -10,7 +10,6 @@ import time
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,47 +17,25 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
+import metricgold.predict.entries as entries_module
 import metricgold.predict.receipt as receipt_module
-import metricgold.predict.stage as predict_module
+import metricgold.predict.stage as stage_module
 from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.images.photo import Photo
-from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Predict
+from metricgold.predict.entries import ReadImage, batches_of_one_size, predict_entries, write_image
+from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
-from metricgold.predict.stage import Job, _batches, over_budget, predict_all, predict_entries
-from metricgold.storage.buckets import Folder, StoreLost, open_bucket
-from tests.support import ROOT, SHARED
-from tests.support.pipes import PlainPipe
+from metricgold.predict.stage import over_budget, predict_all
+from metricgold.storage.buckets import Folder, StoredObject, StoreLost, open_bucket
+from tests.support import SHARED
+from tests.support.pipes import FakePipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, batch_size=6, num_threads=2, gallery=0)
 ODD = SHARED / "samples" / "odd_images"
-
-
-class FakePipe:
-    """The pipeline's signature; depth is a plain function of the red channel, 1 to 11 m."""
-
-    log_depth = LogDepth(0.5, 80.0)
-
-    def __init__(self, break_on_width: int | None = None) -> None:
-        self.calls: list[int] = []
-        self.options: dict = {}
-        self.break_on_width = break_on_width
-
-    def processing_size(self, height, width):
-        """An area of about 96 x 96, in multiples of 8."""
-        scale = 96 / (height * width) ** 0.5
-        return round(height * scale / 8) * 8, round(width * scale / 8) * 8
-
-    def __call__(self, image, **options):
-        self.calls.append(len(image))
-        self.options = options
-        if self.break_on_width in {rgb.shape[1] for rgb in image}:
-            raise RuntimeError("out of memory")
-        return [self.predict(rgb) for rgb in image]
-
-    predict = staticmethod(PlainPipe.predict)
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> bytes:
@@ -265,7 +242,7 @@ def test_a_receipt_that_is_none_is_named(tmp_path):
     source = fill(tmp_path / "in", 1)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "receipt.jsonl").write_text("something else\n")
-    with pytest.raises(ValueError, match=r"out: receipt\.jsonl holds a line that is no row"):
+    with pytest.raises(ValueError, match=r"out: receipt\.jsonl holds a line that is not a row"):
         run(source, tmp_path / "out")
 
 
@@ -291,29 +268,18 @@ def test_names_that_are_no_text(tmp_path):
     assert pipe.calls == []
 
 
-KILLED = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import metricgold.predict.receipt
-from tests.predict.test_stage import FakePipe, PARAMS, run
-metricgold.predict.receipt.FLUSH_SECONDS = 0.0
-class Slow(FakePipe):
-    def __call__(self, image, **options):
-        time.sleep(0.1)
-        return super().__call__(image, **options)
-run(sys.argv[2], sys.argv[3], Slow(), params=PARAMS.model_copy(update={"batch_size": 2}))
-"""
+def start_slow_job(source: Path, out: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).with_name("slow_job.py")), str(source), str(out), *options]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("least", [1, 12, 30])
 def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
-    job = subprocess.Popen([sys.executable, "-c", KILLED, str(ROOT), str(source), str(out)])
-    deadline = time.monotonic() + 30
-    while len(list(out.glob("*.depth.png"))) < least and time.monotonic() < deadline:
-        time.sleep(0.02)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    job = start_slow_job(source, out)
+    wait_until(lambda: len(list(out.glob("*.depth.png"))) >= least)
+    job.kill()
+    job.communicate()
     present = len(list(out.glob("*.depth.png")))
     assert least <= present < 40
     assert not (out / "receipt.jsonl").exists()
@@ -332,23 +298,10 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
 
 def test_a_killed_job_leaves_half_a_file_only_until_the_next_one(tmp_path):
     source, out = fill(tmp_path / "in", 6), tmp_path / "out"
-    halting = """
-import metricgold.storage.buckets as buckets
-from time import sleep
-whole = buckets._blocks
-def half(data):
-    yield from whole(data)
-    if data.startswith(b"\\x89PNG"):
-        sleep(60)
-buckets._blocks = half
-run("""
-    code = KILLED.replace("\nrun(", halting)
-    job = subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(source), str(out)])
-    deadline = time.monotonic() + 30
-    while not list(out.glob(".*.part")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    job = start_slow_job(source, out, "--halt-in-pictures")
+    wait_until(lambda: list(out.glob(".*.part")))
     job.kill()
-    job.wait()
+    job.communicate()
     assert list(out.glob(".*.png.*.part")) and not list(out.glob("*.png"))
     assert run(source, out)["images_done"] == 6
     assert not list(out.glob("**/.*.part"))
@@ -356,17 +309,10 @@ run("""
 
 def test_sigterm_saves_what_is_done(tmp_path):
     source, out = fill(tmp_path / "in", 40), tmp_path / "out"
-    code = KILLED.replace("FLUSH_SECONDS = 0.0", "FLUSH_SECONDS = 1e9")
-    code = code.replace(
-        "\nrun(", "\nfrom metricgold.storage.sigterm import exit_on_sigterm\nwith exit_on_sigterm(): run("
-    )
-    command = [sys.executable, "-c", code, str(ROOT), str(source), str(out)]
-    job = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while len(list(out.glob("*.json"))) < 8 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    job = start_slow_job(source, out, "--flush-s", "1e9", "--exit-on-sigterm")
+    wait_until(lambda: len(list(out.glob("*.json"))) >= 8)
     job.terminate()
-    assert "the same job goes on" in job.communicate(timeout=30)[1]
+    assert "the same job resumes" in job.communicate(timeout=30)[1]
     assert job.returncode == 128 + signal.SIGTERM
     assert not list(out.glob("**/*.part"))
     kept = run(source, out)["images_kept"]
@@ -461,58 +407,62 @@ def test_one_aspect_shares_a_batch_whatever_the_sizes(tmp_path):
 )
 def test_batch_size_counts_images_times_members(batch_size, ensemble_size, images):
     params = Predict(batch_size=batch_size, ensemble_size=ensemble_size)
-    assert Job(params, "in", "out", Path("m"), "m", "").images_at_once == images
+    assert BatchJob(params, "in", "out", Path("m"), "m", "").images_at_once == images
 
 
 @given(st.lists(st.integers(0, 30), max_size=200), st.integers(1, 4))
 def test_no_image_waits_for_ever_and_none_is_lost(sizes, images_at_once):
-    photos = [Photo(np.zeros((1, size + 1, 3), np.uint8)) for size in sizes]
+    images = [read_image_of(n, 1, size + 1) for n, size in enumerate(sizes)]
     pulled = [0]
 
     def read():
-        for n, photo in enumerate(photos):
+        for image in images:
             pulled[0] += 1
-            yield {"input": n}, photo
+            yield image
 
     given_out = []
-    for batch in _batches(read(), lambda photo: photo.rgb.shape[:2], images_at_once):
+    for batch in batches_of_one_size(read(), lambda photo: photo.rgb.shape[:2], images_at_once):
         assert 1 <= len(batch) <= images_at_once
-        assert len({photo.rgb.shape for _, photo in batch}) == 1
-        given_out += [row["input"] for row, _ in batch]
+        assert len({image.photo.rgb.shape for image in batch}) == 1
+        given_out += [image.entry.bytes for image in batch]
         assert pulled[0] - len(given_out) <= 4 * images_at_once
-    assert sorted(given_out) == list(range(len(photos)))
+    assert sorted(given_out) == list(range(len(images)))
+
+
+def read_image_of(number: int, height: int, width: int) -> ReadImage:
+    return ReadImage(StoredObject(f"{number}.png", number, "tag"), Photo(np.zeros((height, width, 3), np.uint8)), {})
 
 
 def test_large_images_do_not_wait_in_numbers(monkeypatch):
-    monkeypatch.setattr(predict_module, "_HELD_BYTES", 1000)
-    photos = [({"input": n}, Photo(np.zeros((10, 10 + n, 3), np.uint8))) for n in range(9)]
-    sizes = [len(batch) for batch in _batches(iter(photos), lambda photo: photo.rgb.shape[:2], 9)]
+    monkeypatch.setattr(entries_module, "HELD_BYTES", 1000)
+    images = [read_image_of(n, 10, 10 + n) for n in range(9)]
+    sizes = [len(batch) for batch in batches_of_one_size(images, lambda photo: photo.rgb.shape[:2], 9)]
     assert sizes == [1] * 9  # 330 bytes and more each
 
 
 def test_large_images_are_not_written_in_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr(predict_module, "_WRITTEN_PIXELS", 2 * 40 * 30)
+    monkeypatch.setattr(entries_module, "WRITTEN_PIXELS", 2 * 40 * 30)
     writing, most = [], []
 
-    def slowly(job, sink, row, depicted, sample):
-        writing.append(row)
+    def slowly(job, sink, image, result, sample):
+        writing.append(image)
         most.append(len(writing))
         time.sleep(0.01)
-        writing.remove(row)
-        return row
+        writing.remove(image)
+        return write_image(job, sink, image, result, sample)
 
-    monkeypatch.setattr(predict_module, "_write", slowly)
+    monkeypatch.setattr(entries_module, "write_image", slowly)
     source = fill(tmp_path / "in", 12)
     (source / "large.png").write_bytes(picture(0, 80, 60))  # more than fits, so alone
-    job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
-    assert len(list(predict_entries(job, Folder(source).list(), pipe=FakePipe()))) == 13
+    job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
+    assert len(list(predict_entries(job, Folder(source).entries(), pipe=FakePipe()))) == 13
     assert max(most) == 2
 
 
 def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
     source, pulled = fill(tmp_path / "in", 60), []
-    entries = (pulled.append(entry) or entry for entry in Folder(source).list())
-    job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
+    entries = (pulled.append(entry) or entry for entry in Folder(source).entries())
+    job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "")
     with closing(predict_entries(job, entries, pipe=FakePipe())) as rows:
         for n, row in enumerate(rows, 1):
             assert row["status"] == "done"
@@ -522,10 +472,10 @@ def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
 
 def test_a_job_travels(tmp_path):
     source = fill(tmp_path / "in", 3)
-    job = Job(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "", exclude=("1.*",))
+    job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "", exclude=("1.*",))
     copy = pickle.loads(pickle.dumps(job))
     assert copy == job and copy.identity == job.identity
-    entries = pickle.loads(pickle.dumps(list(copy.open_source().list())))
+    entries = pickle.loads(pickle.dumps(list(copy.open_source().entries())))
     rows = list(predict_entries(copy, entries, pipe=FakePipe()))
     assert sorted(row["output"] for row in rows) == ["0.png.depth.png", "2.png.depth.png"]
 
@@ -551,7 +501,7 @@ def test_a_one_step_model_is_not_asked_for_more(tmp_path):
 
 def test_more_steps_than_the_model_knows_are_refused_at_once(tmp_path):
     pipe = FakePipe()
-    pipe.scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1))
+    pipe.max_steps = 1
     with pytest.raises(ValueError, match="metricgold/1 takes num_inference_steps up to 1, got 2"):
         run(fill(tmp_path / "in", 2), tmp_path / "out", pipe)
 
@@ -632,7 +582,9 @@ def test_another_field_of_view_computes_anew(tmp_path):
 
 
 def test_params_of_auto_matter_only_to_auto():
-    job = lambda **changes: Job(PARAMS.model_copy(update=changes), "in", "out", Path("m"), "m", "")  # noqa: E731
+    def job(**changes) -> BatchJob:
+        return BatchJob(PARAMS.model_copy(update=changes), "in", "out", Path("m"), "m", "")
+
     assert job().identity == job(max_ensemble_size=20, batch_size=1, gallery=3).identity
     auto = {"ensemble_size": "auto"}
     assert job(**auto).identity != job(**auto, max_ensemble_size=20).identity != job().identity
@@ -779,7 +731,7 @@ def test_a_lost_store_ends_the_job_which_goes_on_later(tmp_path, monkeypatch):
 
     def lose(self, key, limit=-1):
         if key == "4.png":
-            time.sleep(0.5)  # the writers end meanwhile
+            wait_until((out / "1.png.json").exists)  # there is something to keep
             raise StoreLost("the store: not there")
         return read(self, key, limit)
 
@@ -798,7 +750,7 @@ def test_a_format_that_cannot_be_written_here_is_said_first(tmp_path, monkeypatc
     def missing(*_):
         raise ValueError("OpenEXR is not installed")
 
-    monkeypatch.setattr("metricgold.images.depth_files.write_depth_exr", missing)
+    monkeypatch.setattr("metricgold.predict.outputs.write_depth_exr", missing)
     pipe = FakePipe()
     with pytest.raises(ValueError, match="OpenEXR is not installed"):
         run(fill(tmp_path / "in", 1), tmp_path / "out", pipe, params=kinds("exr"))
@@ -818,7 +770,10 @@ def test_gallery_shows_new_and_kept_images(tmp_path):
     kept = (out / "gallery.html").read_text()
     assert kept.count("data:image/jpeg") == 8 and "empty file" in kept
     run(source, tmp_path / "fresh", params=page)
-    shown = lambda text: {name for name in "012345" if f"{name}.png" in text}  # noqa: E731
+
+    def shown(text: str) -> set[str]:
+        return {name for name in "012345" if f"{name}.png" in text}
+
     assert shown(kept) == shown((tmp_path / "fresh" / "gallery.html").read_text())
     assert len(shown(kept)) == 4
     run(source, out, params=PARAMS)
@@ -834,6 +789,28 @@ def test_gallery_shows_kept_images_whatever_file_holds_their_depth(tmp_path, kin
     for kept in (0, 1):
         assert run(source, out, params=params)["images_kept"] == kept
         assert (out / "gallery.html").read_text().count("data:image/jpeg") == 2
+
+
+def test_images_that_the_page_lacks_are_said_with_a_reason(tmp_path, monkeypatch, caplog):
+    source, out, page = fill(tmp_path / "in", 3), tmp_path / "out", PARAMS.model_copy(update={"gallery": 3})
+
+    def fail(*_):
+        raise MemoryError("too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(entries_module, "make_thumbnail", fail)
+        assert run(source, out, params=page)["images_done"] == 3
+    for n in range(3):
+        assert f"{n}.png: no thumbnail for gallery.html: MemoryError: too large" in caplog.text
+    # The end of the job tries again, from the files.
+    assert (out / "gallery.html").read_text().count("data:image/jpeg") == 6
+    caplog.clear()
+    monkeypatch.setattr(stage_module, "make_thumbnail", fail)
+    assert run(source, out, params=page)["images_kept"] == 3
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("gallery.html lacks 3 images that are done, such as ")
+    assert warning.endswith(".png: MemoryError: too large")
+    assert (out / "gallery.html").read_text().count("data:image/jpeg") == 0
 
 
 def test_a_page_that_fails_costs_nothing(tmp_path, monkeypatch, caplog):
@@ -880,7 +857,7 @@ def test_s3_to_s3_and_again(s3_photos):
         rgb = np.asarray(Image.open(io.BytesIO(picture(n))))
         depth_m, _ = read_log_depth_png(io.BytesIO(out.read(f"{key}.depth.png")))
         np.testing.assert_allclose(depth_m, FakePipe.predict(rgb).planar_depth_m, rtol=5e-5)
-    assert not [entry.key for entry in out.list() if entry.key.startswith("receipt.partial")]
+    assert not [entry.key for entry in out.entries() if entry.key.startswith("receipt.partial")]
 
     pipe = FakePipe()
     again = run(f"{s3_photos}/in", f"{s3_photos}/out", pipe)
@@ -914,7 +891,7 @@ def test_s3_broken_run_goes_on(s3_bucket, tmp_path, monkeypatch):  # noqa: F811
     class Dying(FakePipe):
         def __call__(self, image, **options):
             if len(self.calls) == 2:
-                time.sleep(1)  # the writers end meanwhile
+                wait_until(lambda: open_bucket(f"s3://{s3_bucket}/out").exists("1.png.json"))
                 raise KeyboardInterrupt
             return super().__call__(image, **options)
 

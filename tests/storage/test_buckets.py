@@ -15,7 +15,7 @@ from tests.support.server import FaultServer
 
 
 def keys(bucket) -> list[str]:
-    return [entry.key for entry in bucket.list()]
+    return [entry.key for entry in bucket.entries()]
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_include_exclude_and_after(photos):
     assert keys(open_bucket(f"{photos}/de*/")) == ["deep/c.jpg", "deep/er/d e+#%.jpg"]
     everything = keys(open_bucket(str(photos)))
     for n, key in enumerate(everything):
-        assert [entry.key for entry in open_bucket(str(photos)).list(after=key)] == everything[n + 1 :]
+        assert [entry.key for entry in open_bucket(str(photos)).entries(after=key)] == everything[n + 1 :]
 
 
 def test_a_name_with_brackets_is_a_name_first(tmp_path):
@@ -51,9 +51,9 @@ def test_a_name_with_brackets_is_a_name_first(tmp_path):
 
 def test_folder_reads_writes_and_forgets(photos):
     bucket = open_bucket(str(photos))
-    before = {entry.key: entry.tag for entry in bucket.list()}
+    before = {entry.key: entry.tag for entry in bucket.entries()}
     tag = bucket.write("deep/c.jpg", b"other")
-    after = {entry.key: entry.tag for entry in bucket.list()}
+    after = {entry.key: entry.tag for entry in bucket.entries()}
     assert after["deep/c.jpg"] == tag != before["deep/c.jpg"]
     assert bucket.read("deep/c.jpg") == b"other"
     assert bucket.read("deep/c.jpg", 2) == b"ot"
@@ -138,7 +138,7 @@ def test_s3_lists_reads_and_writes_odd_keys(s3_bucket):  # noqa: F811
     tags = {key: bucket.write(key, key.encode()) for key in ODD_KEYS}
     s3_client().put_object(Bucket=s3_bucket, Key="in/folder/", Body=b"")  # a marker, as consoles make them
     s3_client().put_object(Bucket=s3_bucket, Key="inner.jpg", Body=b"x")  # shares the letters, not the folder
-    listed = list(open_bucket(f"s3://{s3_bucket}/in").list())
+    listed = list(open_bucket(f"s3://{s3_bucket}/in").entries())
     assert {entry.key: entry.tag for entry in listed} == tags
     assert [entry.key for entry in listed] == sorted(tags, key=str.encode)
     for key in ODD_KEYS:
@@ -170,7 +170,7 @@ def test_s3_globs_include_exclude_and_after(s3_bucket):  # noqa: F811
     assert str(open_bucket(f"s3://{s3_bucket}/in/d*/*.jpg")) == f"s3://{s3_bucket}/in/d*/*.jpg"
     everything = keys(bucket)
     for n, key in enumerate(everything):
-        assert [entry.key for entry in bucket.list(after=key)] == everything[n + 1 :]
+        assert [entry.key for entry in bucket.entries(after=key)] == everything[n + 1 :]
 
 
 def test_s3_metadata_is_kept_whatever_its_letters(s3_bucket):  # noqa: F811
@@ -362,7 +362,7 @@ def test_a_folder_that_may_not_be_read_is_left_out_aloud(tmp_path, monkeypatch, 
         return really(path)
 
     monkeypatch.setattr(buckets.os, "scandir", refuse)
-    assert [entry.key for entry in open_bucket(str(tmp_path)).list()] == ["b.jpg"]
+    assert [entry.key for entry in open_bucket(str(tmp_path)).entries()] == ["b.jpg"]
     assert "a is left out: Permission denied" in caplog.text
 
 
@@ -374,7 +374,7 @@ def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypat
     file.seek(6)
     later = bucket.write("large", file, metadata={"who": "me"})  # from where it stands
     assert bucket.read("large") == data and tag != later
-    assert [(entry.key, entry.tag) for entry in bucket.list()] == [("large", later)]
+    assert [(entry.key, entry.tag) for entry in bucket.entries()] == [("large", later)]
     assert s3_client().head_object(Bucket=s3_bucket, Key="deep/large")["Metadata"] == {"who": "me"}
 
     class Broken(io.BytesIO):
@@ -385,7 +385,7 @@ def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypat
 
     with pytest.raises(OSError, match="the disk is gone"):
         bucket.write("other", Broken(data))
-    assert [entry.key for entry in bucket.list()] == ["large"]
+    assert [entry.key for entry in bucket.entries()] == ["large"]
     assert not s3_client().list_multipart_uploads(Bucket=s3_bucket).get("Uploads")
 
 
@@ -396,4 +396,4 @@ def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypat
 def test_s3_times_are_what_botocore_makes_of_them(text):
     from botocore.utils import parse_timestamp
 
-    assert s3._parse_time(text) == parse_timestamp(text)
+    assert s3.parse_time(text) == parse_timestamp(text)

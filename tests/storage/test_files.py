@@ -9,12 +9,15 @@ import pytest
 
 from metricgold.storage.files import (
     LEFT_S,
+    cut_rows,
     digest_file,
     digest_folder,
     digest_json,
     only_writer,
     read_json,
+    read_rows,
     remove_left_aside,
+    row_line,
     write_aside,
     write_json,
 )
@@ -98,6 +101,21 @@ def test_json_has_equal_bytes_for_equal_values_and_no_nan(tmp_path):
     (tmp_path / "b").write_text("{")
     with pytest.raises(ValueError, match="b is not JSON"):
         read_json(tmp_path / "b")
+
+
+def test_rows_of_json_lines_without_a_last_one_cut_short(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    path.write_text('{"step": 1}\n{"step": 2, "text": "a\u2028b"}\n{"ste', encoding="utf-8")
+    assert read_rows(path) == [{"step": 1}, {"step": 2, "text": "a\u2028b"}]
+    cut_rows(path, 1)
+    assert path.read_text() == row_line({"step": 1}) == '{"step": 1}\n'
+    path.write_text('{"step"')
+    cut_rows(path, 1)
+    assert path.read_text() == "", "what is appended begins a line"
+    path.write_text('{"step": 1}\n{"ste\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2 is not JSON"):
+        read_rows(path)
 
 
 def test_digests_are_sha256_and_md5_of_the_bytes(tmp_path):

@@ -10,9 +10,11 @@ from metricgold.log_depth import LogDepth
 
 
 class PlainPipe:
-    """The pipeline's signature; 1 to 11 m by the red channel. Pictures of `deadly_width` kill the process."""
+    """A DepthModel: 1 to 11 m by the red channel. Pictures of `deadly_width` kill the process."""
 
     log_depth = LogDepth(0.5, 80.0)
+    max_steps = 1000
+    is_one_step = False
 
     def __init__(self, seconds: float = 0.0, deadly_width: int | None = None) -> None:
         self.seconds, self.deadly_width = seconds, deadly_width
@@ -20,11 +22,11 @@ class PlainPipe:
     def processing_size(self, height, width):
         return height, width
 
-    def __call__(self, images, **asked):
-        if self.deadly_width in {rgb.shape[1] for rgb in images}:
+    def __call__(self, image, **options):
+        if self.deadly_width in {rgb.shape[1] for rgb in image}:
             os._exit(9)
-        time.sleep(self.seconds * len(images))
-        return [self.predict(rgb) for rgb in images]
+        time.sleep(self.seconds * len(image))
+        return [self.predict(rgb) for rgb in image]
 
     @staticmethod
     def predict(rgb):
@@ -40,8 +42,29 @@ class NotingPipe(PlainPipe):
 
     workers: list[str] = []
 
-    def __call__(self, images, **asked):
+    def __call__(self, image, **options):
         from distributed import get_worker
 
         self.workers.append(get_worker().name)
-        return super().__call__(images, **asked)
+        return super().__call__(image, **options)
+
+
+class FakePipe(PlainPipe):
+    """Notes how it was called, sees images at an area of about 96 x 96, and fails at pictures of `break_on_width`."""
+
+    def __init__(self, break_on_width: int | None = None) -> None:
+        super().__init__()
+        self.calls: list[int] = []
+        self.options: dict = {}
+        self.break_on_width = break_on_width
+
+    def processing_size(self, height, width):
+        scale = 96 / (height * width) ** 0.5
+        return round(height * scale / 8) * 8, round(width * scale / 8) * 8
+
+    def __call__(self, image, **options):
+        self.calls.append(len(image))
+        self.options = options
+        if self.break_on_width in {rgb.shape[1] for rgb in image}:
+            raise RuntimeError("out of memory")
+        return [self.predict(rgb) for rgb in image]

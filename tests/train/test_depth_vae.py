@@ -5,18 +5,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
-from metricgold.storage.files import digest_folder
-from metricgold.train.depth_vae import learning_rate, log_depth_loss, train_depth_vae
+from metricgold.storage.files import digest_folder, read_rows
+from metricgold.train.decoder_run import log_depth_loss
+from metricgold.train.depth_vae import train_depth_vae
+from metricgold.train.optimizer import linear_rate
+from tests.support.waiting import wait_until
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 PARAMS = DepthVae(num_steps=12, batch_size=4, crop=16, lr=2e-3, warmup_steps=2, checkpoint_every=4)
@@ -60,8 +63,8 @@ def test_an_output_out_of_range_is_pulled_back():
     assert output.grad.item() == 1
 
 
-def test_learning_rate_warms_up_and_ends_at_nought():
-    rates = [learning_rate(step, PARAMS) for step in range(12)]
+def test_learning_rate_warms_up_and_ends_at_zero():
+    rates = [linear_rate(step, PARAMS) for step in range(12)]
     assert rates[0] == pytest.approx(1e-3) and rates[6] == pytest.approx(1e-3) and 0 < rates[-1] < 2e-4
 
 
@@ -136,7 +139,7 @@ def test_a_vae_of_another_encoder_is_refused(tuned, tiny_backbone, tmp_path):
     vae.save_pretrained(other / "vae")
     with pytest.raises(ValueError, match=r"another encoder than .*backbone; run `metricgold depth-vae` again"):
         load_depth_vae(tuned, other)
-    with pytest.raises(ValueError, match=r"no VAE for depth: depth_vae\.json is missing"):
+    with pytest.raises(ValueError, match=r"not a VAE for depth: depth_vae\.json is missing"):
         load_depth_vae(other, other)
 
 
@@ -177,7 +180,7 @@ train_depth_vae(params, LogDepthRange(), raws, backbone, out, metrics, size=(32,
 """
 
 
-def test_a_finished_run_asked_again_gives_the_same_bytes(tiny, tiny_raw, tiny_backbone, tmp_path):
+def test_a_finished_run_started_again_gives_the_same_bytes(tiny, tiny_raw, tiny_backbone, tmp_path):
     digests = set()
     for out in (tmp_path / "one" / "depth-vae", tmp_path / "two" / "depth-vae", tmp_path / "one" / "depth-vae"):
         digests.add(digest_folder(run(tiny, tiny_raw, tiny_backbone, out)))
@@ -191,6 +194,26 @@ def test_another_run_s_checkpoint_is_never_resumed(tiny, tiny_raw, tiny_backbone
     assert digest_folder(tmp_path / "one") == digest_folder(tmp_path / "two")
 
 
+def test_a_state_file_of_an_earlier_version_is_deleted_with_a_warning(tiny, tiny_raw, tiny_backbone, tmp_path, caplog):
+    digest, state = (
+        digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")),
+        tmp_path / "depth-vae.state",
+    )
+    for checkpoint in state.glob("step-*"):
+        shutil.rmtree(checkpoint)
+    old = state / "checkpoint.safetensors"
+    save_file({"weight/decoder.conv_out.bias": torch.zeros(3)}, old, metadata={"step": "8"})
+    assert digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")) == digest
+    assert not old.exists() and "checkpoint.safetensors was written by an earlier version" in caplog.text
+
+
+def test_rows_say_step_loss_and_learning_rate_and_are_never_written_twice(tiny, tiny_raw, tiny_backbone, tmp_path):
+    for _ in range(2):
+        run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")
+        rows = read_rows(tmp_path / "depth-vae.state" / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [12] and rows[0].keys() == {"step", "loss", "lr"}
+
+
 LONG = {"num_steps": 150, "checkpoint_every": 3}
 
 
@@ -201,14 +224,14 @@ def undisturbed(tiny, tiny_raw, tiny_backbone, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_it_goes_on_and_ends_with_the_same_bytes(tiny, tiny_raw, tiny_backbone, undisturbed, tmp_path, how):
+def test_stopped_it_resumes_and_ends_with_the_same_bytes(tiny, tiny_raw, tiny_backbone, undisturbed, tmp_path, how):
     params, out = PARAMS.model_copy(update=LONG), tmp_path / "depth-vae"
-    checkpoint = tmp_path / "depth-vae.state" / "checkpoint.safetensors"
+    state = tmp_path / "depth-vae.state"
     command = [sys.executable, "-c", CHILD, params.model_dump_json(), tiny_raw, tiny_backbone, out]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while child.poll() is None and not checkpoint.exists():
-        time.sleep(0.01)
-    time.sleep(np.random.default_rng().uniform(0, 0.3))
+    wait_until(lambda: child.poll() is not None or list(state.glob("step-*")), within_s=120)
+    with suppress(subprocess.TimeoutExpired):  # anywhere in a step
+        child.wait(timeout=np.random.default_rng().uniform(0, 0.3))
     child.send_signal(how)
     assert child.wait(timeout=60) == (128 + how if how == signal.SIGTERM else -how)
     assert not out.exists(), "the stop came too late to mean anything"

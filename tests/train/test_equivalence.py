@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from metricgold.datasets.readers import open_dataset
-from metricgold.encode.scene_encoder import encode
+from metricgold.encode.stage import encode
 from metricgold.metrics import depth_metrics
-from metricgold.model.backbone import load_backbone, new_unet, prepare_backbone, widen_conv_in
+from metricgold.model.backbone import load_backbone, prepare_backbone
+from metricgold.model.parts import widen_conv_in
 from metricgold.model.pipeline import load_pipeline
+from metricgold.model.stand_in import new_unet
 from metricgold.shards import LatentCache, shard_path, write_index, write_record, write_shard
 from metricgold.storage.files import read_rows
 from metricgold.train.mixture import Draw, Mixture
 from metricgold.train.objective import masked_loss
-from metricgold.train.run import train
+from metricgold.train.stage import train
 
 # Clipped from the first step on, warm-up and decay both at work within three steps.
 STEPS = {"num_steps": 3, "log_every": 1, "warmup_steps": 1, "decay_steps": 3, "max_grad_norm": 0.1, "ema_decay": 0.0}

@@ -1,4 +1,4 @@
-"""One job at a time on a card: waits, names who holds it, and a kill frees it."""
+"""One job at a time on a GPU: waits, names who holds it, and a kill frees it."""
 
 import logging
 import os
@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from metricgold.train import gpu_lock as card
-from metricgold.train.gpu_lock import cards, one_of, only_job
+from metricgold.train import gpu_lock
+from metricgold.train.gpu_lock import free_gpu, gpu_names, lock_path, only_job
 
 HOLD = """
 import sys, time
@@ -46,8 +46,8 @@ def hold():
         child.wait()
 
 
-def test_a_second_job_waits_names_the_holder_and_goes_on_after_a_kill(hold, monkeypatch, caplog):
-    monkeypatch.setattr(card, "SECONDS_BETWEEN_LINES", 0.2)
+def test_a_second_job_waits_names_the_holder_and_continues_after_a_kill(hold, monkeypatch, caplog):
+    monkeypatch.setattr(gpu_lock, "SECONDS_BETWEEN_LINES", 0.2)
     holder = hold("cuda")
     entered = threading.Event()
 
@@ -67,39 +67,39 @@ def test_a_second_job_waits_names_the_holder_and_goes_on_after_a_kill(hold, monk
     assert all(f"cuda:0 is in use by process {holder.pid} since " in line for line in lines)
 
 
-def test_each_card_has_its_own_lock_and_is_counted_within_the_visible_ones(hold):
+def test_each_gpu_has_its_own_lock_and_is_counted_within_the_visible_ones(hold):
     hold("cuda", CUDA_VISIBLE_DEVICES="1,0")
-    with only_job("cuda:0"):  # the other card
+    with only_job("cuda:0"):  # the other GPU
         pass
-    assert card._lock_of("1", "gpu").with_suffix(".json").exists()
+    assert lock_path("1", "gpu").with_suffix(".json").exists()
 
 
-def test_nothing_is_locked_without_a_card(own_cache):
+def test_nothing_is_locked_without_a_gpu(own_cache):
     with only_job("cpu"), only_job("cpu"):
         assert not own_cache.exists()
 
 
-def test_cards_are_named(monkeypatch):
+def test_gpus_are_named(monkeypatch):
     monkeypatch.setenv("METRICGOLD_CARDS", "2")
-    assert cards() == ["0", "1"]
+    assert gpu_names() == ["0", "1"]
     monkeypatch.setenv("METRICGOLD_CARDS", "many")
-    with pytest.raises(ValueError, match="METRICGOLD_CARDS is 'many', expected a number of cards"):
-        cards()
+    with pytest.raises(ValueError, match="METRICGOLD_CARDS is 'many', expected a number of GPUs"):
+        gpu_names()
     monkeypatch.delenv("METRICGOLD_CARDS")
-    monkeypatch.setattr(card, "_number_of_cards", lambda: 4)
-    assert cards() == ["0", "1", "2", "3"]
+    monkeypatch.setattr(gpu_lock, "num_gpus", lambda: 4)
+    assert gpu_names() == ["0", "1", "2", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-8f3a")
-    assert cards() == ["2", "GPU-8f3a"]
-    monkeypatch.setattr(card, "_number_of_cards", lambda: 0)
-    assert cards() == []
+    assert gpu_names() == ["2", "GPU-8f3a"]
+    monkeypatch.setattr(gpu_lock, "num_gpus", lambda: 0)
+    assert gpu_names() == []
 
 
-def test_flows_take_different_cards_and_a_trainer_may_lock_its_flow_s():
-    with one_of(["0", "1"], timeout_s=0) as first, one_of(["0", "1"], timeout_s=0) as second:
+def test_flows_take_different_gpus_and_a_trainer_may_lock_its_flow_s():
+    with free_gpu(["0", "1"], timeout_s=0) as first, free_gpu(["0", "1"], timeout_s=0) as second:
         assert (first, second) == ("0", "1")
-        with pytest.raises(TimeoutError, match="no card of 0, 1"), one_of(["0", "1"], timeout_s=0):
+        with pytest.raises(TimeoutError, match="no GPU of 0, 1"), free_gpu(["0", "1"], timeout_s=0):
             pass
         with only_job("cuda:0"):
             pass
-    with one_of(["0"], timeout_s=0):
+    with free_gpu(["0"], timeout_s=0):
         pass

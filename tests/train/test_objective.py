@@ -13,9 +13,9 @@ from metricgold.model.backbone import load_backbone
 from metricgold.model.vae import decode_log_depth, encode_rgb, rgb_to_tensor
 from metricgold.params.sections import Params, Train
 from metricgold.storage.files import read_rows
-from metricgold.train.objective import Objective, _crops, masked_loss, shifted_timesteps, training_scheduler
-from metricgold.train.optimizer import learning_rate
-from metricgold.train.run import train
+from metricgold.train.objective import Objective, masked_loss, shifted_timesteps, square_crops, training_scheduler
+from metricgold.train.optimizer import exponential_rate
+from metricgold.train.stage import train
 
 # -- mathematics ------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
 
 def test_learning_rate_warms_up_and_decays(tiny):
     params = tiny.train.model_copy(update={"lr": 1e-3, "warmup_steps": 10, "decay_steps": 110, "final_lr_ratio": 0.01})
-    rates = [learning_rate(step, params) for step in range(200)]
+    rates = [exponential_rate(step, params) for step in range(200)]
     assert rates[0] == pytest.approx(1e-4) and rates[9] == pytest.approx(1e-3)
     assert rates[60] == pytest.approx(1e-4) and rates[110] == rates[199] == pytest.approx(1e-5)
 
@@ -126,7 +126,7 @@ def test_decoded_depth_counts_in_pixels_of_a_crop(one_step, tiny_backbone):
     loss.backward()
     latent = masked_loss(output, inputs["depth"], inputs["valid"], "l1")
     with torch.no_grad():
-        maps = [objective._decode(_crops(one, inputs["corners"], 8)) for one in (output, inputs["depth"])]
+        maps = [objective._decode(square_crops(one, inputs["corners"], 8)) for one in (output, inputs["depth"])]
         assert maps[0].shape == (4, 1, 16, 16)  # the stand-in halves once
         assert loss.item() == pytest.approx((latent + 2 * (maps[0] - maps[1]).abs().mean()).item(), rel=1e-5)
     # Nowhere but where the crop reaches does the gradient differ from the latent loss's.

@@ -1,4 +1,4 @@
-"""What the plan counts is what torch does; what it assumes is said, and what cannot fit is refused."""
+"""What the plan counts is what torch does; what it assumes is named, and what cannot fit is refused."""
 
 import json
 from pathlib import Path
@@ -9,22 +9,24 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from metricgold.params.profiles import PROFILES
 from metricgold.params.sections import Params, Train, load_params
-from metricgold.train.plan import (
-    CARDS,
-    GIB,
-    SD2_UNET,
-    SD2_VAE,
+from metricgold.train.cost import (
     DecoderCost,
     activation_bytes,
-    advise,
     decoder_cost,
-    describe,
     flop_counter,
     flops_per_sample,
+    saved_bytes,
+)
+from metricgold.train.plan import (
+    GIB,
+    GPUS,
+    SD2_UNET,
+    SD2_VAE,
+    advise,
+    describe,
     memory_by_part,
     plan_training,
     refusal,
-    saved_bytes,
 )
 
 SMALL = {
@@ -152,7 +154,7 @@ def test_what_cannot_fit_is_refused_with_advice_that_fits(tmp_path):
     assert message.startswith("GeForce RTX 3090 has 25.77 GB, this run needs about ")
     assert all(f"train.{key}: {json.dumps(value)}" in message for key, value in answer["advice"].items())
     followed = params.train.model_copy(update=answer["advice"])
-    assert memory_by_part(followed, SD2, SD2_SHAPE, DecoderCost())["total"] <= CARDS["rtx3090"].memory_bytes
+    assert memory_by_part(followed, SD2, SD2_SHAPE, DecoderCost())["total"] <= GPUS["rtx3090"].memory_bytes
     Train.model_validate(followed.model_dump())
     assert "json" not in describe(answer) and "does not fit" in describe(answer)
 
@@ -172,7 +174,7 @@ def test_advice_is_the_smallest_that_helps():
     assert ask(train, 8 * GIB) is None
 
 
-def test_a_card_that_nothing_fits_is_said():
+def test_a_gpu_that_nothing_fits_is_named():
     answer = {"fits": False, "card": "rtx3090", "advice": None, "memory_bytes": {"total": 90 * 10**9}}
     assert "no setting of train makes it fit" in refusal(answer)
 
@@ -197,7 +199,7 @@ def test_disk_knows_caches_that_are_there(tmp_path, tiny, tiny_latents, tiny_bac
     assert plan_training(own, tiny_backbone, tmp_path)["disk_bytes"]["latents of mine"] is None
 
 
-def test_disk_counts_every_checkpoint_that_lies_there_at_once(tmp_path, tiny):
+def test_disk_counts_every_checkpoint_that_is_there_at_once(tmp_path, tiny):
     """Those kept, the one being written, and with validation the best one."""
     of = lambda **changes: plan_training(  # noqa: E731
         tiny.model_copy(update={"train": Train(**changes)}), tmp_path / "backbone", tmp_path
@@ -226,5 +228,5 @@ def test_wrong_use_is_named(tmp_path):
     params = Params(datasets=["hypersim"], encode={"height": 66})
     with pytest.raises(ValueError, match="no card 'gtx'; known: rtx3090, rtx4090, a100, h100"):
         plan_training(params, Path("none"), tmp_path, card="gtx")
-    with pytest.raises(ValueError, match=r"encode\.height 66 is no multiple of"):
+    with pytest.raises(ValueError, match=r"encode\.height 66 is not a multiple of"):
         plan_training(params, Path("none"), tmp_path)

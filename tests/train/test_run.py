@@ -2,11 +2,11 @@
 
 import json
 import multiprocessing
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
 from metricgold.storage.files import digest_folder, read_rows
+from metricgold.storage.progress import PROGRESS_FILE, StageProgress, read_progress
 from metricgold.train.checkpoints import flat_state, load_flat_state
-from metricgold.train.run import train
+from metricgold.train.stage import train
+from tests.support.waiting import wait_until
 
 
 def run(tiny, latents, backbone, out, *, changes=None, **options):
@@ -86,7 +88,7 @@ def test_other_targets_train_and_are_recorded(tiny, tiny_latents, tiny_backbone,
     assert scheduler["prediction_type"] == prediction_type
 
 
-def test_a_finished_run_asked_again_gives_the_same_bytes(tiny, tiny_latents, tiny_backbone, tmp_path):
+def test_a_finished_run_started_again_gives_the_same_bytes(tiny, tiny_latents, tiny_backbone, tmp_path):
     out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model")
     digest, metrics = digest_folder(out), (state_of(out) / "metrics.jsonl").read_bytes()
     run(tiny, tiny_latents, tiny_backbone, out)
@@ -117,12 +119,37 @@ def test_a_cache_of_another_vae_or_range_is_refused(tiny, tiny_latents, tiny_bac
         train(tiny.train, tiny.log_depth, caches, other, tmp_path / "model")
 
 
-def test_rows_are_reported_as_they_are_written(tiny, tiny_latents, tiny_backbone, tmp_path):
-    rows = []
-    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", report=rows.append, plot=tmp_path / "train.csv")
-    assert rows == read_rows(state_of(out) / "metrics.jsonl")
+def test_rows_are_reported_when_they_are_in_the_file(tiny, tiny_latents, tiny_backbone, tmp_path):
+    rows, out = [], tmp_path / "model"
+
+    def report(row):
+        rows.append(row)
+        assert read_rows(state_of(out) / "metrics.jsonl") == rows
+
+    run(tiny, tiny_latents, tiny_backbone, out, report=report, plot=tmp_path / "train.csv")
+    assert len(rows) == 6
     lines = (tmp_path / "train.csv").read_text().splitlines()
     assert lines[0] == "step,loss,lr,grad_norm" and len(lines) == len(rows) + 1
+
+
+def test_steps_are_written_to_the_progress_file(tiny, tiny_latents, tiny_backbone, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "progress.json"))
+    with caplog.at_level("INFO"):
+        out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model")
+    assert read_progress(tmp_path / "progress.json") == StageProgress(12, 12, "steps")
+    assert re.search(r"train: 12 of 12 steps, loss \d\.\d{4}", caplog.text)
+    shutil.rmtree(state_of(out) / "step-000012")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        run(tiny, tiny_latents, tiny_backbone, out)
+    assert "resuming at step 8 of 12" in caplog.text and "train: 12 of 12 steps" in caplog.text
+
+
+def test_a_run_with_other_params_says_that_it_clears(tiny, tiny_latents, tiny_backbone, tmp_path, caplog):
+    for lr in (1e-3, 2e-3):
+        with caplog.at_level("INFO"):
+            run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes={"num_steps": 1, "lr": lr})
+    assert caplog.text.count("is cleared: it belongs to a run with other params or data") == 1
 
 
 # -- updates left out -------------------------------------------------------------------------------------
@@ -137,11 +164,11 @@ def faults(monkeypatch):
         draw, loss = Objective.draw, Objective.loss
 
         def listen(self, shape, step):
-            self.asked = step + 1
+            self.at_step = step + 1
             return draw(self, shape, step)
 
         monkeypatch.setattr(Objective, "draw", listen)
-        monkeypatch.setattr(Objective, "loss", lambda self, *args: loss(self, *args) * factors.get(self.asked, 1.0))
+        monkeypatch.setattr(Objective, "loss", lambda self, *args: loss(self, *args) * factors.get(self.at_step, 1.0))
 
     return spoil
 
@@ -332,7 +359,7 @@ def test_the_best_weights_become_the_model_and_patience_ends_the_run(tiny, tiny_
     assert all(torch.equal(exported[name], weight) for name, weight in seen[4].items())
     assert json.loads((out / "lineage.json").read_text())["step"] == 4
     digest = digest_folder(out)
-    run(tiny, tiny_latents, tiny_backbone, out, changes=LOOK, validate=validate)  # asked again: no step, same bytes
+    run(tiny, tiny_latents, tiny_backbone, out, changes=LOOK, validate=validate)  # run again: no step, same bytes
     assert digest_folder(out) == digest and sorted(seen) == [2, 4, 6, 8, 10]
 
 
@@ -354,9 +381,17 @@ def test_validation_measures_held_out_frames_in_metres(tiny, tiny_raw, tiny_late
     changes = {"validation": {"every": 6, "split": "test", "frames_per_dataset": 2, "metric": "delta1"}}
     params = tiny.train.model_validate(tiny.train.model_dump() | changes)
     raw_folders = {tiny.datasets[0]: tiny_raw}
-    out = tmp_path / "model"
+    out, pictures = tmp_path / "model", []
+
+    def report(row):
+        """The picture is in place when its row is announced."""
+        if "val_delta1" in row:
+            pictures.append((state_of(out) / "samples" / f"step-{row['step']:06d}.png").is_file())
+
     validate = held_out_validation(params.validation, tiny.log_depth, raw_folders, state_of(out) / "samples")
-    run(tiny, tiny_latents, tiny_backbone, out, changes=changes, validate=validate, plot=tmp_path / "train.csv")
+    options = {"validate": validate, "report": report, "plot": tmp_path / "train.csv"}
+    run(tiny, tiny_latents, tiny_backbone, out, changes=changes, **options)
+    assert pictures == [True, True]
     rows = [row for row in read_rows(state_of(out) / "metrics.jsonl") if "val_delta1" in row]
     assert [row["step"] for row in rows] == [6, 12]
     assert all(np.isfinite(row[f"val_{name}"]) for row in rows for name in METRICS)
@@ -384,13 +419,12 @@ def test_killed_at_twenty_random_steps_it_ends_with_the_same_bytes(project, trai
     out, state, rng = project / "models/metricgold", project / "models/metricgold.state", np.random.default_rng()
     undisturbed, metrics = trained_in_project
     server, killed = multiprocessing.get_context("forkserver"), 0
-    server.set_forkserver_preload(["metricgold.train.run"])
+    server.set_forkserver_preload(["metricgold.train.stage"])
     for want in np.sort(rng.integers(0, 70, size=20)):
         child = server.Process(target=_train_in, args=(project,))
         child.start()
-        while child.is_alive() and position(state) < want:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
+        wait_until(lambda: not child.is_alive() or position(state) >= want, within_s=120, every_s=0.002)  # noqa: B023
+        child.join(timeout=rng.uniform(0, 0.05))  # anywhere in a step
         child.kill()
         child.join()
         killed += child.exitcode == -signal.SIGKILL
@@ -411,11 +445,13 @@ def _train_in(project):
 def test_sigterm_saves_where_it_is(project, trained_in_project):
     out, state = project / "models" / "metricgold", project / "models" / "metricgold.state"
     command = [sys.executable, "-m", "metricgold.cli", "train", "--no-track"]
-    child = start(command, project)
-    while child.poll() is None and position(state) < 7:
-        time.sleep(0.01)
+    log = project / "log"
+    with log.open("w") as file:
+        child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=file)
+    wait_until(lambda: child.poll() is not None or position(state) >= 7, within_s=120)
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=60) == 128 + signal.SIGTERM
+    assert "and saved; run the same command to resume" in log.read_text()
     assert position(state) >= 7 and not out.exists()
     subprocess.run(command, cwd=project, check=True, capture_output=True)
     assert digest_folder(out) == trained_in_project[0]
@@ -443,12 +479,8 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(tiny, projec
         torch.testing.assert_close(weights[name], one, atol=2e-4, rtol=0)
 
 
-def start(command, project):
-    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 def position(state):
-    """The step of the newest whole checkpoint."""
+    """The step of the newest complete checkpoint."""
     return max((int(path.name[5:]) for path in state.glob("step-*")), default=0)
 
 

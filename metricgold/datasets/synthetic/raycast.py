@@ -1,6 +1,6 @@
 """Exact ray casting against planes, boxes, spheres and cylinders, in float64.
 
-World: x and y on the ground, z up, metres. All rays of a call start in one point, so a solid is only
+World: x and y on the ground, z up, metres. All rays of a call start at the same point, so a solid is only
 tried on the rays which pass through its bounding sphere. A light is a point too: shadows use the same call.
 """
 
@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Point = tuple[float, float, float]
 
 NOTHING = -1
 TINY = 1e-300  # stands for a direction component of 0: its inverse stays finite
@@ -18,17 +22,17 @@ TINY = 1e-300  # stands for a direction component of 0: its inverse stays finite
 class Box:
     """Upright box, turned by `yaw` about its vertical axis; seen from outside."""
 
-    centre_m: tuple[float, float, float]
-    half_size_m: tuple[float, float, float]
+    centre_m: Point
+    half_size_m: Point
     yaw: float = 0.0
     material: str = "plain"
-    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    colour: Point = (0.5, 0.5, 0.5)
 
     @property
-    def bound(self) -> tuple[tuple[float, float, float], float]:
+    def bound(self) -> tuple[Point, float]:
         return self.centre_m, float(np.linalg.norm(self.half_size_m))
 
-    def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def distances(self, origin: Floats, directions: Floats) -> Floats:
         """Multiples [N] of the directions [3, N] at which the box is entered, inf where it is not."""
         local_origin, local = _turn(np.asarray(origin) - self.centre_m, -self.yaw), _turn(directions, -self.yaw)
         enter, leave = 0.0, np.inf
@@ -38,7 +42,7 @@ class Box:
             enter, leave = np.maximum(enter, middle - reach), np.minimum(leave, middle + reach)
         return np.where((enter <= leave) & (enter > 0), enter, np.inf)
 
-    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def surface(self, points: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Normals [N, 3], points in the box's own frame [N, 3] and the axis [N] of the face of surface points."""
         local = _turn((points - self.centre_m).T, -self.yaw).T
         axis = np.argmax(np.abs(local) - self.half_size_m, axis=1)
@@ -50,20 +54,22 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Sphere:
-    centre_m: tuple[float, float, float]
+    """A ball; seen from outside."""
+
+    centre_m: Point
     radius_m: float
     material: str = "plain"
-    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    colour: Point = (0.5, 0.5, 0.5)
 
     @property
-    def bound(self) -> tuple[tuple[float, float, float], float]:
+    def bound(self) -> tuple[Point, float]:
         return self.centre_m, self.radius_m
 
-    def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def distances(self, origin: Floats, directions: Floats) -> Floats:
         """Multiples [N] of the directions [3, N] at which the sphere is entered, inf where it is not."""
         return _enter_round(np.asarray(origin) - self.centre_m, directions, self.radius_m)
 
-    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def surface(self, points: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Normals, points from the centre, and the axis 2, as for a box."""
         local = points - self.centre_m
         return local / self.radius_m, local, np.full(len(local), 2)
@@ -73,18 +79,18 @@ class Sphere:
 class Cylinder:
     """Upright cylinder with a flat top."""
 
-    base_m: tuple[float, float, float]
+    base_m: Point
     radius_m: float
     height_m: float
     material: str = "plain"
-    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    colour: Point = (0.5, 0.5, 0.5)
 
     @property
-    def bound(self) -> tuple[tuple[float, float, float], float]:
+    def bound(self) -> tuple[Point, float]:
         x, y, z = self.base_m
         return (x, y, z + self.height_m / 2), float(np.hypot(self.radius_m, self.height_m / 2))
 
-    def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def distances(self, origin: Floats, directions: Floats) -> Floats:
         """Multiples [N] of the directions [3, N] at which side or top are met, inf where neither is."""
         origin = np.asarray(origin) - self.base_m
         side = _enter_round(origin[:2], directions[:2], self.radius_m)
@@ -95,7 +101,7 @@ class Cylinder:
         side = np.where((z >= 0) & (z <= self.height_m), side, np.inf)
         return np.minimum(side, np.where(from_axis_m <= self.radius_m, top, np.inf))
 
-    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def surface(self, points: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Normals, points from the base, and the axis (2 on the top, else 0), as for a box."""
         local = points - self.base_m
         on_top = local[:, 2] > self.height_m - 1e-6
@@ -105,17 +111,17 @@ class Cylinder:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The plane z = 0, without end."""
+    """The endless plane z = 0."""
 
     material: str = "plain"
-    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    colour: Point = (0.5, 0.5, 0.5)
     bound = None
 
-    def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def distances(self, origin: Floats, directions: Floats) -> Floats:
         """Multiples [N] of the directions [3, N] at which the plane is met from above, inf where it is not."""
         return _plane_distances(origin[2], directions[2])
 
-    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def surface(self, points: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Normals, the points themselves, and the axis 2, as for a box."""
         return np.broadcast_to((0.0, 0.0, 1.0), points.shape), points, np.full(len(points), 2)
 
@@ -125,18 +131,18 @@ class Shell:
     """The inside of an upright, axis-aligned room from `low_m` to `high_m`, seen only through `sides`.
 
     `sides` are the faces this solid has: "floor", "wall" and "ceiling" may be solids of their own.
-    `openings` are pairs (low, high) of corners: where the shell lies inside one, it is not there.
+    `openings` are pairs (low, high) of corners of boxes; inside one the shell is open.
     """
 
-    low_m: tuple[float, float, float]
-    high_m: tuple[float, float, float]
+    low_m: Point
+    high_m: Point
     sides: frozenset[str] = frozenset({"floor", "wall", "ceiling"})
-    openings: tuple[tuple[tuple[float, float, float], tuple[float, float, float]], ...] = ()
+    openings: tuple[tuple[Point, Point], ...] = ()
     material: str = "plain"
-    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    colour: Point = (0.5, 0.5, 0.5)
     bound = None
 
-    def distances(self, origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    def distances(self, origin: Floats, directions: Floats) -> Floats:
         """Multiples [N] of the directions [3, N] at which the room is left, inf through other sides and openings."""
         low, high, start = (np.reshape(corner, (3, 1)) for corner in (self.low_m, self.high_m, origin))
         walls = np.where(directions > 0, high, low)
@@ -144,16 +150,14 @@ class Shell:
         per_axis = np.where(is_along, np.inf, (walls - start) / np.where(is_along, 1, directions))  # [3, N]
         leave = np.minimum(np.minimum(per_axis[0], per_axis[1]), per_axis[2])
         points = start + leave * directions
-        is_here = self._has_side(per_axis[2] <= leave, directions[2] > 0)
-        for low, high in self.openings:
-            is_here &= ~((points >= np.reshape(low, (3, 1))) & (points <= np.reshape(high, (3, 1)))).all(axis=0)
+        wall, ceiling, floor = (side in self.sides for side in ("wall", "ceiling", "floor"))
+        is_here = np.where(per_axis[2] <= leave, np.where(directions[2] > 0, ceiling, floor), wall)
+        for opening in self.openings:
+            first, last = (np.reshape(corner, (3, 1)) for corner in opening)
+            is_here &= ~((points >= first) & (points <= last)).all(axis=0)
         return np.where(is_here, leave, np.inf)
 
-    def _has_side(self, is_level: np.ndarray, is_up: np.ndarray) -> np.ndarray:
-        wall, ceiling, floor = (side in self.sides for side in ("wall", "ceiling", "floor"))
-        return np.where(is_level, np.where(is_up, ceiling, floor), wall)
-
-    def surface(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def surface(self, points: Floats) -> tuple[Floats, Floats, NDArray[np.int64]]:
         """Normals into the room, the points themselves and the axis of the face, as for a box."""
         centre, half = np.add(self.low_m, self.high_m) / 2, np.subtract(self.high_m, self.low_m) / 2
         axis = np.argmax(np.abs(points - centre) - half, axis=1)
@@ -169,8 +173,8 @@ Solid = Box | Sphere | Cylinder | Ground | Shell
 class Hits(NamedTuple):
     """What N rays met. `distances` count in lengths of the rays' directions; inf and solid -1 where nothing was met."""
 
-    distances: np.ndarray  # float64 [N]
-    solid: np.ndarray  # int32 [N], index into the list of solids
+    distances: Floats  # [N]
+    solid: NDArray[np.int32]  # [N], index into the list of solids
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,9 +183,9 @@ class Solids:
 
     solids: tuple[Solid, ...]
     _endless: tuple[int, ...] = field(init=False, repr=False)
-    _bounded: np.ndarray = field(init=False, repr=False)
-    _centres_m: np.ndarray = field(init=False, repr=False)
-    _radii_m: np.ndarray = field(init=False, repr=False)
+    _bounded: NDArray[np.int64] = field(init=False, repr=False)
+    _centres_m: Floats = field(init=False, repr=False)
+    _radii_m: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         bounds = {index: solid.bound for index, solid in enumerate(self.solids) if solid.bound is not None}
@@ -192,7 +196,7 @@ class Solids:
         object.__setattr__(self, "_centres_m", centres)
         object.__setattr__(self, "_radii_m", np.array([radius for _, radius in bounds.values()], dtype=np.float64))
 
-    def cast(self, origin: np.ndarray, directions: np.ndarray, *, bounded_only: bool = False) -> Hits:
+    def cast(self, origin: Floats, directions: Floats, *, bounded_only: bool = False) -> Hits:
         """First hit of each ray origin + s * direction, s > 0; origin [3], directions [N, 3] of any length."""
         nearest = np.full(len(directions), np.inf)
         solid = np.full(len(directions), NOTHING, dtype=np.int32)
@@ -200,11 +204,11 @@ class Solids:
         if not bounded_only:
             for index in self._endless:
                 _keep_nearer(nearest, solid, slice(None), self.solids[index].distances(origin, directions), index)
-        for index, rows in self._candidates(origin, directions):
+        for index, rows in self.candidates(origin, directions):
             _keep_nearer(nearest, solid, rows, self.solids[index].distances(origin, directions[:, rows]), index)
         return Hits(nearest, solid)
 
-    def _candidates(self, origin: np.ndarray, directions: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    def candidates(self, origin: Floats, directions: Floats) -> Iterator[tuple[int, np.ndarray]]:
         """Solids and the rays that pass through their bounding spheres."""
         if not directions.shape[1]:
             return
@@ -227,13 +231,15 @@ class Solids:
                 yield self._bounded[row], rows
 
 
-def _keep_nearer(nearest: np.ndarray, solid: np.ndarray, rows, distances: np.ndarray, index: int) -> None:
+def _keep_nearer(
+    nearest: Floats, solid: NDArray[np.int32], rows: slice | NDArray[np.int64], distances: Floats, index: int
+) -> None:
     is_nearer = distances < nearest[rows]
     solid[rows] = np.where(is_nearer, index, solid[rows])
     nearest[rows] = np.minimum(distances, nearest[rows])
 
 
-def _turn(vectors: np.ndarray, yaw: float) -> np.ndarray:
+def _turn(vectors: Floats, yaw: float) -> Floats:
     """Vectors [3] or [3, N], turned about the vertical axis."""
     if yaw == 0:
         return vectors
@@ -242,8 +248,8 @@ def _turn(vectors: np.ndarray, yaw: float) -> np.ndarray:
     return np.stack([cosine * x - sine * y, sine * x + cosine * y, z])
 
 
-def _enter_round(origin: np.ndarray, directions: np.ndarray, radius_m: float) -> np.ndarray:
-    # |origin + s d|^2 = r^2 in as many dimensions as are given; the smaller root if it lies ahead.
+def _enter_round(origin: Floats, directions: Floats, radius_m: float) -> Floats:
+    # |origin + s d|^2 = r^2 in as many dimensions as are given; the smaller root if it is ahead.
     squared = sum(slope * slope for slope in directions)
     half_slope = sum(start * slope for start, slope in zip(origin, directions, strict=True))
     discriminant = half_slope * half_slope - squared * (origin @ origin - radius_m**2)
@@ -252,6 +258,6 @@ def _enter_round(origin: np.ndarray, directions: np.ndarray, radius_m: float) ->
         return np.where((discriminant >= 0) & (enter > 0), enter, np.inf)
 
 
-def _plane_distances(height_m: float, slopes: np.ndarray) -> np.ndarray:
+def _plane_distances(height_m: float, slopes: Floats) -> Floats:
     falls = (slopes < 0) & (height_m > 0)
     return np.where(falls, -height_m / np.where(falls, slopes, -1), np.inf)

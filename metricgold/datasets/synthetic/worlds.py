@@ -3,15 +3,28 @@
 x and y on the ground, z up, metres. Colours are sRGB values in [0, 1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from metricgold.datasets.synthetic.raycast import NOTHING, Box, Cylinder, Ground, Shell, Solid, Solids, Sphere
+from metricgold.datasets.synthetic.raycast import (
+    NOTHING,
+    Box,
+    Cylinder,
+    Floats,
+    Ground,
+    Point,
+    Shell,
+    Solid,
+    Solids,
+    Sphere,
+)
 from metricgold.datasets.synthetic.shading import Air, Light
 
 Rng = np.random.Generator
+T = TypeVar("T")
 WOOD = (0.55, 0.36, 0.20)
 WHITE = (0.85, 0.85, 0.82)
 PAINTS = ((0.80, 0.15, 0.12), (0.12, 0.30, 0.75), (0.90, 0.70, 0.10), (0.12, 0.55, 0.25), (0.85, 0.85, 0.85))
@@ -24,11 +37,11 @@ SUN_M = 1000.0  # as far as the sun needs to be for parallel shadows
 class Pose:
     """Where a camera stands. `yaw` turns left from +y, `pitch` up; radians."""
 
-    position_m: tuple[float, float, float]
+    position_m: Point
     yaw: float
     pitch: float
 
-    def world_from_camera(self) -> np.ndarray:
+    def world_from_camera(self) -> Floats:
         """Rotation [3, 3] from camera axes (x right, y down, z along the axis) to the world's."""
         sine, cosine = np.sin(self.yaw), np.cos(self.yaw)
         up, level = np.sin(self.pitch), np.cos(self.pitch)
@@ -54,23 +67,24 @@ class World:
         """A pose with nothing above, below or within 0.55 m ahead, and with a view of 1.8 m or more in the middle."""
         for _ in range(50):
             pose = self.draw_pose(rng)
-            if self._is_good(pose):
+            if self.has_room_at(pose):
                 break
         return pose
 
-    def _is_good(self, pose: Pose) -> bool:
+    def has_room_at(self, pose: Pose) -> bool:
+        """Whether nothing is above, below or near ahead of the camera, and the middle of its view is far enough."""
         x, y, _ = pose.position_m
         plumb = self.solids.cast(np.array([x, y, 100.0]), np.array([[0.0, 0.0, -1.0]]), bounded_only=True)
         if plumb.solid[0] != NOTHING:
             return False
-        x, y = np.meshgrid(np.linspace(-0.7, 0.7, 9), np.linspace(-0.5, 0.5, 7))
-        rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3) @ pose.world_from_camera().T
+        across, down = np.meshgrid(np.linspace(-0.7, 0.7, 9), np.linspace(-0.5, 0.5, 7))
+        rays = np.stack([across, down, np.ones_like(across)], axis=-1).reshape(-1, 3) @ pose.world_from_camera().T
         planar_depth_m = self.solids.cast(np.array(pose.position_m), rays).distances
-        return planar_depth_m.min() > 0.55 and np.median(planar_depth_m) > 1.8
+        return bool(planar_depth_m.min() > 0.55 and np.median(planar_depth_m) > 1.8)
 
 
-def _pick(rng: Rng, choices: tuple) -> tuple:
-    return choices[rng.integers(len(choices))]
+def _pick(rng: Rng, choices: Sequence[T]) -> T:
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _sun(rng: Rng, haze_per_m: float) -> tuple[Light, Air]:
@@ -81,14 +95,14 @@ def _sun(rng: Rng, haze_per_m: float) -> tuple[Light, Air]:
     return light, Air(haze_per_m, horizon=(0.62, 0.70, 0.80), zenith=(0.20, 0.38, 0.75))
 
 
-def _lamp(position_m: tuple[float, float, float], fade_m: float) -> Light:
+def _lamp(position_m: Point, fade_m: float) -> Light:
     return Light(position_m, colour=(1.9, 1.7, 1.4), ambient=(0.40, 0.40, 0.42), fade_m=fade_m)
 
 
 # Things
 
 
-def _car(x: float, y: float, colour: tuple) -> list[Solid]:
+def _car(x: float, y: float, colour: Point) -> list[Solid]:
     # 4.5 x 1.8 x 1.5 m, along y. Boxes are long along their own x so that wheels sit on the long faces.
     body = Box((x, y, 0.50), (2.25, 0.90, 0.40), np.pi / 2, "car body", colour)
     return [body, Box((x, y - 0.2, 1.20), (1.20, 0.80, 0.30), np.pi / 2, "car cabin", colour)]
@@ -113,27 +127,27 @@ def _table(x: float, y: float, yaw: float) -> list[Solid]:
     return [top, *legs]
 
 
-def _sofa(x: float, y: float, yaw: float, colour: tuple) -> list[Solid]:
-    back = np.array([-np.sin(yaw), np.cos(yaw)]) * 0.35
-    seat = Box((x, y, 0.22), (0.95, 0.42, 0.22), yaw, "plain", colour)
-    return [seat, Box((x + back[0], y + back[1], 0.45), (0.95, 0.12, 0.45), yaw, "plain", colour)]
+def _seat(x: float, y: float, yaw: float, half_size_m: Point, back_m: Point, colour: Point) -> list[Solid]:
+    """A block with a back along its rear edge; back_m: how far behind the middle, half its depth, half its height."""
+    behind_m, half_depth_m, half_height_m = back_m
+    rear_x, rear_y = np.array([-np.sin(yaw), np.cos(yaw)]) * behind_m
+    back = (half_size_m[0], half_depth_m, half_height_m)
+    return [
+        Box((x, y, half_size_m[2]), half_size_m, yaw, "plain", colour),
+        Box((x + rear_x, y + rear_y, half_height_m), back, yaw, "plain", colour),
+    ]
 
 
-def _chair(x: float, y: float, yaw: float, colour: tuple) -> list[Solid]:
-    back = np.array([-np.sin(yaw), np.cos(yaw)]) * 0.2
-    seat = Box((x, y, 0.23), (0.22, 0.22, 0.23), yaw, "plain", colour)
-    return [seat, Box((x + back[0], y + back[1], 0.47), (0.22, 0.03, 0.47), yaw, "plain", colour)]
-
-
-def _furniture(x: float, y: float, rng: Rng) -> list[Solid]:
+def draw_furniture(x: float, y: float, rng: Rng) -> list[Solid]:
+    """A table, sofa, chair, ball, box or lamp."""
     yaw = rng.choice([0, np.pi / 2]) + rng.uniform(-0.3, 0.3)
     kind = rng.integers(6)
     if kind == 0:
         return _table(x, y, yaw)
     if kind == 1:
-        return _sofa(x, y, yaw, _pick(rng, FABRICS))
+        return _seat(x, y, yaw, (0.95, 0.42, 0.22), (0.35, 0.12, 0.45), _pick(rng, FABRICS))  # a sofa
     if kind == 2:
-        return _chair(x, y, yaw, _pick(rng, FABRICS))
+        return _seat(x, y, yaw, (0.22, 0.22, 0.23), (0.2, 0.03, 0.47), _pick(rng, FABRICS))  # a chair
     if kind == 3:
         return [Sphere((x, y, 0.3), 0.3, "plain", PAINTS[0])]
     if kind == 4:
@@ -145,14 +159,21 @@ def _furniture(x: float, y: float, rng: Rng) -> list[Solid]:
 
 
 def _against_wall(
-    side: int, along_m: float, half_x_m: float, half_y_m: float, half_size_m: tuple, z: float, **look
+    side: int,
+    along_m: float,
+    half_x_m: float,
+    half_y_m: float,
+    half_size_m: Point,
+    z: float,
+    material: str = "plain",
+    colour: Point = WHITE,
 ) -> Box:
     """A box with its back to wall `side` (0: -x, 1: +x, 2: -y, 3: +y); half_size_m = along, out of the wall, up."""
     along, out, up = half_size_m
     sign = 1 if side % 2 else -1
     if side < 2:
-        return Box((sign * (half_x_m - out), along_m, z), (out, along, up), 0.0, **look)
-    return Box((along_m, sign * (half_y_m - out), z), (along, out, up), 0.0, **look)
+        return Box((sign * (half_x_m - out), along_m, z), (out, along, up), 0.0, material, colour)
+    return Box((along_m, sign * (half_y_m - out), z), (along, out, up), 0.0, material, colour)
 
 
 # Worlds
@@ -163,11 +184,11 @@ def draw_room(rng: Rng) -> World:
     scale = np.exp(rng.uniform(0, np.log(3)))  # from a bedroom to a loft
     half_x_m, half_y_m, height_m = scale * rng.uniform(1.6, 2.2), scale * rng.uniform(1.8, 2.5), 2.7
     window_side, door_side = rng.permutation(4)[:2]
-    shell = _room_shell(rng, half_x_m, half_y_m, height_m, window_side)
-    solids: list[Solid] = [*shell, *_wall_pieces(rng, half_x_m, half_y_m, window_side, door_side)]
+    shell = draw_shell(rng, half_x_m, half_y_m, height_m, window_side)
+    solids: list[Solid] = [*shell, *draw_wall_pieces(rng, half_x_m, half_y_m, window_side, door_side)]
     for _ in range(round(scale * rng.integers(3, 6))):
         x, y = rng.uniform(-0.75, 0.75, 2) * (half_x_m, half_y_m)
-        solids += _furniture(x, y, rng)
+        solids += draw_furniture(x, y, rng)
     lamp_x, lamp_y = rng.uniform(-0.3, 0.3, 2) * (half_x_m, half_y_m)
     solids.append(Sphere((lamp_x, lamp_y, height_m - 0.1), 0.15, "plain", (1, 1, 1)))
 
@@ -180,31 +201,37 @@ def draw_room(rng: Rng) -> World:
     return World(Solids(tuple(solids)), light, Air(0.0, (2.2, 2.4, 2.6), (2.2, 2.4, 2.6)), draw_pose)
 
 
-def _room_shell(rng: Rng, half_x_m: float, half_y_m: float, height_m: float, window_side: int) -> list[Solid]:
+def draw_shell(rng: Rng, half_x_m: float, half_y_m: float, height_m: float, window_side: int) -> list[Solid]:
+    """Floor, walls with a window, and ceiling."""
     low, high = (-half_x_m, -half_y_m, 0.0), (half_x_m, half_y_m, height_m)
-    floor = (_pick(rng, ("tiles", "planks")), _pick(rng, ((0.75, 0.70, 0.62), (0.62, 0.42, 0.25))))
+    floor_material, floor_colour = (
+        _pick(rng, ("tiles", "planks")),
+        _pick(rng, ((0.75, 0.70, 0.62), (0.62, 0.42, 0.25))),
+    )
     paint = _pick(rng, ((0.85, 0.82, 0.72), (0.72, 0.80, 0.82), (0.82, 0.76, 0.78), (0.78, 0.83, 0.74)))
     pane = _against_wall(window_side, rng.uniform(-0.8, 0.8), half_x_m, half_y_m, (0.7, 0.05, 0.6), 1.5)
-    opening = tuple(map(tuple, (np.subtract(pane.centre_m, pane.half_size_m), np.add(pane.centre_m, pane.half_size_m))))
-    opening = (tuple(np.subtract(opening[0], 0.01)), tuple(np.add(opening[1], 0.01)))
+    (x, y, z), (half_width_m, half_depth_m, half_height_m) = pane.centre_m, pane.half_size_m
+    opening = (
+        (x - half_width_m - 0.01, y - half_depth_m - 0.01, z - half_height_m - 0.01),
+        (x + half_width_m + 0.01, y + half_depth_m + 0.01, z + half_height_m + 0.01),
+    )
     return [
-        Shell(low, high, frozenset({"floor"}), (), *floor),
+        Shell(low, high, frozenset({"floor"}), (), floor_material, floor_colour),
         Shell(low, high, frozenset({"wall"}), (opening,), "wall", paint),
         Shell(low, high, frozenset({"ceiling"}), (), "plain", WHITE),
     ]
 
 
-def _wall_pieces(rng: Rng, half_x_m: float, half_y_m: float, window_side: int, door_side: int) -> list[Solid]:
+def draw_wall_pieces(rng: Rng, half_x_m: float, half_y_m: float, window_side: int, door_side: int) -> list[Solid]:
     """A door of 0.9 x 2 m, and shelves and pictures on the walls that have neither door nor window."""
     room = (half_x_m, half_y_m)
-    pieces = [_against_wall(door_side, rng.uniform(-1, 1), *room, (0.45, 0.03, 1.0), 1.0, material="door", colour=WOOD)]
+    pieces: list[Solid] = [_against_wall(door_side, rng.uniform(-1, 1), *room, (0.45, 0.03, 1.0), 1.0, "door", WOOD)]
     for side in set(range(4)) - {window_side, door_side}:
         if rng.random() < 0.7:
-            at = rng.uniform(-1.2, 1.2)
-            pieces.append(_against_wall(side, at, *room, (0.6, 0.18, 1.0), 1.0, material="shelf", colour=WOOD))
+            pieces.append(_against_wall(side, rng.uniform(-1.2, 1.2), *room, (0.6, 0.18, 1.0), 1.0, "shelf", WOOD))
         else:
-            look = {"material": "plain", "colour": _pick(rng, PAINTS[:4])}
-            pieces.append(_against_wall(side, rng.uniform(-1, 1), *room, (0.5, 0.02, 0.35), 1.6, **look))
+            paint = _pick(rng, PAINTS[:4])
+            pieces.append(_against_wall(side, rng.uniform(-1, 1), *room, (0.5, 0.02, 0.35), 1.6, "plain", paint))
     return pieces
 
 
@@ -213,7 +240,7 @@ def draw_street(rng: Rng) -> World:
     solids: list[Solid] = [Ground("street")]
     for side in (-1, 1):
         pavement = Box((side * 4.75, 100, 0.07), (1.25, 160, 0.07), 0.0, "slabs", (0.62, 0.60, 0.57))
-        solids += [pavement, *_houses(rng, side), *_street_furniture(rng, side)]
+        solids += [pavement, *draw_houses(rng, side), *draw_pavement(rng, side)]
     for y in np.arange(-30, 160, 25):
         if rng.random() < 0.7:
             lane = rng.choice([-1.75, 1.75])
@@ -227,21 +254,21 @@ def draw_street(rng: Rng) -> World:
     return World(Solids(tuple(solids)), light, air, draw_pose)
 
 
-def _houses(rng: Rng, side: int) -> list[Solid]:
-    houses, y = [], -40.0
+def draw_houses(rng: Rng, side: int) -> list[Solid]:
+    """A row along the street, with gaps here and there."""
+    houses: list[Solid] = []
+    y = -40.0
     while y < 190:
         length_m, height_m = 3.0 * rng.integers(3, 7), 3.0 * rng.integers(2, 6)
         x = side * (6.5 + rng.uniform(0, 1.5) + 5)
-        houses.append(
-            Box(
-                (x, y + length_m / 2, height_m / 2), (5, length_m / 2, height_m / 2), 0.0, "facade", _pick(rng, FACADES)
-            )
-        )
+        half_size_m = (5, length_m / 2, height_m / 2)
+        houses.append(Box((x, y + length_m / 2, height_m / 2), half_size_m, 0.0, "facade", _pick(rng, FACADES)))
         y += length_m + rng.choice([0.0, 0.0, 4.0, 9.0])
     return houses
 
 
-def _street_furniture(rng: Rng, side: int) -> list[Solid]:
+def draw_pavement(rng: Rng, side: int) -> list[Solid]:
+    """Trees, posts, lamps and parked cars on one side of the street."""
     things: list[Solid] = []
     for y in np.arange(-40, 140, 12.0):
         kind = rng.integers(5)
@@ -261,7 +288,7 @@ def draw_garden(rng: Rng) -> World:
     solids: list[Solid] = [Ground("garden")]
     for y in np.arange(-12, 48, 3.0):
         x = rng.choice([-1, 1]) * rng.uniform(2.0, 9.0)
-        solids += _garden_thing(x, y + rng.uniform(0, 3), rng)
+        solids += draw_garden_thing(x, y + rng.uniform(0, 3), rng)
     for side in (-1, 1):
         if rng.random() < 0.7:
             y = rng.uniform(0, 30)
@@ -279,7 +306,8 @@ def draw_garden(rng: Rng) -> World:
     return World(Solids(tuple(solids)), light, air, draw_pose)
 
 
-def _garden_thing(x: float, y: float, rng: Rng) -> list[Solid]:
+def draw_garden_thing(x: float, y: float, rng: Rng) -> list[Solid]:
+    """A tree, crate, boulder or post."""
     kind = rng.integers(4)
     if kind == 0:
         return _tree(x, y, rng)

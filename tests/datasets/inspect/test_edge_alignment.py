@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edges
-from metricgold.datasets.synthetic.archives import render_scene
+from metricgold.datasets.inspect.edge_alignment import MISALIGNED, align, depth_edge_map
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.params.sections import Synthesize
 from tests.support import SHARED
 
@@ -20,7 +21,10 @@ def frames():
     found = []
     for dataset in DATASETS:
         for scene in range(5):
-            seen = [(f.srgb, f.planar_depth_m, f.planar_depth_m < 600) for f in render_scene(dataset, PARAMS, scene)]
+            seen = [
+                (f.srgb, f.planar_depth_m, f.planar_depth_m < 600)
+                for f in render_scene(RECIPES[dataset], PARAMS, scene)
+            ]
             found += [(*seen[0], *seen[1][1:]), (*seen[1], *seen[0][1:])]
     return found
 
@@ -77,9 +81,9 @@ def test_depth_of_another_frame_scores_lower(frames):
 def test_a_slanted_plane_has_no_edges():
     y, x = np.mgrid[:40, :60]
     plane = 1 / (0.02 + 0.004 * x + 0.006 * y)
-    assert depth_edges(plane, np.ones((40, 60), dtype=bool)).max() == 0
+    assert depth_edge_map(plane, np.ones((40, 60), dtype=bool)).max() == 0
     step = np.where(x < 30, 2.0, 4.0)
-    edges = depth_edges(step, np.ones((40, 60), dtype=bool))
+    edges = depth_edge_map(step, np.ones((40, 60), dtype=bool))
     assert set(np.flatnonzero(edges.any(axis=0))) == {29, 30}
 
 

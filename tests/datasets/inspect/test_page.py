@@ -13,8 +13,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from metricgold.datasets.inspect.page import EDGES_M, KINDS, coarse, inspect_dataset, percentiles, read_size, sample
-from metricgold.datasets.synthetic.archives import render_scene
+from metricgold.datasets.inspect.findings import KINDS
+from metricgold.datasets.inspect.histogram import EDGES_M, coarse, percentiles
+from metricgold.datasets.inspect.page import inspect_dataset
+from metricgold.datasets.inspect.summary import read_size, sample
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.params.sections import Synthesize
 
 STATED = {
@@ -58,7 +62,7 @@ def clean(tmp_path_factory) -> Path:
     (raw / "dataset.yaml").write_text(yaml.safe_dump(STATED))
     for dataset in ("hypersim-synthetic", "tartanair-synthetic"):
         for scene in (0, 4):
-            for number, frame in enumerate(render_scene(dataset, PARAMS, scene)):
+            for number, frame in enumerate(render_scene(RECIPES[dataset], PARAMS, scene)):
                 name = f"{frame.scene}/{number:04d}"
                 for path in (rgb_path(raw, name), depth_path(raw, name)):
                     path.parent.mkdir(parents=True, exist_ok=True)

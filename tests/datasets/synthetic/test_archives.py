@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 import zipfile
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -17,19 +17,28 @@ import pytest
 from PIL import Image
 
 from metricgold.datasets.readers import open_dataset
-from metricgold.datasets.synthetic import archives as synthetic
-from metricgold.datasets.synthetic.archives import DATASETS, hypersim_cam_from_uv, render_scene, scene_name, synthesize
+from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv
+from metricgold.datasets.synthetic.render import render_scene
+from metricgold.datasets.synthetic.synthesize import RECIPES, synthesize
 from metricgold.params.sections import Synthesize
 from metricgold.storage.files import digest_folder
+from tests.support.waiting import wait_until
 
 PARAMS = Synthesize(seed=5, height=24, width=36, num_train_scenes=3, num_test_scenes=1, frames_per_scene=4)
 H, W = PARAMS.height, PARAMS.width
+SYNTHESIZE_MANY = """
+import sys
+from pathlib import Path
+from metricgold.datasets.synthetic.synthesize import synthesize
+from metricgold.params.sections import Synthesize
+synthesize("hypersim-synthetic", Synthesize(num_train_scenes=400), Path(sys.argv[1]))
+"""
 
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
     root = tmp_path_factory.mktemp("synthetic")
-    return {dataset: synthesize(dataset, PARAMS, root / dataset) for dataset in DATASETS}
+    return {dataset: synthesize(dataset, PARAMS, root / dataset) for dataset in RECIPES}
 
 
 def members(path) -> dict[str, bytes]:
@@ -57,14 +66,14 @@ def rows(path) -> list[dict[str, str]]:
 # Every data set
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", RECIPES)
 def test_equal_params_give_equal_bytes(dataset, archives, tmp_path):
     assert digest_folder(synthesize(dataset, PARAMS, tmp_path / "again")) == digest_folder(archives[dataset])
     other = PARAMS.model_copy(update={"seed": 6})
     assert digest_folder(synthesize(dataset, other, tmp_path / "other")) != digest_folder(archives[dataset])
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", RECIPES)
 def test_checksum_list_names_every_file(dataset, archives):
     folder = archives[dataset]
     name, algorithm = ("vkitti_2.0.3_md5_checksums.txt", "md5") if "vkitti2" in dataset else ("SHA256SUMS", "sha256")
@@ -75,10 +84,10 @@ def test_checksum_list_names_every_file(dataset, archives):
         assert hashlib.new(algorithm, found[member].read_bytes()).hexdigest() == digest
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", RECIPES)
 def test_depth_is_planar_and_agrees_with_ray_distance(dataset):
     for scene in range(2):
-        for frame in render_scene(dataset, PARAMS, scene):
+        for frame in render_scene(RECIPES[dataset], PARAMS, scene):
             met = frame.entity != -1
             assert met.any() and (frame.entity[met] > 0).all()
             assert np.isinf(frame.planar_depth_m[~met]).all() and np.isfinite(frame.planar_depth_m[met]).all()
@@ -86,15 +95,15 @@ def test_depth_is_planar_and_agrees_with_ray_distance(dataset):
             np.testing.assert_allclose(frame.ray_distance_m[met] * cosine[met], frame.planar_depth_m[met], rtol=1e-14)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", RECIPES)
 def test_frames_of_a_scene_share_a_world_and_move(dataset):
-    frames = list(render_scene(dataset, PARAMS, 0))
+    frames = list(render_scene(RECIPES[dataset], PARAMS, 0))
     assert [frame.number for frame in frames] == list(range(PARAMS.frames_per_scene))
     assert len({frame.pose for frame in frames}) == len({frame.pose_number for frame in frames}) >= 2
     assert len({frame.scene for frame in frames}) == 1
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", RECIPES)
 def test_readers_give_the_exact_depth_back(dataset, archives, tmp_path):
     for path in sorted(archives[dataset].rglob("*")):
         if path.suffix == ".zip":
@@ -106,7 +115,7 @@ def test_readers_give_the_exact_depth_back(dataset, archives, tmp_path):
         elif path.suffix == ".csv":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     num_scenes = PARAMS.num_train_scenes + PARAMS.num_test_scenes
-    truths = [frame for scene in range(num_scenes) for frame in render_scene(dataset, PARAMS, scene)]
+    truths = [frame for scene in range(num_scenes) for frame in render_scene(RECIPES[dataset], PARAMS, scene)]
     truths.sort(key=lambda frame: (frame.scene, frame.variation, frame.pose_number))
     frames = sorted(open_dataset(dataset, tmp_path), key=lambda frame: frame.name)
     assert [frame.scene for frame in frames] == [truth.scene for truth in truths]
@@ -124,10 +133,10 @@ def test_unknown_data_set_and_too_many_scenes_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", RECIPES)
 def test_scene_names_are_unique_and_tell_the_split(dataset):
     params = Synthesize(num_train_scenes=490, num_test_scenes=490)
-    names = [scene_name(dataset, params, index) for index in range(980)]
+    names = [RECIPES[dataset].scene_name(params, index) for index in range(980)]
     assert len({*names, "ai_999_001"}) == 981
     if not dataset.startswith("hypersim"):  # where a csv tells it
         first_digits = [name.lower().removeprefix("scene").removeprefix("env")[0] for name in names]
@@ -138,29 +147,24 @@ def test_a_failure_leaves_the_old_archives_alone(archives, tmp_path, monkeypatch
     out = synthesize("tartanair-synthetic", PARAMS, tmp_path / "out")
     before = digest_folder(out)
 
-    def fails(dataset, params, scene_index):
+    recipe = RECIPES["tartanair-synthetic"]
+
+    def draw_world(rng, scene_index):
         if scene_index == 1:
             raise OSError("disk full")
-        return render_scene(dataset, params, scene_index)
+        return recipe.draw_world(rng, scene_index)
 
-    monkeypatch.setattr(synthetic, "render_scene", fails)
+    monkeypatch.setitem(RECIPES, "tartanair-synthetic", replace(recipe, draw_world=draw_world))
     with pytest.raises(OSError, match="disk full"):
         synthesize("tartanair-synthetic", PARAMS.model_copy(update={"seed": 9}), out)
     assert digest_folder(out) == before and not list(tmp_path.glob(".*.part"))
 
 
 def test_a_killed_run_leaves_nothing_that_counts(archives, tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from metricgold.params.sections import Synthesize;"
-        "from metricgold.datasets.synthetic.archives import synthesize;"
-        "synthesize('hypersim-synthetic', Synthesize(num_train_scenes=400), Path(sys.argv[1]))"
-    )
     out = tmp_path / "out"
-    process = subprocess.Popen([sys.executable, "-c", code, str(out)])
+    process = subprocess.Popen([sys.executable, "-c", SYNTHESIZE_MANY, str(out)])
     try:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".out.*.part/*.zip")) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: list(tmp_path.glob(".out.*.part/*.zip")), within_s=60)
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -237,7 +241,7 @@ def test_hypersim_split_names_what_the_zips_hold(archives):
 
 
 def test_hypersim_colour_is_linear_up_to_an_exposure_of_each_frame(archives):
-    truths = list(render_scene("hypersim-synthetic", PARAMS, 0))
+    truths = list(render_scene(RECIPES["hypersim-synthetic"], PARAMS, 0))
     files = members(archives["hypersim-synthetic"] / f"{truths[0].scene}.zip")
     colours = [array(data) for name, data in sorted(files.items()) if name.endswith(".color.hdf5")]
     exposures = []
@@ -256,7 +260,7 @@ def test_vkitti2_centimetres_intrinsics_and_weather(archives):
     folder = archives["vkitti2-synthetic"]
     rgb, depth = members(folder / "vkitti_2.0.3_rgb.tar"), members(folder / "vkitti_2.0.3_depth.tar")
     text = members(folder / "vkitti_2.0.3_textgt.tar.gz")
-    for truth in render_scene("vkitti2-synthetic", PARAMS, PARAMS.num_train_scenes):
+    for truth in render_scene(RECIPES["vkitti2-synthetic"], PARAMS, PARAMS.num_train_scenes):
         assert truth.scene == "Scene901"
         stem = f"{truth.scene}/{truth.variation}"
         png = image(depth[f"{stem}/frames/depth/Camera_0/depth_{truth.pose_number:05d}.png"])
@@ -296,7 +300,7 @@ def test_tartanair_depth_poses_and_sky(archives):
     stem = "env101/env101/Easy/P000"
     poses = np.loadtxt(io.BytesIO(images[f"{stem}/pose_left.txt"]))
     sky_seen = 0
-    for k, truth in enumerate(render_scene("tartanair-synthetic", PARAMS, 0)):
+    for k, truth in enumerate(render_scene(RECIPES["tartanair-synthetic"], PARAMS, 0)):
         depth_m = np.load(io.BytesIO(depths[f"{stem}/depth_left/{k:06d}_left_depth.npy"]), allow_pickle=False)
         assert depth_m.dtype == np.float32 and (depth_m == depth_m.astype(np.float16)).all()
         np.testing.assert_array_equal(np.asarray(image(images[f"{stem}/image_left/{k:06d}_left.png"])), truth.srgb)
@@ -314,7 +318,7 @@ def test_tartanair2_packs_float32_as_opencv_reads_it(archives):
     folder = archives["tartanair2-synthetic"] / "Env101/Data_easy"
     images, depths = members(folder / "image_lcam_front.zip"), members(folder / "depth_lcam_front.zip")
     stem = "Env101/Data_easy/P000"
-    for k, truth in enumerate(render_scene("tartanair2-synthetic", PARAMS, 0)):
+    for k, truth in enumerate(render_scene(RECIPES["tartanair2-synthetic"], PARAMS, 0)):
         png = image(depths[f"{stem}/depth_lcam_front/{k:06d}_lcam_front_depth.png"])
         assert png.mode == "RGBA"
         red, green, blue, alpha = np.moveaxis(np.asarray(png), -1, 0)

@@ -17,11 +17,13 @@ import zipfile
 
 import pytest
 
-from metricgold.download import fetcher as module, partial_file as partial_module
+from metricgold.download import partial_file as partial_module, remote_file as module
 from metricgold.download.fetcher import Fetcher
-from metricgold.download.partial_file import Partial
+from metricgold.download.partial_file import PartialFile
+from metricgold.download.remote_file import RemoteFile, read_small
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.server import GONE, FaultServer
+from tests.support.waiting import wait_until
 
 TRUTH = random.Random(0).randbytes(3_000_001)
 SHA256 = {"sha256": hashlib.sha256(TRUTH).hexdigest()}
@@ -31,8 +33,8 @@ HELD_BYTES = 1 << 19  # what a socket may hold: sent, yet never seen when a conn
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
-    monkeypatch.setattr(module, "MAX_WAIT_S", 0.1)
+    monkeypatch.setattr(Fetcher, "first_wait_s", 0.01)
+    monkeypatch.setattr(Fetcher, "max_wait_s", 0.1)
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def asked_twice(server, path="/a.bin"):
 
 
 def test_a_whole_file(server, fetcher, arrived, tmp_path):
-    file = fetcher.open([f"{server.url}/a.bin?secret=1"], tmp_path / "a")
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin?secret=1"], tmp_path / "a")
     assert file.digests(["sha256", "md5"]) == SHA256 | {"md5": hashlib.md5(TRUTH).hexdigest()}
     assert (tmp_path / "a").read_bytes() == TRUTH
     assert (sum(arrived), sent(server), asked_twice(server)) == (len(TRUTH), len(TRUTH), 0)
@@ -98,7 +100,7 @@ def test_only_what_is_needed(server, fetcher, arrived, tmp_path):
     with zipfile.ZipFile(server.folder / "a.zip", "w") as file:
         for number in range(30):
             file.writestr(f"{number}.bin", TRUTH[number * 10_000 : (number + 1) * 100_000])
-    file = fetcher.open([f"{server.url}/a.zip"], tmp_path / "a", tail_bytes=1000)
+    file = RemoteFile(fetcher, [f"{server.url}/a.zip"], tmp_path / "a", tail_bytes=1000)
     with zipfile.ZipFile(file.reader()) as members:
         assert members.read("7.bin") == TRUTH[70_000:800_000]
         assert len(members.namelist()) == 30
@@ -107,7 +109,7 @@ def test_only_what_is_needed(server, fetcher, arrived, tmp_path):
 
 
 def test_the_reader_is_a_file(server, fetcher, tmp_path):
-    reader = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=10).reader()
+    reader = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=10).reader()
     twin = io.BytesIO(TRUTH)
     for offset, whence, size in [(-9, 2, -1), (5, 0, 70_000), (-70, 1, 3), (99, 2, 5), (0, 0, 0), (2_999_990, 0, 99)]:
         assert reader.seek(offset, whence) == twin.seek(offset, whence) == reader.tell()
@@ -124,15 +126,13 @@ def test_a_bad_server(folder, tmp_path, seed):
     ):
         server.faults = BAD
         random.seed(seed)
-        file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a", total_bytes=len(TRUTH))
+        file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", total_bytes=len(TRUTH))
         assert file.digests(["sha256"]) == SHA256
-        with fetcher.stream([f"{server.url}/a.bin"], total_bytes=len(TRUTH)) as stream:
-            assert b"".join(stream) == TRUTH
 
 
 def test_what_came_before_a_fault_is_kept(server, fetcher, arrived, tmp_path):
     server.script["/a.bin"] = ["ok", "truncate", "truncate", "ok", "truncate"]
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
     assert file.digests(["sha256"]) == SHA256
     assert sum(arrived) == sent(server) == len(TRUTH)
 
@@ -140,19 +140,16 @@ def test_what_came_before_a_fault_is_kept(server, fetcher, arrived, tmp_path):
 def test_a_server_without_ranges(server, fetcher, tmp_path):
     server.faults = {"no_range": 1.0}
     server.script["/a.bin"] = ["no_range"] * 3 + ["reset"]
-    with fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").reader() as reader:
+    with RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a").reader() as reader:
         assert reader.read(len(TRUTH)) == TRUTH
     forget(server)
     (server.folder / "b.bin").write_bytes(TRUTH)
-    assert fetcher.open([f"{server.url}/b.bin"], tmp_path / "b").digests(["sha256"]) == SHA256
+    assert RemoteFile(fetcher, [f"{server.url}/b.bin"], tmp_path / "b").digests(["sha256"]) == SHA256
     assert server.requests == [("GET", "/b.bin", None)]  # known by now
-    server.script["/a.bin"] = ["ok", "truncate"]
-    with fetcher.stream([f"{server.url}/a.bin"], start=100) as stream:
-        assert b"".join(stream) == TRUTH[100:]
 
 
 def test_ranges_that_stop_working(server, fetcher, tmp_path):
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
     server.faults = {"no_range": 1.0}
     assert file.digests(["sha256"]) == SHA256
 
@@ -174,33 +171,25 @@ def test_a_server_that_does_not_say_how_long(fetcher, tmp_path):
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Chunked) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/a.bin"
-        file = fetcher.open([url], tmp_path / "a")
+        file = RemoteFile(fetcher, [url], tmp_path / "a")
         assert file.total_bytes == len(TRUTH)
         assert file.digests(["sha256"]) == SHA256
         file.close()
-        assert Partial.resume(tmp_path / "a").prefix == len(TRUTH)
-        with fetcher.stream([url], 7) as stream:
-            assert b"".join(stream) == TRUTH[7:]
-            assert stream.total_bytes == len(TRUTH)
-        for call in (
-            lambda: fetcher.open([url], tmp_path / "b", total_bytes=100),
-            lambda: b"".join(fetcher.stream([url], total_bytes=100)),
-        ):
-            with pytest.raises(ValueError, match=r"100 (bytes|were)"):
-                call()
-        assert fetcher.read([url]) == TRUTH
+        assert PartialFile.resume(tmp_path / "a").prefix == len(TRUTH)
+        with pytest.raises(ValueError, match=r"100 (bytes|were)"):
+            RemoteFile(fetcher, [url], tmp_path / "b", total_bytes=100)
+        assert read_small(fetcher, [url]) == TRUTH
         server.shutdown()
 
 
 def test_an_empty_file(server, fetcher, tmp_path):
     (server.folder / "empty").write_bytes(b"")
     for tail_bytes in (0, 100):
-        file = fetcher.open([f"{server.url}/empty"], tmp_path / "a", tail_bytes=tail_bytes)
+        file = RemoteFile(fetcher, [f"{server.url}/empty"], tmp_path / "a", tail_bytes=tail_bytes)
         assert (file.total_bytes, file.digests(["md5"])["md5"]) == (0, hashlib.md5().hexdigest())
         assert file.reader().read() == b""
         file.remove()
-    assert list(fetcher.stream([f"{server.url}/empty"])) == []
-    assert fetcher.read([f"{server.url}/empty"]) == b""
+    assert read_small(fetcher, [f"{server.url}/empty"]) == b""
 
 
 # Mirrors
@@ -210,7 +199,7 @@ def test_mirrors_in_order_of_preference(server, fetcher, folder, tmp_path, caplo
     with FaultServer(folder) as other:
         server.faults = {"404": 1.0}
         urls = [f"{server.url}/a.bin?secret=1", f"{other.url}/a.bin"]
-        file = fetcher.open(urls, tmp_path / "a")
+        file = RemoteFile(fetcher, urls, tmp_path / "a")
         assert file.digests(["sha256"]) == SHA256
         assert file.url == f"{other.url}/a.bin"
         assert len(server.requests) == 1
@@ -218,7 +207,7 @@ def test_mirrors_in_order_of_preference(server, fetcher, folder, tmp_path, caplo
         assert "secret" not in caplog.text
         server.faults = {}
         server.script["/a.bin"] = ["ok", "ok", "503", "reset"]
-        file = fetcher.open(urls, tmp_path / "b")
+        file = RemoteFile(fetcher, urls, tmp_path / "b")
         assert file.digests(["sha256"]) == SHA256
         assert set(file.partial.origins) == {f"{server.url}/a.bin", f"{other.url}/a.bin"}
 
@@ -226,23 +215,21 @@ def test_mirrors_in_order_of_preference(server, fetcher, folder, tmp_path, caplo
 def test_a_mirror_with_another_file(server, fetcher, tmp_path):
     (server.folder / "other.bin").write_bytes(b"x" * 1000)
     urls = [f"{server.url}/other.bin", f"{server.url}/a.bin"]
-    assert fetcher.open(urls, tmp_path / "a", total_bytes=len(TRUTH)).digests(["sha256"]) == SHA256
-    with fetcher.stream(urls, total_bytes=len(TRUTH)) as stream:
-        assert b"".join(stream) == TRUTH
+    assert RemoteFile(fetcher, urls, tmp_path / "a", total_bytes=len(TRUTH)).digests(["sha256"]) == SHA256
     with pytest.raises(ValueError, match=r"^other\.bin from http.*/other\.bin: it has 1000 bytes, 99 were expected$"):
-        fetcher.open(urls[:1], tmp_path / "b", total_bytes=99)
+        RemoteFile(fetcher, urls[:1], tmp_path / "b", total_bytes=99)
 
 
 def test_doubt_prefers_another_mirror(server, fetcher, folder, tmp_path):
     with FaultServer(folder) as other:
         server.script["/a.bin"] = ["wrong_bytes"]
-        file = fetcher.open([f"{server.url}/a.bin", f"{other.url}/a.bin"], tmp_path / "a")
+        file = RemoteFile(fetcher, [f"{server.url}/a.bin", f"{other.url}/a.bin"], tmp_path / "a")
         assert file.digests(["sha256"]) != SHA256
-        file.doubt(0, 1 << 20)
+        file.mark_wrong(0, 1 << 20)
         assert file.digests(["sha256"]) == SHA256
         assert sent(other) == 1 << 20
-        file.doubt(10, 20)  # twice the same: the first gets another chance
-        file.doubt(10, 20)
+        file.mark_wrong(10, 20)  # twice the same: the first gets another chance
+        file.mark_wrong(10, 20)
         file.need([(0, 100)])
         assert file.digests(["sha256"]) == SHA256
 
@@ -251,16 +238,15 @@ def test_all_that_went_wrong_is_told(server, fetcher, tmp_path):
     urls = [f"http://user:word@{server.url[7:]}/no/a.bin?secret=1", f"file://{tmp_path}/a.bin"]
     expected = rf"^a\.bin from {server.url}/no/a\.bin: HTTP 404.*; from file://{tmp_path}/a\.bin: .*No such file"
     for call in (
-        lambda: fetcher.open(urls, tmp_path / "a"),
-        lambda: fetcher.stream(urls),
-        lambda: fetcher.read(urls),
+        lambda: RemoteFile(fetcher, urls, tmp_path / "a"),
+        lambda: read_small(fetcher, urls),
     ):
         with pytest.raises(OSError, match=expected):
             call()
     server.faults = {"html": 1.0}
     with pytest.raises(ValueError, match="an HTML page was answered"):
-        fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
-    assert len(server.requests) == 6
+        RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
+    assert len(server.requests) == 5
 
 
 @pytest.mark.parametrize("fault", ["503", "expired", "slow"])
@@ -269,7 +255,7 @@ def test_patience_ends(server, folder, tmp_path, fault, caplog):
     with Fetcher(patience_s=0.5, stall_s=0.2) as fetcher:
         started = time.monotonic()
         with pytest.raises(OSError, match=rf"a\.bin from {server.url}/a\.bin: "):
-            fetcher.read([f"{server.url}/a.bin"])
+            read_small(fetcher, [f"{server.url}/a.bin"])
         assert 0.45 < time.monotonic() - started < 3
     assert "next try in" in caplog.text
 
@@ -278,7 +264,7 @@ def test_progress_resets_patience(server, tmp_path):
     server.faults = {"slow": 1.0}
     (server.folder / "b.bin").write_bytes(b"0123456789" * 2)
     with Fetcher(patience_s=0.2, stall_s=0.3) as fetcher:
-        assert fetcher.open([f"{server.url}/b.bin"], tmp_path / "b").digests(["md5"])
+        assert RemoteFile(fetcher, [f"{server.url}/b.bin"], tmp_path / "b").digests(["md5"])
         assert len(server.requests) > 3
 
 
@@ -299,7 +285,7 @@ def test_asked_to_wait(tmp_path, monkeypatch):
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server, Fetcher() as fetcher:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        assert fetcher.read([f"http://127.0.0.1:{server.server_address[1]}/a"]) == b"ok"
+        assert read_small(fetcher, [f"http://127.0.0.1:{server.server_address[1]}/a"]) == b"ok"
         server.shutdown()
     assert 1 <= asked_at[1] - asked_at[0] < 2
 
@@ -321,7 +307,7 @@ def test_never_more_connections_than_a_host_is_asked_for(server, tmp_path):
     with Fetcher(connections_per_host=2, part_bytes=100_000) as fetcher:
 
         def fetch(number):
-            fetcher.open([f"{server.url}/a.bin"], tmp_path / str(number)).digests([])
+            RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / str(number)).digests([])
 
         threads = [threading.Thread(target=fetch, args=(number,)) for number in range(4)]
         for thread in threads:
@@ -338,57 +324,58 @@ def test_never_more_connections_than_a_host_is_asked_for(server, tmp_path):
 def test_a_second_run_fetches_the_rest(server, arrived, tmp_path):
     for _ in range(3):
         with Fetcher(part_bytes=100_000, advance=arrived.append) as fetcher:
-            file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
+            file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
             file.need([(len(arrived) * 100_000, len(arrived) * 100_000 + 50_000)])
             file.close()
     with Fetcher(advance=arrived.append) as fetcher:
-        assert fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
+        assert RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
         forget(server)
-        assert fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
+        assert RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
     assert sum(arrived) == len(TRUTH)
     assert server.requests == []
 
 
 def test_a_second_run_of_a_selection_costs_a_byte(server, fetcher, tmp_path):
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
     file.need([(5000, 6000)])
     file.close()
     forget(server)
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
     file.need([(5000, 6000), (len(TRUTH) - 1000, len(TRUTH))])
     assert sent(server) == 1
 
 
 def test_what_changed_upstream_is_fetched_anew(server, fetcher, tmp_path, caplog):
-    fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").close()
+    RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a").close()
     new = TRUTH[::-1]
     (server.folder / "a.bin").write_bytes(new)
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
     assert file.digests(["sha256"]) == {"sha256": hashlib.sha256(new).hexdigest()}
     assert "starting anew" in caplog.text
     (server.folder / "b.bin").write_bytes(TRUTH)
-    file = fetcher.open([f"{server.url}/b.bin"], tmp_path / "b")
+    file = RemoteFile(fetcher, [f"{server.url}/b.bin"], tmp_path / "b")
     (server.folder / "b.bin").write_bytes(new)  # under our hands
     with pytest.raises(ValueError, match=r"b\.bin: changed from"):
         file.digests(["sha256"])
     file.close()
     (server.folder / "b.bin").write_bytes(new[:-1])
-    file = fetcher.open([f"{server.url}/b.bin"], tmp_path / "b")
+    file = RemoteFile(fetcher, [f"{server.url}/b.bin"], tmp_path / "b")
     assert file.digests(["sha256"]) == {"sha256": hashlib.sha256(new[:-1]).hexdigest()}
 
 
 def test_a_host_that_moved(server, fetcher, folder, tmp_path):
-    fetcher.open([f"{server.url}/a.bin"], tmp_path / "a").close()
+    RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a").close()
     with FaultServer(folder) as other:
-        assert fetcher.open([f"{other.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
+        assert RemoteFile(fetcher, [f"{other.url}/a.bin"], tmp_path / "a").digests(["sha256"]) == SHA256
         assert sent(other) == len(TRUTH) - module.CONTACT_BYTES
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from metricgold.download import fetcher as fetch
-fetch.FIRST_WAIT_S = 0.01
+from metricgold.download.fetcher import Fetcher
+from metricgold.download.remote_file import RemoteFile
+Fetcher.first_wait_s = 0.01
 left = int(sys.argv[3])
 
 def arrive(num_bytes):
@@ -397,8 +384,8 @@ def arrive(num_bytes):
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
-with fetch.Fetcher(part_bytes=100_000, advance=arrive) as fetcher:
-    file = fetcher.open([sys.argv[1]], Path(sys.argv[2]))
+with Fetcher(part_bytes=100_000, advance=arrive) as fetcher:
+    file = RemoteFile(fetcher, [sys.argv[1]], Path(sys.argv[2]))
     print(file.digests(["sha256"])["sha256"])
 """
 
@@ -423,7 +410,7 @@ def test_killed_and_called_again(server, tmp_path):
 
 
 def test_a_full_disk_is_no_fault_of_the_server(server, fetcher, tmp_path, monkeypatch):
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -438,9 +425,11 @@ def test_a_full_disk_is_no_fault_of_the_server(server, fetcher, tmp_path, monkey
 
 
 INTERRUPTED = """
-import logging, sys
+import logging, signal, sys
 from pathlib import Path
 from metricgold.download.fetcher import Fetcher
+from metricgold.download.remote_file import RemoteFile
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script starts in the background
 logging.basicConfig(level="WARNING")
 with Fetcher(part_bytes=100_000, advance=lambda n: print(flush=True)) as fetcher:
     {what}
@@ -450,24 +439,57 @@ with Fetcher(part_bytes=100_000, advance=lambda n: print(flush=True)) as fetcher
 @pytest.mark.parametrize(
     ("what", "fault"),
     [
-        ('fetcher.open([sys.argv[1]], Path(sys.argv[2])).digests(["md5"])', "slow"),
-        ("fetcher.open([sys.argv[1]], Path(sys.argv[2])).need([(0, 3_000_000)])", "503"),
-        ("b''.join(fetcher.stream([sys.argv[1]]))", "slow"),
+        ('RemoteFile(fetcher, [sys.argv[1]], Path(sys.argv[2])).digests(["md5"])', "slow"),
+        ("RemoteFile(fetcher, [sys.argv[1]], Path(sys.argv[2])).need([(0, 3_000_000)])", "503"),
     ],
 )
 def test_interrupted(server, tmp_path, what, fault):
     """Nothing that hangs or waits holds up the end."""
     server.script["/a.bin"] = ["truncate"]
     server.faults = {fault: 1.0}
-    command = [sys.executable, "-c", INTERRUPTED.format(what=what), f"{server.url}/a.bin", tmp_path / "a"]
+    interrupt(f"{server.url}/a.bin", tmp_path / "a", what, lambda: len(server.requests) > 1)
+
+
+def interrupt(url, path, what, is_due):
+    """Ctrl-C for a process that fetches, as soon as it has some bytes and `is_due`."""
+    command = [sys.executable, "-c", INTERRUPTED.format(what=what), url, path]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     child.stdout.readline()
-    time.sleep(0.5)
+    wait_until(is_due)
     child.send_signal(signal.SIGINT)
     started = time.monotonic()
-    _, errors = child.communicate(timeout=20)
+    _, errors = child.communicate(timeout=40)
     assert time.monotonic() - started < 3
     assert "KeyboardInterrupt" in errors
+
+
+def test_interrupted_while_connections_are_dead(tmp_path):
+    """No thread that reads from them keeps the process alive until `stall_s` are over."""
+    starts = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            headers = iter(lambda: self.rfile.readline().decode().strip(), "")
+            (span,) = (line.partition("=")[2] for line in headers if line.startswith("Range"))
+            start, last = map(int, span.split("-"))
+            head = f"HTTP/1.1 206 Partial\r\nContent-Range: bytes {start}-{last}/{len(TRUTH)}\r\n"
+            self.wfile.write(f"{head}Content-Length: {last + 1 - start}\r\n\r\n".encode())
+            starts.append(start)
+            if start == 0:
+                self.wfile.write(TRUTH[: last + 1])
+            else:
+                ended.wait(60)
+
+    ended = threading.Event()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        what = 'RemoteFile(fetcher, [sys.argv[1]], Path(sys.argv[2])).digests(["md5"])'
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}/a.bin"
+            interrupt(url, tmp_path / "a", what, lambda: len(starts) > 2)
+        finally:
+            ended.set()
+            server.shutdown()
 
 
 def test_closing_stops_other_threads(server, tmp_path):
@@ -480,52 +502,54 @@ def test_closing_stops_other_threads(server, tmp_path):
             work()
         caught.append(1)
 
-    file = fetcher.open([f"{server.url}/a.bin"], tmp_path / "a")
-    works = [lambda: file.digests(["md5"]), lambda: list(fetcher.stream([f"{server.url}/a.bin"]))]
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a")
+    other = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "b")
+    works = [lambda: file.digests(["md5"]), lambda: other.need([(0, len(TRUTH))])]
     threads = [threading.Thread(target=fetch, args=(work,)) for work in works]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    wait_until(
+        lambda: all(each.partial.missing([(0, len(TRUTH))])[0][0] > module.CONTACT_BYTES for each in (file, other))
+    )
     fetcher.close()
     for thread in threads:
         thread.join(2)
     assert len(caught) == 2
     file.close()
+    other.close()
 
 
 # Other places
 
 
 def test_a_local_file_is_not_copied(folder, fetcher, arrived, tmp_path):
-    file = fetcher.open([f"file://{folder}/a.bin", "http://nowhere.invalid/a.bin"], tmp_path / "a")
+    file = RemoteFile(fetcher, [f"file://{folder}/a.bin", "http://nowhere.invalid/a.bin"], tmp_path / "a")
     assert file.digests(["sha256"]) == SHA256
     assert file.reader().read(100) == TRUTH[:100]
     file.need([(0, 100)])
     assert sum(arrived) == file.total_bytes == len(TRUTH)
     file.remove()
     assert (folder / "a.bin").exists() and not (tmp_path / "a").exists()
-    assert b"".join(fetcher.stream([f"file://{folder}/a.bin"], 5)) == TRUTH[5:]
-    assert fetcher.read([f"file://{folder}/a.bin"]) == TRUTH
+    assert read_small(fetcher, [f"file://{folder}/a.bin"]) == TRUTH
 
 
 def test_a_local_file_in_doubt(server, fetcher, tmp_path):
     (tmp_path / "a.bin").write_bytes(TRUTH[:-1] + b"?")
-    file = fetcher.open([f"file://{tmp_path}/a.bin", f"{server.url}/a.bin"], tmp_path / "a")
-    file.doubt(len(TRUTH) - 10, len(TRUTH))
+    file = RemoteFile(fetcher, [f"file://{tmp_path}/a.bin", f"{server.url}/a.bin"], tmp_path / "a")
+    file.mark_wrong(len(TRUTH) - 10, len(TRUTH))
     file.need([(len(TRUTH) - 10, len(TRUTH))])
     assert file.digests(["sha256"]) == SHA256
     assert sent(server) == 10
 
 
-def test_streams_change_mirrors_and_go_on(server, folder, arrived, fetcher):
+def test_a_file_changes_mirrors_and_continues(server, folder, arrived, fetcher, tmp_path):
     with FaultServer(folder) as other:
         server.script["/a.bin"] = ["truncate", "404"]
-        with fetcher.stream([f"{server.url}/a.bin", f"{other.url}/a.bin"], 1000) as stream:
-            assert stream.total_bytes == len(TRUTH)
-            assert b"".join(stream) == TRUTH[1000:]
-            assert stream.url == f"{other.url}/a.bin"
-        assert sum(arrived) == sent(server, other) - len(GONE) == len(TRUTH) - 1000
-        assert list(fetcher.stream([f"{server.url}/a.bin"], len(TRUTH))) == []
+        file = RemoteFile(fetcher, [f"{server.url}/a.bin", f"{other.url}/a.bin"], tmp_path / "a")
+        assert file.total_bytes == len(TRUTH)
+        assert file.digests(["sha256"]) == SHA256
+        assert file.url == f"{other.url}/a.bin"
+        assert sum(arrived) == sent(server, other) - len(GONE) == len(TRUTH)
 
 
 def test_s3(s3_bucket, monkeypatch, tmp_path):  # noqa: F811
@@ -534,9 +558,7 @@ def test_s3(s3_bucket, monkeypatch, tmp_path):  # noqa: F811
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         server.faults = {"503": 0.1, "expired": 0.1, "truncate": 0.2, "reset": 0.1}
         url = f"s3://{s3_bucket}/a.bin"
-        assert fetcher.open([url], tmp_path / "a").digests(["sha256"]) == SHA256
-        with fetcher.stream([url]) as stream:
-            assert b"".join(stream) == TRUTH
+        assert RemoteFile(fetcher, [url], tmp_path / "a").digests(["sha256"]) == SHA256
 
 
 def test_memory_stays_flat(folder, tmp_path):
@@ -546,12 +568,11 @@ def test_memory_stays_flat(folder, tmp_path):
 import resource, sys
 from pathlib import Path
 from metricgold.download.fetcher import Fetcher
+from metricgold.download.remote_file import RemoteFile, read_small
 with Fetcher() as fetcher:
-    fetcher.read([sys.argv[1] + "/a.bin"])
+    read_small(fetcher, [sys.argv[1] + "/a.bin"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    fetcher.open([sys.argv[1] + "/big.bin"], Path(sys.argv[2])).digests(["sha256"])
-    for chunk in fetcher.stream([sys.argv[1] + "/big.bin"]):
-        pass
+    RemoteFile(fetcher, [sys.argv[1] + "/big.bin"], Path(sys.argv[2])).digests(["sha256"])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     with FaultServer(folder, buffer_bytes=None) as server:

@@ -1,0 +1,85 @@
+"""What a caller may pass as image and camera, to rgb and intrinsics."""
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from metricgold.images import as_photo, pinhole_or_assumed, read_photo
+
+MAX_PIXELS = 100_000_000  # of a photograph given as a path
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CalibratedImage:
+    """rgb uint8 [H, W, 3], intrinsics float64 [3, 3] in its pixels, and where the focal length comes from."""
+
+    rgb: np.ndarray
+    intrinsics: np.ndarray
+    focal_from: Literal["argument", "exif", "fov_deg"]
+
+
+def is_batch(image: Any) -> bool:
+    """Whether the caller passed several images: a list, or a tensor [B, 3, H, W]."""
+    return isinstance(image, list) or (isinstance(image, torch.Tensor) and image.ndim == 4)
+
+
+def read_images(image: Any, intrinsics: Any, fov_deg: float) -> list[CalibratedImage]:
+    """One image or a batch, with its camera or cameras, as MetricGoldPipeline takes them. Raises as it does."""
+    if not (isinstance(fov_deg, Real) and 0 < fov_deg < 180):
+        raise ValueError(f"fov_deg must lie between 0 and 180, got {fov_deg!r}")
+    if not is_batch(image):
+        return [read_image(image, intrinsics, fov_deg)]
+    cameras = [None] * len(image) if intrinsics is None else intrinsics
+    if not isinstance(cameras, list) or len(cameras) != len(image):
+        got = f"{len(cameras)} of them" if isinstance(cameras, list) else type(cameras).__name__
+        raise ValueError(f"{len(image)} images need a list of as many intrinsics, got {got}")
+    return [read_image(one, camera, fov_deg) for one, camera in zip(image, cameras, strict=True)]
+
+
+def read_image(image: Any, intrinsics: Any, fov_deg: float) -> CalibratedImage:
+    """One image. Its camera is the caller's, else the one in its EXIF, else one with `fov_deg` over the longer side."""
+    focal_px = None
+    if isinstance(image, Image.Image):
+        photo = as_photo(image)
+        rgb, focal_px = photo.rgb, photo.focal_px
+    elif isinstance(image, str | Path):
+        photo = read_photo(image, max_pixels=MAX_PIXELS)
+        rgb, focal_px = photo.rgb, photo.focal_px
+    else:
+        rgb = rgb_from_tensor(image) if isinstance(image, torch.Tensor) else np.asarray(image)
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
+        raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
+    if intrinsics is None:
+        return CalibratedImage(rgb, *pinhole_or_assumed(focal_px, fov_deg, *rgb.shape[:2]))
+    camera = np.asarray(intrinsics, np.float64)
+    if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
+        raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")
+    return CalibratedImage(rgb, camera, "argument")
+
+
+def rgb_from_tensor(image: torch.Tensor) -> np.ndarray:
+    """[3, H, W], uint8 or float from 0 to 1, to uint8 [H, W, 3]. ValueError for any other."""
+    if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise ValueError(f"an image tensor must be uint8 or float [3, H, W], got {image.dtype} {list(image.shape)}")
+    if image.is_floating_point() and image.numel():
+        if not (image.min() >= 0 and image.max() <= 1):  # NaN is neither
+            raise ValueError(
+                f"a float image must lie between 0 and 1, got {image.min().item():g} to {image.max().item():g}"
+            )
+        image = (image.float() * 255).round().to(torch.uint8)
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def seed_of_each(seed: Any, num_images: int) -> list[int]:
+    """A seed for every image, from one for all of them or a list. ValueError for any other."""
+    seeds = list(seed) if isinstance(seed, list | tuple) else [seed] * num_images
+    if len(seeds) != num_images or not all(isinstance(one, Integral) and int(one) >= 0 for one in seeds):
+        raise ValueError(
+            f"seed must be a whole number from 0, or a list of {num_images} of them, one for each image, got {seed!r}"
+        )
+    return seeds

@@ -1,0 +1,305 @@
+"""Entries of a listing to depth files and rows: read, batch, predict, write.
+
+Images are read and written in threads beside the model; windows of images in flight bound the memory. Photographs
+that the model sees at one size share a batch, whatever their own sizes. Nothing here knows the job as a whole, so
+slices of a listing can be done on different machines.
+"""
+
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+
+from metricgold.images import NotAnImage, Photo, claims_image, pinhole_or_assumed, read_photo
+from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
+from metricgold.predict.job import BatchJob, DepthModel
+from metricgold.predict.outputs import SUFFIXES, ImageResult, depth_figures, files_of, labels
+from metricgold.predict.receipt import SUMMARY, OutputFiles, ReceiptRow
+from metricgold.storage import Folder, S3Prefix, StoredObject, StoreLost
+
+log = logging.getLogger(__name__)
+
+PEEK_BYTES = 32 << 20  # of larger files the first bytes are looked at before the whole file is read
+HELD_BYTES = 1 << 30  # of images decoded ahead, and again of those that wait for a batch
+WRITTEN_PIXELS = 48 << 20  # of images being written; a pixel takes 30 bytes meanwhile, 100 in point clouds
+EXPANSION = 16  # decoded bytes of a photograph over its file's, roughly
+
+
+@dataclass(frozen=True, eq=False)
+class ReadImage:
+    """An image on its way from the source to its files."""
+
+    entry: StoredObject
+    photo: Photo
+    seconds: dict[str, float]  # of each step so far
+
+
+def predict_entries(
+    job: BatchJob,
+    entries: Iterable[StoredObject],
+    *,
+    pipe: DepthModel | None = None,
+    sample: ThumbnailSample | None = None,
+) -> Generator[ReceiptRow, None, None]:
+    """Predict these entries of the job's input, write their files, yield a row for each, not in order.
+
+    `pipe` stands for the job's model, which is otherwise loaded when the first image needs it; each image is offered
+    to `sample` while it is at hand. A fault of one image becomes its row. Raises StoreLost where no other image
+    would fare better, and ValueError for a model that cannot do what the params ask.
+    """
+    source, sink, num_threads = job.open_source(), job.open_sink(), job.params.num_threads
+
+    @cache
+    def model() -> DepthModel:
+        loaded = pipe or job.load_model()
+        job.check_model(loaded)
+        return loaded
+
+    def seen_size(photo: Photo) -> tuple[int, int]:
+        height, width = photo.rgb.shape[:2]
+        return model().processing_size(height, width)
+
+    written: deque[tuple[int, Future[ReceiptRow]]] = deque()  # with its pixels
+    # One pool: on a far store writing takes most of the time, on a near one with large images reading does.
+    with PromptPool(2 * num_threads) as pool, closed_on_error(source, sink):
+        images = read_ahead(pool, job, source, entries)
+        for batch in batches_of_one_size(images, seen_size, job.images_at_once):
+            if not isinstance(batch, list):
+                yield batch  # the row of an input without an image: nothing to predict
+                continue
+            for image, result in predict_batch(job, model(), batch):
+                if not isinstance(result, ImageResult):
+                    yield result
+                    continue
+                pixels = result.planar_depth_m.size
+                while written and sum(size for size, _ in written) + pixels > WRITTEN_PIXELS:
+                    yield written.popleft()[1].result()
+                written.append((pixels, pool.submit(write_image, job, sink, image, result, sample)))
+            while len(written) > 2 * num_threads or (written and written[0][1].done()):
+                yield written.popleft()[1].result()
+        for _, future in written:
+            yield future.result()
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, job: BatchJob, source: Folder | S3Prefix, entries: Iterable[StoredObject]
+) -> Iterator[ReadImage | ReceiptRow]:
+    """Images read by the pool, in order; as many ahead as a batch and the threads need, fewer if they are large."""
+    num_threads = job.params.num_threads
+    ahead: deque[tuple[int, Future[ReadImage | ReceiptRow]]] = deque()  # with its bytes once decoded
+    held = 0
+    for entry in entries:
+        ahead.append((EXPANSION * entry.bytes, pool.submit(read_image, job, source, entry)))
+        held += ahead[-1][0]
+        while len(ahead) >= job.images_at_once + num_threads or (held > HELD_BYTES and len(ahead) > num_threads):
+            num_bytes, future = ahead.popleft()
+            held -= num_bytes
+            yield future.result()
+    while ahead:
+        yield ahead.popleft()[1].result()
+
+
+def read_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -> ReadImage | ReceiptRow:
+    """The photograph of an entry, or the row of one that has none."""
+    started = time.perf_counter()
+    try:
+        if entry.bytes > PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16)):
+            raise NotAnImage(f"{entry.key}: not an image of a known format")
+        photo = read_job_photo(job, source, entry.key)
+    except StoreLost:
+        raise
+    except NotAnImage as error:
+        return row_without_depth(job, entry, "skipped", str(error), seconds={"read": seconds_since(started)})
+    except Exception as error:  # a fault of one image must not end the others
+        return row_without_depth(job, entry, "failed", reason_of(error), seconds={"read": seconds_since(started)})
+    return ReadImage(entry, photo, {"read": seconds_since(started)})
+
+
+def read_job_photo(job: BatchJob, source: Folder | S3Prefix, key: str) -> Photo:
+    """A photograph of the source within the job's limits."""
+    return read_photo(
+        source.read(key),
+        name=key,
+        max_pixels=job.params.max_pixels,
+        max_aspect=job.params.max_aspect,
+        allow_truncated=job.params.allow_truncated,
+    )
+
+
+def batches_of_one_size(
+    images: Iterable[ReadImage | ReceiptRow], seen_size: Callable[[Photo], tuple[int, int]], images_at_once: int
+) -> Iterator[list[ReadImage] | ReceiptRow]:
+    """Images in lists that the model sees at one size; rows as they come.
+
+    At most four batches' images wait for others of their size, and at most HELD_BYTES of them.
+    """
+    waiting: defaultdict[tuple[int, int], list[ReadImage]] = defaultdict(list)
+    for image in images:
+        if not isinstance(image, ReadImage):
+            yield image
+            continue
+        size = seen_size(image.photo)
+        waiting[size].append(image)
+        held = [image.photo.rgb.nbytes for batch in waiting.values() for image in batch]
+        if len(waiting[size]) == images_at_once:
+            yield waiting.pop(size)
+        elif len(held) >= 4 * images_at_once or sum(held) > HELD_BYTES:
+            yield waiting.pop(next(iter(waiting)))  # the size that has waited longest
+    yield from waiting.values()
+
+
+def predict_batch(
+    job: BatchJob, model: DepthModel, batch: list[ReadImage]
+) -> Iterator[tuple[ReadImage, ImageResult | ReceiptRow]]:
+    """Each image of a batch with its depth, or with its row where the model failed."""
+    started = time.perf_counter()
+    predictions = predict_or_halve(model, [image.photo.rgb for image in batch], job.options)
+    share = seconds_since(started) / len(batch)
+    for image, prediction in zip(batch, predictions, strict=True):
+        entry, photo = image.entry, image.photo
+        if isinstance(prediction, Exception):
+            reason = f"{entry.key}: the model failed: {reason_of(prediction)}"
+            yield image, row_without_depth(job, entry, "failed", reason, seconds=image.seconds)
+            continue
+        image.seconds["model"] = round(share, 4)
+        height, width = photo.rgb.shape[:2]
+        intrinsics, focal_from = pinhole_or_assumed(photo.focal_px, job.params.fov_deg, height, width)
+        yield (
+            image,
+            ImageResult(
+                rgb=photo.rgb,
+                planar_depth_m=prediction.planar_depth_m,
+                uncertainty=prediction.uncertainty,
+                valid_mask=prediction.valid_mask,
+                intrinsics=intrinsics,
+                log_depth=model.log_depth,
+                facts={
+                    "input": entry.key,
+                    "input_tag": entry.tag,
+                    "identity": job.identity,
+                    "width": width,
+                    "height": height,
+                    "truncated": photo.truncated,
+                    "focal_px": float(intrinsics[0, 0]),
+                    "focal_from": focal_from,
+                    "num_members": prediction.num_members,
+                    "params": job.inference,
+                    "model": job.model_name,
+                    "model_sha256": job.model_sha256,
+                },
+            ),
+        )
+
+
+def predict_or_halve(model: DepthModel, images: list[np.ndarray], options: dict[str, Any]) -> list[Any]:
+    """Predictions of a batch; where the model fails, those of its halves, in the end an error for one image."""
+    try:
+        return model(images, **options)
+    except Exception as error:  # out of memory and the like: one image must not cost the others
+        if len(images) == 1:
+            return [error]
+        half = len(images) // 2
+        return predict_or_halve(model, images[:half], options) + predict_or_halve(model, images[half:], options)
+
+
+def write_image(
+    job: BatchJob, sink: Folder | S3Prefix, image: ReadImage, result: ImageResult, sample: ThumbnailSample | None
+) -> ReceiptRow:
+    """Write the files of an image and offer it to the sample; its finished row, with the reason if writing failed."""
+    started, key = time.perf_counter(), image.entry.key
+    try:
+        figures = depth_figures(result.planar_depth_m, result.uncertainty, result.valid_mask)
+        result = replace(result, facts={**result.facts, **figures})
+        stem = sink.own_key(key)
+        if stem + SUFFIXES["json"] == SUMMARY and "json" in job.kinds:
+            raise ValueError(f"its side-car would be the job's own {SUMMARY}; give it another name")
+        outputs: OutputFiles = {}
+        depth_file = digest = None
+        for file in files_of(result, job.kinds):
+            name = stem + file.suffix
+            tag = sink.write(name, file.data, file.content_type, metadata=labels(result.facts))
+            outputs[file.kind] = {"key": name, "tag": tag}
+            if file.sha256:
+                depth_file, digest = name, file.sha256
+    except StoreLost:
+        raise
+    except Exception as error:  # a fault of one image must not end the others
+        reason = f"writing {key}: {reason_of(error)}"
+        return row_without_depth(job, image.entry, "failed", reason, seconds=image.seconds)
+    try:
+        if sample is not None and sample.wants(key):
+            sample.keep(key, make_thumbnail(result.rgb, result.planar_depth_m))
+    except Exception as error:  # the page is an extra; the files are written
+        log.warning("%s: no thumbnail for %s: %s", key, GALLERY, reason_of(error))
+    return {
+        **result.facts,
+        "status": "done",
+        "reason": None,
+        "output": depth_file,
+        "sha256": digest,
+        "outputs": outputs,
+        "seconds": {**image.seconds, "write": seconds_since(started)},
+        "finished": utc_now(),
+    }
+
+
+def row_without_depth(
+    job: BatchJob,
+    entry: StoredObject,
+    status: Literal["failed", "skipped"],
+    reason: str,
+    *,
+    seconds: dict[str, float] | None = None,
+) -> ReceiptRow:
+    """The row of an input that failed or is not an image; `seconds` of the steps that it has passed, if known."""
+    row: ReceiptRow = {
+        "input": entry.key,
+        "input_tag": entry.tag,
+        "identity": job.identity,
+        "status": status,
+        "reason": reason,
+        "finished": utc_now(),
+    }
+    if seconds is not None:
+        row["seconds"] = seconds
+    return row
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line; with its type where the message alone would not explain it."""
+    name = type(error).__name__
+    return str(error) or name if isinstance(error, ValueError | OSError | RuntimeError) else f"{name}: {error}"
+
+
+def seconds_since(started: float) -> float:
+    return round(time.perf_counter() - started, 4)
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class PromptPool(ThreadPoolExecutor):
+    """A pool that drops what is queued when a broken job leaves it."""
+
+    def __exit__(self, *error: Any) -> None:
+        self.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def closed_on_error(*buckets: Folder | S3Prefix) -> Iterator[None]:
+    """Close the buckets if the job breaks off, so that it does not wait for requests that wait for a store."""
+    try:
+        yield
+    except BaseException:
+        for bucket in buckets:
+            bucket.close()
+        raise

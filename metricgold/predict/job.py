@@ -1,0 +1,118 @@
+"""A batch job as plain values that travel to other machines, and what it needs of a model."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from metricgold.log_depth import LogDepth
+from metricgold.params import Inference, Output, Predict
+from metricgold.predict.outputs import DEFAULT
+from metricgold.storage import Folder, S3Prefix, digest_json, open_bucket
+
+if TYPE_CHECKING:
+    from metricgold.model import Prediction
+
+FILES_VERSION = 2  # of the output files; a person raises it when their meaning changes
+FIRST_ROUND = 3  # runs of every image with ensemble_size auto
+
+
+class DepthModel(Protocol):
+    """What a batch job needs of a model; metricgold.MetricGoldPipeline is one."""
+
+    @property
+    def log_depth(self) -> LogDepth:
+        """The range of depth that the model predicts."""
+
+    @property
+    def max_steps(self) -> int:
+        """The largest num_inference_steps that the model takes."""
+
+    @property
+    def is_one_step(self) -> bool:
+        """Whether it was trained for one step: then it takes num_inference_steps 1 and ensemble_size 1 only."""
+
+    def processing_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the model sees an image; images of one such size share a batch."""
+
+    def __call__(self, image: list[np.ndarray], **options: Any) -> "list[Prediction]":
+        """A prediction for each image, uint8 [H, W, 3]; options are those of BatchJob.options."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What every image of a job has in common."""
+
+    params: Predict
+    input: str
+    output: str
+    model: Path
+    model_name: str
+    model_sha256: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def open_source(self) -> Folder | S3Prefix:
+        return open_bucket(self.input, include=self.include, exclude=self.exclude)
+
+    def open_sink(self) -> Folder | S3Prefix:
+        return open_bucket(self.output, create=True)
+
+    def load_model(self) -> DepthModel:
+        """The pipeline in the folder `model`. Raises ValueError where it is not a complete checkpoint."""
+        from metricgold.model import load_pipeline
+
+        return load_pipeline(self.model, dtype=self.params.dtype, compile=self.params.compile)
+
+    def check_model(self, model: DepthModel) -> None:
+        """Raise ValueError where the model cannot do what the params ask: every image would fail for that reason."""
+        num_steps, ensemble_size = self.params.num_inference_steps, self.params.ensemble_size
+        if num_steps > model.max_steps:
+            raise ValueError(f"{self.model_name} takes num_inference_steps up to {model.max_steps}, got {num_steps}")
+        if model.is_one_step and (num_steps, ensemble_size) != (1, 1):
+            raise ValueError(
+                f"{self.model_name} was trained for one step: it takes num_inference_steps 1 and ensemble_size 1 "
+                f"(--preset one-step), got {num_steps} and {ensemble_size}"
+            )
+
+    def in_any_working_folder(self) -> "BatchJob":
+        """The same job with absolute paths, which hold on a worker that was started in another folder."""
+
+        def absolute(location: str) -> str:
+            return location if "://" in location else str(Path.cwd() / Path(location).expanduser())
+
+        return replace(self, input=absolute(self.input), output=absolute(self.output), model=Path.cwd() / self.model)
+
+    @property
+    def kinds(self) -> tuple[Output, ...]:
+        """The kinds of files to write for each image."""
+        return tuple(self.params.outputs or DEFAULT)
+
+    @property
+    def inference(self) -> dict[str, Any]:
+        """The params that decide the numbers; batch size and threads do not."""
+        names = set(Inference.model_fields)
+        if self.params.ensemble_size != "auto":
+            names -= {"max_ensemble_size", "uncertainty_target"}
+        return {name: getattr(self.params, name) for name in sorted(names)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that the model is called with."""
+        names = set(Inference.model_fields) - {"dtype"} | {"batch_size"}
+        return {name: getattr(self.params, name) for name in names}
+
+    @property
+    def images_at_once(self) -> int:
+        """Images of a batch: batch_size counts images x runs."""
+        num_runs = self.params.ensemble_size
+        return max(1, self.params.batch_size // (FIRST_ROUND if num_runs == "auto" else num_runs))
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of what decides an output besides its input."""
+        model = {"name": self.model_name, "sha256": self.model_sha256}
+        decisive = {"params": self.inference, "fov_deg": self.params.fov_deg}
+        return digest_json({"files": FILES_VERSION, "model": model, **decisive})

@@ -1,0 +1,128 @@
+"""Access to MLflow: a client whose errors are one line, and rows of metrics in the batches that it takes.
+
+Tracking goes to MLFLOW_TRACKING_URI, else to mlflow.db and mlruns/ in the working folder.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metricgold.storage import write_aside
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+NAME = "metricgold"  # of the registered model and of the experiment
+BATCH_LIMIT = 1000  # metrics that MLflow takes at once
+ROWS_AT_ONCE = 50  # rows of a training sent together, each with fewer than 20 figures
+
+MetricRow = dict[str, float]  # a line of the trainer's metrics.jsonl: step, loss, lr, val_abs_rel and others
+
+
+@contextmanager
+def open_client() -> Iterator["MlflowClient"]:
+    """A client of the tracking store, whose tables are made first if it is a new SQLite file.
+
+    Raises ValueError where MLflow is not installed, cannot be reached or refuses, without passwords in its message.
+    """
+    # Only the word "true" counts; MLflow reads both when it is imported.
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It would print the address, password and all, into the answer of `register --json`.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    try:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+    except ModuleNotFoundError as error:
+        raise ValueError("the registry needs the extra pipeline: pip install 'metricgold[pipeline]'") from error
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    try:
+        mlflow.set_tracking_uri(uri)
+        if uri.startswith("sqlite:///"):
+            create_tables(Path(uri.removeprefix("sqlite:///")))
+        yield mlflow.MlflowClient()
+    except MlflowException as error:
+        # `from None`: the cause would show the address with its password again.
+        raise ValueError(without_password(f"MLflow at {uri}: {error}")) from None
+
+
+def create_tables(database: Path) -> None:
+    """Make MLflow's tables in a SQLite file, or bring those of an older MLflow up to date."""
+    import mlflow
+    from filelock import FileLock
+
+    # Processes that create the tables at the same moment crash: one after the other.
+    with FileLock(f"{database}.lock"):
+        if not database.exists():
+            # A kill in the middle would leave half the tables for ever.
+            with write_aside(database) as aside:
+                mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def without_password(text: str) -> str:
+    """The text with the credentials of URLs left out."""
+    return re.sub(r"(\w://)[^/@\s]*@", r"\1", text)
+
+
+def find_version(client: "MlflowClient", which: str, name: str = NAME) -> "ModelVersion":
+    """A version by its number or alias. Raises ValueError where no version has the alias."""
+    if which.isdigit():
+        return client.get_model_version(name, which)
+    version = version_of_alias(client, which, name)
+    if version is None:
+        raise ValueError(f"no version of {name} has the alias {which}")
+    return version
+
+
+def version_of_alias(client: "MlflowClient", alias: str, name: str = NAME) -> "ModelVersion | None":
+    """The version that has an alias, None if no version has it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no such alias
+            return None
+        raise
+
+
+def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> None:
+    """Log the params that the run does not have: MLflow refuses to change one, and a training's own stay true."""
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    client.log_batch(run_id, params=[Param(key, str(value)) for key, value in values.items() if key not in known])
+
+
+def log_rows(client: "MlflowClient", run_id: str, rows: list[MetricRow], *, after: int = 0) -> int:
+    """Log the rows beyond the step `after` as train/<name> and val/<name>; returns the last step that is logged now."""
+
+    def in_groups(row: MetricRow) -> MetricRow:
+        named = {key: value for key, value in row.items() if key != "step"}
+        return {f"val/{k[4:]}" if k.startswith("val_") else f"train/{k}": value for k, value in named.items()}
+
+    rows = [row for row in rows if row["step"] > after]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        log_metrics(client, run_id, [(int(row["step"]), in_groups(row)) for row in rows[start : start + ROWS_AT_ONCE]])
+    return int(rows[-1]["step"]) if rows else after
+
+
+def log_metrics(client: "MlflowClient", run_id: str, rows: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    """Log the numbers among the values of (step, values); other values are passed over."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [
+        Metric(key, float(value), now, step)
+        for step, row in rows
+        for key, value in row.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    for start in range(0, len(metrics), BATCH_LIMIT):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])

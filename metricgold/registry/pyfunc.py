@@ -1,0 +1,132 @@
+"""The files of a version: a pyfunc made of a diffusers folder and this package's source; nothing is pickled."""
+
+import os
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import yaml
+
+from metricgold.params import Params
+from metricgold.registry.mlflow_client import NAME, find_version, open_client
+from metricgold.storage import digest_json, write_aside
+
+if TYPE_CHECKING:
+    from mlflow.models.model import ModelInfo
+
+PACKAGES = (  # that a logged model needs to run
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "pydantic",
+    "pyyaml",
+)
+
+
+def log_model(params: Params, model: Path) -> "ModelInfo":
+    """Log a diffusers folder as a pyfunc into the active run, with the whole package as its code."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+    options = ParamSchema(
+        [
+            ParamSpec("num_inference_steps", "integer", params.predict.num_inference_steps),
+            ParamSpec("ensemble_size", "integer", params.predict.ensemble_size),
+            ParamSpec("seed", "integer", params.predict.seed),
+        ]
+    )
+    # An input schema would fix the number of dimensions: one image and a batch are both welcome, and
+    # PyfuncModel.predict checks them itself.
+    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*input example was not provided.*")
+        return mlflow.pyfunc.log_model(
+            name=NAME,
+            loader_module="metricgold.registry",  # the face: it stays where it is, whatever moves behind it
+            data_path=str(model),
+            code_paths=[str(Path(__file__).parents[1])],  # the folder metricgold/, with the .pyi that faces read
+            signature=ModelSignature(outputs=outputs, params=options),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+            metadata={"input": "uint8 [H, W, 3] or [N, H, W, 3]", "output": "planar depth in metres, float32"},
+        )
+
+
+def _load_pyfunc(path: str) -> "PyfuncModel":
+    """Entry point for MLflow (`loader_module`): the model whose diffusers folder is `path`."""
+    return PyfuncModel(Path(path))
+
+
+class PyfuncModel:
+    """The object that MLflow calls: images in, metres out."""
+
+    def __init__(self, folder: Path) -> None:
+        from metricgold.model import load_pipeline
+
+        self.pipeline = load_pipeline(folder)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] to planar depth in metres, float32 [H, W]; a batch [N, H, W, 3] to [N, H, W].
+
+        Raises ValueError for anything but whole numbers from 0 to 255 of that shape.
+        """
+        images = np.asarray(model_input)
+        if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype.kind not in "iu":
+            raise ValueError(f"expected uint8 [H, W, 3] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        if images.size and (images.min() < 0 or images.max() > 255):
+            raise ValueError(f"expected values from 0 to 255, got {images.min()} to {images.max()}")
+        images = images.astype(np.uint8, copy=False)
+        batch = images if images.ndim == 4 else images[None]
+        predictions = self.pipeline(list(batch), **(params or {}))
+        depth_m = np.stack([prediction.planar_depth_m for prediction in predictions])
+        return depth_m if images.ndim == 4 else depth_m[0]
+
+
+def fetch_model(model: str) -> tuple[Path, str]:
+    """Local folder and name of a checkpoint given as a folder or as models:/metricgold@champion, models:/metricgold/3.
+
+    A registered version that is stored on this machine is used in place, else it is downloaded once into
+    ~/.cache/metricgold. Raises ValueError when there is no such folder or version.
+    """
+    if not model.startswith("models:/"):
+        folder = Path(model)
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{model} is neither a checkpoint folder (no model_index.json) nor models:/name@alias")
+        return folder, folder.resolve().name
+    name, _, which = model.removeprefix("models:/").replace("@", "/").partition("/")
+    if not which:
+        raise ValueError(f"{model}: expected models:/name@alias or models:/name/version")
+    with open_client() as client:
+        found = find_version(client, which, name)
+        folder = download_version(client.get_model_version_download_uri(name, found.version))
+    descriptions = sorted(folder.rglob("MLmodel"))
+    if not descriptions:
+        raise ValueError(f"{folder} holds no MLmodel file: not a registered MetricGold model")
+    flavors = yaml.safe_load(descriptions[0].read_text())["flavors"]
+    return descriptions[0].parent / flavors["python_function"]["data"], f"{name}/{found.version}"
+
+
+def download_version(uri: str) -> Path:
+    """MLflow's folder of a version: in place when it is on this disk, else a copy made once."""
+    from mlflow.artifacts import download_artifacts
+
+    if uri.startswith("models:/"):
+        import mlflow
+
+        uri = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    if urlsplit(uri).scheme in ("", "file"):
+        return Path(download_artifacts(artifact_uri=uri))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
+    folder = cache / digest_json(uri)[:32]
+    if not folder.is_dir():
+        with write_aside(folder) as aside:
+            aside.mkdir()
+            download_artifacts(artifact_uri=uri, dst_path=str(aside))
+    return folder

@@ -1,0 +1,122 @@
+"""The stage train: fine-tune the U-Net on latent caches (MetricGold, arXiv 2411.10886; Marigold, arXiv 2312.02145).
+
+    models/metricgold/          the result: a diffusers pipeline folder with lineage.json
+    models/metricgold.state/    what it resumes from (metricgold.train.resumable); besides: best/, the weights with the
+                                best validation; samples/, its pictures; bad_batches.jsonl, updates that were left out
+                                and their frames
+
+Started by `accelerate launch`, all processes share each batch; only the first one holds the lock and writes.
+"""
+
+import csv
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from metricgold.model import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
+from metricgold.params import LogDepthRange, Train
+from metricgold.shards import LatentCache
+from metricgold.storage import digest_json, only_writer, read_json, read_rows, write_aside
+from metricgold.train.resumable import Report, state_folder
+from metricgold.train.run import TrainingRun, Validate
+
+
+def train(
+    params: Train,
+    log_depth: LogDepthRange,
+    caches: dict[str, Path],
+    backbone: Path,
+    out: Path,
+    *,
+    depth_vae: Path | None = None,
+    resume: str = "auto",
+    plot: Path | None = None,
+    report: Report | None = None,
+    validate: Validate | None = None,
+) -> Path:
+    """Train and write the pipeline folder `out`; what a later run resumes from is stored in `<out>.state`.
+
+    depth_vae: what `metricgold depth-vae` made; the result decodes depth with it, and so does decoded_loss_weight.
+    resume: "auto" continues from a checkpoint of exactly these params and data, "fresh" starts over. `report`
+    receives every row of metrics.jsonl once the row is in the file; `plot` receives the same rows as CSV. `validate` is
+    called as params.validation says: its figures join the row as val_<name>, and the weights with the best figure
+    become the result.
+
+    SIGTERM saves a checkpoint and exits 143; exit code 0 would tell DVC and Prefect that the model exists.
+    Raises ValueError when the caches do not fit the backbone or each other, or when too many updates in a row had to
+    be left out; BlockingIOError when another run writes here.
+    """
+    out, state = Path(out), state_folder(out)
+    if params.validation and validate is None:
+        raise ValueError("train.validation is set, but this run was given nothing to validate with")
+    opened = {name: LatentCache(path) for name, path in caches.items()}
+    processing = _check_caches(opened, log_depth, backbone)
+    digest = backbone_digest(backbone)  # gigabytes for the real one: read once
+    accelerator = Accelerator(mixed_precision=params.mixed_precision)
+    with only_writer(state) if accelerator.is_main_process else nullcontext():
+        parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
+        config = processing | log_depth.model_dump() | {"objective": params.objective}
+        run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
+        run.start(_fingerprint(params, log_depth, opened, digest, depth_vae), fresh=resume == "fresh")
+        run.run(report)
+        lineage = {
+            "train": params.model_dump(),
+            "log_depth": log_depth.model_dump(),
+            "backbone": made_from(backbone) | {"digest": digest},
+            "depth_vae": read_json(depth_vae / "depth_vae.json") if depth_vae else None,
+            "latents": {name: {"index": cache.digest, "num_frames": len(cache)} for name, cache in opened.items()},
+        }
+        run.export(out, lineage)
+        if plot is not None and accelerator.is_main_process:
+            _write_plot(state / "metrics.jsonl", plot)
+        accelerator.wait_for_everyone()
+    return out
+
+
+def _check_caches(caches: dict[str, LatentCache], log_depth: LogDepthRange, backbone: Path) -> dict[str, int]:
+    """All caches must come from this VAE, this log depth and one size; returns that size."""
+    expected: dict[str, Any] = {"vae": vae_digest(backbone), "log_depth": log_depth.model_dump()}
+    sizes = {name: [cache.identity["encode"][side] for side in ("height", "width")] for name, cache in caches.items()}
+    for name, cache in caches.items():
+        for key, needed in expected.items():
+            if (present := cache.identity[key]) != needed:
+                raise ValueError(f"{cache.path}: {key} is {present}, this run needs {needed}; encode {name} again")
+    if len({tuple(size) for size in sizes.values()}) != 1:
+        raise ValueError(f"the latent caches differ in size: {sizes}")
+    height, width = next(iter(sizes.values()))
+    return {"processing_height": height, "processing_width": width}
+
+
+def _fingerprint(
+    params: Train,
+    log_depth: LogDepthRange,
+    caches: dict[str, LatentCache],
+    backbone_sha256: str,
+    depth_vae: Path | None,
+) -> str:
+    """Digest of everything that decides what is learnt."""
+    # How often a run saves or reports, and when it gives up, does not.
+    learnt = params.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped"})
+    decoder = read_json(depth_vae / "depth_vae.json") if depth_vae and params.decoded_loss_weight else None
+    return digest_json(
+        {
+            "train": learnt,
+            "log_depth": log_depth.model_dump(),
+            "caches": {name: cache.digest for name, cache in caches.items()},
+            "backbone": backbone_sha256,
+            "depth_vae": decoder,
+        }
+    )
+
+
+def _write_plot(metrics: Path, plot: Path) -> None:
+    """The rows of metrics.jsonl as CSV, the columns of every run first."""
+    rows = read_rows(metrics)
+    columns = ["step", "loss", "lr", "grad_norm"]
+    columns += sorted({key for row in rows for key in row} - set(columns))
+    with write_aside(plot) as aside, aside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,120 @@
+"""Versions as files: a model that loads elsewhere, in place or downloaded once."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metricgold.registry.pyfunc import PyfuncModel, fetch_model
+from metricgold.registry.versions import promote
+from tests.registry.project import GATE, register_scores
+from tests.support import ROOT
+
+
+def test_loads_as_pyfunc_in_another_process_and_folder(project, tmp_path_factory):
+    register_scores()
+    promote(GATE)
+    code = """
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/metricgold@champion")
+images = np.random.default_rng(0).integers(0, 256, (2, 20, 28, 3), dtype=np.uint8)
+batch = model.predict(images, params={"num_inference_steps": 1, "seed": 3})
+one = model.predict(images[1], params={"num_inference_steps": 1, "seed": 3})
+assert batch.shape == (2, 20, 28) and batch.dtype == np.float32 and np.isfinite(batch).all() and (batch > 0).all()
+np.testing.assert_allclose(one, batch[1], rtol=1e-3)
+try:
+    model.predict(images / 255)
+except Exception as error:
+    assert "expected uint8" in str(error), error
+else:
+    raise AssertionError("floats were taken")
+"""
+    env = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fetch_model_names_folders_and_versions(project):
+    answer = register_scores()
+    assert fetch_model("models/metricgold") == (Path("models/metricgold"), "metricgold")
+    folder, name = fetch_model("models:/metricgold@candidate")
+    assert name == f"metricgold/{answer['version']}"
+    assert (folder / "model_index.json").read_bytes() == Path("models/metricgold/model_index.json").read_bytes()
+    assert fetch_model(f"models:/metricgold/{answer['version']}") == (folder, name)
+    for missing in ("models:/metricgold@champion", "models:/metricgold/77", "models:/nothing@champion", "models:/x"):
+        with pytest.raises(ValueError, match=r"models:/|metricgold|nothing"):
+            fetch_model(missing)
+    with pytest.raises(ValueError, match="nowhere"):
+        fetch_model("nowhere")
+
+
+def test_version_on_a_remote_store_is_downloaded_once(project, monkeypatch):
+    import mlflow
+
+    answer = register_scores()
+    local = mlflow.artifacts.download_artifacts(answer["model_uri"])
+    asked = []
+
+    def download(artifact_uri, dst_path):
+        asked.append(artifact_uri)
+        return shutil.copytree(local, Path(dst_path) / "artifacts")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(project / "cache"))
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", download)
+    monkeypatch.setattr(
+        mlflow.MlflowClient, "get_model_version_download_uri", lambda *_: "s3://bucket/models/m-1/artifacts"
+    )
+    folders = {fetch_model("models:/metricgold@candidate") for _ in range(2)}
+    assert asked == ["s3://bucket/models/m-1/artifacts"]
+    ((folder, name),) = folders
+    assert name == "metricgold/1" and folder.is_relative_to(project / "cache")
+    assert (folder / "unet").is_dir()
+
+
+def test_password_of_a_tracking_server_is_not_shown(project, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError) as caught:
+        fetch_model("models:/metricgold@champion")
+    assert "sesame" not in str(caught.value) and "127.0.0.1" in str(caught.value)
+
+
+def test_pyfunc_refuses_what_is_no_image():
+    depth = PyfuncModel.__new__(PyfuncModel)
+    for wrong in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.full((4, 4, 3), 300)):
+        with pytest.raises(ValueError, match="expected"):
+            depth.predict(wrong)
+
+
+def test_the_logged_code_is_enough_on_its_own(project, tmp_path_factory):
+    """Faces read their .pyi when they are used, so a logged package needs those too."""
+    register_scores()
+    code = """
+import importlib.util, sys
+from pathlib import Path
+root = Path(sys.argv[1])
+sys.path = [path for path in sys.path if Path(path).resolve() != root]
+assert importlib.util.find_spec("metricgold") is None
+import mlflow, numpy as np
+model = mlflow.pyfunc.load_model("models:/metricgold@candidate")
+depth_m = model.predict(np.zeros((20, 28, 3), np.uint8), params={"num_inference_steps": 1})
+assert depth_m.shape == (20, 28)
+import metricgold
+print(metricgold.__file__)
+"""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    env["MLFLOW_TRACKING_URI"] = f"sqlite:///{project / 'mlflow.db'}"
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-c", code, str(ROOT)]
+    done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    package = Path(done.stdout.strip()).parent
+    assert package.is_relative_to(project) and (package / "model" / "__init__.pyi").is_file()
