@@ -158,7 +158,8 @@ def parse_parameter(text: str) -> tuple[str, object]:
 
 @cache
 def flow_of(name: str):
-    module, _, function = DEPLOYMENTS[name.partition("/")[0]]["entrypoint"].rpartition(".")
+    path, _, function = DEPLOYMENTS[name.partition("/")[0]]["entrypoint"].partition(":")
+    module = path.removesuffix(".py").replace("/", ".")
     return getattr(importlib.import_module(module), function)
 
 

@@ -94,7 +94,7 @@ class Encoding:
 
 def measure_vae_floor(
     params: VaeFloor,
-    log_depth: LogDepthRange,
+    range_m: LogDepthRange,
     raw_folders: dict[str, Path],
     backbone: Path,
     metrics: Path,
@@ -103,7 +103,7 @@ def measure_vae_floor(
     size: tuple[int, int],
     device: str = "",
 ) -> dict[str, float]:
-    """Measure log, linear and inverse depth over `log_depth` and every range of the params; write the JSON `metrics`.
+    """Measure log, linear and inverse depth over `range_m` and every range of the params; write the JSON `metrics`.
 
     Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names, fitted to
     `size`, height and width. `plots` receives vae_floor.csv (every encoding by range of true depth) and
@@ -114,17 +114,17 @@ def measure_vae_floor(
     """
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
     check_size(vae, size)
-    ranges = list(dict.fromkeys([log_depth, *params.ranges_m]))
+    ranges = list(dict.fromkeys([range_m, *params.ranges_m]))
     encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
     edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
     measured, flips = {}, {}
     for name, raw in raw_folders.items():
         refs = some_frames(name, raw, params.split, params.frames_per_dataset)
-        flip = FlipAsymmetry(Encoding("log", log_depth.near_m, log_depth.far_m), edges_m)
+        flip = FlipAsymmetry(Encoding("log", range_m.near_m, range_m.far_m), edges_m)
         batches = frame_batches(refs, size, params.batch_size, f"vae-floor {name}")
         measured[name] = measure_floor(vae, batches, encodings, edges_m, beside=flip.add)
         flips[name] = flip.report()
-    present, best = Encoding("log", log_depth.near_m, log_depth.far_m), best_range(measured)
+    present, best = Encoding("log", range_m.near_m, range_m.far_m), best_range(measured)
     report = _report(measured, flips, present, best)
     floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
     log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])

@@ -6,25 +6,24 @@ from pathlib import Path
 from metricgold.datasets import Frame, read_frame, some_frames
 from metricgold.evaluate.baselines import in_range
 from metricgold.images import COLUMNS, Example, write_panels
-from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics, mean_metrics
 from metricgold.model import MetricGoldPipeline
 from metricgold.params import LogDepthRange, Validation
 
 
 def held_out_validation(
-    params: Validation, log_depth: LogDepthRange, raw_folders: dict[str, Path], samples: Path
+    params: Validation, range_m: LogDepthRange, raw_folders: dict[str, Path], samples: Path
 ) -> Callable[[MetricGoldPipeline, int], dict[str, float]]:
     """What train() validates with: from pipeline and step to metrics in metres, the mean over data sets.
 
     Frames are listed and read now, those without depth in range left out; `samples` receives step-NNNNNN.png, a row
     for each data set, before the metrics are returned. Raises ValueError naming a data set without a frame to measure.
     """
-    scale = LogDepth(log_depth.near_m, log_depth.far_m)
+    log_depth = range_m.to_log_depth()
     held_out: dict[str, list[Frame]] = {}
     for name, raw in raw_folders.items():
         frames = [read_frame(ref) for ref in some_frames(name, raw, params.split, params.frames_per_dataset)]
-        held_out[name] = [frame for frame in frames if in_range(frame, scale).any()]
+        held_out[name] = [frame for frame in frames if in_range(frame, log_depth).any()]
         if not held_out[name]:
             raise ValueError(f"{name}: no frame of split {params.split} with depth in range to validate on")
 

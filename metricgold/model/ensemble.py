@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from metricgold.log_depth import LogDepth
+from metricgold.params import FIRST_ROUND
 
 # For normal members: sigma is 1.4826 x MAD, and a median of n of them has sqrt(pi/2) = 1.2533 times the standard error
 # of their mean, sigma / sqrt(n).
@@ -56,7 +57,7 @@ class EnsembleOptions:
     @property
     def first_round(self) -> int:
         """Members that every image gets: all of them, or of auto three, the fewest that show how far they differ."""
-        return min(3, self.most) if self.ensemble_size == "auto" else self.most
+        return min(FIRST_ROUND, self.most) if self.ensemble_size == "auto" else self.most
 
     def rounds(self) -> Iterator[range]:
         """Numbers of the members that each round adds: the first round, then two by two."""

@@ -22,6 +22,7 @@ from .sections import (
 )
 from .words import (
     DTYPES as DTYPES,
+    FIRST_ROUND as FIRST_ROUND,
     OUTPUTS as OUTPUTS,
     PREDICTION_TYPES as PREDICTION_TYPES,
     PRESETS as PRESETS,

@@ -14,6 +14,8 @@ SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 Output = Literal["log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", "json", "normals", "ply", "glb"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 
+FIRST_ROUND = 3  # runs that every image gets with ensemble_size auto: the fewest that show how far they differ
+
 Preset = Literal["paper", "balanced", "fast", "one-step"]
 # By Preset. What one costs is steps x runs through the U-Net.
 PRESETS: dict[str, dict[str, int]] = {

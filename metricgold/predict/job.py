@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from metricgold.log_depth import LogDepth
-from metricgold.params import Inference, Output, Predict
+from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.outputs import DEFAULT
 from metricgold.storage import Folder, S3Prefix, digest_json, open_bucket
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from metricgold.model import Prediction
 
 FILES_VERSION = 2  # of the output files; a person raises it when their meaning changes
-FIRST_ROUND = 3  # runs of every image with ensemble_size auto
 
 
 class DepthModel(Protocol):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def train_depth_vae(
     params: DepthVae,
-    log_depth: LogDepthRange,
+    range_m: LogDepthRange,
     raw_folders: dict[str, Path],
     backbone: Path,
     out: Path,
@@ -53,16 +53,16 @@ def train_depth_vae(
         held_out = {
             name: some_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
         }
-        before = _floors(vae, held_out, params, log_depth, size, "before")
+        before = _floors(vae, held_out, params, range_m, size, "before")
         after = before
         if params.num_steps:
-            run = DecoderRun(params, log_depth.to_log_depth(), vae, raw_folders, size, state)
-            run.start(_fingerprint(params, log_depth, raw_folders, run.frames, backbone, size))
+            run = DecoderRun(params, range_m.to_log_depth(), vae, raw_folders, size, state)
+            run.start(_fingerprint(params, range_m, raw_folders, run.frames, backbone, size))
             run.run(report)
-            after = _floors(vae, held_out, params, log_depth, size, "after")
+            after = _floors(vae, held_out, params, range_m, size, "after")
         else:
             log.info("depth_vae.num_steps is 0: depth is decoded by the backbone's decoder as it is")
-        _write_folder(out, vae if params.num_steps else None, backbone, params, log_depth)
+        _write_folder(out, vae if params.num_steps else None, backbone, params, range_m)
     figures = _figures({"before": before, "after": after}) | {"num_steps": params.num_steps}
     was, now = (figures[f"mean/{when}/abs_rel"] for when in ("before", "after"))
     log.info("VAE floor of held-out frames: AbsRel %.4f before, %.4f after", was, now)
@@ -73,12 +73,12 @@ def train_depth_vae(
 
 
 def _write_folder(
-    out: Path, vae: AutoencoderKL | None, backbone: Path, params: DepthVae, log_depth: LogDepthRange
+    out: Path, vae: AutoencoderKL | None, backbone: Path, params: DepthVae, range_m: LogDepthRange
 ) -> None:
     """Write the VAE, or for None the backbone's own files, and what it was made from."""
     made_from = {
         "depth_vae": params.model_dump(),
-        "log_depth": log_depth.model_dump(),
+        "log_depth": range_m.model_dump(),
         "encoder": vae_digest(backbone),
         "backbone_vae": digest_folder(Path(backbone) / "vae"),
     }
@@ -95,7 +95,7 @@ def _write_folder(
 
 def _fingerprint(
     params: DepthVae,
-    log_depth: LogDepthRange,
+    range_m: LogDepthRange,
     raw_folders: dict[str, Path],
     frames: list[list[FrameRef]],
     backbone: Path,
@@ -108,7 +108,7 @@ def _fingerprint(
     return digest_json(
         {
             "depth_vae": learnt,
-            "log_depth": log_depth.model_dump(),
+            "log_depth": range_m.model_dump(),
             "size": size,
             "frames": digest_json([[ref.name for ref in refs] for refs in frames]),
             "ledgers": {name: digest_file(path) for name, path in ledgers.items() if path.is_file()},
@@ -121,13 +121,13 @@ def _floors(
     vae: AutoencoderKL,
     held_out: dict[str, list[FrameRef]],
     params: DepthVae,
-    log_depth: LogDepthRange,
+    range_m: LogDepthRange,
     size: tuple[int, int],
     when: str,
 ) -> dict[str, Floor]:
     """The VAE floor of each data set's held-out frames."""
-    encoding = Encoding("log", log_depth.near_m, log_depth.far_m)
-    edges_m = range_edges_m(log_depth.to_log_depth())
+    encoding = Encoding("log", range_m.near_m, range_m.far_m)
+    edges_m = range_edges_m(range_m.to_log_depth())
     floors = {}
     for name, refs in held_out.items():
         batches = frame_batches(refs, size, params.batch_size, f"depth-vae {name}, floor {when}")

@@ -25,7 +25,7 @@ from metricgold.train.run import TrainingRun, Validate
 
 def train(
     params: Train,
-    log_depth: LogDepthRange,
+    range_m: LogDepthRange,
     caches: dict[str, Path],
     backbone: Path,
     out: Path,
@@ -52,18 +52,18 @@ def train(
     if params.validation and validate is None:
         raise ValueError("train.validation is set, but this run was given nothing to validate with")
     opened = {name: LatentCache(path) for name, path in caches.items()}
-    processing = _check_caches(opened, log_depth, backbone)
+    processing = _check_caches(opened, range_m, backbone)
     digest = backbone_digest(backbone)  # gigabytes for the real one: read once
     accelerator = Accelerator(mixed_precision=params.mixed_precision)
     with only_writer(state) if accelerator.is_main_process else nullcontext():
         parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
-        config = processing | log_depth.model_dump() | {"objective": params.objective}
+        config = processing | range_m.model_dump() | {"objective": params.objective}
         run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
-        run.start(_fingerprint(params, log_depth, opened, digest, depth_vae), fresh=resume == "fresh")
+        run.start(_fingerprint(params, range_m, opened, digest, depth_vae), fresh=resume == "fresh")
         run.run(report)
         lineage = {
             "train": params.model_dump(),
-            "log_depth": log_depth.model_dump(),
+            "log_depth": range_m.model_dump(),
             "backbone": made_from(backbone) | {"digest": digest},
             "depth_vae": read_json(depth_vae / "depth_vae.json") if depth_vae else None,
             "latents": {name: {"index": cache.digest, "num_frames": len(cache)} for name, cache in opened.items()},
@@ -75,9 +75,9 @@ def train(
     return out
 
 
-def _check_caches(caches: dict[str, LatentCache], log_depth: LogDepthRange, backbone: Path) -> dict[str, int]:
+def _check_caches(caches: dict[str, LatentCache], range_m: LogDepthRange, backbone: Path) -> dict[str, int]:
     """All caches must come from this VAE, this log depth and one size; returns that size."""
-    expected: dict[str, Any] = {"vae": vae_digest(backbone), "log_depth": log_depth.model_dump()}
+    expected: dict[str, Any] = {"vae": vae_digest(backbone), "log_depth": range_m.model_dump()}
     sizes = {name: [cache.identity["encode"][side] for side in ("height", "width")] for name, cache in caches.items()}
     for name, cache in caches.items():
         for key, needed in expected.items():
@@ -91,7 +91,7 @@ def _check_caches(caches: dict[str, LatentCache], log_depth: LogDepthRange, back
 
 def _fingerprint(
     params: Train,
-    log_depth: LogDepthRange,
+    range_m: LogDepthRange,
     caches: dict[str, LatentCache],
     backbone_sha256: str,
     depth_vae: Path | None,
@@ -103,7 +103,7 @@ def _fingerprint(
     return digest_json(
         {
             "train": learnt,
-            "log_depth": log_depth.model_dump(),
+            "log_depth": range_m.model_dump(),
             "caches": {name: cache.digest for name, cache in caches.items()},
             "backbone": backbone_sha256,
             "depth_vae": decoder,
