@@ -52,6 +52,8 @@ Sha512 = Annotated[str, Field(pattern="^[0-9a-f]{128}$"), AfterValidator(require
 
 
 class Licence(ClosedModel):
+    """Terms of a data set, and whether a user must accept them before it is fetched."""
+
     name: str
     url: str
     terms: str  # what passes on to caches and models, in a sentence

@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class StoreLost(OSError):
-    """The store as a whole does not serve: all other keys would fail too, so a job should end at once."""
+    """The store itself fails, not one key: all others would fail too, so a job should end at once."""
 
 
 class Unreachable(StoreLost, ConnectionError):

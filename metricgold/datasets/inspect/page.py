@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 MAX_CARDS, MAX_SHEET, MAX_ROWS, MAX_CAMERAS = 60, 80, 1000, 40
 SHOWN_PX = 240
-MAX_TICKS = 6  # on a phone there is no room for more
+MAX_TICKS = 6  # a phone has room for no more
 
 
 def inspect_dataset(
@@ -218,7 +218,7 @@ def scene_rows(findings: Findings, axis: DepthAxis) -> list[dict[str, Any]]:
 
 
 def camera_rows(decoded: Sequence[FrameSummary]) -> list[dict[str, Any]]:
-    """Distinct cameras, the most frequent first; told apart by size, focal lengths and principal point to 0.1 %."""
+    """Distinct cameras, the most frequent first; distinguished by size, focal lengths and principal point to 0.1 %."""
     by_camera: dict[tuple[Any, ...], list[FrameSummary]] = defaultdict(list)
     for summary in decoded:
         (height, width), (fx, fy, cx, cy) = summary.size, summary.camera
