@@ -69,7 +69,7 @@ def start_prefect() -> str:
     os.environ |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (PREFECT_HOME / "server.log").open("w") as log:
-        # A session of its own: Ctrl-C reaches the flow first, which still has something to tell the server.
+        # A session of its own: Ctrl-C reaches the flow first, which still has to report to the server.
         server = subprocess.Popen(
             command, env=environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

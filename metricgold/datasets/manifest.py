@@ -61,7 +61,7 @@ class Licence(ClosedModel):
 
 
 class Depth(ClosedModel):
-    """How depth is stored upstream; readers hand out planar metres."""
+    """How depth is stored upstream; readers return planar metres."""
 
     unit: str
     kind: Literal["planar", "ray distance"]

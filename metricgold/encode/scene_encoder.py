@@ -336,7 +336,7 @@ def encode_in_worker(made_by: tuple[Any, ...], job: SceneJob) -> tuple[str, dict
 
 @lru_cache(maxsize=1)
 def worker_encoder(*made_by: Any) -> SceneEncoder:
-    """A worker's own encoder, kept from scene to scene. It holds no lock: the process that asks does."""
+    """A worker's own encoder, kept from scene to scene. It holds no lock: its parent process does."""
     # Threads decode, since a worker of Dask must not start processes.
     return SceneEncoder(*made_by, stack=ExitStack(), num_processes=1)
 

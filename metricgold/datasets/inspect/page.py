@@ -1,7 +1,7 @@
 """Look at a data set before training on it: a page for people, a JSON and a csv for DVC.
 
 The heads of all frames are read, and all files compared by their bytes where their heads leave open that they are
-equal; an evenly spaced sample of every scene is decoded. What makes a frame suspicious stands in findings.
+equal; an evenly spaced sample of every scene is decoded. What makes a frame suspicious is defined in findings.
 """
 
 import csv
