@@ -20,10 +20,11 @@ coverage: $(READY)  ## which lines the tests reach, in htmlcov/; child processes
 bench: $(READY)  ## speed against named peers, writes reports/bench.json
 	$(BIN)/python -m tests.benchmarks
 
-lint: $(READY)  ## style and import contracts
+lint: $(READY)  ## style, import contracts, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 docs: $(READY)  ## the manual in site/; a dead link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

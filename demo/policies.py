@@ -1,4 +1,4 @@
-"""What accuracy costs: both objectives of training, and ways to ask each, on the same data and the same budget.
+"""What accuracy costs: both objectives of training, and ways to run each, on the same data and the same budget.
 
 python -m demo.policies   trains what is not trained yet, measures, and refreshes the README's table and picture
 
@@ -15,12 +15,12 @@ import click
 from demo.readme import fill_between
 from metricgold.evaluate import evaluate
 from metricgold.model import MetricGoldPipeline, load_pipeline
-from metricgold.params import PRESETS, Evaluate, Params, load_params
+from metricgold.params import PRESETS, Evaluate, Folders, Params, load_params
 from metricgold.storage import read_json, write_aside, write_json
 from metricgold.train import train
 
 MODELS = Path("models/policies")
-METRICS = Path("metrics/policies.json")
+METRICS = Folders().metrics("policies")
 PICTURE = Path(".github/policies.png")
 FRAMES_PER_DATASET = 24
 
@@ -41,15 +41,16 @@ POLICIES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def train_objective(name: str, params: Params, out: Path) -> Path:
-    """Train on the latent caches by params, but for the objective; a model that stands is taken as it is."""
-    caches = {dataset: Path("data/latents") / dataset for dataset in params.datasets}
-    asked = params.train.model_validate(params.train.model_dump() | OBJECTIVES[name] | {"validation": None})
-    depth_vae = Path("models/depth-vae")
-    folder = depth_vae if depth_vae.exists() else None
-    return train(asked, params.log_depth, caches, Path("models/backbone"), out, depth_vae=folder)
+    """Train on the latent caches by params, but for the objective; a finished model is taken as it is."""
+    folders = Folders()
+    changed = OBJECTIVES[name] | {"validation": None}
+    train_params = params.train.model_validate(params.train.model_dump() | changed)
+    depth_vae = folders.depth_vae if folders.depth_vae.exists() else None
+    caches = folders.latents_of(params.datasets)
+    return train(train_params, params.log_depth, caches, folders.backbone, out, depth_vae=depth_vae)
 
 
-def measure(pipe: MetricGoldPipeline, asked: Evaluate, raw_folders: dict[str, Path]) -> dict[str, float]:
+def measure(pipe: MetricGoldPipeline, evaluate_params: Evaluate, raw_folders: dict[str, Path]) -> dict[str, float]:
     """AbsRel and delta1 of one policy, and what passes through the U-Net for one image."""
     passes = 0
 
@@ -60,23 +61,24 @@ def measure(pipe: MetricGoldPipeline, asked: Evaluate, raw_folders: dict[str, Pa
     hook = pipe.unet.register_forward_pre_hook(count)
     try:
         with TemporaryDirectory() as scratch:
-            found = evaluate(asked, raw_folders, Path(), Path(scratch) / "metrics.json", Path(scratch), pipe=pipe)
+            metrics = Path(scratch) / "metrics.json"
+            scores = evaluate(evaluate_params, raw_folders, Path(), metrics, Path(scratch), pipe=pipe)
     finally:
         hook.remove()
-    return {key: found[key] for key in ("abs_rel", "delta1", "num_frames")} | {"passes": passes / found["num_frames"]}
+    figures = {key: scores[key] for key in ("abs_rel", "delta1", "num_frames")}
+    return figures | {"passes": passes / scores["num_frames"]}
 
 
 def measure_all(params: Params, models: Path = MODELS) -> list[dict[str, Any]]:
     """A row for each objective and policy."""
-    raw_folders = {name: Path("data/raw") / name for name in params.datasets}
-    few = params.evaluate.frames_per_dataset or FRAMES_PER_DATASET
+    raw_folders = Folders().raw_of(params.datasets)
+    frames = min(params.evaluate.frames_per_dataset or FRAMES_PER_DATASET, FRAMES_PER_DATASET)
+    common = params.evaluate.model_dump() | {"frames_per_dataset": frames}
     rows = []
     for objective, policies in POLICIES.items():
         pipe = load_pipeline(train_objective(objective, params, models / objective))
         for name, policy in policies.items():
-            frames = {"frames_per_dataset": min(few, FRAMES_PER_DATASET)}
-            asked = Evaluate.model_validate(params.evaluate.model_dump() | frames | policy)
-            figures = measure(pipe, asked, raw_folders)
+            figures = measure(pipe, Evaluate.model_validate(common | policy), raw_folders)
             rows.append({"objective": objective, "policy": name, "asked": policy} | figures)
             click.echo(f"{objective}, {name}: {figures}")
     return rows
@@ -88,12 +90,12 @@ def measure_all(params: Params, models: Path = MODELS) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, dearest first within an objective."""
     lines = [
-        "| trained for | asked | steps x runs | passes an image | AbsRel ↓ | δ1 ↑ |",
+        "| trained for | policy | steps x runs | passes an image | AbsRel ↓ | δ1 ↑ |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        asked = row["asked"]
-        runs = f"{asked['num_inference_steps']} x {asked['ensemble_size']}"
+        policy = row["asked"]
+        runs = f"{policy['num_inference_steps']} x {policy['ensemble_size']}"
         figures = f"{row['passes']:.3g} | {row['abs_rel']:.3f} | {row['delta1']:.3f}"
         lines.append(f"| {row['objective']} | {row['policy']} | {runs} | {figures} |")
     return "\n".join(lines)

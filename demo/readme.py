@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from demo.report import PICTURE, TRUTH, _read_metrics, _receipt, read_predicted
+from demo.report import PICTURE, TRUTH, read_metrics, read_predicted, read_receipt
 from metricgold.images import write_panels
 from metricgold.storage import write_aside
 
@@ -17,7 +17,7 @@ def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
     names: demo images (hypersim-synthetic-00); the first of every data set if none are given. Raises ValueError
     for a name without a prediction and a truth.
     """
-    predicted = {Path(row["input"]).stem: row for row in _receipt(root) if row["status"] == "done"}
+    predicted = {Path(row["input"]).stem: row for row in read_receipt(root) if row["status"] == "done"}
     with_truth = [stem for stem in sorted(predicted) if (root / TRUTH / f"{stem}.npz").exists()]
     if not names:
         first = {stem.rpartition("-")[0]: stem for stem in reversed(with_truth)}
@@ -35,23 +35,25 @@ def results_table(metrics: dict[str, Any]) -> str:
         "| data set | frames | AbsRel ↓ | δ1 ↑ | RMSE, m ↓ | AbsRel: best constant | mean map | VAE floor |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, one in sorted(metrics["datasets"].items()):
-        others = (one[method]["abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
-        lines.append(_table_row(name, one, others))
+    for name, scores in sorted(metrics["datasets"].items()):
+        others = (scores[method]["abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
+        lines.append(results_row(name, scores, others))
     others = (metrics[f"{method}_abs_rel"] for method in ("constant", "mean_map", "vae_floor"))
-    asked = metrics["params"]
+    params = metrics["params"]
     lines += [
-        _table_row("**mean**", metrics, others),
+        results_row("**mean**", metrics, others),
         "",
-        f"Split `{asked['split']}`, {asked['num_inference_steps']} steps x {asked['ensemble_size']} runs, "
+        f"Split `{params['split']}`, {params['num_inference_steps']} steps x {params['ensemble_size']} runs, "
         f"truth from {metrics['near_m']:g} to {metrics['far_m']:g} m, no alignment.",
     ]
     return "\n".join(lines)
 
 
-def _table_row(name: str, one: dict[str, Any], others: Iterable[float]) -> str:
-    figures = [f"{one['abs_rel']:.3f}", f"{one['delta1']:.3f}", f"{one['rmse_m']:.2f}", *(f"{x:.3f}" for x in others)]
-    return f"| {name} | {one['num_frames']} | " + " | ".join(figures) + " |"
+def results_row(name: str, scores: dict[str, Any], others: Iterable[float]) -> str:
+    """One row of the results table; `others` are the AbsRel of both baselines and of the VAE floor."""
+    figures = [f"{scores['abs_rel']:.3f}", f"{scores['delta1']:.3f}", f"{scores['rmse_m']:.2f}"]
+    figures += [f"{abs_rel:.3f}" for abs_rel in others]
+    return f"| {name} | {scores['num_frames']} | " + " | ".join(figures) + " |"
 
 
 def fill_results(readme: Path, metrics: dict[str, Any]) -> None:
@@ -85,7 +87,7 @@ def picture(names: tuple[str, ...]) -> None:
 @main.command()
 def results() -> None:
     """Write metrics/evaluate.json into the README's table."""
-    fill_results(Path("README.md"), _read_metrics(Path()))
+    fill_results(Path("README.md"), read_metrics(Path()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,8 @@
-"""What the demo shows at its end: one self-contained page, one flat JSON, and the README's picture and table.
-
-python -m demo.report picture   the README's picture, from the last demo's images
-python -m demo.report results   the README's table, from metrics/evaluate.json
-"""
+"""The demo's images, and what it shows at its end: one self-contained page and one flat JSON."""
 
 import io
-import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,10 +29,9 @@ from metricgold.images import (
     read_uncertainty_png,
 )
 from metricgold.metrics import depth_metrics
+from metricgold.params import Folders
 from metricgold.registry import dvc_outputs, git_commit
 from metricgold.storage import read_json, read_rows, write_aside, write_json
-
-logger = logging.getLogger(__name__)
 
 IMAGES = Path("data/demo/images")  # what the demo predicts on
 TRUTH = Path("data/demo/truth")  # true depth of those that have one
@@ -61,41 +55,40 @@ def collect_demo_images(
 
     True depth goes into the sibling folder `truth` as <name>.npz (planar_depth_m float32 [H, W], valid_mask,
     intrinsics, frame), so that `out` holds nothing but images. A folder in `extra` stands for all its files.
-    Both folders are replaced as a whole. Answers the images in order. Raises FileNotFoundError for a missing
-    file in `extra`, ValueError for a data set without held-out frames.
+    Both folders are replaced. Returns the images in order. Raises FileNotFoundError for a missing file in
+    `extra`, ValueError for a data set without held-out frames.
     """
-    own = _files(extra)
+    own: list[Path] = []
+    for path in map(Path, extra):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such image or folder")
+        own += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    names: list[str] = []
     with write_aside(out) as images, write_aside(Path(out).with_name(TRUTH.name)) as truth:
         images.mkdir()
         truth.mkdir()
-        names = [
-            name
-            for dataset, raw in raw_folders.items()
-            for name in _write_held_out(dataset, raw, images, truth, num_per_dataset)
-        ]
-        names += _copy_own(own, images)
+        for dataset, raw in raw_folders.items():
+            names += write_held_out(dataset, raw, images, truth, num_per_dataset)
+        for file in own:
+            name, number = f"yours-{file.name}", 1
+            while (images / name).exists():
+                number += 1
+                name = f"yours-{number}-{file.name}"
+            shutil.copyfile(file, images / name)
+            names.append(name)
     return [Path(out) / name for name in names]
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    """The files behind files and folders; FileNotFoundError for what is not there."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such image or folder")
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-        found += inside
-    return found
-
-
-def _write_held_out(dataset: str, raw: Path, images: Path, truth: Path, num: int) -> Iterable[str]:
+def write_held_out(dataset: str, raw: Path, images: Path, truth: Path, num: int) -> list[str]:
+    """Write `num` held-out frames, evenly spaced, as <name>.png and <name>.npz; returns the names of the images."""
     from PIL import Image
 
-    found = list_frames(dataset, raw, split="test").frames
-    if not found:
+    frames = list_frames(dataset, raw, split="test").frames
+    if not frames:
         raise ValueError(f"{raw}: {dataset} has no held-out frame to show")
-    for number, index in enumerate(evenly_spaced(len(found), num)):
-        frame = read_frame(found[index])
+    names = []
+    for number, index in enumerate(evenly_spaced(len(frames), num)):
+        frame = read_frame(frames[index])
         stem = f"{dataset}-{number:02d}"
         Image.fromarray(frame.rgb).save(images / f"{stem}.png")
         np.savez_compressed(
@@ -105,17 +98,8 @@ def _write_held_out(dataset: str, raw: Path, images: Path, truth: Path, num: int
             intrinsics=frame.intrinsics,
             frame=np.array(frame.name),
         )
-        yield f"{stem}.png"
-
-
-def _copy_own(files: Sequence[Path], images: Path) -> Iterable[str]:
-    for file in files:
-        name, number = f"yours-{file.name}", 1
-        while (images / name).exists():
-            number += 1
-            name = f"yours-{number}-{file.name}"
-        shutil.copyfile(file, images / name)
-        yield name
+        names.append(f"{stem}.png")
+    return names
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -140,7 +124,8 @@ def write_demo_report(
     images, truth and depth below `root`. Raises ValueError where the metrics or the receipt are missing.
     """
     root = Path(root)
-    metrics = _read_metrics(root)
+    folders = Folders(root)
+    metrics = read_metrics(root)
     summary = {
         **{key: metrics[key] for key in ("abs_rel", "delta1", "constant_abs_rel", "vae_floor_abs_rel")},
         **{key: predict_summary[key] for key in ("images_done", "images_failed")},
@@ -148,39 +133,47 @@ def write_demo_report(
         "alias": promoted["alias"],
         "seconds": {stage: round(float(value), 1) for stage, value in seconds.items()},
     }
-    shown, failed = _shown_images(root)
-    page = _render(
+    receipt = read_receipt(root)
+    done = [row for row in receipt if row["status"] == "done"]
+    done.sort(key=lambda row: not row["input"].startswith("yours-"))  # the user's own images first
+    shown = [image_card(read_predicted(root, row)) for row in done[:MAX_SHOWN]]
+    by_depth = folders.plots / "evaluate.png"
+    page = load_template(Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format}).render(
         summary=summary,
         metrics=metrics,
-        rows=_metric_rows(metrics),
+        rows=metric_rows(metrics),
         shown=shown,
-        failed=failed,
+        failed=[row for row in receipt if row["status"] == "failed"],
         not_shown=max(0, predict_summary["images_done"] - len(shown)),
-        scales={"error": _error_scale(), "uncertainty": _uncertainty_scale()},
-        loss_curve=_loss_curve(root / "models/metricgold.state/metrics.jsonl"),
-        by_depth=_embedded(root / "plots/evaluate.png"),
-        bars=_time_bars(summary["seconds"]),
+        scales=share_scales(),
+        loss_curve=loss_curve(folders.training_rows),
+        by_depth=data_uri(by_depth.read_bytes(), "image/png") if by_depth.exists() else None,
+        bars=time_bars(summary["seconds"]),
         checks=promoted.get("checks", []),
-        lineage=_lineage(root, metrics, registered),
+        lineage=lineage_pairs(root, metrics, registered),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
-    path = root / "reports/demo.html"
+    path = folders.reports / "demo.html"
     with write_aside(path) as aside:
         aside.write_text(page)
-    write_json(root / "reports/demo.json", summary)
+    write_json(folders.reports / "demo.json", summary)
     return path
 
 
-def _read_metrics(root: Path) -> dict[str, Any]:
-    path = root / "metrics/evaluate.json"
+def read_metrics(root: Path) -> dict[str, Any]:
+    """Figures of `evaluate` in the project at `root`. ValueError where they are missing."""
+    path = Folders(root).metrics("evaluate")
     if not path.exists():
         raise ValueError(f"{path}: no such file; `dvc repro evaluate` writes it")
     return read_json(path)
 
 
-def _render(**values: Any) -> str:
-    template = load_template(Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format})
-    return template.render(**values)
+def read_receipt(root: Path) -> list[dict[str, Any]]:
+    """Rows of the demo's receipt, one for each image. ValueError where it is missing."""
+    path = root / DEPTH / "receipt.jsonl"
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; metricgold predict {IMAGES} {DEPTH} writes it")
+    return read_rows(path)
 
 
 # --- one image and what became of it ------------------------------------------------------------------------
@@ -188,23 +181,11 @@ def _render(**values: Any) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predicted:
-    """An image of the demo with its prediction, and its truth where there is one; all [H, W]."""
+    """An image of the demo with its prediction and its truth; no pixel of `example` is valid where there is none."""
 
-    name: str
-    frame: str | None  # the data set's own name of it
-    rgb: np.ndarray
-    depth_m: np.ndarray
-    uncertainty: np.ndarray
-    true_m: np.ndarray | None = None
-    valid_mask: np.ndarray | None = None
-
-    @property
-    def example(self) -> Example:
-        """The same for drawing; without truth no pixel is valid."""
-        nowhere = np.zeros(self.depth_m.shape, dtype=bool)
-        known = self.true_m is not None
-        true_m, valid = (self.true_m, self.valid_mask) if known else (self.depth_m, nowhere)
-        return Example(self.name, self.rgb, self.depth_m, true_m, valid)
+    example: Example
+    uncertainty: np.ndarray  # [H, W], relative to depth
+    frame: str | None  # the data set's own name of the image
 
 
 def read_predicted(root: Path, row: dict[str, Any]) -> Predicted:
@@ -215,80 +196,60 @@ def read_predicted(root: Path, row: dict[str, Any]) -> Predicted:
     uncertainty, _ = read_uncertainty_png(root / DEPTH / f"{output}.uncertainty.png")
     truth = root / TRUTH / f"{Path(name).stem}.npz"
     if not truth.exists():
-        return Predicted(name, None, rgb, depth_m, uncertainty)
+        nowhere = np.zeros(depth_m.shape, dtype=bool)
+        return Predicted(Example(name, rgb, depth_m, depth_m, nowhere), uncertainty, None)
     with np.load(truth, allow_pickle=False) as stored:
         true_m = stored["planar_depth_m"]
-        # Measured as evaluate does: only where the truth lies in the model's range.
+        # Measured as evaluate does: only where the true depth is within the model's range.
         near_m, far_m = float(attributes["near_m"]), float(attributes["far_m"])
         valid = stored["valid_mask"] & (true_m >= near_m) & (true_m <= far_m)
-        return Predicted(name, str(stored["frame"]), rgb, depth_m, uncertainty, true_m, valid)
+        return Predicted(Example(name, rgb, depth_m, true_m, valid), uncertainty, str(stored["frame"]))
 
 
-def _receipt(root: Path) -> list[dict[str, Any]]:
-    path = root / DEPTH / "receipt.jsonl"
-    if not path.exists():
-        raise ValueError(f"{path}: no such file; metricgold predict {IMAGES} {DEPTH} writes it")
-    return read_rows(path)
+def image_card(predicted: Predicted) -> dict[str, Any]:
+    """One image as the page shows it: its pictures as small PNGs, and its figures where it has a true depth."""
+    example, frame = predicted.example, predicted.frame
+    height, width = example.pred_m.shape
+    step = max(1, -(-max(height, width) // SHOWN_PX))
 
+    def small(picture: np.ndarray) -> str:
+        return data_uri(png_bytes(np.ascontiguousarray(picture[::step, ::step])), "image/png")
 
-def _shown_images(root: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Cards of the first images, the user's own ones leading, and the rows that failed."""
-    rows = _receipt(root)
-    done = [row for row in rows if row["status"] == "done"]
-    done.sort(key=lambda row: not row["input"].startswith("yours-"))
-    cards = [_card(read_predicted(root, row)) for row in done[:MAX_SHOWN]]
-    return cards, [row for row in rows if row["status"] == "failed"]
-
-
-def _card(found: Predicted) -> dict[str, Any]:
-    example, step = found.example, max(1, -(-max(found.depth_m.shape) // SHOWN_PX))
-    small = lambda image: data_uri(png_bytes(np.ascontiguousarray(image[::step, ::step])), "image/png")  # noqa: E731
-    height, width = found.depth_m.shape
+    uncertainty = predicted.uncertainty
+    share = colour_share(uncertainty / WORST_UNCERTAINTY_SHOWN, UNCERTAINTY_COLOURS, np.isfinite(uncertainty))
     card = {
-        "name": found.frame or found.name.removeprefix("yours-"),
-        "source": found.name.rpartition("-")[0] if found.frame else "your image",
+        "name": frame or example.name.removeprefix("yours-"),
+        "source": example.name.rpartition("-")[0] if frame else "your image",
         "size": f"{width} x {height}",
-        "centre_m": float(found.depth_m[height // 2, width // 2]),
-        "photograph": small(found.rgb),
-        "depth": small(colour_depth(found.depth_m, example.range_m)),
+        "centre_m": float(example.pred_m[height // 2, width // 2]),
+        "photograph": small(example.rgb),
+        "depth": small(colour_depth(example.pred_m, example.range_m)),
         "depth_scale": depth_scale(example.range_m),
-        "uncertainty": small(_colour_uncertainty(found.uncertainty)),
+        "uncertainty": small(share),
         "error": None,
         "abs_rel": None,
     }
-    if found.true_m is not None and example.valid_mask.any():
+    if example.valid_mask.any():
         card["error"] = small(colour_error(example.relative_error))
-        card["abs_rel"] = depth_metrics(found.depth_m, found.true_m, example.valid_mask)["abs_rel"]
+        card["abs_rel"] = depth_metrics(example.pred_m, example.true_m, example.valid_mask)["abs_rel"]
     return card
 
 
-def _colour_uncertainty(uncertainty: np.ndarray) -> np.ndarray:
-    return colour_share(uncertainty / WORST_UNCERTAINTY_SHOWN, UNCERTAINTY_COLOURS, np.isfinite(uncertainty))
-
-
-# --- scales: a CSS gradient and its ticks -------------------------------------------------------------------
-
-
-def _error_scale() -> ColourScale:
-    worst = WORST_SHOWN
-    ticks = [(0, "0 %"), (50, f"{worst / 2:.0%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": css_gradient(ERROR_COLOURS), "ticks": ticks}
-
-
-def _uncertainty_scale() -> ColourScale:
-    worst = WORST_UNCERTAINTY_SHOWN
-    ticks = [(0, "0 %"), (50, f"{worst / 2:.1%}"), (100, f"{worst:.0%}+")]
-    return {"gradient": css_gradient(UNCERTAINTY_COLOURS), "ticks": ticks}
+def share_scales() -> dict[str, ColourScale]:
+    """Scales of the pictures that show a share; colours no longer change above the worst one shown."""
+    worst = {"error": WORST_SHOWN, "uncertainty": WORST_UNCERTAINTY_SHOWN}
+    colours = {"error": ERROR_COLOURS, "uncertainty": UNCERTAINTY_COLOURS}
+    half = {"error": f"{WORST_SHOWN / 2:.0%}", "uncertainty": f"{WORST_UNCERTAINTY_SHOWN / 2:.1%}"}
+    return {
+        name: {"gradient": css_gradient(colours[name]), "ticks": [(0, "0 %"), (50, half[name]), (100, f"{end:.0%}+")]}
+        for name, end in worst.items()
+    }
 
 
 # --- figures, tables, lineage -------------------------------------------------------------------------------
 
 
-def _embedded(path: Path) -> str | None:
-    return data_uri(path.read_bytes(), "image/png") if path.exists() else None
-
-
-def _loss_curve(path: Path) -> str | None:
+def loss_curve(path: Path) -> str | None:
     """Loss and its running mean against steps, as SVG; None without rows."""
     if not (rows := read_rows(path)):
         return None
@@ -314,37 +275,35 @@ def _loss_curve(path: Path) -> str | None:
     return data_uri(buffer.getvalue(), "image/svg+xml")
 
 
-def _metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+def metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     """For each data set the model, both baselines and the floor, ready for the table."""
     titles = {"constant": "best constant depth", "mean_map": "mean depth map", "vae_floor": "VAE floor"}
     rows = []
-    for name, found in metrics["datasets"].items():
-        rows.append({"dataset": name, "method": "model", "figures": found, "num_frames": found["num_frames"]})
+    for name, scores in metrics["datasets"].items():
+        rows.append({"dataset": name, "method": "model", "figures": scores, "num_frames": scores["num_frames"]})
         rows += [
-            {"dataset": name, "method": title, "figures": found[key], "num_frames": None}
+            {"dataset": name, "method": title, "figures": scores[key], "num_frames": None}
             for key, title in titles.items()
         ]
     return rows
 
 
-def _time_bars(seconds: dict[str, float]) -> list[dict[str, Any]]:
+def time_bars(seconds: dict[str, float]) -> list[dict[str, Any]]:
+    """Stages with their seconds, and their share of the longest in per cent."""
     longest = max(seconds.values(), default=0) or 1
     return [{"stage": stage, "seconds": value, "share": 100 * value / longest} for stage, value in seconds.items()]
 
 
-def _lineage(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) -> list[tuple[str, str]]:
+def lineage_pairs(root: Path, metrics: dict[str, Any], registered: dict[str, Any]) -> list[tuple[str, str]]:
     """What this model is made of, as (what, which) pairs."""
     commit = git_commit(root)
     state = " with changes" if commit and commit[1] else ""
     pairs = [("git commit", commit[0] + state if commit else "not in a git checkout")]
     pairs += [(key.replace("_", " "), str(registered[key])) for key in ("model_digest", "run_id") if key in registered]
     pairs.append(("evaluation digest", metrics["digest"]))
-    made = root / "models/metricgold/lineage.json"
+    made = Folders(root).model / "lineage.json"
     if made.exists():
         lineage = read_json(made)
         pairs += [(f"index of {name}", str(one.get("index"))) for name, one in lineage.get("latents", {}).items()]
         pairs.append(("backbone", str(lineage.get("backbone", {}).get("digest"))))
     return pairs + [(f"DVC {path}", md5) for path, md5 in dvc_outputs(root / "dvc.lock").items()]
-
-
-# --- the README's picture and table -------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 GRACE_S = 28  # Prefect kills the group 30 s after asking it to end
 KEPT_LINES = 20  # of a failed child, for the message
-DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag stands before the sub-command
+DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag comes before the sub-command
 
 _running: set[subprocess.Popen[str]] = set()
 _ending = threading.Event()

@@ -27,7 +27,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 class StagePage:
     """Artifacts of one stage, brought up to date with its log lines and at its end.
 
-    stage          as DVC names it, such as download@hypersim; `experiment` stands for the whole graph
+    stage          as DVC names it, such as download@hypersim; `experiment` stands for all of the graph
     progress_file  what the stage writes by metricgold.storage.write_progress
     log            takes the stage's lines, and one more if the server refuses an artifact
     """

@@ -1,4 +1,4 @@
-"""Flow `train-metricgold`: DVC's whole graph, then the registry."""
+"""Flow `train-metricgold`: all of DVC's graph, then the registry."""
 
 from pathlib import Path
 from typing import Any

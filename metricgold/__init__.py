@@ -1,4 +1,4 @@
-"""Depth in metres from one image, and the whole way there.
+"""Depth in metres from one image, end to end.
 
 Glossary, used with one meaning in every file:
 

@@ -40,7 +40,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except SystemExit as leaving:
-            # DVC ends with 255 whatever its stage ended with: the progress file carries the code past it.
+            # DVC exits with 255 whatever code its stage has: the progress file carries that code past it.
             from metricgold.storage import write_exit_code
 
             write_exit_code(leaving.code)

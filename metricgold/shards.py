@@ -3,7 +3,7 @@
     <scene>-000.h5, ...  shards: frames of one scene, sorted by name
     <scene>.scene.json   written after the scene's last shard: format; identity; gaps: frames that upstream lists and
                          the raw folder lacks, by reason; shards: file, num_frames, dropped by reason, sha256
-    index.json           written last, so that a folder with it is whole: format; identity; num_frames; dropped: all
+    index.json           written last, so that a folder with it is complete: format; identity; num_frames; dropped: all
                          frames left out, by reason; shards in order of scene: scene, file, num_frames, sha256
 
 An identity holds everything that latents depend on: data set, split, params of encode, log depth and digest of the
@@ -31,7 +31,7 @@ With nothing but h5py, zlib and numpy, for frame i of a shard:
     valid_mask = np.unpackbits(bits, count=np.prod(masks.attrs["shape"])).reshape(masks.attrs["shape"])
 
 Here HDF5 only finds the pieces and the kernel reads them: twice as fast. Equal inputs give equal bytes. A shard appears
-whole or not at all and holds one scene, so a killed run resumes at the first shard that is missing, and a new scene
+completely or not at all and holds one scene, so a killed run resumes at the first missing shard, and a new scene
 touches no other's files.
 """
 
@@ -125,7 +125,7 @@ def _pack_shard(frames: Sequence[LatentFrame], attributes: Mapping[str, Any]) ->
     masks = [frame.valid_mask for frame in frames if frame.valid_mask is not None]
     if len(masks) != len(frames):
         raise ValueError(f"{len(frames) - len(masks)} of {len(frames)} frames have no valid_mask")
-    # In memory: where a disk is full, HDF5 would fail again whenever it is asked to close its file.
+    # In memory: where a disk is full, HDF5 would fail again each time it closes its file.
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file.attrs.update(attributes)
         if frames:
@@ -151,7 +151,7 @@ def _pack_records(frames: Sequence[LatentFrame]) -> np.ndarray:
 
 
 def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) -> dict[str, Any] | None:
-    """A shard as its scene's record lists it; None unless a whole one of this identity is at `path`.
+    """A shard as its scene's record lists it; None unless a complete one of this identity is at `path`.
 
     With `sha256` its bytes must have that digest.
     """
@@ -188,7 +188,7 @@ def is_part_of(path: Path, common: dict[str, Any]) -> bool:
 def write_record(
     cache: Path, scene: str, identity: dict[str, Any], gaps: Mapping[str, int], shards: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Record that a scene is whole; a file that has the same content already is not touched. Returns the record.
+    """Record that a scene is complete; a file that has the same content already is not touched. Returns the record.
 
     gaps: by reason, the frames that upstream lists and the raw folder lacks; shards: find_shard's row for each.
     """
@@ -199,7 +199,7 @@ def write_record(
 
 
 def read_record(cache: Path, scene: str) -> dict[str, Any] | None:
-    """What write_record wrote; None when there is none that can be read."""
+    """What write_record wrote; None where none can be read."""
     try:
         record: dict[str, Any] = read_json(record_path(cache, scene))
         return record if record["format"] == FORMAT else None
@@ -221,7 +221,7 @@ def write_index(
     records: Mapping[str, dict[str, Any]],
     measured: Mapping[str, float] | None = None,
 ) -> Path:
-    """Describe the scenes' shards; its presence means that the cache is whole.
+    """Describe the scenes' shards; its presence means that the cache is complete.
 
     common: the identity that all shards share; records by scene; measured: figures to be kept beside them.
     Raises ValueError when no frame is left.

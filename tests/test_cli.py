@@ -1,4 +1,4 @@
-"""The command line, and the whole way on one data set in a few seconds of computing."""
+"""The command line, end to end on one data set in a few seconds of computing."""
 
 import json
 import subprocess
@@ -125,7 +125,7 @@ def test_values_that_contradict_params_are_wrong_use(photographs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_whole_way(tmp_path, monkeypatch, tiny):
+def test_end_to_end(tmp_path, monkeypatch, tiny):
     """synthesize, download, backbone, encode, train, evaluate, register, promote, predict with the champion."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -51,7 +51,7 @@ def read_depth_png(path: Path, units_per_metre: float, no_depth: int = 0) -> tup
 
     Virtual KITTI 2 stores centimetres, NYUv2 millimetres, KITTI 1/256 m.
     A pixel is invalid where it holds `no_depth` or 0. Raises ValueError naming the file when it is not
-    16-bit grey: read as 8 bits, a KITTI map would hold whole metres and look right.
+    16-bit grey: read as 8 bits, a KITTI map would be rounded to metres and look right.
     """
     units = read_pixels(path, "I;16")
     valid_mask = (units != no_depth) & (units != 0)

@@ -69,7 +69,7 @@ class Listing:
 
 
 def member_ids(folder: Path, prefix: str, suffix: str) -> set[str]:
-    """The middle parts of all files `prefix…suffix` in a folder; empty when there is no folder."""
+    """The middle parts of all files `prefix…suffix` in a folder; empty without the folder."""
     try:
         names = [file.name for file in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):

@@ -52,6 +52,8 @@ Sha512 = Annotated[str, Field(pattern="^[0-9a-f]{128}$"), AfterValidator(require
 
 
 class Licence(ClosedModel):
+    """Terms of a data set, and whether a user must accept them before it is fetched."""
+
     name: str
     url: str
     terms: str  # what passes on to caches and models, in a sentence
@@ -59,7 +61,7 @@ class Licence(ClosedModel):
 
 
 class Depth(ClosedModel):
-    """How depth is stored upstream; readers hand out planar metres."""
+    """How depth is stored upstream; readers return planar metres."""
 
     unit: str
     kind: Literal["planar", "ray distance"]

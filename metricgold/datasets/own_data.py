@@ -79,6 +79,7 @@ class StoredDepth(ClosedModel):
 
     @property
     def metres_per_unit(self) -> float:
+        """What a stored value is multiplied by."""
         return METRES[self.unit] if isinstance(self.unit, str) else self.unit
 
 

@@ -25,6 +25,8 @@ class NoFramesError(ValueError):
 
 
 class Reader(NamedTuple):
+    """What lists and what decodes the frames of a raw folder."""
+
     list_frames: Callable[[str, Path], Listing]  # looks at names only
     read_frame: Callable[[FrameRef], Frame]
 

@@ -26,12 +26,12 @@ class Exclusion(ClosedModel):
 
 
 def matches_name(name: str, glob: str) -> bool:
-    """Whether the glob matches the whole name; `*` and `?` match `/` too."""
+    """Whether the glob matches the complete name; `*` and `?` match `/` too."""
     return fnmatchcase(name, glob)
 
 
 def plain_start(glob: str) -> str:
-    """What every match begins with: everything before the first wildcard, the whole glob if it has none."""
+    """What every match begins with: everything before the first wildcard, all of the glob if it has none."""
     return re.split(r"[*?[]", glob, maxsplit=1)[0]
 
 

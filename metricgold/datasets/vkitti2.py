@@ -46,7 +46,7 @@ def list_variation(dataset: str, variation: Path, gaps: Gaps) -> Iterator[FrameR
 
 
 def read_intrinsics(path: Path) -> dict[tuple[str, str], tuple[float, ...]]:
-    """(frame, camera) as files and folders are called -> fx, fy, cx, cy of that frame; empty when there is no file.
+    """(frame, camera) as files and folders are called -> fx, fy, cx, cy of that frame; empty without the file.
 
     Raises ValueError naming the file and the row that is something else.
     """

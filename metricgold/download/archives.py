@@ -1,4 +1,4 @@
-"""Zip, tar, tar.gz and 7z as untrusted input: what is extracted stays below its folder, is whole, and is not a bomb."""
+"""Zip, tar, tar.gz and 7z as untrusted input: what is extracted stays in its folder, complete, and is not a bomb."""
 
 import zipfile
 from collections.abc import Collection, Sequence
@@ -85,7 +85,7 @@ def extract_7z(archive: Path, into: Path, gate: Gate) -> dict[str, Extracted]:
 
 
 def writers_for_7z(root: Path, sizes: dict[str, int], found: dict[str, Extracted]) -> Any:
-    """A factory that gives py7zr a file to write each member to; members that are whole appear in `found`."""
+    """A factory that gives py7zr a file to write each member to; complete members appear in `found`."""
     from py7zr.io import Py7zIO, WriterFactory
 
     class Member(Py7zIO):

@@ -4,7 +4,7 @@
     .part/<archive>.members/  its members, under the paths that they will have in the raw folder
 
 Of a zip without a published checksum only the bytes of wanted members are fetched, each member checked by its CRC-32.
-All else comes whole and is compared with its checksum before the first member is extracted.
+Every other archive is fetched in full and compared with its checksum before the first member is extracted.
 """
 
 import logging

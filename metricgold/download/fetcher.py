@@ -44,7 +44,7 @@ class Fetcher:
     ) -> None:
         self.connections_per_host, self.part_bytes = connections_per_host, part_bytes
         self.patience_s, self.stall_s = patience_s, stall_s
-        self.rangeless: set[str] = set()  # hosts that answer ranges with the whole
+        self.rangeless: set[str] = set()  # hosts that answer ranges with the full file
         self._advance = advance
         self._lock = threading.Lock()
         self._connections: dict[str, threading.Semaphore] = {}

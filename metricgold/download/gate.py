@@ -43,6 +43,8 @@ class BadArchive(ValueError):
 
 
 class Extracted(NamedTuple):
+    """Size and checksum of a member as it was written."""
+
     num_bytes: int
     crc32: int
 
@@ -181,7 +183,7 @@ def folded(name: str) -> str:
 
 
 class Writer:
-    """A member on its way to `into / name`: counted, summed, never longer than declared, in place only when whole."""
+    """A member on its way to `into / name`: counted, summed, never longer than declared, in place once complete."""
 
     def __init__(self, into: Path, name: str, num_bytes: int) -> None:
         self.into, self.name, self.num_bytes = into, name, num_bytes
@@ -212,7 +214,7 @@ class Writer:
 
 
 def write(chunks: Iterable[bytes], into: Path, name: str, num_bytes: int) -> Extracted:
-    """Write a member of `num_bytes` to `into / name`, whole or not at all."""
+    """Write a member of `num_bytes` to `into / name`, completely or not at all."""
     writer = Writer(into, name, num_bytes)
     try:
         for chunk in chunks:

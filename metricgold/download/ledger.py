@@ -43,6 +43,8 @@ CREATE INDEX IF NOT EXISTS members_of_archive ON members (archive);
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRow:
+    """An archive in the ledger: its state, and what is known of it so far."""
+
     path: str
     identity: str
     state: str
@@ -56,6 +58,8 @@ class ArchiveRow:
 
 
 class MemberRow(NamedTuple):
+    """An extracted member in the ledger."""
+
     name: str
     bytes: int
     crc32: int

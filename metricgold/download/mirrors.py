@@ -6,15 +6,15 @@ An attempt asks one mirror. A round makes an attempt at each mirror that is left
     Missing    the file is not there                all its strikes                             the next mirror
     Changed    other bytes than it had before       a strike                                    the next mirror
     Unfit      not what was requested               a strike, unless it has answered a range    the next mirror
-    NoRanges   the whole instead of a range         nothing, but is counted                     the next mirror
+    NoRanges   the full file instead of a range     nothing, but is counted                     the next mirror
     Refused    no permission, signature expired     nothing                                     the next mirror
     Busy       overload, dead or cut connection     nothing                                     the next mirror
 
-A mirror with three strikes is not asked again for this file. A server that sends Retry-After is left alone for so
+A mirror with three strikes is not tried again for this file. A server that sends Retry-After is left alone for so
 long, for every file. When a round has failed at every mirror:
 
     no mirror is left                               give up: ValueError if all faults are Unfit, else OSError
-    all that are left have no ranges, three times   raise NoRanges: the caller takes the whole
+    all that are left have no ranges, three times   raise NoRanges: the caller takes the full file
     `patience_s` are wasted                         give up, or raise NoRanges if that was the last fault of all
     otherwise                                       wait, at random up to 1, 2, 4 ... 60 s, and begin another round
 
@@ -52,7 +52,7 @@ class Mirrors:
         self._lock = threading.Lock()
         self._faults: dict[str, FetchError] = {}
         self._strikes: Counter[str] = Counter()
-        self._wholes: Counter[str] = Counter()  # answers with the whole where a range was requested
+        self._wholes: Counter[str] = Counter()  # answers with the full file to a request for a range
         self._ranged: set[str] = set()
 
     def left(self) -> list[str]:
@@ -75,7 +75,7 @@ class Mirrors:
                 self._strikes[url] += 1
 
     def have_no_ranges(self, *, after_all: bool = False) -> bool:
-        """Whether all mirrors that are left answer with the whole; `after_all`: even those that once did better."""
+        """Whether all mirrors that are left answer with the full file; `after_all`: even those that once did better."""
         return all(
             isinstance(self._faults.get(url), NoRanges)
             and (after_all or (self._wholes[url] >= MAX_STRIKES and url not in self._ranged))
@@ -93,7 +93,7 @@ class Mirrors:
 class Retries:
     """Rounds over a file's mirrors until an attempt works; the module's table says when it stops.
 
-    `avoid`: mirrors that are asked last, the more often they are named the later.
+    `avoid`: mirrors that are tried last, the more often they are named the later.
     """
 
     def __init__(self, fetcher: Fetcher, mirrors: Mirrors, stop: threading.Event, avoid: Sequence[str] = ()) -> None:

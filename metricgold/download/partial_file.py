@@ -105,7 +105,7 @@ class PartialFile:
             self.origins[origin] = validator
 
     def finish_unknown_length(self) -> None:
-        """The prefix is the whole file."""
+        """The prefix is the complete file."""
         self.total_bytes = self.prefix
         with self._lock:
             _write_journal(self.path, self.total_bytes, self.origins, self._have)
@@ -136,7 +136,7 @@ class PartialFile:
             remove(self.path)
 
     def _note(self, step: dict[str, Any]) -> None:
-        """Append a line to the journal, whole or not at all."""
+        """Append a line to the journal, completely or not at all."""
         line = json.dumps(step).encode() + b"\n"
         size = os.lseek(self._journal, 0, os.SEEK_END)
         if os.write(self._journal, line) != len(line):

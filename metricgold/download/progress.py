@@ -19,7 +19,7 @@ def no_progress(num_bytes: int) -> None:
 
 
 class ByteProgress:
-    """Of a whole run and, on a terminal, of each large archive of it. Threads may share it.
+    """Of a run and, on a terminal, of each large archive of it. Threads may share it.
 
     listener        if given, is called with every number of bytes and replaces bar, lines and progress file
     is_whole_stage  False where a stage does more than fetch these bytes: then they are not its progress file's share
@@ -49,7 +49,7 @@ class ByteProgress:
             if self.listener is not None:
                 self.listener(num_bytes)
             elif self._shown is not None:
-                # What has to come twice is not progress: never more than the whole.
+                # What is fetched twice is not progress: never more than the total.
                 left = num_bytes if self._shown.total is None else self._shown.total - self._shown.done
                 if count := min(num_bytes, left):
                     self._shown.advance(count)

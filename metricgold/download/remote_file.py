@@ -103,7 +103,7 @@ class RemoteFile:
     @property
     def total_bytes(self) -> int:
         total_bytes = self.partial.total_bytes
-        assert total_bytes is not None  # a file of unknown length has come whole by now
+        assert total_bytes is not None  # a file of unknown length is complete by now
         return total_bytes
 
     def need(self, ranges: Iterable[Range]) -> None:
@@ -113,7 +113,7 @@ class RemoteFile:
             self._by_ranges_or_whole(lambda: self._fill(self.partial.missing(ranges)))
 
     def mark_wrong(self, start: int, end: int) -> None:
-        """These bytes were wrong: forget them. Mirrors that delivered them are asked last for them from now on."""
+        """These bytes were wrong: forget them. Mirrors that delivered them are tried last for them from now on."""
         senders = set(_overlapping(self._delivered, start, end)) or self._mirrors.left()[:1]
         self._wrong += [(start, end, url) for url in senders]
         self._delivered = [one for one in self._delivered if not _overlapping([one], start, end)]
@@ -128,7 +128,7 @@ class RemoteFile:
         return cast(BinaryIO, RemoteReader(self))
 
     def digests(self, algorithms: Iterable[str]) -> dict[str, str]:
-        """Algorithm (hashlib's names, crc32) -> hex digest of the whole file; fetches what is missing meanwhile.
+        """Algorithm (hashlib's names, crc32) -> hex digest of the complete file; fetches what is missing first.
 
         Raises as `need`.
         """
@@ -171,7 +171,7 @@ class RemoteFile:
                 return
             except NoRanges:
                 self._stop = self._fetcher.new_stop()
-                log.warning("%s: no mirror answers ranges, taking the whole", self._mirrors.name)
+                log.warning("%s: no mirror serves ranges, fetching the full file", self._mirrors.name)
         self._retry(self._fetch_whole)
 
     def _retry(self, attempt: Attempt[T], avoid: Sequence[str] = ()) -> T:
@@ -288,7 +288,7 @@ class RemoteFile:
         self._fetcher.rangeless.add(host_of(url))
 
     def _check_length(self, reply: Reply) -> None:
-        """Unfit or Changed when the whole has another length than it must have, or had."""
+        """Unfit or Changed when the file has another length than it must have, or had."""
         if reply.total_bytes is None:
             return
         if self._expected_bytes not in (None, reply.total_bytes):

@@ -128,7 +128,7 @@ def _pool(folder: RawFolder, num_workers: int) -> Iterator[Executor]:
 
 
 def ask_costs(folder: RawFolder, pool: Executor, todo: Sequence[WantedSource]) -> dict[str, Cost]:
-    """Costs by path; an archive whose size cannot be asked now reports its error when it is fetched."""
+    """Costs by path; an archive whose size cannot be queried now reports its error when it is fetched."""
     if len(todo) >= MANY_ARCHIVES:
         log.info("%s: asking for the contents of %d archives", folder.manifest.name, len(todo))
 
@@ -154,7 +154,7 @@ def disk_needed(costs: Mapping[str, Cost], num_workers: int) -> int:
 
 
 def check_disk(folder: RawFolder, costs: Mapping[str, Cost], num_workers: int) -> None:
-    """OSError before anything is fetched for which there is no room."""
+    """OSError, before anything is fetched, if the disk has no room for it."""
     here = sum(file.stat().st_blocks * 512 for file in (folder.into / ".part").rglob("*") if file.is_file())
     needed, free = disk_needed(costs, num_workers) - here, shutil.disk_usage(folder.into).free
     if needed > free:

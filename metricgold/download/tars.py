@@ -41,7 +41,7 @@ class ForwardTar:
     def __init__(self, file: IO[bytes], gate: Gate) -> None:
         self.label, self._limit_bytes, self._file = gate.label, gate.limit_bytes, file
         self.position = 0
-        self.header_bytes = 0  # that tarfile has read of the present member; `read_headers` starts it anew
+        self.header_bytes = 0  # that tarfile has read of the present member; `read_headers` resets it
         self.last_record = b""
 
     def blocks(self, num_bytes: int | None = None) -> Iterator[bytes]:

@@ -56,7 +56,7 @@ class Unfit(FetchError):
 
 
 class NoRanges(Unfit):
-    """A range was requested, the whole was answered."""
+    """The server answers a request for a range with the full file."""
 
 
 class Changed(Unfit):
@@ -89,7 +89,7 @@ class RangeRequest(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The Range header, if it is not the whole."""
+        """The Range header, if it is not the full file."""
         if self.start is None:
             return {}
         last = "" if self.end is None else self.end - 1
@@ -105,7 +105,7 @@ def request(
     validator: str | None = None,
     stall_s: float = 30.0,
 ) -> Iterator[Reply]:
-    """Request the whole (no `start`), the last n bytes (`start` = -n), or bytes [start, end), to the end if None.
+    """Request the full file (no `start`), the last n bytes (`start` = -n), or bytes [start, end), to the end if None.
 
     Raises a FetchError, here or from `chunks`. A connection whose answer was not read to its end is closed.
     """
@@ -297,8 +297,8 @@ def reply_of_server(wanted: RangeRequest, status: int, headers: Mapping[str, str
         raise Changed(f"changed from {wanted.validator} to {validator}")
     length = int(headers["content-length"]) if headers.get("content-length", "").isdecimal() else None
     if status == 200:
-        if wanted.start is not None and (wanted.start > 0 or length != 0):  # of nothing the whole is any range
-            raise NoRanges("server answers ranges with the whole")
+        if wanted.start is not None and (wanted.start > 0 or length != 0):  # any range of an empty file is all of it
+            raise NoRanges("server answers ranges with the full file")
         start, end, total = 0, length, length
     else:
         start, end, total = parse_content_range(wanted, headers.get("content-range", ""))

@@ -22,6 +22,8 @@ ENCRYPTED = 0x1 | 0x40
 
 
 class ZipMember(NamedTuple):
+    """Size, checksum and place of a member in its zip."""
+
     num_bytes: int
     crc32: int
     start: int  # [start, end) in the archive is all that extraction reads of it

@@ -1,4 +1,4 @@
-"""A frame as the VAE gets it: the whole frame, plus random crops that add fields of view the data sets lack.
+"""A frame as the VAE gets it: all of it, plus random crops that add fields of view the data sets lack.
 
 A latent can be mirrored but neither cropped nor scaled, so frames are cropped before they are encoded (DMD, arXiv
 2312.13252, section 3.3). Depth stays in metres: a crop, enlarged, is what a longer lens sees from the same place, and
@@ -35,7 +35,7 @@ def read_crops(ref: FrameRef, params: Encode) -> list[Frame] | str:
 
 
 def crop_frame(frame: Frame, number: int, height: int, width: int, min_crop: float) -> Frame:
-    """Crop 0 is the whole frame, fitted to height x width; all others are random, a function of name and number.
+    """Crop 0 is the full frame, fitted to height x width; all others are random, a function of name and number.
 
     A random crop has min_crop to 1 times the sides of crop 0, at any place in the frame, and is mirrored or not.
     """

@@ -1,6 +1,6 @@
 """Archives to latents with only a scene or two on the disk: fetch, encode, delete, next.
 
-The cache is the same, byte for byte, as one encoded from the whole raw folder. What was fetched and deleted stays in
+The cache is the same, byte for byte, as one encoded from the complete raw folder. What was fetched and deleted stays in
 the ledger, so a killed run fetches nothing again that is already latents.
 
 The raw folder keeps a journal, `.ledger/passing.json`: the archives that this stage fetches in order to delete them
@@ -48,7 +48,7 @@ def encode_from_remote(
     """Encode the training scenes that `params.download` asks for, fetched one after the other; returns the index.
 
     While one group of scenes is encoded the next is fetched. Archives that were in `raw` before stay there. A scene
-    that cannot be fetched does not hold up the others; then there is no index, and the next run tries it again.
+    that cannot be fetched does not hold up the others; then no index is written, and the next run tries it again.
     Raises as download and encode do.
     """
     errors: list[Exception] = []

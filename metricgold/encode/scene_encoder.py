@@ -195,7 +195,7 @@ class SceneEncoder:
         self._writer.wait()
 
     def finish(self) -> Path:
-        """Delete files of no scene and write the index. ValueError when there is no frame."""
+        """Delete files of no scene and write the index. ValueError without any frame."""
         self.wait()
         wanted = {record_path(self.out, scene) for scene in self.records}
         wanted |= {self.out / shard["file"] for record in self.records.values() for shard in record["shards"]}
@@ -213,7 +213,7 @@ class SceneEncoder:
     def whole_shards(
         self, scene: str, identity: dict[str, Any], groups: Sequence[Sequence[FrameRef]]
     ) -> list[dict[str, Any] | None]:
-        """A scene's whole shards; None where one is missing or damaged, which is then deleted with the record."""
+        """A scene's complete shards; None where one is missing or damaged, which is then deleted with the record."""
         record = read_record(self.out, scene) or {"shards": []}
         digests = {shard["file"]: shard["sha256"] for shard in record["shards"]}
         shards = []
@@ -222,7 +222,7 @@ class SceneEncoder:
             shards.append(find_shard(path, identity | _frames(group), digests.get(path.name)))
             if shards[-1] is None:
                 remove(path)
-        # Last, for it alone tells a damaged shard from a whole one.
+        # Last: only the record distinguishes a damaged shard from a complete one.
         if None in shards:
             remove(record_path(self.out, scene))
         return shards
@@ -336,7 +336,7 @@ def encode_in_worker(made_by: tuple[Any, ...], job: SceneJob) -> tuple[str, dict
 
 @lru_cache(maxsize=1)
 def worker_encoder(*made_by: Any) -> SceneEncoder:
-    """A worker's own encoder, kept from scene to scene. It holds no lock: the process that asks does."""
+    """A worker's own encoder, kept from scene to scene. It holds no lock: its parent process does."""
     # Threads decode, since a worker of Dask must not start processes.
     return SceneEncoder(*made_by, stack=ExitStack(), num_processes=1)
 

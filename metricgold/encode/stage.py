@@ -30,7 +30,7 @@ def encode(
 
     range_m   metres that the log depth maps to -1 and +1
     device    cuda or cpu; empty: a GPU if there is one
-    executor  encodes whole scenes in other processes, which see the same folders
+    executor  encodes scenes in other processes, which see the same folders
 
     A frame that cannot be read or has no valid latent is dropped and counted by reason. Raises ValueError when the
     size or the dtype does not suit the VAE or no frame is left, BlockingIOError when another run writes to `out`, and

@@ -117,7 +117,7 @@ def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np
 
 def normals_from_points(points_m: np.ndarray) -> np.ndarray:
     """Unit normals of points [H, W, 3] in metres, facing the camera at 0, 0, 0; all rows in memory at once."""
-    axes_first = np.moveaxis(points_m, -1, 0).astype(np.float64)  # [3, H, W]: whole planes at a time
+    axes_first = np.moveaxis(points_m, -1, 0).astype(np.float64)  # [3, H, W]: one plane at a time
     (ax, ay, az), (bx, by, bz) = _tangents(axes_first), _tangents(axes_first.swapaxes(1, 2)).swapaxes(1, 2)
     normals = np.stack([by * az - bz * ay, bz * ax - bx * az, bx * ay - by * ax])
     normals /= np.sqrt(np.einsum("chw,chw->hw", normals, normals))

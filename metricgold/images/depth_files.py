@@ -201,7 +201,7 @@ def write_uncertainty_png(
 
 
 def read_uncertainty_png(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
-    """Read what write_uncertainty_png wrote: float32 [H, W] (NaN where there is no value), text chunks."""
+    """Read what write_uncertainty_png wrote: float32 [H, W] (NaN where no value is known), text chunks."""
     code, attributes = _read_png(source, np.uint16, "uncertainty", "relative (ln depth)")
     with _reading(source, "uncertainty PNG with its step"):
         values = code.astype(np.float32) * np.float32(attributes["step"])

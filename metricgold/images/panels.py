@@ -29,7 +29,7 @@ class Example:
 
     @property
     def relative_error(self) -> np.ndarray:
-        """|p - g| / g [H, W], NaN where there is no truth."""
+        """|p - g| / g [H, W], NaN where the truth is unknown."""
         truth_m = np.where(self.valid_mask, self.true_m, np.nan)
         error: np.ndarray = np.abs(self.pred_m - truth_m) / truth_m
         return error

@@ -188,7 +188,7 @@ def read_truncated(data: bytes) -> Photo:
         # segment that was cut short; then the second one counts.
         data += 2 * b"\xff\xd9"
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        with suppress(Exception):  # the same that made the whole image unreadable
+        with suppress(Exception):  # the same that made the image unreadable
             image.load()
         image.tile = []  # nothing more to decode: keep the rows that are there
         photo = as_photo(image, truncated=True)

@@ -1,4 +1,4 @@
-"""Pillow's settings are one for the whole process. Reading a photograph leaves them as it found them."""
+"""Pillow's settings are global to the process. Reading a photograph leaves them as they were."""
 
 import ctypes
 import logging

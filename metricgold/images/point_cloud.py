@@ -94,7 +94,7 @@ def gltf_scene(positions: np.ndarray) -> dict[str, Any]:
 
 
 def _put_glb(file: BinaryIO, gltf: Mapping[str, Any], *arrays: np.ndarray) -> None:
-    # glTF 2.0, 4.4: head, then chunks of whole words, each with its length and its name.
+    # glTF 2.0, 4.4: head, then chunks of 4-byte words, each with its length and its name.
     text = json.dumps(gltf, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     chunks = [(b"JSON", [text])] + ([(b"BIN\0", [array.data for array in arrays])] if arrays else [])

@@ -47,7 +47,7 @@ class EnsembleOptions:
             counts["ensemble_size"] = self.ensemble_size
         for name, value in counts.items():
             if not (isinstance(value, Integral) and value >= 1):  # Integral: also numpy's
-                raise ValueError(f"{name} must be a whole number from 1, got {value!r}")
+                raise ValueError(f"{name} must be an integer from 1, got {value!r}")
 
     @property
     def most(self) -> int:

@@ -26,7 +26,7 @@ def double_and_convolve(conv: torch.nn.Conv2d, image: torch.Tensor) -> torch.Ten
     answers = functional.conv2d(image, kernels, bias, padding=1).unflatten(1, (4, -1)).permute(0, 1, 3, 4, 2)
     shifts = ((0, 0), (0, 1), (1, 0), (1, 1))
     parts = [answers[:, k, p : p + height, q : q + width] for k, (p, q) in enumerate(shifts)]  # [B, h, w, C] each
-    # Channels last, the layout of convolutions: whole pixels are moved.
+    # Channels last, the layout of convolutions: a pixel's channels move together.
     together = torch.stack(parts, dim=1).unflatten(1, (2, 2)).permute(0, 5, 3, 1, 4, 2)  # [B, C, h, 2, w, 2]
     return together.flatten(4, 5).flatten(2, 3)
 

@@ -31,7 +31,7 @@ def is_batch(image: Any) -> bool:
 def read_images(image: Any, intrinsics: Any, fov_deg: float) -> list[CalibratedImage]:
     """One image or a batch, with its camera or cameras, as MetricGoldPipeline takes them. Raises as it does."""
     if not (isinstance(fov_deg, Real) and 0 < fov_deg < 180):
-        raise ValueError(f"fov_deg must lie between 0 and 180, got {fov_deg!r}")
+        raise ValueError(f"fov_deg must be between 0 and 180, got {fov_deg!r}")
     if not is_batch(image):
         return [read_image(image, intrinsics, fov_deg)]
     cameras = [None] * len(image) if intrinsics is None else intrinsics
@@ -69,7 +69,7 @@ def rgb_from_tensor(image: torch.Tensor) -> np.ndarray:
     if image.is_floating_point() and image.numel():
         if not (image.min() >= 0 and image.max() <= 1):  # NaN is neither
             raise ValueError(
-                f"a float image must lie between 0 and 1, got {image.min().item():g} to {image.max().item():g}"
+                f"a float image must have values between 0 and 1, got {image.min().item():g} to {image.max().item():g}"
             )
         image = (image.float() * 255).round().to(torch.uint8)
     return image.permute(1, 2, 0).cpu().numpy()
@@ -80,6 +80,6 @@ def seed_of_each(seed: Any, num_images: int) -> list[int]:
     seeds = list(seed) if isinstance(seed, list | tuple) else [seed] * num_images
     if len(seeds) != num_images or not all(isinstance(one, Integral) and int(one) >= 0 for one in seeds):
         raise ValueError(
-            f"seed must be a whole number from 0, or a list of {num_images} of them, one for each image, got {seed!r}"
+            f"seed must be an integer from 0, or a list of {num_images} of them, one for each image, got {seed!r}"
         )
     return seeds

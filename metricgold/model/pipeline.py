@@ -192,7 +192,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which an image of that size goes through the U-Net.
 
-        The trained area at the image's own aspect ratio, in whole multiples of what VAE and U-Net halve.
+        The trained area at the image's own aspect ratio, in multiples of what VAE and U-Net halve.
         """
         multiple = vae_factor(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
         scale = (self.config.processing_height * self.config.processing_width / (height * width)) ** 0.5
@@ -278,7 +278,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         """
         most = self.scheduler.config.num_train_timesteps
         if not (isinstance(num_steps, Integral) and 1 <= num_steps <= most):
-            raise ValueError(f"num_inference_steps must be a whole number from 1 to {most}, got {num_steps!r}")
+            raise ValueError(f"num_inference_steps must be an integer from 1 to {most}, got {num_steps!r}")
         if timestep_spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing must be one of {', '.join(SPACINGS)}, got {timestep_spacing!r}")
         scheduler = DDIMScheduler.from_config(self.scheduler.config, timestep_spacing=timestep_spacing)

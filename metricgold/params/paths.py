@@ -52,14 +52,17 @@ class Folders:
 
     @property
     def backbone(self) -> Path:
+        """The pretrained diffusion model that training starts from."""
         return self.root / "models/backbone"
 
     @property
     def depth_vae(self) -> Path:
+        """The VAE whose decoder was trained on depth, if there is one."""
         return self.root / "models/depth-vae"
 
     @property
     def model(self) -> Path:
+        """The trained pipeline, a diffusers folder."""
         return self.root / "models/metricgold"
 
     @property
@@ -69,6 +72,7 @@ class Folders:
 
     @property
     def training_rows(self) -> Path:
+        """Losses and figures of validation by step, one JSON line each."""
         return self.state / "metrics.jsonl"
 
     @property
@@ -84,8 +88,10 @@ class Folders:
 
     @property
     def plots(self) -> Path:
+        """Pictures and tables for `dvc plots`."""
         return self.root / "plots"
 
     @property
     def reports(self) -> Path:
+        """Pages for people, and the seconds of each stage."""
         return self.root / "reports"

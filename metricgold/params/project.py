@@ -14,7 +14,7 @@ WITHOUT_GIT = "    no_scm = true\n"  # joins the section core
 
 
 def lay_out_project(folder: Path) -> None:
-    """Write a project into a new folder, whole or not at all: FILES, FOLDERS, and a Git repository that DVC needs.
+    """Write a project into a new folder, completely or not at all: FILES, FOLDERS, and a Git repository that DVC needs.
 
     A folder inside a Git repository stays part of that one. Where there is no Git, DVC works without it, and without
     experiments. Raises ValueError where the folder exists and is not empty or is the working folder.

@@ -59,7 +59,7 @@ class Download(Section):
     stall_s: PositiveFloat = 30.0  # a request that delivers next to nothing for this time is ended
     # Null and not empty, because DVC cannot read back the inline {} and [] that it writes.
     scenes: dict[str, list[str]] | None = None  # data set -> globs over scenes; without an entry all
-    limit_gb: dict[str, PositiveFloat] | None = None  # data set -> GB extracted; whole scenes in the manifest's order
+    limit_gb: dict[str, PositiveFloat] | None = None  # data set -> GB extracted; full scenes in the manifest's order
     streamed: list[str] | None = None  # data sets whose training scenes encode fetches one by one and deletes again
 
 

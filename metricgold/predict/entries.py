@@ -1,7 +1,7 @@
 """Entries of a listing to depth files and rows: read, batch, predict, write.
 
 Images are read and written in threads beside the model; windows of images in flight bound the memory. Photographs
-that the model sees at one size share a batch, whatever their own sizes. Nothing here knows the job as a whole, so
+that the model sees at one size share a batch, whatever their own sizes. Nothing here depends on the rest of the job, so
 slices of a listing can be done on different machines.
 """
 
@@ -27,7 +27,7 @@ from metricgold.storage import Folder, S3Prefix, StoredObject, StoreLost
 
 log = logging.getLogger(__name__)
 
-PEEK_BYTES = 32 << 20  # of larger files the first bytes are looked at before the whole file is read
+PEEK_BYTES = 32 << 20  # of larger files the first bytes are checked before the rest is read
 HELD_BYTES = 1 << 30  # of images decoded ahead, and again of those that wait for a batch
 WRITTEN_PIXELS = 48 << 20  # of images being written; a pixel takes 30 bytes meanwhile, 100 in point clouds
 EXPANSION = 16  # decoded bytes of a photograph over its file's, roughly
@@ -280,10 +280,12 @@ def reason_of(error: BaseException) -> str:
 
 
 def seconds_since(started: float) -> float:
+    """Seconds since a time of perf_counter, as the receipt holds them."""
     return round(time.perf_counter() - started, 4)
 
 
 def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -151,7 +151,7 @@ def summarise(
 
 
 def over_budget(summary: dict[str, Any], max_failed: float | int | None) -> str | None:
-    """Why a job has failed as a whole, None where it has not.
+    """Why the job itself has failed, None where it has not.
 
     max_failed  share of the images (float) or number of them (int) that may fail; None: all but one
     """

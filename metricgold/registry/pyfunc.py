@@ -31,7 +31,7 @@ PACKAGES = (  # that a logged model needs to run
 
 
 def log_model(params: Params, model: Path) -> "ModelInfo":
-    """Log a diffusers folder as a pyfunc into the active run, with the whole package as its code."""
+    """Log a diffusers folder as a pyfunc into the active run, with all of the package as its code."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
@@ -75,7 +75,7 @@ class PyfuncModel:
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
         """uint8 [H, W, 3] to planar depth in metres, float32 [H, W]; a batch [N, H, W, 3] to [N, H, W].
 
-        Raises ValueError for anything but whole numbers from 0 to 255 of that shape.
+        Raises ValueError for anything but integers from 0 to 255 of that shape.
         """
         images = np.asarray(model_input)
         if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype.kind not in "iu":
@@ -93,7 +93,7 @@ def fetch_model(model: str) -> tuple[Path, str]:
     """Local folder and name of a checkpoint given as a folder or as models:/metricgold@champion, models:/metricgold/3.
 
     A registered version that is stored on this machine is used in place, else it is downloaded once into
-    ~/.cache/metricgold. Raises ValueError when there is no such folder or version.
+    ~/.cache/metricgold. Raises ValueError for an unknown folder or version.
     """
     if not model.startswith("models:/"):
         folder = Path(model)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CURVE_POINTS = 200  # of the loss curve kept in MLflow; the whole one stays in metrics.jsonl
+CURVE_POINTS = 200  # of the loss curve kept in MLflow; the complete one stays in metrics.jsonl
 
 
 def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
@@ -106,7 +106,7 @@ def promote(gate: Promote, *, version: str | None = None, dry_run: bool = False)
 
     Returns passed, checks [{name, value, bound, passed}], version, alias (of the version now, or after a run without
     dry_run) and previous (the champion before). AbsRel is compared with the champion's only where both were measured
-    by the same evaluation. Raises ValueError when there is no such version.
+    by the same evaluation. Raises ValueError for an unknown version.
     """
     with open_client() as client:
         candidate = find_version(client, version or "candidate")

@@ -1,4 +1,4 @@
-"""Files whole or not at all, digests, locks; buckets: a folder or an S3 prefix under one name."""
+"""Files complete or absent, digests, locks; buckets: a folder or an S3 prefix under one name."""
 
 import lazy_loader
 

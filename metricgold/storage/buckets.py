@@ -124,7 +124,7 @@ class Folder:
         """Names in a folder, sorted; none, with a warning, of a folder within the root that may not be read."""
         try:
             with os.scandir(self.root / folder) as items:
-                # Names only: a folder may hold a million. The slash of folders makes the order that of whole keys.
+                # Names only: a folder may hold a million. The slash of folders makes the order that of complete keys.
                 return sorted(
                     item.name + "/" * item.is_dir(follow_symlinks=False)
                     for item in items
@@ -159,7 +159,7 @@ class Folder:
         durable: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object whole or not at all; its tag. A folder has no place for content type and metadata.
+        """Write an object completely or not at all; returns its tag. A folder stores no content type or metadata.
 
         Without `durable` the bytes may reach the disk later: forcing them there takes longer than making a small
         image. Damage by a power cut then shows in the size, so in the tag.
@@ -299,7 +299,7 @@ class S3Prefix:
         durable: bool = False,
         metadata: Mapping[str, str] | None = None,
     ) -> str:
-        """Write an object, which S3 shows whole or not at all; its tag. Values of `metadata` may be cut."""
+        """Write an object, which S3 shows complete or not at all; returns its tag. Values of `metadata` may be cut."""
         headers = {name: _header_value(text) for name, text in (metadata or {}).items()}
         options = {"ContentType": content_type, "Metadata": headers}
         if not isinstance(data, bytes):
@@ -373,7 +373,7 @@ class S3Prefix:
         return self._with_retries(key, put).strip('"')
 
     def _put_in_parts(self, key: str, file: BinaryIO, **options: Any) -> str:
-        """Write a large file: one request takes at most 5 GB, and would begin anew with each failure."""
+        """Write a large file: one request takes at most 5 GB, and would start over after each failure."""
         place = {"Key": self.prefix + key}
         place |= {"UploadId": self._request(key, "create_multipart_upload", **place, **options)["UploadId"]}
         try:

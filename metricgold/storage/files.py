@@ -97,7 +97,7 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all, keys sorted, so that equal values give equal bytes."""
+    """Write JSON completely or not at all, keys sorted, so that equal values give equal bytes."""
     with write_aside(path) as aside:
         aside.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
@@ -190,7 +190,7 @@ def cut_rows(path: Path, step: int) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file, none where there is no file; a last line cut short by a kill is left out.
+    """Rows of a JSON-lines file, none without the file; a last line cut short by a kill is left out.
 
     Raises ValueError naming the file and the line that is not JSON.
     """

@@ -26,7 +26,7 @@ def depth(pattern: str) -> int | None:
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether the pattern matches the whole key."""
+    """Whether the pattern matches the complete key."""
     return _match((pattern + "**" * pattern.endswith("/")).split("/"), key.split("/"))
 
 

@@ -66,7 +66,7 @@ def write_exit_code(code: object) -> None:
 class Progress:
     """Counts the units of a stage's work, from any thread, and shows them.
 
-    total  units in all; None where that is not known: then there is no share and no progress file
+    total  units in all; None where that is not known: then neither a share nor a progress file is written
     done   units that an earlier run has finished
     line   what a log line says; `<name>: <done> of <total> <unit>` if not given
     """

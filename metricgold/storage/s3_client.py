@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class StoreLost(OSError):
-    """The store as a whole does not serve: all other keys would fail too, so a job should end at once."""
+    """The store itself fails, not one key: all others would fail too, so a job should end at once."""
 
 
 class Unreachable(StoreLost, ConnectionError):
@@ -77,7 +77,7 @@ def make_client() -> Any:
         connect_timeout=10,
         max_pool_connections=64,
         tcp_keepalive=True,
-        user_agent="metricgold",  # botocore's own is put together anew for each request: a tenth of its time
+        user_agent="metricgold",  # botocore's own is built again for each request: a tenth of its time
         s3={"addressing_style": "path"} if endpoint else None,  # own servers seldom have a name per bucket
     )
     session = Session()  # boto3's default one keeps old credentials

@@ -11,6 +11,8 @@ import numpy as np
 
 
 class Draw(NamedTuple):
+    """One sample of a batch."""
+
     dataset: int  # position in the mixture
     frame: int  # position in that data set's cache
     flip: bool  # mirrored left to right

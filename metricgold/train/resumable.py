@@ -174,7 +174,7 @@ class ResumableRun(ABC, Generic[Batch]):
         return loss
 
     def _finish_row(self, report: Report | None) -> None:
-        """Write the row of this step, where one is due, and only then tell of it."""
+        """Write the row of this step, where one is due, and only then report it."""
         validation = self.validate()
         is_due = validation or self.step % self.log_every == 0 or self.step == self.num_steps
         if not is_due or not self.losses:

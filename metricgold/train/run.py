@@ -105,7 +105,7 @@ class TrainingRun(ResumableRun[Samples]):
         return exponential_rate(step, self.params)
 
     def update(self, batch: Samples) -> float | None:
-        """One optimiser step over the whole batch, in micro-batches; left out where the guard finds a fault."""
+        """One optimiser step over the batch, in micro-batches; left out where the guard finds a fault."""
         device, inputs = self.accelerator.device, self.inputs(batch)
         losses = []
         for part in self.micro_batches:

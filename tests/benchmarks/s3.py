@@ -172,5 +172,5 @@ def _predict_and_measure() -> tuple[dict[str, Any], float]:
     return summary, int(line.split()[1]) * 1024 / 1e6
 
 
-def _predict_free(input: str, output: str) -> dict[str, Any]:
-    return predict_all(Predict(), Path("none"), input, output, model_name="free", pipe=FreePipe())
+def _predict_free(source: str, output: str) -> dict[str, Any]:
+    return predict_all(Predict(), Path("none"), source, output, model_name="free", pipe=FreePipe())

@@ -212,7 +212,10 @@ def _backbone(work: Work) -> dict[str, Any]:
 
 def _configs(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     """U-Net's and VAE's, every width divided by work.shrink; as many heads, fewer groups where 32 do not fit."""
-    narrow = lambda config: [channels // work.shrink for channels in config["block_out_channels"]]  # noqa: E731
+
+    def narrow(config: dict[str, Any]) -> list[int]:
+        return [channels // work.shrink for channels in config["block_out_channels"]]
+
     groups = 32 if work.shrink == 1 else 16
     unet = SD2_UNET | {"in_channels": 8, "block_out_channels": narrow(SD2_UNET), "norm_num_groups": groups}
     unet["cross_attention_dim"] //= work.shrink

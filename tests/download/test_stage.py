@@ -668,7 +668,7 @@ def test_moved_to_another_disk(many, tmp_path):
     assert {path for _, path, _ in server.requests} == {"/SHA256SUMS"}
 
 
-# The twins, the whole way: rendered, packed, fetched, extracted, read, and compared with the exact truth
+# The twins, end to end: rendered, packed, fetched, extracted, read, and compared with the exact truth
 
 TINY = Synthesize(height=24, width=32, num_train_scenes=4, num_test_scenes=1, frames_per_scene=4)
 

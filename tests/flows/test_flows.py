@@ -12,6 +12,7 @@ import yaml
 from metricgold.params.words import PRESETS, Preset
 from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
 from tests.flows.toy import ROOT, calls
+from tests.support.interruptible import interruptible
 from tests.support.waiting import wait_until
 
 GRAPH = """
@@ -97,7 +98,7 @@ def test_deployed_and_run_by_both_names(server, small, tmp_path):
 @contextmanager
 def _worker(server, pool: str, folder: Path):
     log = folder / "worker.log"
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+    command = interruptible("prefect", "worker", "start", "--pool", pool)
     env = server.env | {"PREFECT_WORKER_QUERY_SECONDS": "1"}
     worker = subprocess.Popen(command, cwd=folder, env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
     try:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -226,9 +227,13 @@ def shown(monkeypatch):
     shown = []
     monkeypatch.setattr(run_page, "SECONDS_BETWEEN_LOOKS", 0.0)
     monkeypatch.setattr(run_page, "update_progress_artifact", lambda _artifact, percent: shown.append((None, percent)))
+
+    def create(kind: str, data: object, key: str, **_) -> str:
+        shown.append((kind, key, data))
+        return key
+
     for kind in ("progress", "markdown", "image"):
-        create = lambda data, key, kind=kind, **_: shown.append((kind, key, data)) or key  # noqa: E731
-        monkeypatch.setattr(run_page, f"create_{kind}_artifact", create)
+        monkeypatch.setattr(run_page, f"create_{kind}_artifact", partial(create, kind))
     return shown
 
 

@@ -73,7 +73,7 @@ def test_each_image_has_its_own_of_a_list_of_seeds(pipe, batch_size):
 
 @pytest.mark.parametrize("seed", [[1], [1, 2, 3], [1, -2], [1, None], [[1, 2]]])
 def test_a_list_of_seeds_has_one_for_each_image(pipe, seed):
-    with pytest.raises(ValueError, match=r"seed must be a whole number from 0, or a list of 2 of them, one for each"):
+    with pytest.raises(ValueError, match=r"seed must be an integer from 0, or a list of 2 of them, one for each"):
         pipe([image(), image()], **OPTIONS | {"seed": seed})
 
 
@@ -247,15 +247,15 @@ def test_merged_latents_are_their_mean_decoded_once(pipe, monkeypatch):
         ({"merge": "mean"}, "merge must be depth or latent, got 'mean'"),
         ({"merge": "latent", "ensemble_size": "auto"}, "auto needs merge depth"),
         ({"ensemble_size": "auto", "uncertainty_target": 0}, "uncertainty_target must be positive, got 0"),
-        ({"ensemble_size": "many"}, "ensemble_size must be a whole number from 1, got 'many'"),
-        ({"ensemble_size": 0}, "ensemble_size must be a whole number from 1, got 0"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1 to 1000, got 0"),
-        ({"num_inference_steps": 2000}, "num_inference_steps must be a whole number from 1 to 1000, got 2000"),
-        ({"max_ensemble_size": 0}, "max_ensemble_size must be a whole number from 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
+        ({"ensemble_size": "many"}, "ensemble_size must be an integer from 1, got 'many'"),
+        ({"ensemble_size": 0}, "ensemble_size must be an integer from 1, got 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1 to 1000, got 0"),
+        ({"num_inference_steps": 2000}, "num_inference_steps must be an integer from 1 to 1000, got 2000"),
+        ({"max_ensemble_size": 0}, "max_ensemble_size must be an integer from 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1, got 0"),
         ({"intrinsics": np.eye(4)}, r"intrinsics must be a finite \[3, 3\] that can be inverted, got"),
         ({"intrinsics": np.zeros((3, 3))}, r"intrinsics must be a finite \[3, 3\] that can be inverted, got"),
-        ({"fov_deg": 180}, "fov_deg must lie between 0 and 180, got 180"),
+        ({"fov_deg": 180}, "fov_deg must be between 0 and 180, got 180"),
         ({"timestep_spacing": "even"}, "timestep_spacing must be one of trailing, leading, linspace, got 'even'"),
     ],
 )

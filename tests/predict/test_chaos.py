@@ -62,34 +62,34 @@ def fill(source: Folder | S3Prefix, num: int) -> None:
     source.write("notes.txt", b"no picture")
 
 
-def work(input: str, output: str, environment: dict[str, str], begun) -> None:
+def work(source: str, output: str, environment: dict[str, str], begun) -> None:
     os.environ.update(environment)
     receipt.FLUSH_SECONDS = 0.1  # what a kill costs
     begun.send("begun")
-    predict_all(PARAMS, Path("none"), input, output, model_name="steady", pipe=SteadyPipe())
+    predict_all(PARAMS, Path("none"), source, output, model_name="steady", pipe=SteadyPipe())
 
 
-def start(input: str, output: str):
+def start(source: str, output: str):
     """A job in a process of its own that has just begun."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["metricgold.predict.stage", "boto3", "psutil"])
     listen, begun = processes.Pipe(duplex=False)
     ours = {key: value for key, value in os.environ.items() if key.startswith(("AWS_", "METRICGOLD_"))}
-    job = processes.Process(target=work, args=(input, output, ours, begun))
+    job = processes.Process(target=work, args=(source, output, ours, begun))
     job.start()
     assert listen.recv() == "begun"
     return job
 
 
 def kill_again_and_again(
-    input: str, output: Callable[[int], str], expected: dict, *, num_kills: int, within_s: float
+    source: str, output: Callable[[int], str], expected: dict, *, num_kills: int, within_s: float
 ) -> None:
     """Jobs into one output after the other, each killed and resumed until it ends."""
     rng, kills, runs = random.Random(0), 0, 0
     while kills < num_kills:
         sink = open_bucket(output(runs), create=True)
         runs += 1
-        job = start(input, str(sink))
+        job = start(source, str(sink))
         while job.exitcode is None:
             job.join(rng.uniform(0, within_s))
             if job.exitcode is None:
@@ -97,7 +97,7 @@ def kill_again_and_again(
                 job.join()
                 kills += 1
                 assert visible(sink).items() <= expected["files"].items()
-                job = start(input, str(sink))
+                job = start(source, str(sink))
                 if kills >= num_kills:
                     job.join()
         assert job.exitcode == 0

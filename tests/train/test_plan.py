@@ -61,7 +61,10 @@ def test_stable_diffusion_has_its_published_parameters():
     with torch.device("meta"):
         unet, wide = (UNet2DConditionModel.from_config(config) for config in (SD2_UNET, SD2))
         vae = AutoencoderKL.from_config(SD2_VAE)
-    count = lambda model: sum(p.numel() for p in model.parameters())  # noqa: E731
+
+    def count(model) -> int:
+        return sum(p.numel() for p in model.parameters())
+
     assert count(unet) == 865_910_724
     assert count(wide) == 865_910_724 + 4 * 320 * 9
     assert count(vae) == 83_653_863
@@ -162,8 +165,13 @@ def test_what_cannot_fit_is_refused_with_advice_that_fits(tmp_path):
 def test_advice_is_the_smallest_that_helps():
     """One change where one will do, then the largest micro-batch; what is learnt is left alone if it can be."""
     train = Train(micro_batch_size=32, mixed_precision="bf16")
-    need = lambda one: memory_by_part(one, SD2, SD2_SHAPE, DecoderCost())["total"]  # noqa: E731
-    ask = lambda one, room: advise(one, SD2, SD2_SHAPE, DecoderCost(), room)  # noqa: E731
+
+    def need(params: Train) -> int:
+        return memory_by_part(params, SD2, SD2_SHAPE, DecoderCost())["total"]
+
+    def ask(params: Train, room: int) -> dict | None:
+        return advise(params, SD2, SD2_SHAPE, DecoderCost(), room)
+
     checkpointed = train.model_copy(update={"gradient_checkpointing": True})
     assert ask(train, need(checkpointed)) == {"gradient_checkpointing": True}
     assert ask(checkpointed, need(checkpointed.model_copy(update={"micro_batch_size": 8}))) == {"micro_batch_size": 8}
@@ -201,10 +209,12 @@ def test_disk_knows_caches_that_are_there(tmp_path, tiny, tiny_latents, tiny_bac
 
 def test_disk_counts_every_checkpoint_that_is_there_at_once(tmp_path, tiny):
     """Those kept, the one being written, and with validation the best one."""
-    of = lambda **changes: plan_training(  # noqa: E731
-        tiny.model_copy(update={"train": Train(**changes)}), tmp_path / "backbone", tmp_path
-    )
-    plain, more, best = of(), of(keep_checkpoints=4), of(validation={})
+
+    def plan_with(**changes) -> dict:
+        params = tiny.model_copy(update={"train": Train(**changes)})
+        return plan_training(params, tmp_path / "backbone", tmp_path)
+
+    plain, more, best = plan_with(), plan_with(keep_checkpoints=4), plan_with(validation={})
     unet = 4 * plain["parameters"]["unet"]
     state = [one["disk_bytes"]["models/metricgold.state"] for one in (plain, more, best)]
     assert state == [3 * 3 * unet, 5 * 3 * unet, 3 * 3 * unet + unet]

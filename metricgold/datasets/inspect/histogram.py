@@ -36,7 +36,7 @@ def coarse(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DepthAxis:
-    """A logarithmic axis of whole decades around everything counted, 1000 units wide."""
+    """A logarithmic axis of full decades around everything counted, 1000 units wide."""
 
     def __init__(self, counts: np.ndarray) -> None:
         filled = np.flatnonzero(counts)

@@ -1,7 +1,7 @@
 """Look at a data set before training on it: a page for people, a JSON and a csv for DVC.
 
 The heads of all frames are read, and all files compared by their bytes where their heads leave open that they are
-equal; an evenly spaced sample of every scene is decoded. What makes a frame suspicious stands in findings.
+equal; an evenly spaced sample of every scene is decoded. What makes a frame suspicious is defined in findings.
 """
 
 import csv
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 MAX_CARDS, MAX_SHEET, MAX_ROWS, MAX_CAMERAS = 60, 80, 1000, 40
 SHOWN_PX = 240
-MAX_TICKS = 6  # on a phone there is no room for more
+MAX_TICKS = 6  # a phone has room for no more
 
 
 def inspect_dataset(
@@ -218,7 +218,7 @@ def scene_rows(findings: Findings, axis: DepthAxis) -> list[dict[str, Any]]:
 
 
 def camera_rows(decoded: Sequence[FrameSummary]) -> list[dict[str, Any]]:
-    """Distinct cameras, the most frequent first; told apart by size, focal lengths and principal point to 0.1 %."""
+    """Distinct cameras, the most frequent first; distinguished by size, focal lengths and principal point to 0.1 %."""
     by_camera: dict[tuple[Any, ...], list[FrameSummary]] = defaultdict(list)
     for summary in decoded:
         (height, width), (fx, fy, cx, cy) = summary.size, summary.camera

@@ -1,0 +1,1 @@
+"""Synthetic data sets: rendered scenes in the layouts of the real ones."""

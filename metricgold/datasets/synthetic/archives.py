@@ -34,7 +34,7 @@ APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058").ljust(4096, b"\
 
 
 def write_hypersim(recipe: Recipe, params: Synthesize, out: Path) -> None:
-    """One zip a scene, and the two csv files of the whole data set: splits and cameras."""
+    """One zip a scene, and the two csv files of the data set: splits and cameras."""
     split_rows: list[dict[str, Any]] = []
     camera_rows = []
     for index in scene_indices(recipe, params):
