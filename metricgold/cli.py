@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from metricgold.extras import naming_the_extra
 from metricgold.params import OUTPUTS, PRESETS, Folders
 
 if TYPE_CHECKING:
@@ -20,41 +21,24 @@ if TYPE_CHECKING:
 
 FOLDERS = Folders()  # the working folder is the project
 
-# Packages that only an extra installs, by the name that an import misses.
-EXTRA_OF = {
-    "boto3": "s3",
-    "botocore": "s3",
-    "dask": "dask",
-    "distributed": "dask",
-    "mlflow": "pipeline",
-    "py7zr": "pipeline",
-    "OpenEXR": "exr",
-    "bitsandbytes": "adam8bit",
-}
-
 
 class _Group(click.Group):
     """Turns a user's mistake, the world's, or a missing extra into one message without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with naming_the_extra():
+                return super().invoke(ctx)
         except SystemExit as leaving:
             # DVC exits with 255 whatever code its stage has: the progress file carries that code past it.
             from metricgold.storage import write_exit_code
 
             write_exit_code(leaving.code)
             raise
-        except (ValueError, OSError, ModuleNotFoundError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("METRICGOLD_TRACEBACK"):
                 raise
-            if not isinstance(error, ModuleNotFoundError):
-                raise click.ClickException(str(error)) from error
-            package = (error.name or "").partition(".")[0]
-            if package not in EXTRA_OF:
-                raise
-            advice = f"pip install 'metricgold[{EXTRA_OF[package]}]'"
-            raise click.ClickException(f"{package} is not installed, which this needs: {advice}") from error
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -21,6 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from metricgold.extras import naming_the_extra
 from metricgold.images.colours import has_depth
 from metricgold.log_depth import LogDepth
 from metricgold.storage import write_aside
@@ -335,10 +336,8 @@ def read_depth_exr(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str,
 
 
 def _openexr() -> Any:
-    try:
+    with naming_the_extra():
         import OpenEXR
-    except ImportError as error:
-        raise ValueError("EXR files need the package OpenEXR: pip install 'metricgold[exr]'") from error
     return OpenEXR
 
 

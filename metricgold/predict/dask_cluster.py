@@ -6,6 +6,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from metricgold.extras import naming_the_extra
+
 if TYPE_CHECKING:
     from distributed import Client, LocalCluster
 
@@ -35,11 +37,9 @@ def open_client(address: str) -> "Iterator[Client]":
     Workers need this package and see the same folders under the same paths. Raises ValueError for another form of
     address and without the package, OSError where no scheduler answers.
     """
-    try:
+    with naming_the_extra():
         import dask.config
         from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise ValueError("a Dask cluster needs the package distributed: pip install 'metricgold[dask]'") from error
     # Dask logs a traceback for a scheduler that is gone; here it becomes an error of one line.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     logging.getLogger("distributed").setLevel(logging.WARNING)

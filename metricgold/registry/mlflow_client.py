@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricgold.extras import naming_the_extra
 from metricgold.storage import write_aside
 
 if TYPE_CHECKING:
@@ -35,11 +36,9 @@ def open_client() -> Iterator["MlflowClient"]:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # It would print the address, password and all, into the answer of `register --json`.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    try:
+    with naming_the_extra():
         import mlflow
         from mlflow.exceptions import MlflowException
-    except ModuleNotFoundError as error:
-        raise ValueError("the registry needs the extra pipeline: pip install 'metricgold[pipeline]'") from error
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     try:
         mlflow.set_tracking_uri(uri)

@@ -25,6 +25,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from metricgold.extras import naming_the_extra
+
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 300.0  # of one request, tries and pauses together; METRICGOLD_S3_PATIENCE_S overrides it
@@ -67,9 +69,10 @@ class BadCredentials(StoreLost, PermissionError):
 
 def make_client() -> Any:
     """A boto3 client with today's credentials, safe to share among threads."""
-    import boto3
-    from botocore.config import Config
-    from botocore.session import Session
+    with naming_the_extra():
+        import boto3
+        from botocore.config import Config
+        from botocore.session import Session
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     config = Config(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from metricgold.extras import naming_the_extra
 from metricgold.params import DepthVae, Train
 
 NORMS_REMEMBERED = 100  # their median is the usual gradient norm
@@ -17,10 +18,8 @@ def new_optimizer(params: Train, parameters: Any) -> torch.optim.Optimizer:
     """AdamW, fused, or with moments of 8 bits. Raises ValueError when bitsandbytes is not installed."""
     if params.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=params.lr, fused=True)
-    try:
+    with naming_the_extra():
         from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ValueError("train.optimizer adamw8bit needs `pip install bitsandbytes`; adamw does without") from error
     return AdamW8bit(parameters, lr=params.lr)
 
 

@@ -207,7 +207,7 @@ def test_without_the_package_exr_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(ValueError, match=r"pip install 'metricgold\[exr\]'"):
         write_depth_exr(tmp_path / "a.exr", ODD_DEPTH_M, {})
-    with pytest.raises(ValueError, match="package OpenEXR"):
+    with pytest.raises(ValueError, match="OpenEXR is not installed"):
         read_depth_exr(io.BytesIO(b""))
     assert not list(tmp_path.iterdir())
 

@@ -137,5 +137,7 @@ def test_a_file_that_is_not_there_is_an_os_error(tmp_path):
 
 def test_without_the_extra_an_exr_names_it_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(ValueError, match=r"^EXR files need the package OpenEXR: pip install 'metricgold\[exr\]'$"):
+    with pytest.raises(
+        ValueError, match=r"^OpenEXR is not installed, which this needs: pip install 'metricgold\[exr\]'$"
+    ):
         read_depth(WRITTEN_BEFORE / "exr.exr")

@@ -100,6 +100,6 @@ def test_no_scheduler_is_said():
 
 def test_the_package_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    expected = r"needs the package distributed: pip install 'metricgold\[dask\]'"
+    expected = r"distributed is not installed, which this needs: pip install 'metricgold\[dask\]'"
     with pytest.raises(ValueError, match=expected), open_executor("local:2"):
         pass

@@ -140,5 +140,7 @@ def test_the_command_rollback(project):
 def test_the_extra_is_named_where_mlflow_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ValueError, match=r"needs the extra pipeline: pip install 'metricgold\[pipeline\]'"):
+    with pytest.raises(
+        ValueError, match=r"mlflow is not installed, which this needs: pip install 'metricgold\[pipeline\]'"
+    ):
         rollback()

@@ -256,7 +256,9 @@ def test_a_shard_that_breaks_on_the_way_is_one_clear_error(tiny, tiny_latents, t
 def test_moments_of_eight_bits_need_their_package(tiny, tiny_latents, tiny_backbone, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(ValueError, match="adamw8bit needs `pip install bitsandbytes`"):
+    with pytest.raises(
+        ValueError, match=r"^bitsandbytes is not installed, which this needs: pip install 'metricgold\[adam8bit\]'$"
+    ):
         run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes={"optimizer": "adamw8bit"})
 
 
