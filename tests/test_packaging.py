@@ -15,8 +15,9 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from metricgold.cli import EXTRA_OF, main
+from metricgold.cli import main
 from metricgold.datasets.manifest import load_manifest, manifest_paths
+from metricgold.extras import EXTRA_OF
 from metricgold.params import project as projects
 from metricgold.params.paths import MANIFESTS
 from metricgold.params.project import FILES, FOLDERS, lay_out_project
