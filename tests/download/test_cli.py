@@ -10,7 +10,6 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from metricgold import datasets
 from metricgold.cli import main
 from metricgold.datasets import manifest as manifests
 
@@ -34,7 +33,6 @@ Usage = namedtuple("Usage", "total used free")
 def project(tmp_path, monkeypatch):
     """A folder with params, a manifest called tiny, and its archives as a local mirror."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "MANIFESTS", tmp_path / "data_manifests")  # the face first: it keeps what it has seen
     monkeypatch.setattr(manifests, "MANIFESTS", tmp_path / "data_manifests")
     Path("params.yaml").write_text("datasets: [tiny]\ndownload: {patience_s: 1}\n")
     Path("data_manifests").mkdir()

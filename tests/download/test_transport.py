@@ -95,7 +95,7 @@ def test_what_is_missing_or_has_changed(base, folder):
         ("404", Missing, "HTTP 404"),
         ("expired", Refused, "HTTP 403"),
         ("html", Unfit, "HTML page"),
-        ("no_range", NoRanges, "with the whole"),
+        ("no_range", NoRanges, "with the full file"),
         ("wrong_range", Unfit, "does not answer 'bytes=10-2000000'"),
         ("reset", Busy, "reset|broken"),
         ("truncate", Busy, "early|broken"),

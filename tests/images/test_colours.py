@@ -14,7 +14,7 @@ from metricgold.images.colours import (
 )
 from metricgold.images.html import depth_scale
 from metricgold.images.panels import Example
-from metricgold.predict.gallery import make_card
+from metricgold.predict.gallery import make_thumbnail
 
 SHAPE = (300, 400)
 SLOPE = np.geomspace(1, 50, SHAPE[0] * SHAPE[1]).reshape(SHAPE).astype(np.float32)
@@ -54,7 +54,7 @@ def test_a_narrow_range_is_widened_about_its_middle(near_m, ratio):
 def test_every_picture_of_one_depth_map_has_the_same_range():
     rgb, nowhere = np.zeros((*SHAPE, 3), np.uint8), np.zeros(SHAPE, bool)
     range_m = colour_range(SLOPE)
-    assert make_card(rgb, SLOPE).range_m == range_m
+    assert make_thumbnail(rgb, SLOPE).range_m == range_m
     assert Example("slope", rgb, SLOPE, SLOPE, nowhere).range_m == range_m
     assert Example("slope", rgb, SLOPE, SLOPE, ~nowhere).range_m == pytest.approx(range_m, rel=0.02)
 
