@@ -24,6 +24,7 @@ from metricgold.extras import EXTRA_OF
 from metricgold.params import project as projects
 from metricgold.params.paths import MANIFESTS
 from metricgold.params.project import FILES, FOLDERS, lay_out_project
+from metricgold.registry.pyfunc import PACKAGES
 from tests.conftest import MANIFEST
 from tests.support import ROOT
 
@@ -67,9 +68,9 @@ KINDS = ("log-png", "mm-png", "npz", "tiff", "preview", "ply")
 
 LIBRARY = """
 from pathlib import Path
-from tests.support.without_extras import hide_extras
+from tests.support.without_extras import distributions_of, hide_all_but
 
-hide_extras()
+hide_all_but(distributions_of("metricgold"))
 import metricgold
 from metricgold.storage import open_bucket
 
@@ -140,6 +141,26 @@ def test_training_needs_no_extra_but_moments_of_eight_bits_do(project):
     path.write_text(yaml.safe_dump(values))
     line = light("train", "--no-track", cwd=project, code=1).stderr.splitlines()[-1]
     assert line == "Error: bitsandbytes is not installed, which this needs: pip install 'metricgold[adam8bit]'"
+
+
+PYFUNC = """
+import sys
+from tests.support.without_extras import distributions_of, hide_all_but
+
+model, *packages = sys.argv[1:]
+hide_all_but(distributions_of(*packages) | {"metricgold"})
+import numpy as np
+import metricgold.registry
+
+rgb = np.zeros((32, 48, 3), np.uint8)
+print(metricgold.registry._load_pyfunc(model).predict(rgb, {"num_inference_steps": 1, "ensemble_size": 1}).shape)
+"""
+
+
+def test_a_registered_model_needs_only_the_packages_that_are_registered_with_it(tmp_path, tiny_model):
+    """MLflow installs those, beside the code of metricgold, where it serves the model in an environment of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert run(sys.executable, "-c", PYFUNC, str(tiny_model), *PACKAGES, cwd=tmp_path, env=env).stdout == "(32, 48)\n"
 
 
 def test_every_extra_but_dev_is_named_where_it_is_missing():

@@ -13,9 +13,9 @@ from packaging.utils import canonicalize_name
 from metricgold.extras import EXTRA_OF
 
 
-def core_distributions() -> set[str]:
-    """Canonical names of what an installation without extras brings, directly or not."""
-    seen, waiting = set(), {("metricgold", "")}
+def distributions_of(*names: str) -> set[str]:
+    """Canonical names of what an installation of these brings, directly or not."""
+    seen, waiting = set(), {(canonicalize_name(name), "") for name in names}
     while waiting:
         name, extra = waiting.pop()
         seen.add((name, extra))
@@ -26,24 +26,23 @@ def core_distributions() -> set[str]:
     return {name for name, _ in seen}
 
 
-def modules_of_extras() -> set[str]:
-    """Top-level modules that no distribution of the core holds; those of EXTRA_OF whether installed or not."""
-    core, owners = core_distributions(), packages_distributions()
-    return {module for module, names in owners.items() if core.isdisjoint(map(canonicalize_name, names))} | {*EXTRA_OF}
-
-
-def hide_extras() -> None:
-    """Let the import system find none of them, as if they were not installed."""
-    find_spec, hidden = PathFinder.find_spec, modules_of_extras()
+def hide_all_but(distributions: set[str]) -> None:
+    """Let the import system find no other package, as if it were not installed; those of extras in no case."""
+    owners = packages_distributions()
+    hidden = {module for module, names in owners.items() if distributions.isdisjoint(map(canonicalize_name, names))}
+    hidden |= EXTRA_OF.keys()
+    find_spec = PathFinder.find_spec
 
     def find_others(name, path=None, target=None):
         return None if name.partition(".")[0] in hidden else find_spec(name, path, target)
 
     PathFinder.find_spec = staticmethod(find_others)
+    for loaded in [name for name in sys.modules if name.partition(".")[0] in hidden | {"metricgold"}]:
+        del sys.modules[loaded]
 
 
 if __name__ == "__main__":
-    hide_extras()
+    hide_all_but(distributions_of("metricgold"))
     from metricgold.cli import main
 
     main(sys.argv[1:])
