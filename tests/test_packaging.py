@@ -7,12 +7,15 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import numpy as np
+import py7zr
 import pytest
 import yaml
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 from PIL import Image
 
 from metricgold.cli import main
@@ -21,6 +24,8 @@ from metricgold.extras import EXTRA_OF
 from metricgold.params import project as projects
 from metricgold.params.paths import MANIFESTS
 from metricgold.params.project import FILES, FOLDERS, lay_out_project
+from metricgold.registry.pyfunc import PACKAGES
+from tests.conftest import MANIFEST
 from tests.support import ROOT
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -50,9 +55,54 @@ def photo(tmp_path) -> Path:
 
 def test_predict_works_without_extras_and_without_a_project(photo, tiny_model):
     assert "Usage: " in light("predict", "--help", cwd=photo).stdout
-    light("predict", "one.jpg", "out", "--model", str(tiny_model), "--steps", "1", "--ensemble", "1", cwd=photo)
+    options = ["--model", str(tiny_model), "--steps", "1", "--ensemble", "1", *(f"--write={kind}" for kind in KINDS)]
+    light("predict", "one.jpg", "out", *options, cwd=photo)
     made = {path.name for path in (photo / "out").iterdir()}
     assert {"one.jpg.depth.png", "one.jpg.preview.jpg", "gallery.html", "receipt.jsonl"} <= made
+    assert sorted(path.name for path in photo.iterdir()) == ["one.jpg", "out"]
+    done = run(sys.executable, "-c", LIBRARY, cwd=photo, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert set(done.stdout.splitlines()) == {f"{kind} (40, 50)" for kind in ("log-png", "mm-png", "npz", "tiff")}
+
+
+KINDS = ("log-png", "mm-png", "npz", "tiff", "preview", "ply")
+
+LIBRARY = """
+from pathlib import Path
+from tests.support.without_extras import distributions_of, hide_all_but
+
+hide_all_but(distributions_of("metricgold"))
+import metricgold
+from metricgold.storage import open_bucket
+
+assert all(getattr(metricgold, name) is not None for name in metricgold.__all__)
+for path in Path("out").glob("*.depth*"):
+    file = metricgold.read_depth(path)
+    print(file.kind, file.planar_depth_m.shape)
+try:
+    open_bucket("s3://bucket/photos")
+except ValueError as error:
+    assert "pip install 'metricgold[s3]'" in str(error)
+else:
+    raise SystemExit("boto3 was not hidden")
+"""
+
+
+def write_inputs(folder: Path, model: Path) -> None:
+    """What the commands get as far as their missing extra with: a project of a model and of two manifests."""
+    (folder / "params.yaml").write_text("datasets: [hypersim-synthetic]\ndownload: {patience_s: 1}\n")
+    (folder / "models").mkdir()
+    (folder / "models/metricgold").symlink_to(model)
+    (folder / "metrics").mkdir()
+    (folder / "metrics/evaluate.json").write_text("{}")
+    (folder / "upstream").mkdir()
+    with py7zr.SevenZipFile(folder / "upstream/env1.7z", "w") as file:
+        file.writestr(b"depth" * 1000, "env1/depth.npy")
+    (folder / "data_manifests").mkdir()
+    for name, mirror in (("seven", f"file://{folder}/upstream"), ("bucket", "s3://bucket")):
+        values = yaml.safe_load(MANIFEST) | {"name": name, "mirrors": [mirror]}
+        del values["checksums"]
+        values["archives"] = [{"path": "env1.7z", "scenes": ["env1"]}]
+        (folder / f"data_manifests/{name}.yaml").write_text(yaml.safe_dump(values))
 
 
 @pytest.mark.parametrize(
@@ -64,16 +114,53 @@ def test_predict_works_without_extras_and_without_a_project(photo, tiny_model):
         ("predict one.jpg out --model MODEL --write exr", "exr"),
         ("predict one.jpg out --model models:/metricgold@champion", "pipeline"),
         ("encode hypersim-synthetic --dask local:1", "dask"),
+        ("register", "pipeline"),
         ("promote", "pipeline"),
         ("rollback", "pipeline"),
+        ("download seven --accept-licence", "pipeline"),
+        ("download bucket --accept-licence", "s3"),
     ],
 )
 def test_a_missing_extra_is_one_line_that_names_it(photo, tiny_model, words, extra):
-    (photo / "params.yaml").write_text("datasets: [hypersim-synthetic]\n")
+    write_inputs(photo, tiny_model)
     done = light(*words.replace("MODEL", str(tiny_model)).split(), cwd=photo, code=1)
     assert done.stdout == ""
     (line,) = (line for line in done.stderr.splitlines() if " INFO " not in line)
     assert line.startswith("Error: ") and f"pip install 'metricgold[{extra}]'" in line
+    assert not (photo / "out").exists()
+
+
+def test_training_needs_no_extra_but_moments_of_eight_bits_do(project):
+    path = project / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["train"] |= {"num_steps": 2, "decay_steps": 2}
+    path.write_text(yaml.safe_dump(values))
+    assert "mlflow is not installed" in light("train", cwd=project).stderr  # a warning: metrics.jsonl has the rows
+    assert (project / "models/metricgold/model_index.json").is_file()
+    values["train"]["optimizer"] = "adamw8bit"
+    path.write_text(yaml.safe_dump(values))
+    line = light("train", "--no-track", cwd=project, code=1).stderr.splitlines()[-1]
+    assert line == "Error: bitsandbytes is not installed, which this needs: pip install 'metricgold[adam8bit]'"
+
+
+PYFUNC = """
+import sys
+from tests.support.without_extras import distributions_of, hide_all_but
+
+model, *packages = sys.argv[1:]
+hide_all_but(distributions_of(*packages) | {"metricgold"})
+import numpy as np
+import metricgold.registry
+
+rgb = np.zeros((32, 48, 3), np.uint8)
+print(metricgold.registry._load_pyfunc(model).predict(rgb, {"num_inference_steps": 1, "ensemble_size": 1}).shape)
+"""
+
+
+def test_a_registered_model_needs_only_the_packages_that_are_registered_with_it(tmp_path, tiny_model):
+    """MLflow installs those, beside the code of metricgold, where it serves the model in an environment of its own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert run(sys.executable, "-c", PYFUNC, str(tiny_model), *PACKAGES, cwd=tmp_path, env=env).stdout == "(32, 48)\n"
 
 
 def test_every_extra_but_dev_is_named_where_it_is_missing():
@@ -179,14 +266,24 @@ def installed(wheel, tmp_path_factory) -> dict[str, str]:
     return env | {"PYTHONPATH": os.pathsep.join(packages), "PATH": path} | quiet
 
 
-def test_the_wheel_holds_one_package(wheel):
+def test_the_wheel_holds_one_package_whole(wheel):
+    """Code, stubs, templates, py.typed, and below project/ what `metricgold init` lays out and the profiles."""
     with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-    assert {name.split("/")[0].partition("-")[0] for name in names} == {"metricgold"}
-    shipped = {name.removeprefix("metricgold/project/") for name in names if name.startswith("metricgold/project/")}
-    assert set(FILES) <= shipped
-    flows = {f"flows/{path.name}" for path in ROOT.glob("flows/*.py")}
-    assert {name for name in shipped if name.startswith("flows/")} == flows
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "metricgold").rglob("*") if path.is_file()}
+    code = {name for name in code if "__pycache__" not in name}
+    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".j2", ".typed"}
+    shipped = {f"{folder}/{path.name}" for folder in (*FOLDERS, "profiles") for path in (ROOT / folder).glob("*.*")}
+    assert names == code | {f"metricgold/project/{name}" for name in (*FILES, *shipped)}
+
+
+def test_the_wheels_metadata_lists_the_extras(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        facts = Parser().parsestr(archive.read(name).decode())
+    assert set(facts.get_all("Provides-Extra")) == set(EXTRAS)
+    core = {Requirement(line).name for line in facts.get_all("Requires-Dist") if "extra ==" not in line}
+    assert "torch" in core and not core & {"boto3", "distributed", "dvc", "prefect", "mlflow", "py7zr", "openexr"}
 
 
 def test_manifests_and_profiles_come_with_the_wheel(installed, tmp_path):

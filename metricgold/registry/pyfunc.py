@@ -24,6 +24,7 @@ PACKAGES = (  # that a logged model needs to run
     "accelerate",
     "safetensors",
     "numpy",
+    "lazy-loader",
     "pillow",
     "pydantic",
     "pyyaml",
