@@ -35,6 +35,7 @@ from .depth_files import (
     read_depth_tiff as read_depth_tiff,
     read_log_depth_png as read_log_depth_png,
     read_mm_depth_png as read_mm_depth_png,
+    read_normals_png as read_normals_png,
     read_uncertainty_png as read_uncertainty_png,
     write_depth_exr as write_depth_exr,
     write_depth_npz as write_depth_npz,
