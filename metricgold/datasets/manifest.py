@@ -4,15 +4,15 @@ import csv
 import hashlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
 from metricgold.params import MANIFESTS
+from metricgold.storage import read_yaml
 
 SCHEMES = ("file", "http", "https", "s3")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
@@ -198,26 +198,12 @@ def load_manifest(name: str) -> Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest. ValueError lists every fault as `file: key: what`."""
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2026-13-01
-        raise ValueError(f"{path}: manifest: is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     try:
         return Manifest.model_validate({} if values is None else values)
     except ValidationError as error:
         faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {describe_fault(e)}" for e in error.errors())
         raise ValueError("\n".join(faults)) from error
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the faster one where it is built
-    """Plain types only; a key given twice is an error, where YAML would let the last one win."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice} given twice", node.start_mark)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
 
 
 def describe_fault(error: ErrorDetails) -> str:

@@ -37,7 +37,6 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixels
@@ -45,7 +44,7 @@ from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, no_gaps, paired_ids
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
-from metricgold.storage import digest_file, digest_json, write_json
+from metricgold.storage import digest_file, digest_json, read_yaml, write_json
 
 STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"
@@ -160,10 +159,7 @@ def has_statement(raw: Path) -> bool:
 def read_statement(raw: Path) -> Statement:
     """Read and check dataset.yaml. ValueError lists every fault as `file: key: what`."""
     path = Path(raw) / STATEMENT
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     try:
         return Statement.model_validate({} if values is None else values)
     except ValidationError as error:

@@ -12,8 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metricgold.datasets import Manifest
 from metricgold.download.arrival import Cost
 from metricgold.download.fetcher import Fetcher
@@ -24,7 +22,7 @@ from metricgold.download.raw_folder import RawFolder
 from metricgold.download.selection import wanted_groups
 from metricgold.download.sources import WantedSource, resolve_sources
 from metricgold.params import Download
-from metricgold.storage import only_writer, remove, write_aside
+from metricgold.storage import only_writer, remove, write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +86,7 @@ def open_raw_folder(
             folder = RawFolder(manifest, into, resolve_sources(manifest, fetcher), ledger, fetcher, bar)
             folder.forget_stale()
             values = manifest.model_dump(mode="json", exclude_unset=True)
-            with write_aside(into / "manifest.yaml") as aside:
-                aside.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+            write_yaml(into / "manifest.yaml", values)
             try:
                 # Plain files may decide splits; without one of them ledger.json is not true.
                 files = [source for source in folder.sources if source.is_file]

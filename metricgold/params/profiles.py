@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metricgold.params.paths import PROFILES
 from metricgold.params.sections import load_params
-from metricgold.storage import write_aside
+from metricgold.storage import read_yaml, write_aside
 
 
 def list_profiles(path: Path = Path("params.yaml"), profiles: Path = PROFILES) -> dict[str, str]:
@@ -62,8 +60,7 @@ def _files(profiles: Path) -> dict[str, Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    return values if isinstance(values, dict) else {}
+    values = read_yaml(path) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {values!r:.80}, expected sections by name")
+    return values

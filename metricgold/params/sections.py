@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from metricgold.log_depth import LogDepth
 from metricgold.params.words import Dtype, Output, PredictionType, Spacing
+from metricgold.storage import read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -358,13 +358,11 @@ class Params(Section):
 def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check a params file. ValueError lists every fault as `file: section.key: what is wrong, got value`."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = read_yaml(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; run from the project's root or pass --params") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
     try:
-        return Params.model_validate(values or {})
+        return Params.model_validate({} if values is None else values)
     except ValidationError as error:
         faults = (f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         raise ValueError("\n".join(faults)) from error

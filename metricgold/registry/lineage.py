@@ -4,10 +4,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metricgold.params import Params
-from metricgold.storage import digest_file, digest_json, read_json
+from metricgold.storage import digest_file, digest_json, read_json, read_yaml
 
 
 def lineage_tags(params: Params, model: Path) -> dict[str, str]:
@@ -44,7 +42,7 @@ def dvc_outputs(lock: Path) -> dict[str, str]:
     """MD5 of each output that a dvc.lock holds, by its path; empty without the file."""
     if not lock.is_file():
         return {}
-    stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {})
+    stages = (read_yaml(lock) or {}).get("stages", {})
     outs = [out for stage in stages.values() for out in stage.get("outs", [])]
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import yaml
 
 from metricgold.params import Params
 from metricgold.registry.mlflow_client import NAME, find_version, open_client
-from metricgold.storage import digest_json, write_aside
+from metricgold.storage import digest_json, read_yaml, write_aside
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
@@ -110,7 +109,7 @@ def fetch_model(model: str) -> tuple[Path, str]:
     descriptions = sorted(folder.rglob("MLmodel"))
     if not descriptions:
         raise ValueError(f"{folder} holds no MLmodel file: not a registered MetricGold model")
-    flavors = yaml.safe_load(descriptions[0].read_text())["flavors"]
+    flavors = read_yaml(descriptions[0])["flavors"]
     return descriptions[0].parent / flavors["python_function"]["data"], f"{name}/{found.version}"
 
 

@@ -28,3 +28,4 @@ from .progress import (
 )
 from .s3_client import StoreLost as StoreLost
 from .sigterm import exit_on_sigterm as exit_on_sigterm, stop_on_sigterm as stop_on_sigterm
+from .yaml_files import read_yaml as read_yaml, write_yaml as write_yaml

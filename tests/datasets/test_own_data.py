@@ -149,9 +149,27 @@ def test_a_wrong_statement_names_file_key_and_value(tmp_path, changes, message):
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_unit_given_twice_is_not_the_last_one(tmp_path):
+    write_one(tmp_path)
+    path = tmp_path / "dataset.yaml"
+    path.write_text("depth:\n  unit: metre\n" + path.read_text().replace("depth:\n", "", 1))
+    with pytest.raises(ValueError, match=r"dataset\.yaml: line \d+: unit is given twice"):
+        list_frames("mine", tmp_path)
+
+
+def test_powers_of_ten_are_numbers(tmp_path):
+    write_one(tmp_path)
+    path = tmp_path / "dataset.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("far: null", "far: 1e10").replace("unit: millimetre", "unit: 1e-3"))
+    assert path.read_text() != text
+    (ref,) = list_frames("mine", tmp_path).frames
+    assert (ref.camera.far, ref.camera.metres_per_unit) == (1e10, 0.001)
+
+
 def test_broken_yaml(tmp_path):
     (tmp_path / "dataset.yaml").write_text("depth: [")
-    with pytest.raises(ValueError, match=r"dataset\.yaml: is not YAML"):
+    with pytest.raises(ValueError, match=r"dataset\.yaml: line 1: is not YAML"):
         list_frames("mine", tmp_path)
     (tmp_path / "dataset.yaml").write_text("")
     with pytest.raises(ValueError, match=r"dataset\.yaml: depth: missing"):

@@ -33,7 +33,9 @@ def test_the_project_s_params_load_and_everything_has_a_default(tmp_path):
         ({"datasets": ["a"], "backbone": {"sha256": {"unet": "ab"}}}, "backbone.sha256.unet: .*pattern"),
         ({"datasets": ["a"], "backbone": {"mirrors": [{"from": "b"}]}}, "backbone.mirrors.0.source: Field required"),
         ({"datasets": ["a"], "log_depth": {"near_m": 90}}, "near_m 90.0 must be below far_m 80.0"),
-        ("a: [", "is not YAML"),
+        ("a: [", "line 1: is not YAML"),
+        ("datasets: [a]\ntrain:\n  lr: 1e-5\n  lr: 1e-4\n", "line 4: lr is given twice"),
+        ("datasets: &a [a]\ntrain: *a\n", "line 2: has an alias"),
         ("- 1", "Input should be"),
     ],
 )
