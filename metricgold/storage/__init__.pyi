@@ -6,6 +6,7 @@ from .files import (
     digest_file as digest_file,
     digest_folder as digest_folder,
     digest_json as digest_json,
+    make_folder as make_folder,
     new_hash as new_hash,
     only_writer as only_writer,
     read_json as read_json,
@@ -13,6 +14,8 @@ from .files import (
     remove as remove,
     remove_left_aside as remove_left_aside,
     row_line as row_line,
+    sync as sync,
+    sync_tree as sync_tree,
     write_aside as write_aside,
     write_json as write_json,
 )

@@ -10,8 +10,9 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import ENOSPC
+from errno import EINVAL, ENOSPC, ENOTSUP
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,20 @@ _ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.part", re.DOTALL)
 def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place on success, delete it on failure.
 
-    Works for a file or a folder; readers of `path` see the old one or the complete new one. A file is on the
-    disk before it is renamed, unless `durable` is False: then a power cut may shorten it, a kill never does.
+    Works for a file or a folder; readers of `path` see the old one or the complete new one. Its bytes are on the disk
+    before it is renamed, and its name when this returns, unless `durable` is False: then a power cut may shorten it, a
+    kill never does.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, durable=durable)
     # The longest names leave no room beside them: 255 bytes is all that file systems take.
     name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
     aside = path.with_name(f".{name}.{os.getpid()}-{_machine_tag()}.part")
     remove(aside)
     try:
         yield aside
+        if durable:
+            sync_tree(aside)
         if aside.is_dir():
             # A full folder cannot be renamed over: move the old one away first, then delete it.
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
@@ -44,16 +48,50 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
             aside.rename(path)
             remove(old)
         else:
-            if durable:
-                with aside.open("rb") as file:
-                    os.fsync(file.fileno())
             aside.replace(path)
+        if durable:
+            sync(path.parent)
     except OSError as error:
         if error.errno == ENOSPC:
             error.filename = str(path)  # the system does not name the file when a disk is full
         raise
     finally:
         remove(aside)
+
+
+def make_folder(folder: Path, *, durable: bool = True) -> None:
+    """Make a folder and those above it, if they are missing; their names are on the disk when this returns."""
+    missing = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing if durable else ():
+        sync(made.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk.
+
+    What vouches for a file is written after this: after a power cut a name may otherwise stand for no bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network disks refuse it for folders: their names are on the server already.
+        if error.errno not in (EINVAL, ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` a file, or a folder and all below it."""
+    for folder, _, names in os.walk(path, topdown=False):
+        for file in (Path(folder, name) for name in names):
+            if file.is_file() and not file.is_symlink():
+                sync(file)
+        sync(Path(folder))
+    if not path.is_dir():
+        sync(path)
 
 
 def remove_left_aside(folder: Path) -> None:

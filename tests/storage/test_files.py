@@ -21,6 +21,7 @@ from metricgold.storage.files import (
     write_aside,
     write_json,
 )
+from tests.support.power_cut import PowerCut, below
 
 
 def names(folder):
@@ -88,6 +89,44 @@ def test_a_folder_replaces_another_as_a_whole(tmp_path):
             aside.mkdir()
             (aside / name).write_text(name)
     assert names(folder) == ["new"] and names(tmp_path) == ["folder"]
+
+
+def test_what_is_written_aside_is_on_the_disk_with_its_folders(tmp_path, monkeypatch):
+    """A folder's files before its name appears; a file's and a folder's names before whatever is written next."""
+    before_it = []
+
+    def vouched(source, target):
+        return [*(below(source) if source.is_dir() else ()), *before_it]
+
+    cut = PowerCut(monkeypatch, tmp_path, vouched)
+    for name in ("deep/er/file", "deep/folder", "other/folder", "last"):
+        with write_aside(tmp_path / name) as aside:
+            if name.endswith("folder"):
+                (aside / "sub").mkdir(parents=True)
+                (aside / "sub" / "weights").write_text("w")
+                (aside / "link").symlink_to("nowhere")
+            else:
+                aside.write_text("f")
+        before_it.append(tmp_path / name)
+    assert cut.seen == ["deep/folder", "other/folder", "last"] and cut.lost == []
+    with write_aside(tmp_path / "quick", durable=False) as aside:
+        aside.write_text("f")
+    assert not cut.has(tmp_path / "quick")
+
+
+def test_a_disk_that_cannot_sync_folders_is_no_error_and_one_that_fails_is(tmp_path, monkeypatch):
+    def refuse(number):
+        def fsync(descriptor):
+            if Path(f"/proc/self/fd/{descriptor}").is_dir():
+                raise OSError(number, os.strerror(number))
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
+    write_json(tmp_path / "a", 1)
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_json(tmp_path / "a", 2)
 
 
 def test_json_has_equal_bytes_for_equal_values_and_no_nan(tmp_path):
