@@ -99,42 +99,42 @@ class Folder:
         if self.only is not None:
             found = [self._entry(self.only, (self.root / self.only).stat())]
         else:
-            found = self._walk("", globs.depth(self.wanted.pattern) if self.wanted.pattern else None, after or "")
+            found = self._walk(globs.depth(self.wanted.pattern) if self.wanted.pattern else None, after or "")
         for entry in found:
             if entry.key > (after or "") and entry.key in self.wanted:
                 yield entry
 
-    def _walk(self, folder: str, depth: int | None, after: str) -> Iterator[StoredObject]:
-        for name in self._names(folder):
-            key = folder + name
-            if key <= after and not after.startswith(key):
-                continue
-            if name.endswith("/"):
-                if depth is None or depth > 0:
-                    yield from self._walk(key, depth and depth - 1, after)
-                continue
-            try:
-                status = (self.root / key).stat()
-            except FileNotFoundError:
-                continue  # deleted meanwhile, or a link to nothing
-            if stat.S_ISREG(status.st_mode):
-                yield self._entry(key, status)
+    def _walk(self, depth: int | None, after: str) -> Iterator[StoredObject]:
+        """Files down to a depth of folders. What cannot be looked at is left out, with one warning that counts it.
 
-    def _names(self, folder: str) -> list[str]:
-        """Names in a folder, sorted; none, with a warning, of a folder within the root that may not be read."""
-        try:
-            with os.scandir(self.root / folder) as items:
-                # Names only: a folder may hold a million. The slash of folders makes the order that of complete keys.
-                return sorted(
-                    item.name + "/" * item.is_dir(follow_symlinks=False)
-                    for item in items
-                    if not item.name.startswith(".")
-                )
-        except PermissionError as error:
-            if not folder:
-                raise
-            log.warning("%s is left out: %s", self.root / folder, error.strerror)
-            return []
+        Only the root must be readable: below it folders move away, and links lead back to themselves.
+        """
+        num_left_out, such_as = 0, ""
+        walks = [iter(self._keys("", after))]  # not recursive: there may be more folders than Python has frames
+        while walks:
+            key = next(walks[-1], None)
+            if key is None:
+                walks.pop()
+                continue
+            is_folder = key.endswith("/")
+            try:
+                if is_folder and (depth is None or len(walks) <= depth):
+                    walks.append(iter(self._keys(key, after)))
+                elif not is_folder and stat.S_ISREG((status := (self.root / key).stat()).st_mode):
+                    yield self._entry(key, status)
+            except OSError as error:
+                # A file that is not found was deleted meanwhile, or is a link to nothing.
+                if is_folder or not isinstance(error, FileNotFoundError):
+                    num_left_out, such_as = num_left_out + 1, such_as or f"{key!r}: {error.strerror}"
+        if num_left_out:
+            log.warning("%s: %d names are left out, such as %s", self, num_left_out, such_as)
+
+    def _keys(self, folder: str, after: str) -> list[str]:
+        """Keys in a folder, those of folders with a slash, sorted; without those that are before `after`."""
+        with os.scandir(self.root / folder) as items:
+            # Names only: a folder may hold a million. The slash of folders makes the order that of complete keys.
+            names = (item.name + "/" * item.is_dir(follow_symlinks=False) for item in items if item.name[0] != ".")
+            return sorted(key for key in (folder + name for name in names) if key > after or after.startswith(key))
 
     @staticmethod
     def _entry(key: str, status: os.stat_result) -> StoredObject:

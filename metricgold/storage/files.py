@@ -62,9 +62,11 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def make_folder(folder: Path, *, durable: bool = True) -> None:
     """Make a folder and those above it, if they are missing; their names are on the disk when this returns."""
     missing = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
-    folder.mkdir(parents=True, exist_ok=True)
-    for made in missing if durable else ():
-        sync(made.parent)
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        if durable:
+            sync(made.parent)
+    folder.mkdir(exist_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -102,14 +104,17 @@ def remove_left_aside(folder: Path) -> None:
     """
     import psutil
 
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for writer in filter(None, map(_ASIDE.fullmatch, names)):
-            aside = Path(path, writer[0])
-            is_dead = writer["tag"] == _machine_tag() and not psutil.pid_exists(int(writer["pid"]))
-            with suppress(OSError):  # deleted meanwhile, or not ours to delete
-                if is_dead or time.time() - aside.stat().st_mtime > LEFT_S:
-                    aside.unlink()
+    folders = [Path(folder)]
+    while folders:  # os.walk calls itself for each level
+        with suppress(OSError), os.scandir(folders.pop()) as items:
+            for item in items:
+                if item.is_dir(follow_symlinks=False) and not item.name.startswith("."):
+                    folders.append(Path(item.path))
+                elif writer := _ASIDE.fullmatch(item.name):
+                    is_dead = writer["tag"] == _machine_tag() and not psutil.pid_exists(int(writer["pid"]))
+                    with suppress(OSError):  # deleted meanwhile, or not ours to delete
+                        if is_dead or time.time() - item.stat().st_mtime > LEFT_S:
+                            Path(item.path).unlink()
 
 
 @cache

@@ -1,5 +1,7 @@
+import errno
 import io
 import os
+import subprocess
 import threading
 from pathlib import Path
 from urllib.parse import unquote
@@ -9,6 +11,7 @@ from hypothesis import given, strategies as st
 
 from metricgold.storage import buckets, s3_client as s3
 from metricgold.storage.buckets import Folder, StoreLost, open_bucket
+from metricgold.storage.files import remove_left_aside
 from tests.support import server
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 from tests.support.server import FaultServer
@@ -350,20 +353,68 @@ def test_s3_credentials_that_expire_are_read_anew_as_long_as_patience_lasts(trou
         bucket.read("a")
 
 
-def test_a_folder_that_may_not_be_read_is_left_out_aloud(tmp_path, monkeypatch, caplog):
+def failing_at(call, name, number):
+    """A system call that fails for one name."""
+
+    def fail(path, *args, **options):
+        if Path(path).name == name:
+            raise OSError(number, os.strerror(number), str(path))
+        return call(path, *args, **options)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "number", "listed"),
+    [
+        ("scandir", "a", errno.EACCES, ["b.jpg"]),
+        ("scandir", "a", errno.ENOENT, ["b.jpg"]),  # moved away
+        ("scandir", "a", errno.ESTALE, ["b.jpg"]),
+        ("stat", "1.jpg", errno.EACCES, ["b.jpg"]),  # in a folder of mode r--
+        ("stat", "b.jpg", errno.ENAMETOOLONG, ["a/1.jpg"]),  # 300 bytes, on a disk that takes them
+        ("stat", "b.jpg", errno.ENOENT, ["a/1.jpg"]),
+    ],
+)
+def test_what_cannot_be_listed_is_counted_and_ends_nothing(tmp_path, monkeypatch, caplog, call, name, number, listed):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").write_bytes(b"1")
     (tmp_path / "b.jpg").write_bytes(b"2")
-    really = os.scandir
+    bucket = open_bucket(str(tmp_path))
+    monkeypatch.setattr(buckets.os, call, failing_at(getattr(os, call), name, number))
+    assert keys(bucket) == listed
+    deleted_meanwhile = call == "stat" and number == errno.ENOENT
+    assert ("1 names are left out, such as" in caplog.text) is not deleted_meanwhile
 
-    def refuse(path):
-        if Path(path).name == "a":
-            raise PermissionError(13, "Permission denied", str(path))
-        return really(path)
 
-    monkeypatch.setattr(buckets.os, "scandir", refuse)
-    assert [entry.key for entry in open_bucket(str(tmp_path)).entries()] == ["b.jpg"]
-    assert "a is left out: Permission denied" in caplog.text
+def test_the_root_itself_must_be_readable(tmp_path, monkeypatch):
+    for number in (errno.EACCES, errno.ENOENT):
+        bucket = open_bucket(str(tmp_path))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=tmp_path.name):
+            patch.setattr(buckets.os, "scandir", failing_at(os.scandir, tmp_path.name, number))
+            keys(bucket)
+
+
+def test_a_link_to_itself_is_counted(photos, caplog):
+    for name in ("round.jpg", "deep/round.jpg"):
+        (photos / name).symlink_to(Path(name).name)
+    assert keys(open_bucket(str(photos))) == ["a.jpg", "b.png", "deep/c.jpg", "deep/er/d e+#%.jpg"]
+    assert "2 names are left out, such as 'deep/round.jpg': Too many levels of symbolic links" in caplog.text
+
+
+def test_a_folder_of_1100_levels_is_listed_written_and_cleaned(tmp_path):
+    key = "d/" * 1100 + "a.jpg"
+    try:
+        bucket = open_bucket(str(tmp_path / "deep"), create=True)
+        bucket.write(key, b"1")
+        assert keys(open_bucket(str(tmp_path / "deep"))) == [key]
+        assert keys(open_bucket(f"{tmp_path}/deep/**/*.jpg")) == [key]
+        left = bucket.path(key).with_name(".a.jpg.1-00000000.part")
+        left.touch()
+        os.utime(left, (0, 0))
+        remove_left_aside(tmp_path)
+        assert not left.exists()
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "deep"], check=True)  # Python's own removal calls itself
 
 
 def test_s3_large_files_go_in_parts_and_whole_or_not_at_all(s3_bucket, monkeypatch):  # noqa: F811
