@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from metricgold.images.exif import focal_px_by_exif, is_preview, read_exif, upright
+from metricgold.images.jpeg import decode_jpeg
 from metricgold.images.pillow_settings import register_heif, settings_for_reading
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
@@ -88,13 +89,13 @@ def read_photo(
         with settings_for_reading(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels, max_aspect)
             try:
-                image.load()
-                check_jpeg_complete(image, data)
+                whole = decode_jpeg(image, data) if image.format in ("JPEG", "MPO") else image
+                whole.load()
             except Exception:
                 if allow_truncated and image.format in _READ_IN_PART:
                     return read_truncated(data)
                 raise
-            return as_photo(image)
+            return as_photo(whole)
     except Image.UnidentifiedImageError as error:
         raise unreadable(f"{prefix}not an image of a known format, or its head is broken") from error
     except Image.DecompressionBombError as error:
@@ -151,29 +152,6 @@ def _check_size(size: tuple[int, int], max_pixels: int, max_aspect: float | None
     aspect = max(size) / max(1, min(size))
     if max_aspect is not None and aspect > max_aspect:
         raise ValueError(f"{width}x{height} is a strip of {aspect:.4g}:1, longer than {max_aspect:g}:1")
-
-
-def check_jpeg_complete(image: Image.Image, data: bytes) -> None:
-    """Raise ValueError for a JPEG whose last pixels are missing.
-
-    libjpeg fills missing blocks with mid-grey (of inks: 127) and reports nothing. A complete image may also end in that
-    grey. To tell the two apart, more entropy-coded data are put before the end mark: if the decoded pixels change, the
-    decoder was still waiting for data.
-    """
-    width, height = image.size
-    corner = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
-    if image.format not in ("JPEG", "MPO") or not np.isin(corner, (127, 128)).all():
-        return
-    scan = 2  # where the first scan starts: behind segments of marker, length (which counts itself) and content
-    while data[scan : scan + 2] != b"\xff\xda" and scan < len(data):
-        scan += 2 + int.from_bytes(data[scan + 2 : scan + 4])
-    end = data.find(b"\xff\xd9", scan)
-    cut = end if end > 0 else len(data)
-    restarts = (bytes([0xFF, 0xD0 + n % 8]) for n in range(16))
-    more = (b"\x55" * 64).join([b"", *restarts, b""])
-    with Image.open(io.BytesIO(data[:cut] + more + data[cut:]), formats=["JPEG"]) as longer:
-        if longer.tobytes() != image.tobytes():
-            raise ValueError("its data are damaged or end early, the rest of the picture is blank")
 
 
 # An image that ends early

@@ -20,10 +20,11 @@ ODD = SHARED / "samples" / "odd_images"
 ODD_IMAGES = sorted(path.relative_to(ODD).as_posix() for path in ODD.rglob("*") if path.is_file())
 REFUSED = {
     "exif/jpg/corrupted.jpg": "damaged",
+    "pillow/hopper_bad_exif.jpg": "damaged",  # stripes: all of it went through a conversion of text
     "pillow/broken_data_stream.png": "unrecognized data stream",
     "pillow/decompression_bomb.gif": "bomb",
     "pillow/png_decompression_dos.png": "too large",
-    "pillow/truncated_jpeg.jpg": "truncated",
+    "pillow/truncated_jpeg.jpg": "end early",
     "pngsuite/xcrn0g04.png": "head is broken",
     "pngsuite/xhdn0g08.png": "head is broken",
 }
@@ -68,7 +69,7 @@ def test_odd_image_is_read_or_refused_with_a_reason(name):
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
 @pytest.mark.parametrize("name", REFUSED)
 def test_odd_image_that_ends_early_is_read_in_part_if_so_wished(name):
-    if name not in ("exif/jpg/corrupted.jpg", "pillow/truncated_jpeg.jpg", "pillow/broken_data_stream.png"):
+    if not name.endswith((".jpg", "broken_data_stream.png")):
         with pytest.raises(ValueError, match=REFUSED[name]):
             read_photo(ODD / name, max_pixels=20_000_000, allow_truncated=True)
         return
@@ -550,7 +551,7 @@ def test_a_jpeg_that_ends_early_is_read_as_far_as_it_goes_if_so_wished(options):
     assert (whole.truncated, part.truncated) == (False, True)
     assert (part.rgb[:12] == whole.rgb[:12]).all()
     assert (part.rgb[-8:] == 128).all()
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(ValueError, match="end early"):
         photo_of(data[: len(data) // 2])
 
 
@@ -584,7 +585,7 @@ def test_what_others_wish_of_pillow_changes_nothing(kind, monkeypatch):
     data = saved(noise(), kind)
     half = data[: len(data) // 2]
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(ValueError, match=r"truncated|end early"):
         photo_of(half)
     assert photo_of(half, allow_truncated=True).truncated
     with Image.open(io.BytesIO(half)) as image:
