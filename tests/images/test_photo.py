@@ -656,9 +656,13 @@ ODD_KINDS = {
         *((lambda d=d: d, {"allow_truncated": True}, None) for d in (HALF_JPEG, HALF_PNG)),
         (lambda: HALF_TIFF, {"allow_truncated": True}, "cannot be read"),
     ],
-    "JPEG with data missing in its midst": [
+    "JPEG that lost data in its midst": [
         (lambda: HALF_JPEG + b"\xff\xd9", {}, "damaged"),
         (lambda: HALF_JPEG + b"\xff\xd9", {"allow_truncated": True}, None),
+    ],
+    "JPEG with junk in its head, or with a trailer in place of its end mark": [
+        (lambda: b"\xff\xd8\xff\xfe\0\2junk" + saved(noise(), "JPEG")[2:], {}, None),
+        (lambda: saved(noise(), "JPEG")[:-2] + b"SEFH\0\1SEFT", {}, None),
     ],
     "more pixels than `predict.max_pixels`": [(lambda: saved(Image.new("1", (1001, 1000))), {}, "more than 1000000 p")],
     "longer than `predict.max_aspect`": [(lambda: saved(Image.new("1", (81, 10))), {"max_aspect": 8}, "8.1:1")],
