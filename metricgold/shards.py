@@ -168,6 +168,12 @@ def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) 
     return {"file": path.name, "num_frames": num_frames, "dropped": dropped, "sha256": digest}
 
 
+def shard_names(path: Path) -> list[str]:
+    """Names of the frames in a shard that find_shard has found."""
+    with h5py.File(path) as file:
+        return [name.decode() for name in file["frame"].fields("name")[:]] if "frame" in file else []
+
+
 def is_part_of(path: Path, common: dict[str, Any]) -> bool:
     """Whether a file is a shard or a record of this FORMAT whose identity holds all of `common`."""
     try:

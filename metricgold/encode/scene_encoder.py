@@ -46,12 +46,13 @@ from metricgold.shards import (
     is_whole,
     read_record,
     record_path,
+    shard_names,
     shard_path,
     write_index,
     write_record,
     write_shard,
 )
-from metricgold.storage import digest_json, only_writer, remove
+from metricgold.storage import digest_json, only_writer, read_json, remove
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +205,13 @@ class SceneEncoder:
                 remove(path)
         with naming_a_full_disk(self.out):
             index = write_index(self.out, self.common, self.records, self.measured)
-        log.info("%s: %d scenes in the cache", self.common["dataset"], len(self.records))
+        counts = read_json(index)
+        log.info(
+            "%s: %d frames of %d scenes in the cache", self.common["dataset"], counts["num_frames"], len(self.records)
+        )
+        if left_out := counts["dropped"]:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+            log.warning("%s: %d frames left out: %s", self.common["dataset"], sum(left_out.values()), reasons)
         return index
 
     def _identity(self, scene: str, source: str | None) -> dict[str, Any]:
@@ -213,19 +220,30 @@ class SceneEncoder:
     def whole_shards(
         self, scene: str, identity: dict[str, Any], groups: Sequence[Sequence[FrameRef]]
     ) -> list[dict[str, Any] | None]:
-        """A scene's complete shards; None where one is missing or damaged, which is then deleted with the record."""
+        """A scene's complete shards; None for one to be encoded, which is then deleted with the record.
+
+        That is one that is missing or damaged, or lacks a frame that could not be read once and can be by now.
+        """
         record = read_record(self.out, scene) or {"shards": []}
         digests = {shard["file"]: shard["sha256"] for shard in record["shards"]}
         shards = []
         for number, group in enumerate(groups):
             path = shard_path(self.out, scene, number)
-            shards.append(find_shard(path, identity | _frames(group), digests.get(path.name)))
+            shard = find_shard(path, identity | _frames(group), digests.get(path.name))
+            shards.append(None if shard and self.can_be_read_by_now(path, shard, group) else shard)
             if shards[-1] is None:
                 remove(path)
         # Last: only the record distinguishes a damaged shard from a complete one.
         if None in shards:
             remove(record_path(self.out, scene))
         return shards
+
+    def can_be_read_by_now(self, path: Path, shard: Mapping[str, Any], refs: Sequence[FrameRef]) -> bool:
+        """Whether fewer of a shard's frames are unreadable than when it was written; only those it lacks are tried."""
+        unreadable = shard["dropped"].get("unreadable", 0)
+        present = {name.partition(MARK)[0] for name in shard_names(path)} if unreadable else set()
+        lacking = [ref for ref in refs if unreadable and ref.name not in present]
+        return sum(isinstance(read_crops(ref, self.params), str) for ref in lacking) < unreadable
 
     def encode_frames(self, refs: Sequence[FrameRef]) -> tuple[list[LatentFrame], list[str]]:
         """Latents of the frames and their crops, in order, and the reason of each that was dropped."""

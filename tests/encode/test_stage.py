@@ -73,6 +73,44 @@ def test_broken_frames_are_dropped_and_counted(tiny, tiny_raw, tiny_backbone, tm
     assert "000001_left.png" in caplog.text
 
 
+@pytest.mark.parametrize("views", [1, 2])
+def test_a_frame_that_was_unreadable_once_is_tried_again(tiny, tiny_raw, tiny_backbone, tmp_path, caplog, views):
+    whole = run(tiny, tiny_raw, tiny_backbone, tmp_path / "whole", views=views).path
+    raw, out = shutil.copytree(tiny_raw, tmp_path / "raw"), tmp_path / "out"
+    folder = raw / "env101" / "Easy" / "P000"
+    broken = [folder / "image_left" / f"00000{n}_left.png" for n in (1, 2)]
+    contents = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(b"no png")
+    with caplog.at_level("INFO"):
+        assert len(run(tiny, raw, tiny_backbone, out, views=views)) == 6 * views
+    assert f"{6 * views} frames of 2 scenes in the cache" in caplog.text
+    assert "2 frames left out: unreadable 2" in caplog.text
+    before = files(out)
+    run(tiny, raw, tiny_backbone, out, views=views)
+    after = files(out)
+    assert all(after[name] == before[name] for name in before if name != "index.json")  # tried, and nothing encoded
+    broken[0].write_bytes(contents[0])
+    assert run(tiny, raw, tiny_backbone, out, views=views).index["dropped"] == {"unreadable": 1}
+    broken[1].write_bytes(contents[1])
+    caplog.clear()
+    assert run(tiny, raw, tiny_backbone, out, views=views).index["dropped"] == {}
+    assert bytes_of(out) == bytes_of(whole) and "left out" not in caplog.text
+
+
+def test_what_no_repair_can_change_is_not_encoded_again(tiny, tiny_raw, tiny_backbone, tmp_path):
+    """A frame without a valid latent beside one that stays unreadable."""
+    raw, out = shutil.copytree(tiny_raw, tmp_path / "raw"), tmp_path / "out"
+    folder = raw / "env101" / "Easy" / "P000"
+    (folder / "image_left" / "000001_left.png").write_bytes(b"no png")
+    np.save(folder / "depth_left" / "000000_left_depth.npy", np.full((32, 48), 5000, np.float32))
+    run(tiny, raw, tiny_backbone, out)
+    before = files(out)
+    run(tiny, raw, tiny_backbone, out)
+    after = files(out)
+    assert all(after[name] == before[name] for name in before if name != "index.json")
+
+
 def files(out):
     """Name -> (inode, time of writing, bytes) of everything in a cache."""
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
