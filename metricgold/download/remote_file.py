@@ -47,12 +47,12 @@ def read_small(fetcher: Fetcher, urls: Sequence[str]) -> bytes:
 
     def attempt(url: str, stack: ExitStack) -> bytes:
         reply = stack.enter_context(request(url, stall_s=fetcher.stall_s))
-        chunks: list[bytes] = []
+        content = bytearray()
         for chunk in reply.chunks:
-            chunks.append(chunk)
-            if len(chunks) * BLOCK_BYTES > MAX_SMALL_BYTES:
+            content += chunk
+            if len(content) > MAX_SMALL_BYTES:
                 raise Unfit(f"more than {MAX_SMALL_BYTES:,} bytes")
-        return b"".join(chunks)
+        return bytes(content)
 
     return Retries(fetcher, Mirrors(urls), fetcher.new_stop()).run(attempt)
 

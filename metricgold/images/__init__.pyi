@@ -59,6 +59,7 @@ from .photo import (
     Photo as Photo,
     as_photo as as_photo,
     claims_image as claims_image,
+    pixels_by_head as pixels_by_head,
     read_photo as read_photo,
     read_rgb as read_rgb,
 )

@@ -119,6 +119,17 @@ def read_rgb(source: bytes | str | Path, *, max_pixels: int, name: str = "") -> 
     return read_photo(source, max_pixels=max_pixels, name=name).rgb
 
 
+def pixels_by_head(data: bytes, *, max_pixels: int) -> int:
+    """Height x width that the head of a photograph states; 0 where read_photo will decode nothing."""
+    register_heif()
+    try:
+        with settings_for_reading(max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image.size, max_pixels, None)
+            return image.width * image.height
+    except Exception:  # almost anything, see read_photo
+        return 0
+
+
 def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
     """An opened image by the rules of read_photo: upright, on white, in sRGB.
 

@@ -10,14 +10,19 @@ from threading import Lock
 
 from PIL import Image, ImageFile
 
+# Pillow's pieces of an image. The system's malloc keeps pieces of up to 32 MiB for the thread that frees them; larger
+# ones go back to the system.
+BLOCK_BYTES = 64 << 20
+
 _lock = Lock()
 _limits: list[int] = []  # max_pixels of every read under way
-_host: tuple[int | None, bool] = (None, False)  # MAX_IMAGE_PIXELS and LOAD_TRUNCATED_IMAGES before the first of them
+# Before the first of them: MAX_IMAGE_PIXELS, LOAD_TRUNCATED_IMAGES, the size of a piece.
+_host: tuple[int | None, bool, int] = (None, False, BLOCK_BYTES)
 
 
 @contextmanager
 def settings_for_reading(max_pixels: int) -> Iterator[None]:
-    """Pillow opens at least max_pixels and refuses truncated images; afterwards it does what it did before.
+    """Pillow opens at least max_pixels, refuses truncated images and keeps no memory; afterwards it does as before.
 
     Threads may read at once: the first sets, the last puts back. In between the limit is the largest of theirs, so
     each caller checks its own max_pixels.
@@ -25,7 +30,7 @@ def settings_for_reading(max_pixels: int) -> Iterator[None]:
     global _host
     with _lock:
         if not _limits:
-            _host = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+            _host = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, Image.core.get_block_size()
         _limits.append(max_pixels)
         _apply()
     try:
@@ -37,9 +42,10 @@ def settings_for_reading(max_pixels: int) -> Iterator[None]:
 
 
 def _apply() -> None:
-    host_limit, host_leniency = _host
+    host_limit, host_leniency, host_block_bytes = _host
     Image.MAX_IMAGE_PIXELS = host_limit if host_limit is None else max([host_limit, *_limits])
     ImageFile.LOAD_TRUNCATED_IMAGES = host_leniency and not _limits
+    Image.core.set_block_size(BLOCK_BYTES if _limits else host_block_bytes)
 
 
 @cache

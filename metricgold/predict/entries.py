@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from metricgold.images import NotAnImage, Photo, claims_image, pinhole_or_assumed, read_photo
+from metricgold.images import NotAnImage, Photo, claims_image, pinhole_or_assumed, pixels_by_head, read_photo
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import SUFFIXES, ImageResult, depth_figures, files_of, labels
@@ -26,11 +26,23 @@ from metricgold.predict.receipt import SUMMARY, OutputFiles, ReceiptRow
 from metricgold.storage import Folder, S3Prefix, StoredObject, StoreLost
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PEEK_BYTES = 32 << 20  # of larger files the first bytes are checked before the rest is read
-HELD_BYTES = 1 << 30  # of images decoded ahead, and again of those that wait for a batch
+HELD_BYTES = 1 << 30  # of images read and decoded ahead, and again of those that wait for a batch
+DECODING_BYTES = 10  # that a pixel takes while it is decoded; 3 afterwards
+BATCH_PIXELS = 96 << 20  # of the images of a batch; a pixel takes 12 bytes with its depth
 WRITTEN_PIXELS = 48 << 20  # of images being written; a pixel takes 30 bytes meanwhile, 100 in point clouds
-EXPANSION = 16  # decoded bytes of a photograph over its file's, roughly
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedImage:
+    """The file of an image, not decoded yet."""
+
+    entry: StoredObject
+    data: bytes
+    decoding_bytes: int  # that decoding will take, by the size in the file's head
+    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,41 +104,80 @@ def predict_entries(
 def read_ahead(
     pool: ThreadPoolExecutor, job: BatchJob, source: Folder | S3Prefix, entries: Iterable[StoredObject]
 ) -> Iterator[ReadImage | ReceiptRow]:
-    """Images read by the pool, in order; as many ahead as a batch and the threads need, fewer if they are large."""
-    num_threads = job.params.num_threads
-    ahead: deque[tuple[int, Future[ReadImage | ReceiptRow]]] = deque()  # with its bytes once decoded
-    held = 0
-    for entry in entries:
-        ahead.append((EXPANSION * entry.bytes, pool.submit(read_image, job, source, entry)))
-        held += ahead[-1][0]
-        while len(ahead) >= job.images_at_once + num_threads or (held > HELD_BYTES and len(ahead) > num_threads):
-            num_bytes, future = ahead.popleft()
-            held -= num_bytes
-            yield future.result()
-    while ahead:
-        yield ahead.popleft()[1].result()
+    """Images fetched and decoded by the pool, in order; as many ahead as a batch and the threads need.
+
+    Fewer if they are large: HELD_BYTES bounds the files, and what decoding takes by the sizes in their heads. One image
+    that is larger goes alone.
+    """
+    most, coming = job.images_at_once + job.params.num_threads, iter(entries)
+    fetching: deque[tuple[int, Future[FetchedImage | ReceiptRow]]] = deque()  # with the bytes of the file
+    decoding: deque[tuple[int, Future[ReadImage | ReceiptRow]]] = deque()  # with the bytes that it takes
+
+    def start_decoding(*, wait: bool) -> None:
+        while fetching and (fetching[0][1].done() or (wait and not decoding)):
+            fetched = fetching[0][1].result()
+            size = fetched.decoding_bytes if isinstance(fetched, FetchedImage) else 0
+            if decoding and sum(size for size, _ in decoding) + size > HELD_BYTES:
+                return
+            fetching.popleft()
+            decoding.append((size, pool.submit(decode_image, job, fetched)))
+
+    while True:
+        while len(fetching) + len(decoding) < most and sum(size for size, _ in fetching) <= HELD_BYTES:
+            if (entry := next(coming, None)) is None:
+                break
+            fetching.append((entry.bytes, pool.submit(fetch_image, job, source, entry)))
+        start_decoding(wait=True)
+        if not decoding:
+            return
+        image = decoding.popleft()[1].result()
+        start_decoding(wait=False)  # beside the model, which takes this image
+        yield image
 
 
-def read_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -> ReadImage | ReceiptRow:
-    """The photograph of an entry, or the row of one that has none."""
+def fetch_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -> FetchedImage | ReceiptRow:
+    """The file of an entry, or the row of one that has no image."""
     started = time.perf_counter()
-    try:
+
+    def fetch() -> FetchedImage:
         if entry.bytes > PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16)):
             raise NotAnImage(f"{entry.key}: not an image of a known format")
-        photo = read_job_photo(job, source, entry.key)
+        data = source.read(entry.key)
+        num_pixels = pixels_by_head(data, max_pixels=job.params.max_pixels)
+        return FetchedImage(entry, data, DECODING_BYTES * num_pixels, seconds_since(started))
+
+    return or_its_row(job, entry, started, fetch)
+
+
+def decode_image(job: BatchJob, fetched: FetchedImage | ReceiptRow) -> ReadImage | ReceiptRow:
+    """The photograph in a file, or the row of one that has none."""
+    if not isinstance(fetched, FetchedImage):
+        return fetched
+    entry, started = fetched.entry, time.perf_counter() - fetched.seconds
+
+    def decode() -> ReadImage:
+        photo = read_job_photo(job, fetched.data, entry.key)
+        return ReadImage(entry, photo, {"read": seconds_since(started)})
+
+    return or_its_row(job, entry, started, decode)
+
+
+def or_its_row(job: BatchJob, entry: StoredObject, started: float, read: Callable[[], T]) -> T | ReceiptRow:
+    """What `read` returns, or the row of an entry that it cannot read. Raises StoreLost only."""
+    try:
+        return read()
     except StoreLost:
         raise
     except NotAnImage as error:
         return row_without_depth(job, entry, "skipped", str(error), seconds={"read": seconds_since(started)})
     except Exception as error:  # a fault of one image must not end the others
         return row_without_depth(job, entry, "failed", reason_of(error), seconds={"read": seconds_since(started)})
-    return ReadImage(entry, photo, {"read": seconds_since(started)})
 
 
-def read_job_photo(job: BatchJob, source: Folder | S3Prefix, key: str) -> Photo:
-    """A photograph of the source within the job's limits."""
+def read_job_photo(job: BatchJob, data: bytes, key: str) -> Photo:
+    """The photograph in the bytes of a file within the job's limits."""
     return read_photo(
-        source.read(key),
+        data,
         name=key,
         max_pixels=job.params.max_pixels,
         max_aspect=job.params.max_aspect,
@@ -139,7 +190,8 @@ def batches_of_one_size(
 ) -> Iterator[list[ReadImage] | ReceiptRow]:
     """Images in lists that the model sees at one size; rows as they come.
 
-    At most four batches' images wait for others of their size, and at most HELD_BYTES of them.
+    At most four batches' images wait for others of their size, and at most HELD_BYTES of them; a batch has
+    BATCH_PIXELS at most, or one image.
     """
     waiting: defaultdict[tuple[int, int], list[ReadImage]] = defaultdict(list)
     for image in images:
@@ -147,6 +199,8 @@ def batches_of_one_size(
             yield image
             continue
         size = seen_size(image.photo)
+        if sum(one.photo.rgb.size // 3 for one in (*waiting[size], image)) > BATCH_PIXELS and waiting[size]:
+            yield waiting.pop(size)
         waiting[size].append(image)
         held = [image.photo.rgb.nbytes for batch in waiting.values() for image in batch]
         if len(waiting[size]) == images_at_once:

@@ -200,7 +200,7 @@ def thumbnails_from_files(
 
     def make(row: ReceiptRow, kind: Output) -> Thumbnail:
         planar_depth_m = read_depth(BytesIO(sink.read(row["outputs"][kind]["key"]))).planar_depth_m
-        return make_thumbnail(read_job_photo(job, source, row["input"]).rgb, planar_depth_m)
+        return make_thumbnail(read_job_photo(job, source.read(row["input"]), row["input"]).rgb, planar_depth_m)
 
     thumbnails, reasons = {}, []
     with PromptPool(job.params.num_threads) as pool:

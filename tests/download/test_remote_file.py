@@ -17,7 +17,7 @@ import zipfile
 
 import pytest
 
-from metricgold.download import partial_file as partial_module, remote_file as module
+from metricgold.download import partial_file as partial_module, remote_file as module, transport
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.partial_file import PartialFile
 from metricgold.download.remote_file import RemoteFile, read_small
@@ -180,6 +180,17 @@ def test_a_server_that_does_not_say_how_long(fetcher, tmp_path):
             RemoteFile(fetcher, [url], tmp_path / "b", total_bytes=100)
         assert read_small(fetcher, [url]) == TRUTH
         server.shutdown()
+
+
+def test_a_small_list_over_a_slow_line(server, fetcher, monkeypatch):
+    monkeypatch.setattr(transport, "MAX_HELD_S", -1.0)  # each block that arrives is a chunk, as of a slow line
+    monkeypatch.setattr(transport, "RECEIVE_BYTES", 1000)
+    (server.folder / "list").write_bytes(TRUTH[:30_000])
+    monkeypatch.setattr(module, "MAX_SMALL_BYTES", 30_000)
+    assert read_small(fetcher, [f"{server.url}/list"]) == TRUTH[:30_000]
+    monkeypatch.setattr(module, "MAX_SMALL_BYTES", 29_999)
+    with pytest.raises(ValueError, match="more than 29,999 bytes"):
+        read_small(fetcher, [f"{server.url}/list"])
 
 
 def test_an_empty_file(server, fetcher, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,14 @@ import metricgold.predict.stage as stage_module
 from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
 from metricgold.images.photo import Photo
 from metricgold.params.sections import Predict
-from metricgold.predict.entries import ReadImage, batches_of_one_size, predict_entries, write_image
+from metricgold.predict.entries import (
+    ReadImage,
+    batches_of_one_size,
+    predict_entries,
+    read_ahead,
+    read_job_photo,
+    write_image,
+)
 from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
 from metricgold.predict.stage import over_budget, predict_all
@@ -438,6 +446,36 @@ def test_large_images_do_not_wait_in_numbers(monkeypatch):
     images = [read_image_of(n, 10, 10 + n) for n in range(9)]
     sizes = [len(batch) for batch in batches_of_one_size(images, lambda photo: photo.rgb.shape[:2], 9)]
     assert sizes == [1] * 9  # 330 bytes and more each
+
+
+def test_images_that_unpack_to_much_are_not_decoded_in_numbers(tmp_path, monkeypatch):
+    for n in range(12):
+        Image.new("RGB", (400, 300)).save(tmp_path / f"{n:02d}.png")  # 1 kB each, and 360 kB once decoded
+    (tmp_path / "05.png").write_bytes(b"broken")
+    monkeypatch.setattr(entries_module, "HELD_BYTES", 2 * entries_module.DECODING_BYTES * 400 * 300)
+    held, most = [0], []
+
+    def counting(job, data, key):
+        held[0] += key != "05.png"
+        most.append(held[0])
+        return read_job_photo(job, data, key)
+
+    monkeypatch.setattr(entries_module, "read_job_photo", counting)
+    job = BatchJob(PARAMS.model_copy(update={"num_threads": 8}), str(tmp_path), "out", tmp_path, "m", "")
+    with ThreadPoolExecutor(16) as pool:
+        images = read_ahead(pool, job, Folder(tmp_path), Folder(tmp_path).entries())
+        for n, image in enumerate(images):
+            assert (image["input"] if n == 5 else image.entry.key) == f"{n:02d}.png"
+            time.sleep(0.01)  # while the model works, all that may be decoded is
+            held[0] -= n != 5
+    assert (n, max(most)) == (11, 3)  # two, beside the one in use
+
+
+def test_large_images_share_no_batch(monkeypatch):
+    monkeypatch.setattr(entries_module, "BATCH_PIXELS", 250)
+    images = [read_image_of(n, 10, 10 if n < 5 else 30) for n in range(8)]
+    sizes = [len(batch) for batch in batches_of_one_size(images, lambda photo: photo.rgb.shape[:2], 9)]
+    assert sizes == [2, 2, 1, 1, 1, 1]
 
 
 def test_large_images_are_not_written_in_numbers(tmp_path, monkeypatch):
