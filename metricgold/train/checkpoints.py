@@ -16,7 +16,7 @@ from metricgold.storage import read_json, remove, write_aside, write_json
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
-_BROKEN = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+BROKEN = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 
 
 def save_folder(folder: Path, parts: dict[str, Tensors], position: dict[str, Any]) -> bool:
@@ -38,26 +38,33 @@ def save_checkpoint(state: Path, step: int, parts: dict[str, Tensors], position:
     """Write step-NNNNNN as save_folder does; then all but the newest `keep` are deleted."""
     saved = save_folder(state / f"step-{step:06d}", parts, position)
     if saved:
-        for old in _newest_first(state)[keep:]:
+        for old in newest_first(state)[keep:]:
             remove(old)
     return saved
 
 
+def read_position(folder: Path) -> dict[str, Any]:
+    """The position that save_folder wrote; raises one of BROKEN where the folder is not complete."""
+    position: dict[str, Any] = read_json(folder / "state.json")
+    for name in position["files"]:
+        with safe_open(folder / f"{name}.safetensors", framework="pt"):
+            pass  # compares the header with the length of the file
+    return position
+
+
 def find_checkpoint(state: Path) -> Path | None:
     """The newest complete checkpoint; a broken one, such as after a power cut, is skipped with a warning."""
-    for folder in _newest_first(state):
+    for folder in newest_first(state):
         try:
-            for name in read_json(folder / "state.json")["files"]:
-                with safe_open(folder / f"{name}.safetensors", framework="pt"):
-                    pass  # compares the header with the length of the file
-        except _BROKEN as error:
+            read_position(folder)
+        except BROKEN as error:
             log.warning("%s is broken, using the one before it: %s", folder, error)
         else:
             return folder
     return None
 
 
-def _newest_first(state: Path) -> list[Path]:
+def newest_first(state: Path) -> list[Path]:
     """Checkpoint folders by falling step."""
     return sorted(state.glob("step-*"), key=lambda folder: int(folder.name[5:]), reverse=True)
 

@@ -1,6 +1,7 @@
 """The skeleton that both trainers share: exact resume, steps that are read ahead, rows of figures, a clean stop.
 
-    <model>.state/fingerprint.json    digest of everything that decides what is learnt; another one clears the folder
+    <model>.state/fingerprint.json    digest of everything that decides what is learnt; with another one the folder is
+                                      moved aside (metricgold.train.earlier_states)
     <model>.state/step-NNNNNN/        checkpoints (metricgold.train.checkpoints)
     <model>.state/metrics.jsonl       a row of figures every `log_every` steps, complete before anyone hears of it
 
@@ -22,12 +23,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from metricgold.storage import Progress, cut_rows, read_json, remove, row_line, stop_on_sigterm, write_json
+from metricgold.storage import Progress, cut_rows, read_json, remove, row_line, stop_on_sigterm, sync
 from metricgold.train.checkpoints import Tensors, find_checkpoint, flat_state, load_flat_state, save_checkpoint
+from metricgold.train.earlier_states import claim_state
 
 log = logging.getLogger(__name__)
-
-OTHER_RUN = "a run with other params or data"
 
 Batch = TypeVar("Batch")
 MetricRow = dict[str, float]
@@ -118,15 +118,9 @@ class ResumableRun(ABC, Generic[Batch]):
     # --- start, steps, checkpoints ---
 
     def start(self, fingerprint: str, *, fresh: bool = False) -> None:
-        """Resume from the newest checkpoint of this fingerprint, or clear what another run left."""
+        """Resume from the newest checkpoint of this fingerprint; what another run left is moved aside."""
         if self.is_writer:
-            mark = self.state / "fingerprint.json"
-            present = read_json(mark) if mark.is_file() else None
-            if fresh or present != fingerprint:
-                if present is not None:
-                    log.info("%s is cleared: it belongs to %s", self.state, "an earlier run" if fresh else OTHER_RUN)
-                remove(self.state)
-                write_json(mark, fingerprint)
+            claim_state(self.state, fingerprint, fresh=fresh)
             for path in self.state.glob(".*"):
                 remove(path)  # half-written checkpoints of a killed run
             (self.state / "metrics.jsonl").touch()
@@ -198,6 +192,8 @@ class ResumableRun(ABC, Generic[Batch]):
         """Write a checkpoint. False where the disk refuses it."""
         if not self.is_writer:
             return True
+        for rows in self.state.glob("*.jsonl"):
+            sync(rows)  # a resumed run writes only those after the checkpoint
         moments, numbers = flat_state(self.optimizer)
         parts, position = self.contents()
         position |= {"step": self.step, "losses": self.losses, "optimizer": numbers}

@@ -20,7 +20,7 @@ from metricgold.model import MetricGoldPipeline
 from metricgold.params import Train
 from metricgold.shards import LatentCache, LatentFrame
 from metricgold.storage import row_line, write_aside, write_json
-from metricgold.train.checkpoints import Tensors, save_folder
+from metricgold.train.checkpoints import BROKEN, Tensors, read_position, save_folder
 from metricgold.train.mixture import Draw, Mixture
 from metricgold.train.objective import Objective, training_scheduler
 from metricgold.train.optimizer import SpikeGuard, exponential_rate, new_optimizer
@@ -198,6 +198,47 @@ class TrainingRun(ResumableRun[Samples]):
         self.best = BestValidation(**position["best"])
         self.guard.resume(position["guard"])
 
+    def start(self, fingerprint: str, *, fresh: bool = False) -> None:
+        super().start(fingerprint, fresh=fresh)
+        if self.is_writer:
+            self.check_best()
+        (self.best,) = broadcast_object_list([self.best])
+
+    def check_best(self) -> None:
+        """Make best/ again from the checkpoint of its step where it is broken; without one forget it, aloud."""
+        folder, step = self.state / "best", self.best.step
+        if self.best.value is None:
+            return
+        try:
+            if (present := read_position(folder)["step"]) == step:
+                return
+            fault = f"it is of step {present}"
+        except BROKEN as error:
+            fault = str(error)
+        try:
+            weights = self.weights_of(self.state / f"step-{step:06d}")
+            if save_folder(folder, {"unet": weights}, {"step": step}):
+                log.warning("%s did not hold the weights of step %d (%s); made again", folder, step, fault)
+                return
+        except BROKEN:
+            pass  # that checkpoint is gone, as most are
+        log.warning(
+            "%s does not hold the best weights, of step %d (%s): the best of the validations to come become the "
+            "result, the last weights without one",
+            folder, step, fault,
+        )  # fmt: skip
+        self.best = BestValidation(worse_since=self.best.worse_since)
+
+    def weights_of(self, checkpoint: Path) -> Tensors:
+        """The U-Net that would have been exported at a checkpoint; raises one of BROKEN where it is not complete."""
+        read_position(checkpoint)
+        weights = load_file(checkpoint / "unet.safetensors")
+        if self.average is not None:
+            average = load_file(checkpoint / "average.safetensors")
+            names = [name for name, _ in self.accelerator.unwrap_model(self.unet).named_parameters()]
+            weights |= {name: average[str(i)] for i, name in enumerate(names)}
+        return weights
+
     # --- rows and validation ---
 
     def figures(self) -> MetricRow:
@@ -271,6 +312,7 @@ class TrainingRun(ResumableRun[Samples]):
         """Write the pipeline folder, complete or not at all: the weights with the best validation, or else the last."""
         if not self.is_writer:
             return
+        self.check_best()
         with self._averaged(), self._pipeline() as pipe, write_aside(out) as aside:
             if self.best.value is not None:
                 pipe.unet.load_state_dict(load_file(self.state / "best" / "unet.safetensors"))

@@ -194,6 +194,24 @@ def test_another_run_s_checkpoint_is_never_resumed(tiny, tiny_raw, tiny_backbone
     assert digest_folder(tmp_path / "one") == digest_folder(tmp_path / "two")
 
 
+def test_another_run_s_state_is_moved_aside_and_taken_back(tiny, tiny_raw, tiny_backbone, tmp_path, caplog):
+    digest = digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae"))
+    run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae", lr=5e-3)
+    assert "a run with other params or data is moved to" in caplog.text
+    with caplog.at_level("INFO"):
+        assert digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")) == digest
+    assert "resuming at step 12 of 12" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ["decoder.safetensors", "state.json"])
+def test_a_broken_checkpoint_is_named_and_trained_again(tiny, tiny_raw, tiny_backbone, tmp_path, caplog, broken):
+    digest = digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae"))
+    (checkpoint,) = (tmp_path / "depth-vae.state").glob("step-*")
+    (checkpoint / broken).write_bytes((checkpoint / broken).read_bytes()[:-50])
+    assert digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")) == digest
+    assert "step-000012 is broken" in caplog.text
+
+
 def test_a_state_file_of_an_earlier_version_is_deleted_with_a_warning(tiny, tiny_raw, tiny_backbone, tmp_path, caplog):
     digest, state = (
         digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")),

@@ -145,11 +145,17 @@ def test_steps_are_written_to_the_progress_file(tiny, tiny_latents, tiny_backbon
     assert "resuming at step 8 of 12" in caplog.text and "train: 12 of 12 steps" in caplog.text
 
 
-def test_a_run_with_other_params_says_that_it_clears(tiny, tiny_latents, tiny_backbone, tmp_path, caplog):
-    for lr in (1e-3, 2e-3):
-        with caplog.at_level("INFO"):
-            run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes={"num_steps": 1, "lr": lr})
-    assert caplog.text.count("is cleared: it belongs to a run with other params or data") == 1
+def test_a_run_with_other_params_moves_the_old_state_aside_and_back(
+    tiny, tiny_latents, tiny_backbone, tiny_model, tmp_path, caplog
+):
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model")
+    run(tiny, tiny_latents, tiny_backbone, out, changes={"lr": 2e-3})
+    assert digest_folder(out) != digest_folder(tiny_model)
+    assert "a run with other params or data is moved to" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        run(tiny, tiny_latents, tiny_backbone, out)
+    assert "resuming at step 12 of 12" in caplog.text and digest_folder(out) == digest_folder(tiny_model)
 
 
 # -- updates left out -------------------------------------------------------------------------------------
@@ -374,6 +380,66 @@ def test_looking_changes_nothing_that_is_learnt_and_resumes(tiny, tiny_latents, 
     shutil.rmtree(state_of(out) / "step-000012")
     run(tiny, tiny_latents, tiny_backbone, out, changes=LOOK, validate=validate)
     assert digest_folder(out) == digest and (state_of(out) / "metrics.jsonl").read_bytes() == metrics
+
+
+def broken_in_each_way(best):
+    weights = best / "unet.safetensors"
+    yield lambda: weights.write_bytes(weights.read_bytes()[:-100])
+    yield lambda: (best / "state.json").write_text("")
+    yield lambda: [path.unlink() for path in best.iterdir()]
+    yield lambda: shutil.rmtree(best)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_best_weights_that_broke_are_made_again_from_their_checkpoint(
+    tiny, tiny_latents, tiny_backbone, tmp_path, caplog, ema
+):
+    options = {"changes": LOOK | {"ema_decay": ema}, "validate": scripted([0.5, 0.4, 0.4, 0.3, 0.4, 0.4])}
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", **options)
+    assert json.loads((out / "lineage.json").read_text())["step"] == 8  # of which there is a checkpoint
+    best, digest = state_of(out) / "best", digest_folder(out)
+    for break_it in broken_in_each_way(best):
+        break_it()
+        caplog.clear()
+        run(tiny, tiny_latents, tiny_backbone, out, **options)
+        assert "best did not hold the weights of step 8" in caplog.text and "made again" in caplog.text
+        assert digest_folder(out) == digest
+    caplog.clear()
+    run(tiny, tiny_latents, tiny_backbone, out, **options)
+    assert "best" not in caplog.text
+
+
+@pytest.mark.parametrize("way", range(4))
+def test_best_weights_that_cannot_be_made_again_are_named_and_end_nothing(
+    tiny, tiny_latents, tiny_backbone, tmp_path, caplog, way
+):
+    seen = {}
+    options = {"changes": LOOK, "validate": scripted([0.5, 0.4, 0.2, 0.3, 0.4, 0.25], seen)}
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", **options)
+    assert json.loads((out / "lineage.json").read_text())["step"] == 6
+    list(broken_in_each_way(state_of(out) / "best"))[way]()
+    shutil.rmtree(state_of(out) / "step-000012")
+    run(tiny, tiny_latents, tiny_backbone, out, **options)  # on resume at step 8: the best of the validations to come
+    assert "best does not hold the best weights, of step 6" in caplog.text
+    assert json.loads((out / "lineage.json").read_text())["step"] == 12
+    exported = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in seen[12].items())
+
+
+def test_best_weights_that_break_while_it_runs_cost_no_training(tiny, tiny_latents, tiny_backbone, tmp_path, caplog):
+    out, seen = tmp_path / "model", {}
+    look = scripted([0.5, 0.4, 0.2, 0.3, 0.4, 0.25], seen)
+
+    def validate(pipe, step):
+        if step == 12:
+            shutil.rmtree(state_of(out) / "best")
+        return look(pipe, step)
+
+    run(tiny, tiny_latents, tiny_backbone, out, changes=LOOK, validate=validate)
+    assert "best does not hold the best weights, of step 6" in caplog.text
+    assert json.loads((out / "lineage.json").read_text())["step"] == 12
+    exported = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in seen[12].items())
 
 
 def test_validation_measures_held_out_frames_in_metres(tiny, tiny_raw, tiny_latents, tiny_backbone, tmp_path):
