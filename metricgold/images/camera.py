@@ -65,11 +65,12 @@ def rays_from_intrinsics(intrinsics: np.ndarray, height: int, width: int) -> np.
     return rays
 
 
-def inverse_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
+def inverse_intrinsics(intrinsics: np.ndarray | None) -> np.ndarray:
     """Pixels to rays, [3, 3]. Raises ValueError where the intrinsics are not a finite, invertible [3, 3]."""
-    if np.shape(intrinsics) != (3, 3) or not np.isfinite(intrinsics).all() or np.linalg.det(intrinsics) == 0:
+    camera = np.asarray(intrinsics, np.float64)  # None becomes NaN
+    if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
         raise ValueError(f"intrinsics must be a finite, invertible [3, 3], got {intrinsics}")
-    return np.linalg.inv(intrinsics)
+    return np.linalg.inv(camera)
 
 
 def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np.ndarray:
@@ -79,7 +80,7 @@ def planar_from_ray_distance(ray_distance_m: np.ndarray, rays: np.ndarray) -> np
     return planar_depth_m
 
 
-def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray | None) -> np.ndarray:
     """Points in metres, float32 [H, W, 3], x right, y down, z forward: z K^-1 (x, y, 1) of each pixel's centre.
 
     planar_depth_m  [H, W], metres along the optical axis; where it is not finite and positive, the point is NaN
@@ -100,7 +101,7 @@ def points_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.
 _BAND_ROWS = 64  # bounds the memory of large images
 
 
-def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+def normals_from_depth(planar_depth_m: np.ndarray, intrinsics: np.ndarray | None) -> np.ndarray:
     """Unit normals of the surface seen, facing the camera, float32 [H, W, 3]; NaN where unknown.
 
     Exact on planes up to rounding. At an edge the neighbour on the same surface decides: of the steps to both

@@ -1,5 +1,6 @@
-"""EXIF of a photograph: which way is up, and the camera's focal length."""
+"""EXIF and XMP of a photograph: which way is up, the camera's focal length, and whether it is a panorama."""
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from math import atan, degrees, hypot, isfinite
@@ -43,26 +44,51 @@ def upright(rgb: Image.Image, exif: Mapping[int, Any]) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
+# The camera
+
 _FULL_FRAME_DIAGONAL_MM = hypot(36, 24)
-
-
 _RESOLUTION_UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF 2.3, FocalPlaneResolutionUnit; inch if not given
+_FOV_DEG = 10, 125  # over the long side; beyond are fisheyes, which are no pinholes (10 mm on full frame: 122)
+_LENS_FOV_DEG = 0.5, 125  # where the lens in millimetres speaks for a telephoto (3000 mm on full frame: 0.7)
+_SENSOR_MM = 1, 100  # long side: endoscopes to large format
+_AGREE = 1.5  # ratio of the two rules: far more than rounding, less than what a wrong tag makes
 
 
-def focal_px_by_exif(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
-    """Focal length in pixels, the same for both axes and whichever side is up; None where it is not known.
+def focal_px_by_exif(exif: Mapping[int, Any], size: tuple[int, int]) -> tuple[float | None, str | None]:
+    """Focal length in pixels, the same for both axes and whichever side is up; else None and the reason.
 
     From the 35 mm equivalent by the diagonal (CIPA DCG-001), else from the focal length and the pixels per
-    millimetre of the sensor, reduced as the image is. None for a field of view outside 2 to 175 degrees, for a strip
-    beyond 3:1 (a panorama keeps the EXIF of one of its shots), and for an image whose proportions differ from those in
-    EXIF: it was cropped at an unknown place.
+    millimetre of the sensor, reduced as the image is and enlarged by the digital zoom, which a 35 mm equivalent
+    includes (as ExifTool reads both). Not believed are a field of view, or a sensor, that no camera has, and two
+    rules that contradict each other. None also for a strip beyond 3:1 (a panorama keeps the EXIF of one of its
+    shots), and for an image whose proportions differ from those in EXIF: it was cropped at an unknown place.
     """
-    if max(size) > 3 * min(size) or is_cropped(exif, size):
-        return None
-    for focal_px in (focal_px_by_35mm(exif, size), focal_px_by_sensor(exif, size)):
-        if focal_px and 2 <= degrees(2 * atan(max(size) / 2 / focal_px)) <= 175:
-            return focal_px
-    return None
+    if max(size) > 3 * min(size):
+        return None, "a strip beyond 3:1 may be a panorama"
+    if is_cropped(exif, size):
+        return None, "it was cropped: its proportions are not those that EXIF names"
+    zoom = max(1.0, _positive(exif, ExifTags.Base.DigitalZoomRatio) or 1.0)
+    by_sensor = focal_px_by_sensor(exif, size)
+    rules = {"35 mm equivalent": focal_px_by_35mm(exif, size), "focal plane": by_sensor and by_sensor * zoom}
+    lens_mm = (_positive(exif, ExifTags.Base.FocalLength) or 0) * zoom
+    doubts = {name: _doubt(focal_px, max(size), lens_mm) for name, focal_px in rules.items() if focal_px}
+    believed = [focal_px for name, focal_px in rules.items() if focal_px and doubts[name] is None]
+    if not believed:
+        said = "; ".join(f"{name}: {doubt}" for name, doubt in doubts.items())
+        return None, f"EXIF is not plausible: {said}" if said else "EXIF has no focal length"
+    if max(believed) > _AGREE * min(believed):
+        by_35mm, by_plane = believed
+        return None, f"EXIF contradicts itself: {by_35mm:.0f} px by 35 mm equivalent, {by_plane:.0f} px by focal plane"
+    return believed[0], None
+
+
+def _doubt(focal_px: float, long_px: int, lens_mm: float) -> str | None:
+    """What speaks against this focal length in pixels; lens_mm is 0 where the lens is not known."""
+    sensor_mm, fov_deg = lens_mm * long_px / focal_px, degrees(2 * atan(long_px / 2 / focal_px))
+    if lens_mm and not _SENSOR_MM[0] <= sensor_mm <= _SENSOR_MM[1]:
+        return f"a sensor of {sensor_mm:.3g} mm"
+    least, most = _LENS_FOV_DEG if lens_mm else _FOV_DEG
+    return None if least <= fov_deg <= most else f"a field of view of {fov_deg:.3g} degrees"
 
 
 def is_cropped(exif: Mapping[int, Any], size: tuple[int, int]) -> bool:
@@ -105,3 +131,23 @@ def _positive(exif: Mapping[int, Any], tag: int) -> float | None:
     except (TypeError, ValueError, ArithmeticError):
         return None
     return value if isfinite(value) and value > 0 else None
+
+
+# Panoramas
+
+_CUSTOM_RENDERED, _PANORAMA = 0xA401, 6  # telephones mark what they stitch; EXIF itself knows 0 and 1
+_XMP_TAG = 700  # of TIFF
+_PROJECTION = re.compile(rb"""\bProjectionType\s*(?:=\s*["']|>)\s*(\w+)""")
+
+
+def panorama_by_metadata(image: Image.Image, exif: Mapping[int, Any]) -> str | None:
+    """How a panorama was projected, such as equirectangular; stitched where only EXIF names it; None for a photograph.
+
+    By XMP's GPano (Google's Photo Sphere metadata), else by EXIF's CustomRendered.
+    """
+    xmp = image.info.get("xmp") or getattr(image, "tag_v2", {}).get(_XMP_TAG) or b""
+    xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else bytes(xmp)
+    found = _PROJECTION.search(xmp) if b"//ns.google.com/photos/1.0/panorama/" in xmp else None
+    if found:
+        return found[1].decode().lower()
+    return "stitched" if exif.get(_CUSTOM_RENDERED) == _PANORAMA else None

@@ -10,7 +10,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from metricgold.images.exif import focal_px_by_exif, is_preview, read_exif, upright
+from metricgold.images.exif import focal_px_by_exif, is_preview, panorama_by_metadata, read_exif, upright
 from metricgold.images.jpeg import decode_jpeg
 from metricgold.images.pillow_settings import register_heif, settings_for_reading
 
@@ -51,6 +51,8 @@ class Photo:
 
     rgb: np.ndarray
     focal_px: float | None = None  # focal length in pixels of rgb; None where EXIF has none, or an implausible one
+    focal_reason: str | None = None  # why it is None
+    panorama: str | None = None  # its projection, such as equirectangular; None for a picture through a pinhole
     truncated: bool = False  # the file ends early or is damaged, and the rest of rgb is blank
 
 
@@ -146,7 +148,9 @@ def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
         )
     if image.mode == "La":
         image = image.convert("LA")  # the only conversion that Pillow has for premultiplied grey
-    return Photo(np.array(upright(_as_rgb(image), exif)), focal_px_by_exif(exif, image.size), truncated)
+    panorama = panorama_by_metadata(image, exif)
+    focal_px, reason = (None, f"{panorama} panorama") if panorama else focal_px_by_exif(exif, image.size)
+    return Photo(np.array(upright(_as_rgb(image), exif)), focal_px, reason, panorama, truncated)
 
 
 def claims_image(name: str, head: bytes) -> bool:

@@ -19,9 +19,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from metricgold.images import NotAnImage, Photo, claims_image, pinhole_or_assumed, pixels_by_head, read_photo
+from metricgold.params import Output
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
-from metricgold.predict.outputs import SUFFIXES, ImageResult, depth_figures, files_of, labels
+from metricgold.predict.outputs import NEED_PINHOLE, SUFFIXES, ImageResult, depth_figures, files_of, labels
 from metricgold.predict.receipt import SUMMARY, OutputFiles, ReceiptRow
 from metricgold.storage import Folder, S3Prefix, StoredObject, StoreLost
 
@@ -157,6 +158,7 @@ def decode_image(job: BatchJob, fetched: FetchedImage | ReceiptRow) -> ReadImage
 
     def decode() -> ReadImage:
         photo = read_job_photo(job, fetched.data, entry.key)
+        check_kinds_of_panorama(entry.key, photo, job.kinds)
         return ReadImage(entry, photo, {"read": seconds_since(started)})
 
     return or_its_row(job, entry, started, decode)
@@ -183,6 +185,14 @@ def read_job_photo(job: BatchJob, data: bytes, key: str) -> Photo:
         max_aspect=job.params.max_aspect,
         allow_truncated=job.params.allow_truncated,
     )
+
+
+def check_kinds_of_panorama(key: str, photo: Photo, kinds: Iterable[Output]) -> None:
+    """Raise ValueError for kinds of output that need a pinhole camera where the photograph is a panorama."""
+    impossible = sorted(NEED_PINHOLE.intersection(kinds))
+    if photo.panorama and impossible:
+        without = ", ".join(impossible)
+        raise ValueError(f"{key}: a panorama ({photo.panorama}) has no pinhole camera, which {without} need")
 
 
 def batches_of_one_size(
@@ -225,7 +235,10 @@ def predict_batch(
             continue
         image.seconds["model"] = round(share, 4)
         height, width = photo.rgb.shape[:2]
-        intrinsics, focal_from = pinhole_or_assumed(photo.focal_px, job.params.fov_deg, height, width)
+        intrinsics: np.ndarray | None = None
+        focal_from = "none"
+        if not photo.panorama:
+            intrinsics, focal_from = pinhole_or_assumed(photo.focal_px, job.params.fov_deg, height, width)
         yield (
             image,
             ImageResult(
@@ -242,8 +255,10 @@ def predict_batch(
                     "width": width,
                     "height": height,
                     "truncated": photo.truncated,
-                    "focal_px": float(intrinsics[0, 0]),
+                    "focal_px": None if intrinsics is None else float(intrinsics[0, 0]),
                     "focal_from": focal_from,
+                    "focal_reason": photo.focal_reason,
+                    "panorama": photo.panorama,
                     "num_members": prediction.num_members,
                     "params": job.inference,
                     "model": job.model_name,

@@ -15,7 +15,7 @@ from metricgold.storage import Folder, S3Prefix, digest_json, open_bucket
 if TYPE_CHECKING:
     from metricgold.model import Prediction
 
-FILES_VERSION = 2  # of the output files; a person raises it when their meaning changes
+FILES_VERSION = 3  # of the output files; a person raises it when their meaning changes
 
 
 class DepthModel(Protocol):

@@ -45,6 +45,7 @@ SUFFIXES: dict[Output, str] = {
 }
 DEFAULT: tuple[Output, ...] = ("log-png", "uncertainty", "preview", "json")
 DEPTH: tuple[Output, ...] = ("log-png", "mm-png", "npz", "tiff", "exr")  # the first of them in a job is its depth file
+NEED_PINHOLE: frozenset[Output] = frozenset({"normals", "ply", "glb"})
 
 _CONTENT_TYPES = {
     ".png": "image/png",
@@ -80,8 +81,10 @@ class ImageFacts(DepthFigures, total=False):
     width: int
     height: int
     truncated: bool  # the input ends early, and the rest of it is blank
-    focal_px: float
-    focal_from: str  # exif or fov_deg
+    focal_px: float | None  # None for a panorama
+    focal_from: str  # exif or fov_deg; none for a panorama
+    focal_reason: str | None  # why it is not the one of EXIF
+    panorama: str | None  # how it was projected; its depth is not planar
     num_members: int  # runs that were merged
     params: dict[str, Any]  # those that decide the numbers
     model: str
@@ -96,7 +99,7 @@ class ImageResult:
     planar_depth_m  float32 [H, W]
     uncertainty     float32 [H, W], relative, NaN where it is not known
     valid_mask      bool [H, W]; points and normals are made from these pixels only
-    intrinsics      float64 [3, 3]
+    intrinsics      float64 [3, 3]; None for a panorama, of which none of NEED_PINHOLE can be made
     log_depth       the model's range
     facts           about input, model, camera and figures, for the side-car
     """
@@ -105,7 +108,7 @@ class ImageResult:
     planar_depth_m: np.ndarray
     uncertainty: np.ndarray
     valid_mask: np.ndarray
-    intrinsics: np.ndarray
+    intrinsics: np.ndarray | None
     log_depth: LogDepth
     facts: ImageFacts
 
@@ -114,6 +117,8 @@ class ImageResult:
         """What every file says about itself, in ASCII: see to_ascii."""
         texts = {name: to_ascii(text) for name, text in labels(self.facts).items()}
         texts["model_sha256"] = to_ascii(self.facts["model_sha256"])
+        if panorama := self.facts.get("panorama"):
+            texts["panorama"] = f"{panorama}: the values are not planar depth, and pixels no rays of a pinhole"
         return texts | {"params": json.dumps(self.facts["params"], sort_keys=True)}
 
     @property
@@ -188,10 +193,10 @@ def side_car(result: ImageResult, sha256: str | None) -> bytes:
     values = {
         **result.facts,
         "unit": "metres",
-        "kind": "planar depth",
+        "kind": "depth of a panorama, not planar" if result.facts.get("panorama") else "planar depth",
         "near_m": result.log_depth.near_m,
         "far_m": result.log_depth.far_m,
-        "intrinsics": result.intrinsics.tolist(),
+        "intrinsics": None if result.intrinsics is None else result.intrinsics.tolist(),
         "first_pixel": 0.5,  # coordinate of its centre under these intrinsics
         "sha256": sha256,
     }

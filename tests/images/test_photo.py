@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 from PIL import Image, ImageCms, ImageFile, TiffImagePlugin
+from PIL.PngImagePlugin import PngInfo
 from pillow_heif import register_heif_opener
 
 from metricgold.images.photo import NotAnImage, Photo, as_photo, read_photo, read_rgb
@@ -348,13 +349,79 @@ NOTHING = TiffImagePlugin.IFDRational(0, 0)
         {MM: TiffImagePlugin.IFDRational(-42, 10), DENSITY_X: 4000.0, STORED_X: 400},
         {MM: "wide", DENSITY_X: "4000", STORED_X: "x"},
         {FILM_MM: 0},
-        {MM: 1.0, DENSITY_X: 8 * 25.4, STORED_X: 400},  # 175.4 degrees along the long side
+        {MM: 4.0, DENSITY_X: 20 * 25.4, STORED_X: 400},  # 136 degrees along the long side
         {FILM_MM: 3000},
         {FILM_MM: "normal"},
     ],
 )
 def test_a_camera_that_is_not_known_or_not_to_be_believed_is_none(values):
     assert photo_of(with_camera(values)).focal_px is None
+
+
+PLAUSIBLE = {MM: 5.8, DENSITY_X: 1805.3, STORED_X: 400}  # a sensor of 5.6 mm: 52 degrees
+ZOOM = 0xA404
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({FILM_MM: 1}, "35 mm equivalent: a field of view of 173 degrees"),
+        ({FILM_MM: 300}, "a field of view of 6.6 degrees"),  # no lens speaks for it
+        ({FILM_MM: 177, MM: 3.99}, "35 mm equivalent: a sensor of 0.78"),
+        ({FILM_MM: 26, MM: 99}, "35 mm equivalent: a sensor of 1.. mm"),
+        ({MM: 3.82, DENSITY_X: 640.0, STORED_X: 400}, "focal plane: a field of view of 12. degrees"),
+        ({FILM_MM: 1, **PLAUSIBLE, MM: 0.01}, "35 mm equivalent: a sensor of 0.346 mm; focal plane: .* of 180 degrees"),
+        ({FILM_MM: 80, **PLAUSIBLE}, "contradicts itself: 925 px by 35 mm equivalent, 412 px by focal plane"),
+        ({MM: 4.2}, "EXIF has no focal length"),
+    ],
+)
+def test_a_camera_that_cannot_be_is_not_known_and_the_reason_is_told(values, reason):
+    photo = photo_of(with_camera(values))
+    assert photo.focal_px is None
+    assert re.search(reason, photo.focal_reason)
+
+
+def test_plausible_cameras_from_fisheye_to_telephoto_are_known():
+    cameras = [(3.0, 15), (4.25, 26), (10.0, 10), (400.0, 400), (800.0, 800), (357.0, 2000)]
+    for mm, film_mm in cameras:
+        photo = photo_of(with_camera({MM: mm, FILM_MM: film_mm}))
+        assert photo.focal_px == pytest.approx(film_mm / 43.2666 * 500)
+        assert photo.focal_reason is None
+
+
+def test_digital_zoom_enlarges_what_the_sensor_says_and_is_in_the_35_mm_equivalent():
+    assert photo_of(with_camera({**PLAUSIBLE, ZOOM: 2.0})).focal_px == pytest.approx(2 * 5.8 * 1805.3 / 25.4)
+    assert photo_of(with_camera({**PLAUSIBLE, ZOOM: 0.0})).focal_px == pytest.approx(5.8 * 1805.3 / 25.4)  # not used
+    assert photo_of(with_camera({FILM_MM: 71, **PLAUSIBLE, ZOOM: 2.0})).focal_px == pytest.approx(71 / 43.2666 * 500)
+    assert photo_of(with_camera({FILM_MM: 208, MM: 4.2, ZOOM: 8.0})).focal_px == pytest.approx(208 / 43.2666 * 500)
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" {}'
+SPHERE = XMP.format('GPano:ProjectionType="equirectangular"/></x:xmpmeta>').encode()
+CYLINDER = XMP.format("><GPano:ProjectionType>Cylindrical</GPano:ProjectionType></x:xmpmeta>").encode()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF"])
+@pytest.mark.parametrize(("xmp", "projection"), [(SPHERE, "equirectangular"), (CYLINDER, "cylindrical")])
+def test_a_panorama_by_xmp_has_no_camera(kind, xmp, projection):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[FILM_MM] = 26
+    said = {"pnginfo": PngInfo()} if kind == "PNG" else {"tiffinfo": {700: xmp}} if kind == "TIFF" else {"xmp": xmp}
+    if kind == "PNG":
+        said["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    elif kind != "TIFF":
+        said["exif"] = exif.tobytes()
+    photo = photo_of(saved(Image.new("RGB", (80, 40)), kind, **said))
+    assert (photo.panorama, photo.focal_px, photo.focal_reason) == (projection, None, f"{projection} panorama")
+
+
+def test_a_panorama_by_exif_has_no_camera_and_other_renderings_have_one():
+    photo = photo_of(with_camera({FILM_MM: 26, MM: 4.25, 0xA401: 6}, (80, 32)))
+    assert (photo.panorama, photo.focal_px) == ("stitched", None)
+    for rendered in (0, 1, 3, 8):  # as it is, custom, and a telephone's HDR and portrait
+        photo = photo_of(with_camera({FILM_MM: 26, MM: 4.25, 0xA401: rendered}, (80, 60)))
+        assert photo.panorama is None
+        assert photo.focal_px > 0
 
 
 def test_a_panorama_has_no_camera():

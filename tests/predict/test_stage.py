@@ -21,7 +21,7 @@ from PIL import Image
 import metricgold.predict.entries as entries_module
 import metricgold.predict.receipt as receipt_module
 import metricgold.predict.stage as stage_module
-from metricgold.images.depth_files import read_log_depth_png, read_uncertainty_png
+from metricgold.images.depth_files import read_depth, read_log_depth_png, read_uncertainty_png
 from metricgold.images.photo import Photo
 from metricgold.params.sections import Predict
 from metricgold.predict.entries import (
@@ -379,7 +379,7 @@ def test_rows_of_a_broken_run_with_another_model_are_not_believed(tmp_path):
 def test_every_odd_image_ends_as_output_or_reasoned_row(tmp_path):
     summary = run(ODD, tmp_path / "out", params=PARAMS.model_copy(update={"max_pixels": 7_500_000}))
     rows = receipt(Folder(tmp_path / "out"))
-    assert (summary["images_done"], summary["images_failed"], summary["images_skipped"]) == (len(rows) - 8, 8, 0)
+    assert (summary["images_done"], summary["images_failed"], summary["images_skipped"]) == (len(rows) - 9, 9, 0)
     assert len(rows) == sum(path.is_file() for path in ODD.rglob("*"))
     reasons = {row["input"]: row["reason"] for row in rows}
     assert "3264x2448 is more than 7500000 pixels" in reasons["exif/jpg/mobile/jolla.jpg"]
@@ -655,6 +655,47 @@ def test_row_and_side_car_say_the_same(tmp_path):
         assert {key: attributes[key] for key in ("input", "input_tag", "identity")} == {
             key: row[key] for key in ("input", "input_tag", "identity")
         }
+
+
+def test_a_camera_that_cannot_be_is_not_used_and_the_row_says_why(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA405] = 1  # mm on 35 mm film
+    (tmp_path / "in").mkdir()
+    Image.open(io.BytesIO(picture(1, 80, 60))).save(tmp_path / "in" / "camera.jpg", exif=exif)
+    run(tmp_path / "in", tmp_path / "out")
+    (row,) = receipt(Folder(tmp_path / "out"))
+    assert (row["focal_from"], row["panorama"]) == ("fov_deg", None)
+    assert "a field of view of 173 degrees" in row["focal_reason"]
+
+
+def panorama(path: Path) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA405: 26, 0xA401: 6})  # the camera of one of its shots; rendered: panorama
+    Image.open(io.BytesIO(picture(1, 80, 40))).save(path, exif=exif)
+
+
+def test_depth_of_a_panorama_is_not_called_planar_and_has_no_camera(tmp_path):
+    (tmp_path / "in").mkdir()
+    panorama(tmp_path / "in" / "pano.jpg")
+    run(tmp_path / "in", tmp_path / "out", params=kinds("log-png", "npz", "json"))
+    (row,) = receipt(Folder(tmp_path / "out"))
+    assert (row["status"], row["panorama"], row["focal_px"], row["focal_from"]) == ("done", "stitched", None, "none")
+    side_car = json.loads((tmp_path / "out" / "pano.jpg.json").read_text())
+    assert (side_car["kind"], side_car["intrinsics"]) == ("depth of a panorama, not planar", None)
+    for name in ("pano.jpg.depth.png", "pano.jpg.depth.npz"):
+        file = read_depth(tmp_path / "out" / name)
+        assert "not planar" in file.attributes["panorama"]
+        assert file.intrinsics is None
+
+
+@pytest.mark.parametrize("kind", ["ply", "glb", "normals"])
+def test_points_and_normals_of_a_panorama_are_refused(tmp_path, kind):
+    source = fill(tmp_path / "in", 1)
+    panorama(source / "pano.jpg")
+    assert run(source, tmp_path / "out", params=kinds("log-png", kind))["images_failed"] == 1
+    row = receipt(Folder(tmp_path / "out"))[1]
+    assert row["reason"] == f"pano.jpg: a panorama (stitched) has no pinhole camera, which {kind} need"
+    assert sorted(path.name for path in (tmp_path / "out").glob("pano*")) == []
 
 
 def test_names_beyond_ascii_come_back_from_the_files(tmp_path):
