@@ -1,7 +1,7 @@
 """Zip, tar, tar.gz and 7z as untrusted input: what is extracted stays in its folder, complete, and is not a bomb."""
 
 import zipfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def extract(
         else:
             found = extract_tar(archive, into, gate, is_gzip=kind == "gzip")
     return dict(sorted(found.items()))
+
+
+def require_unpackers(paths: Iterable[str]) -> None:
+    """ModuleNotFoundError, before anything is fetched, where one of the archives needs a package that is missing."""
+    if any(path.endswith(".7z") for path in paths):
+        import py7zr  # noqa: F401
 
 
 def _kind_of(archive: Path) -> str:

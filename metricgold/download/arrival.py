@@ -41,15 +41,18 @@ class Cost(NamedTuple):
 
 
 class Arrival:
-    """An archive or plain file on its way into the raw folder `into`. Several may be at once, each in a thread."""
+    """An archive or plain file on its way, in the folder `parts`. Several may be at once, each in a thread."""
 
-    def __init__(self, source: WantedSource, into: Path, fetcher: Fetcher, advance: Advance = no_progress) -> None:
+    def __init__(self, source: WantedSource, parts: Path, fetcher: Fetcher, advance: Advance = no_progress) -> None:
         self.source, self._fetcher, self._advance = source, fetcher, advance
-        self._path = into / ".part" / part_name(source.path)
+        self._path = parts / part_name(source.path)
         self.staged = self._path.with_name(f"{self._path.name}.members")
 
     def cost(self) -> Cost:
         """What fetching it will cost; of a zip its directory is fetched for that. Raises as `fetch`."""
+        num_bytes = self.source.num_bytes
+        if num_bytes is not None and not self.source.path.endswith(".zip"):
+            return Cost(num_bytes, num_bytes)  # as published; fetching will show whether that is true
         with closing(self._open(self.source.urls)) as remote:
             if not self.source.path.endswith(".zip"):
                 return Cost(remote.total_bytes, remote.total_bytes)
@@ -84,7 +87,7 @@ class Arrival:
 
     def remove(self) -> None:
         """Delete what has arrived and what was extracted."""
-        remove_parts(self._path.parent.parent, self.source.path)
+        remove_parts(self._path.parent, self.source.path)
 
     def _open(self, urls: Collection[str]) -> RemoteFile:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,9 +151,9 @@ def part_name(path: str) -> str:
     return f"{quote(path, safe='')}@"
 
 
-def remove_parts(into: Path, path: str) -> None:
-    """Delete from .part what belongs to one archive."""
-    for left in (into / ".part").glob(f"{part_name(path)}*"):
+def remove_parts(parts: Path, path: str) -> None:
+    """Delete what belongs to one archive on its way."""
+    for left in parts.glob(f"{part_name(path)}*"):
         remove(left)
 
 

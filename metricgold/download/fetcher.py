@@ -28,6 +28,7 @@ class Fetcher:
     part_bytes            of a file that comes over several connections
     advance               called with the number of bytes whenever some have arrived and are kept; with all bytes of
                           a local file at once
+    only_parts            never to fetch a full file where its mirrors do not serve ranges
     """
 
     first_wait_s = 1.0  # the longest first wait between two rounds over all mirrors; doubled each time
@@ -41,9 +42,10 @@ class Fetcher:
         stall_s: float = 30.0,
         part_bytes: int = 64 << 20,
         advance: Advance = no_progress,
+        only_parts: bool = False,
     ) -> None:
         self.connections_per_host, self.part_bytes = connections_per_host, part_bytes
-        self.patience_s, self.stall_s = patience_s, stall_s
+        self.patience_s, self.stall_s, self.only_parts = patience_s, stall_s, only_parts
         self.rangeless: set[str] = set()  # hosts that answer ranges with the full file
         self._advance = advance
         self._lock = threading.Lock()

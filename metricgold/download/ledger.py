@@ -4,10 +4,11 @@ SQLite and not JSON lines: an archive and its thousands of members change state 
 cannot tear, and "who owns this file" is a look-up, not a scan of a million rows.
 """
 
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,7 +79,25 @@ class Ledger:
             self._connection.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
             self._connection.close()
-            raise ValueError(f"{self.path} is not a ledger: {error}; move it away to start over") from error
+            raise not_a_ledger(self.path, error) from error
+
+    @classmethod
+    def copy(cls, path: Path, to: Path) -> "Ledger":
+        """A copy of the ledger at `path`, empty if there is none: whatever is done to it changes nothing there."""
+        if path.is_file():
+            try:
+                with (
+                    closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as source,
+                    closing(sqlite3.connect(to)) as target,
+                ):
+                    source.backup(target)
+            except sqlite3.OperationalError:  # a killed run's journal is to be rolled back first: in the copy
+                for suffix in ("", "-journal"):
+                    if (part := path.with_name(path.name + suffix)).is_file():
+                        shutil.copyfile(part, to.with_name(to.name + suffix))
+            except sqlite3.DatabaseError as error:
+                raise not_a_ledger(path, error) from error
+        return cls(to)
 
     def close(self) -> None:
         self._connection.close()
@@ -179,6 +198,11 @@ class Ledger:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+
+
+def not_a_ledger(path: Path, why: Exception) -> ValueError:
+    """The error of a file that no download can have written."""
+    return ValueError(f"{path} is not a ledger: {why}; move it away to start over")
 
 
 def _now() -> str:

@@ -12,27 +12,34 @@ log = logging.getLogger(__name__)
 
 
 def check_licence(manifest: Manifest, into: Path, *, accept: bool = False) -> None:
-    """ValueError unless the data set's licence was accepted for this folder, now or earlier."""
+    """ValueError unless the data set's licence was accepted for this folder, now or earlier.
+
+    With `accept` it is accepted now, and that is recorded.
+    """
     licence = manifest.licence
-    if not is_accepted(manifest, into, accept=accept):
+    if is_accepted(manifest, into):
+        return
+    if not accept:
         raise ValueError(
             f"{manifest.name} is under {licence.name} ({licence.url}): {licence.terms} "
             f"Accept it once: metricgold download {manifest.name} --accept-licence"
         )
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = "unknown"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(_record(into), {"name": licence.name, "url": licence.url, "accepted": now, "by": user})
+    log.info("%s: licence %s accepted", manifest.name, licence.name)
 
 
-def is_accepted(manifest: Manifest, into: Path, *, accept: bool = False) -> bool:
-    """Whether a user has accepted the licence for this folder; with `accept` that is recorded now."""
-    record, licence = Path(into) / ".ledger" / "licence.json", manifest.licence
-    known = read_json(record) if record.exists() else {}
-    if not licence.needs_acceptance or (known.get("name"), known.get("url")) == (licence.name, licence.url):
-        return True
-    if accept:
-        try:
-            user = getpass.getuser()
-        except (KeyError, OSError):  # a container's user may have no name
-            user = "unknown"
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(record, {"name": licence.name, "url": licence.url, "accepted": now, "by": user})
-        log.info("%s: licence %s accepted", manifest.name, licence.name)
-    return accept
+def is_accepted(manifest: Manifest, into: Path) -> bool:
+    """Whether the licence needs no consent, or a user has given it for this folder."""
+    licence, record = manifest.licence, _record(into)
+    known = read_json(record) if licence.needs_acceptance and record.exists() else {}
+    accepted = (known.get("name"), known.get("url")) if isinstance(known, dict) else None
+    return not licence.needs_acceptance or accepted == (licence.name, licence.url)
+
+
+def _record(into: Path) -> Path:
+    return Path(into) / ".ledger" / "licence.json"

@@ -12,17 +12,17 @@ An archive's members appear in `into` only after all of them were extracted and 
 
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from metricgold.datasets import Manifest
 from metricgold.download.arrival import Arrival, Cost, remove_parts
 from metricgold.download.fetcher import Fetcher
-from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow
+from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow, not_a_ledger
 from metricgold.download.progress import Advance, ByteProgress, no_progress, show_bytes
 from metricgold.download.sources import WantedSource
-from metricgold.storage import digest_crc32, digest_json, read_json, remove, write_json
+from metricgold.storage import digest_crc32, digest_json, paths_below, read_json, remove, write_json
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,11 @@ WORTH_A_LINE_BYTES = 10_000_000  # hundreds of small archives would drown a log;
 
 
 class RawFolder:
-    """The folder `into` with archives and files of one manifest. Threads may share it; see stage.open_raw_folder."""
+    """The folder `into` with archives and files of one manifest. Threads may share it; see stage.open_raw_folder.
+
+    parts        where archives are on their way, .part if no other place is given
+    num_fetched  archives and files that this run has fetched
+    """
 
     def __init__(
         self,
@@ -42,9 +46,13 @@ class RawFolder:
         ledger: Ledger,
         fetcher: Fetcher,
         progress: ByteProgress,
+        *,
+        parts: Path | None = None,
     ) -> None:
         self.manifest, self.into, self.sources = manifest, Path(into), list(sources)
         self.ledger, self.fetcher, self.progress = ledger, fetcher, progress
+        self.parts = parts or self.into / ".part"
+        self.num_fetched = 0
         self._placing = threading.Lock()
 
     # What is here
@@ -61,24 +69,48 @@ class RawFolder:
 
     def missing(self, source: WantedSource) -> list[str]:
         """Members in the ledger that are not here or have another size."""
-        return [row.name for row in self.ledger.members(source.path) if _size(self.into / row.name) != row.bytes]
+        return [row.name for row, path in self.members(source.path) if _size(path) != row.bytes]
 
     def broken(self, source: WantedSource) -> list[str]:
         """Members in the ledger whose bytes are not those that arrived; every byte is read."""
         return [
             row.name
-            for row in self.ledger.members(source.path)
-            if _size(self.into / row.name) != row.bytes or digest_crc32(self.into / row.name) != row.crc32
+            for row, path in self.members(source.path)
+            if _size(path) != row.bytes or digest_crc32(path) != row.crc32
         ]
+
+    def members(self, archive: str) -> list[tuple[MemberRow, Path]]:
+        """An archive's members in the ledger and their paths. ValueError for a name that no download has given."""
+        rows = self.ledger.members(archive)
+        try:
+            return list(zip(rows, self._paths(row.name for row in rows), strict=True))
+        except ValueError as error:
+            raise not_a_ledger(self.ledger.path, error) from error
+
+    def _paths(self, names: Iterable[str]) -> list[Path]:
+        """Paths below the folder, all of them judged before one is used: a ledger may come from anywhere."""
+        names = list(names)
+        refuse_reserved(names, self.into)
+        return paths_below(self.into, names)
 
     def cost(self, source: WantedSource) -> Cost:
         """Bytes to fetch and on disk; asks upstream once and keeps the answer in the ledger."""
         row = self.row(source)
         if row is not None and row.transfer_bytes is not None and row.disk_bytes is not None:
             return Cost(row.transfer_bytes, row.disk_bytes)
-        cost = Arrival(source, self.into, self.fetcher).cost()
+        cost = Arrival(source, self.parts, self.fetcher).cost()
         self.ledger.listed(source.path, source.identity, **cost._asdict())
         return cost
+
+    def folder_of_splits(self) -> Path:
+        """Where the csv that decides splits is: here, or with what somebody who only looks has fetched."""
+        csv = self.manifest.splits and self.manifest.splits.csv
+        source = next((source for source in self.sources if source.is_file and source.path == csv), None)
+        if source is None or self.has(source):
+            return self.into
+        arrival = Arrival(source, self.parts, self.fetcher)
+        arrival.fetch()
+        return arrival.staged
 
     # In and out
 
@@ -95,7 +127,7 @@ class RawFolder:
             self.ledger.fetching(source.path, source.identity)
         try:
             with self.progress.part(source.path, row.transfer_bytes if row else source.num_bytes) as advance:
-                arrival = Arrival(source, self.into, self.fetcher, advance)
+                arrival = Arrival(source, self.parts, self.fetcher, advance)
                 if row is not None and row.state == DONE:
                     self.repair(source, self.missing(source), advance)
                 elif row is not None and row.state == PLACING and self.is_all_staged(arrival):
@@ -109,9 +141,10 @@ class RawFolder:
 
     def repair(self, source: WantedSource, names: Collection[str], advance: Advance = no_progress) -> None:
         """Fetch single members again: of a zip without a published checksum only those, else the archive."""
-        known = {row.name: row for row in self.ledger.members(source.path)}
-        self._delete(names)
-        arrival = Arrival(source, self.into, self.fetcher, advance)
+        members = self.members(source.path)
+        known = {row.name: row for row, _ in members}
+        self._delete(path for row, path in members if row.name in names)
+        arrival = Arrival(source, self.parts, self.fetcher, advance)
         is_selective = source.path.endswith(".zip") and not source.digests
         _, rows = arrival.fetch(only=names if is_selective else None)
         for row in rows:
@@ -122,7 +155,7 @@ class RawFolder:
 
     def drop(self, source: WantedSource) -> None:
         """Delete an archive's members on purpose; the ledger remembers what they were."""
-        self._delete([member.name for member in self.ledger.members(source.path)])
+        self._delete(path for _, path in self.members(source.path))
         self.ledger.dropped(source.path)
 
     def forget_stale(self) -> None:
@@ -130,31 +163,35 @@ class RawFolder:
 
         And what killed runs left: files written aside, parts of archives that are here.
         """
-        for left in (*self.into.glob(".*.part"), *(self.into / ".part").glob(".*")):
+        for left in (*self.into.glob(".*.part"), *self.parts.glob(".*")):
             if left.name != ".part":
                 remove(left)
-        wanted = {source.path: source.identity for source in self.sources}
+        stale = self.stale()
+        if stale:
+            remove(self.into / "ledger.json")  # first: it must not name what goes now
         for path, row in self.ledger.archives().items():
-            is_stale = wanted.get(path) != row.identity
-            if is_stale or row.state in (DONE, DROPPED):
-                remove_parts(self.into, path)
-            if is_stale:
+            if path in stale or row.state in (DONE, DROPPED):
+                remove_parts(self.parts, path)
+            if path in stale:
                 if row.state == DONE:
                     log.info("%s: removing what came from %s, replaced or no longer wanted", self.into, path)
-                self._delete([member.name for member in self.ledger.members(path)])
+                self._delete(member for _, member in self.members(path))
                 self.ledger.forget(path)
+
+    def stale(self) -> set[str]:
+        """Archives in the ledger that the manifest no longer names or wants in another way."""
+        wanted = {source.path: source.identity for source in self.sources}
+        return {path for path, row in self.ledger.archives().items() if wanted.get(path) != row.identity}
 
     def is_all_staged(self, arrival: Arrival) -> bool:
         """Whether a killed run had extracted every member: each is staged or moved into place."""
-        rows = self.ledger.members(arrival.source.path)
-        return all(row.bytes in (_size(self.into / row.name), _size(arrival.staged / row.name)) for row in rows)
+        rows = self.members(arrival.source.path)
+        return all(row.bytes in (_size(path), _size(arrival.staged / row.name)) for row, path in rows)
 
     def _place(self, arrival: Arrival, origin: str, rows: Sequence[MemberRow]) -> None:
         """Move staged members into the raw folder and account for them; a kill in between loses nothing."""
         path, identity = arrival.source.path, arrival.source.identity
-        for row in rows:
-            if row.name.split("/")[0] in RESERVED:
-                raise ValueError(f"{path}: member {row.name} has a name that is kept for the ledger, refused")
+        refuse_reserved((row.name for row in rows), path)
         with self._placing:
             if taken := self.ledger.owner((row.name for row in rows), path):
                 one, other = sorted((taken[1], path))
@@ -169,23 +206,23 @@ class RawFolder:
 
     def move_in(self, arrival: Arrival, rows: Sequence[MemberRow]) -> None:
         """Rename staged members into the folder; those that a killed run has moved are left alone."""
-        for row in rows:
-            staged, target = arrival.staged / row.name, self.into / row.name
+        for row, target in zip(rows, self._paths(row.name for row in rows), strict=True):
+            staged = arrival.staged / row.name
             with self._placing:  # no other thread takes the folder away in between
                 if staged.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     staged.replace(target)
 
-    def _delete(self, names: Collection[str]) -> None:
+    def _delete(self, members: Iterable[Path]) -> None:
         """Delete members and the folders that are empty then."""
-        folders: set[Path] = set()
-        for name in names:
-            (self.into / name).unlink(missing_ok=True)
-            folders.update(parent for parent in Path(name).parents if parent != Path())
+        paths = list(members)
+        for path in paths:
+            path.unlink(missing_ok=True)
+        folders = {parent for path in paths for parent in path.parents if parent.is_relative_to(self.into)}
         with self._placing:
-            for folder in sorted(folders, reverse=True):
-                if (self.into / folder).is_dir() and not any((self.into / folder).iterdir()):
-                    (self.into / folder).rmdir()
+            for folder in sorted(folders - {self.into}, reverse=True):
+                if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                    folder.rmdir()
 
     # What it says of itself
 
@@ -206,7 +243,8 @@ class RawFolder:
     def passing(self) -> set[str]:
         """Archives that `encode --from-remote` fetches in order to delete them again, also those a killed run left."""
         note = self.into / PASSING
-        return set(read_json(note)) if note.is_file() else set()
+        paths = read_json(note) if note.is_file() else []
+        return {path for path in paths if isinstance(path, str)} if isinstance(paths, list) else set()
 
     def note_passing(self, paths: Collection[str]) -> None:
         """Replace that note; no paths, no note."""
@@ -224,6 +262,13 @@ def ledger_entry(row: ArchiveRow, scenes: Collection[str]) -> dict[str, Any]:
         "bytes": row.disk_bytes,
         "members_sha256": row.members_sha256,
     }
+
+
+def refuse_reserved(names: Iterable[str], label: Path | str) -> None:
+    """ValueError for a member that would take the place of the ledger, or of another file of this folder's own."""
+    for name in names:
+        if str(name).split("/")[0] in RESERVED:
+            raise ValueError(f"{label}: member {name} has a name that is kept for the ledger, refused")
 
 
 def _size(path: Path) -> int | None:

@@ -171,6 +171,8 @@ class RemoteFile:
                 return
             except NoRanges:
                 self._stop = self._fetcher.new_stop()
+                if self._fetcher.only_parts:
+                    raise NoRanges(f"{self._mirrors.name}: no mirror serves ranges") from None
                 log.warning("%s: no mirror serves ranges, fetching the full file", self._mirrors.name)
         self._retry(self._fetch_whole)
 

@@ -29,7 +29,7 @@ def wanted_groups(folder: RawFolder, params: Download, *, skip_training: bool = 
     if globs := (params.scenes or {}).get(name):
         groups = match_scenes(name, groups, globs)
     if skip_training:
-        splits_of = scene_splits(folder.manifest, folder.into)
+        splits_of = scene_splits(folder.manifest, folder.folder_of_splits())
         groups = [group for group in groups if not group.scenes or any(splits_of(s) - {"train"} for s in group.scenes)]
     if limit_gb := (params.limit_gb or {}).get(name):
         groups = within_limit(folder, groups, limit_gb)

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from metricgold.datasets import Manifest
+from metricgold.download.archives import require_unpackers
 from metricgold.download.arrival import Cost
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import DONE, Ledger
@@ -21,11 +23,13 @@ from metricgold.download.progress import Advance, ByteProgress, show_bytes
 from metricgold.download.raw_folder import RawFolder
 from metricgold.download.selection import wanted_groups
 from metricgold.download.sources import WantedSource, resolve_sources
+from metricgold.download.transport import shown
 from metricgold.params import Download
 from metricgold.storage import only_writer, remove, write_yaml
 
 log = logging.getLogger(__name__)
 
+LEDGER = ".ledger/ledger.sqlite"
 MANY_ARCHIVES = 20  # asking so many for their sizes deserves a line
 
 
@@ -50,8 +54,9 @@ def download(
         sources = [source for group in groups for source in group.sources]
         if not all(map(folder.has, sources)):
             remove(folder.into / "ledger.json")
-        num_fetched = fetch(folder, sources, params.num_workers)
-        log.info("%s: %d of %d archives and files were fetched", manifest.name, num_fetched, len(sources))
+        fetch(folder, sources, params.num_workers)
+        num_wanted = len(sources) + sum(source.is_file for source in folder.sources)
+        log.info("%s: %d of %d archives and files were fetched", manifest.name, folder.num_fetched, num_wanted)
         folder.note_passing(folder.passing() - {source.path for source in sources})
         return folder.write_ledger()
 
@@ -63,30 +68,21 @@ def open_raw_folder(
     params: Download,
     *,
     accept_licence: bool = False,
-    is_looking: bool = False,
     is_whole_stage: bool = True,
     progress: Advance | None = None,
 ) -> Iterator[RawFolder]:
     """The raw folder, locked for this process, with manifest and the manifest's plain files in it.
 
-    is_looking      only listings are wanted: that needs no accepted licence
     is_whole_stage  the bytes to fetch are the stage's progress
     """
     into = Path(into)
     bar = ByteProgress(manifest.name, listener=progress, is_whole_stage=is_whole_stage)
-    with only_writer(into), closing(Ledger(into / ".ledger" / "ledger.sqlite")) as ledger, closing(bar):
-        if not is_looking:
-            check_licence(manifest, into, accept=accept_licence)
-        with Fetcher(
-            connections_per_host=params.connections_per_host,
-            patience_s=params.patience_s,
-            stall_s=params.stall_s,
-            advance=bar.advance,
-        ) as fetcher:
+    with only_writer(into), closing(Ledger(into / LEDGER)) as ledger, closing(bar):
+        check_licence(manifest, into, accept=accept_licence)
+        with open_fetcher(params, bar) as fetcher:
             folder = RawFolder(manifest, into, resolve_sources(manifest, fetcher), ledger, fetcher, bar)
             folder.forget_stale()
-            values = manifest.model_dump(mode="json", exclude_unset=True)
-            write_yaml(into / "manifest.yaml", values)
+            write_yaml(into / "manifest.yaml", without_signatures(manifest))
             try:
                 # Plain files may decide splits; without one of them ledger.json is not true.
                 files = [source for source in folder.sources if source.is_file]
@@ -99,17 +95,53 @@ def open_raw_folder(
                     parts.rmdir()
 
 
-def fetch(folder: RawFolder, sources: Sequence[WantedSource], num_workers: int) -> int:
-    """Fetch several archives side by side, except those that are here; returns how many. Errors as in download."""
+@contextmanager
+def look_at_raw_folder(manifest: Manifest, into: Path, params: Download) -> Iterator[RawFolder]:
+    """The raw folder for those who only look: its ledger is a copy, listings arrive elsewhere, nothing changes there.
+
+    It need not exist, may be read-only, and another process may be writing it.
+    """
+    into, bar = Path(into), ByteProgress(manifest.name)
+    with TemporaryDirectory(prefix="metricgold-") as name, open_fetcher(params, bar, only_parts=True) as fetcher:
+        scratch, sources = Path(name), resolve_sources(manifest, fetcher)
+        with closing(Ledger.copy(into / LEDGER, scratch / "ledger.sqlite")) as ledger:
+            yield RawFolder(manifest, into, sources, ledger, fetcher, bar, parts=scratch / "part")
+
+
+def open_fetcher(params: Download, bar: ByteProgress, *, only_parts: bool = False) -> Fetcher:
+    """A fetcher as params want it."""
+    return Fetcher(
+        connections_per_host=params.connections_per_host,
+        patience_s=params.patience_s,
+        stall_s=params.stall_s,
+        advance=bar.advance,
+        only_parts=only_parts,
+    )
+
+
+def without_signatures(manifest: Manifest) -> dict[str, Any]:
+    """A manifest's values; of its addresses without what follows a `?`, which may be a signature."""
+    values = manifest.model_dump(mode="json", exclude_unset=True)
+    if "mirrors" in values:
+        values["mirrors"] = list(map(shown, values["mirrors"]))
+    for source in (*values.get("archives", ()), *values.get("files", ())):
+        if source.get("url"):
+            source["url"] = shown(source["url"])
+    return values
+
+
+def fetch(folder: RawFolder, sources: Sequence[WantedSource], num_workers: int) -> None:
+    """Fetch several archives side by side, except those that are here. Errors as in download."""
     todo = [source for source in sources if not folder.has(source)]
     if todo:
         with _pool(folder, num_workers) as pool:
             costs = ask_costs(folder, pool, todo)
             check_disk(folder, costs, num_workers)
             folder.progress.expect(sum(cost.transfer_bytes for cost in costs.values()), len(todo))
+            require_unpackers(source.path for source in todo)
             errors = _fetch_all(pool, folder, todo)
         raise_together(errors, len(todo))
-    return len(todo)
+    folder.num_fetched += len(todo)
 
 
 @contextmanager
@@ -199,30 +231,44 @@ def raise_together(errors: Sequence[Exception], num_archives: int) -> None:
 def plan(
     manifest: Manifest, into: Path, *, params: Download | None = None, accept_licence: bool = False
 ) -> dict[str, Any]:
-    """What download would do: archives and bytes to fetch, disk needed and free, licence. Fetches only listings.
+    """What download would do: archives, files and bytes to fetch, disk needed and free, licence.
 
-    `bytes_on_disk_at_most` counts members and the archives that are on their way. Archives whose sizes upstream does
-    not say are counted in `archives_of_unknown_size`.
+    Fetches only listings and changes nothing. `bytes_on_disk_at_most` counts members and the archives that are on
+    their way. What upstream does not say the size of is counted in `archives_of_unknown_size`, `files_of_unknown_size`.
+    `archives_to_delete` are here, but no longer named, or no longer wanted as they are.
     """
     params, into = params or Download(), Path(into)
-    accepted = is_accepted(manifest, into, accept=accept_licence)
-    with open_raw_folder(manifest, into, params, is_looking=True) as folder:
+    with look_at_raw_folder(manifest, into, params) as folder:
+        num_stale = sum(folder.ledger.archives()[path].state == DONE for path in folder.stale())
         groups = wanted_groups(folder, params, skip_training=manifest.name in (params.streamed or ()))
-        sources = [source for group in groups for source in group.sources]
-        todo = [source for source in sources if not folder.has(source)]
+        archives = [source for group in groups for source in group.sources]
+        files = [source for source in folder.sources if source.is_file]
+        todo = [source for source in (*files, *archives) if not folder.has(source)]
         with _pool(folder, params.num_workers) as pool:
             costs = ask_costs(folder, pool, todo)
     return {
         "dataset": manifest.name,
         "licence": f"{manifest.licence.name}, {manifest.licence.url}",
-        "licence_accepted": accepted,
-        "archives": len(sources),
-        "archives_here": len(sources) - len(todo),
-        "archives_of_unknown_size": len(todo) - len(costs),
+        "licence_accepted": accept_licence or is_accepted(manifest, into),
+        **_counts("archives", archives, todo, costs),
+        **_counts("files", files, todo, costs),
+        "archives_to_delete": num_stale,
         "bytes_to_fetch": sum(cost.transfer_bytes for cost in costs.values()),
         "bytes_on_disk_at_most": disk_needed(costs, params.num_workers),
         "bytes_on_disk_after": sum(cost.disk_bytes for cost in costs.values()),
-        "bytes_free": shutil.disk_usage(into).free,
+        "bytes_free": shutil.disk_usage(next(path for path in (into, *into.absolute().parents) if path.is_dir())).free,
+    }
+
+
+def _counts(
+    kind: str, sources: Sequence[WantedSource], todo: Sequence[WantedSource], costs: Mapping[str, Cost]
+) -> dict[str, int]:
+    """Of archives or files: how many are wanted, are here, and are to be fetched without a size."""
+    absent = {source.path for source in todo} & {source.path for source in sources}
+    return {
+        kind: len(sources),
+        f"{kind}_here": len(sources) - len(absent),
+        f"{kind}_of_unknown_size": len(absent - costs.keys()),
     }
 
 

@@ -9,6 +9,7 @@ from .files import (
     make_folder as make_folder,
     new_hash as new_hash,
     only_writer as only_writer,
+    paths_below as paths_below,
     read_json as read_json,
     read_rows as read_rows,
     remove as remove,

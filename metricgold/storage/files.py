@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC, ENOTSUP
 from functools import cache
@@ -151,6 +151,24 @@ def read_json(path: Path) -> Any:
         return json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def paths_below(folder: Path, names: Iterable[str]) -> list[Path]:
+    """`folder / name` for names that were read from a file, which anybody may have written.
+
+    ValueError, before the first is used, unless all are below the folder, links of the folders on the way resolved.
+    """
+    folder = Path(folder)
+    root, inside, paths = folder.resolve(), {folder}, []
+    for name in names:
+        parts = name.split("/") if isinstance(name, str) and "\0" not in name else [".."]
+        path = folder.joinpath(*parts)
+        is_plain = {"", ".", ".."}.isdisjoint(parts)
+        if not is_plain or (path.parent not in inside and not path.parent.resolve().is_relative_to(root)):
+            raise ValueError(f"{folder}: the name {name!r:.200} would leave the folder, refused")
+        inside.add(path.parent)
+        paths.append(path)
+    return paths
 
 
 def digest_file(path: Path, algorithm: str = "sha256") -> str:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
@@ -107,3 +108,41 @@ def test_killed_in_the_middle_every_archive_is_whole_or_absent(tmp_path, seconds
     ledger = Ledger(path)
     assert all(len(ledger.members(archive)) == 100 for archive in ledger.archives())
     ledger.close()
+
+
+TORN = """
+import os, signal, sqlite3, sys
+ledger = sqlite3.connect(sys.argv[1], isolation_level=None)
+ledger.execute("PRAGMA cache_size = 1")
+ledger.execute("BEGIN")
+ledger.execute("UPDATE members SET bytes = -1")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_copy_is_what_was_committed_and_its_original_stays(tmp_path):
+    path, rows = tmp_path / "raw/ledger.sqlite", [MemberRow(f"{number:06}", number, number) for number in range(9000)]
+    with closing(Ledger(path)) as ledger:
+        ledger.done("a.zip", "id", "file:///a.zip", rows)
+    for number in range(2):
+        with closing(Ledger.copy(path, tmp_path / f"{number}.sqlite")) as copy:
+            assert copy.members("a.zip") == rows
+            copy.forget("a.zip")
+        with closing(Ledger(path)) as ledger:
+            assert ledger.members("a.zip") == rows
+        # Once more with a journal that a killed run has left, and that only a writer may roll back.
+        subprocess.run([sys.executable, "-c", TORN, path])
+        assert path.with_name("ledger.sqlite-journal").exists()
+        before = [file.read_bytes() for file in sorted(path.parent.iterdir())]
+    with closing(Ledger.copy(path, tmp_path / "last.sqlite")) as copy:
+        assert copy.members("a.zip") == rows
+    assert [file.read_bytes() for file in sorted(path.parent.iterdir())] == before
+
+
+def test_a_copy_of_none_is_empty_and_of_another_file_none(tmp_path):
+    with closing(Ledger.copy(tmp_path / "none.sqlite", tmp_path / "copy.sqlite")) as copy:
+        assert copy.archives() == {}
+    (tmp_path / "other").write_bytes(b"x" * 5000)
+    with pytest.raises(ValueError, match="other is not a ledger: "):
+        Ledger.copy(tmp_path / "other", tmp_path / "copy2.sqlite")
+    assert (tmp_path / "other").read_bytes() == b"x" * 5000

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import zipfile
 from collections import namedtuple
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -555,6 +555,123 @@ def test_plan_fetches_listings_only_and_needs_no_licence(server, upstream, tmp_p
     assert server.bytes_sent < 1_600_000 * 1.02 + 70_000
 
 
+def state_of(folder):
+    """All that is in a folder, with times and bytes; times of the folders tell of what came and went again."""
+    paths = [folder, *sorted(folder.rglob("*"))]
+    return [(path, path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else None) for path in paths]
+
+
+def test_a_plan_changes_nothing(server, upstream, tmp_path):
+    """Not even after an edit of the manifest, such as the checksum that an archive has."""
+    upstream.joinpath("big.csv").write_bytes(bytes(2_000_000))
+    files = [{"path": "split.csv"}, {"path": "big.csv"}]
+    data_folder = tmp_path / "data"
+    download(manifest_of(server.url, files=files[:1]), data_folder / "tiny", params=QUICK)
+    before = state_of(data_folder)
+    archives = [{"path": "a.zip", "sha256": digest_file(upstream / "a.zip")}]
+    licence = FACTS["licence"] | {"needs_acceptance": True}
+    edited = manifest_of(server.url, archives=archives, files=files, licence=licence)
+    server.reset_counts()
+    with only_writer(data_folder / "tiny", tmp_path / "lock"):
+        said = plan(edited, data_folder / "tiny", params=QUICK, accept_licence=True)
+    assert state_of(data_folder) == before
+    assert (said["archives"], said["archives_here"], said["archives_to_delete"]) == (1, 0, 2)
+    assert (said["files"], said["files_here"], said["files_of_unknown_size"]) == (2, 1, 0)
+    assert said["bytes_to_fetch"] == 2_000_000 + (upstream / "a.zip").stat().st_size
+    assert server.bytes_sent < 100_000
+    said = plan(edited, data_folder / "none/tiny", params=QUICK)
+    assert (said["archives_here"], said["licence_accepted"]) == (0, False)
+    assert state_of(data_folder) == before
+
+
+def test_a_plan_asks_for_no_size_that_the_manifest_says(server, upstream, tmp_path):
+    files = [{"path": "nyu.mat", "bytes": 2_972_037_809, "md5": "1" * 32}]
+    said = plan(manifest_of(server.url, files=files, archives=[], role="evaluate"), tmp_path / "raw", params=QUICK)
+    assert (said["files"], said["bytes_to_fetch"], said["bytes_on_disk_after"]) == (1, 2_972_037_809, 2_972_037_809)
+    assert server.requests == []
+
+
+def test_a_plan_fetches_no_full_file_from_a_server_without_ranges(server, upstream, tmp_path):
+    upstream.joinpath("big.csv").write_bytes(bytes(60_000_000))
+    server.faults = {"no_range": 1.0}
+    said = plan(manifest_of(server.url, files=[{"path": "big.csv"}]), tmp_path / "raw", params=QUICK)
+    assert (said["files_of_unknown_size"], said["archives_of_unknown_size"]) == (1, 2)
+    assert server.bytes_sent < 40_000_000  # three answers that were not read
+
+
+def test_a_plan_knows_splits_that_a_csv_decides(server, upstream, tmp_path):
+    rows = ["included_in_public_release,scene_name,camera_name,frame_id,split_partition_name"]
+    rows += [f"True,{scene},cam_00,0,{split}" for scene, split in (("s1", "train"), ("s2", "test"))]
+    upstream.joinpath("split.csv").write_text("\n".join(rows))
+    archives = [{"path": "a.zip", "scenes": ["s1"]}, {"path": "b/b.tar", "scenes": ["s2"]}]
+    files, splits = [{"path": "split.csv"}], {"csv": "split.csv"}
+    manifest = manifest_of(server.url, files=files, splits=splits, archives=archives)
+    said = plan(manifest, tmp_path / "raw", params=QUICK.model_copy(update={"streamed": ["tiny"]}))
+    assert (said["archives"], said["bytes_to_fetch"]) == (1, 10_240 + len("\n".join(rows)))
+    assert not (tmp_path / "raw").exists()
+
+
+def test_files_are_counted_too(upstream, tmp_path, caplog):
+    caplog.set_level("INFO")
+    manifest = manifest_of(f"file://{upstream}", files=[{"path": "split.csv"}])
+    for num_fetched in (3, 0):
+        download(manifest, tmp_path / "raw")
+        assert f"tiny: {num_fetched} of 3 archives and files were fetched" in caplog.text
+
+
+def test_no_signature_of_an_address_is_kept(server, upstream, tmp_path):
+    signed = {"url": f"{server.url}/a.zip?X-Amz-Signature=SECRET"}
+    files = [{"path": "split.csv", "url": f"{server.url}/split.csv?sig=SECRET"}]
+    download(manifest_of(archives=[{"path": "a.zip", **signed}], files=files), tmp_path / "raw", params=QUICK)
+    assert read_manifest(tmp_path / "raw/manifest.yaml").archives[0].url == f"{server.url}/a.zip"
+    assert not [
+        path for path in tmp_path.joinpath("raw").rglob("*") if path.is_file() and b"SECRET" in path.read_bytes()
+    ]
+
+
+def test_a_7z_needs_its_package_before_it_is_fetched(server, upstream, tmp_path, monkeypatch):
+    upstream.joinpath("c.7z").write_bytes(bytes(2_000_000))
+    monkeypatch.setitem(sys.modules, "py7zr", None)
+    with pytest.raises(ModuleNotFoundError, match="py7zr"):
+        download(
+            manifest_of(server.url, archives=[{"path": "a.zip"}, {"path": "c.7z"}]), tmp_path / "raw", params=QUICK
+        )
+    assert server.bytes_sent < 100_000
+
+
+# A ledger from somebody else
+
+
+@pytest.mark.parametrize("name", ["../../victim/x", "/{}/victim/x", "way/x", "./x", "manifest.yaml"])
+@pytest.mark.parametrize(
+    ("state", "look"), [("done", download), ("done", verify), ("done", plan), ("placing", download)]
+)
+@pytest.mark.parametrize("is_stale", [False, True])
+def test_names_in_a_ledger_cannot_leave_the_folder(upstream, tmp_path, name, state, look, is_stale):
+    raw, victim, name = tmp_path / "raws/raw", tmp_path / "victim", name.format(tmp_path)
+    write(victim / "x", b"precious")
+    manifest = manifest_of(f"file://{upstream}", archives=[{"path": "a.zip"}])
+    download(manifest, raw)
+    (raw / "way").symlink_to(victim)
+    write(raw / f".part/a.zip@.members/{name.lstrip('/')}", b"evil" * 2)
+    with closing(sqlite3.connect(raw / ".ledger/ledger.sqlite")) as ledger:
+        ledger.execute("UPDATE archives SET state = ?", [state])
+        ledger.execute("UPDATE members SET name = ?, bytes = 8", [name])
+        ledger.commit()
+    before = [state_of(raw / "scene1"), (raw / "manifest.yaml").read_bytes(), state_of(victim)]
+    if is_stale:
+        manifest = manifest_of(f"file://{upstream}", archives=[{"path": "b/b.tar"}])
+    with (
+        nullcontext()  # it does not look at the archive
+        if is_stale and look is plan
+        else pytest.raises(
+            ValueError, match=r"sqlite is not a ledger: .*(leave the folder|for the ledger), refused; move"
+        )
+    ):
+        look(manifest, raw)
+    assert [state_of(raw / "scene1"), (raw / "manifest.yaml").read_bytes(), state_of(victim)] == before
+
+
 # Licence, choice of scenes, disk
 
 
@@ -621,11 +738,10 @@ Usage = namedtuple("Usage", "total used free")
 
 def test_a_disk_too_small_is_said_before_anything_is_fetched(server, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: Usage(10_000, 5_000, 5_000))
-    manifest = manifest_of(server.url, archives=[{"path": "b/b.tar"}])
+    manifest = manifest_of(server.url, archives=[{"path": "b/b.tar", "bytes": 10_240}])
     # The tar of 10.2 kB, and as much for its members.
     assert plan(manifest, tmp_path / "raw", params=QUICK)["bytes_on_disk_at_most"] == 2 * 10_240
     assert plan(manifest, tmp_path / "raw", params=QUICK)["bytes_on_disk_after"] == 10_240
-    shutil.rmtree(tmp_path / "raw/.part")  # what the plan has fetched of it needs no more room
     with pytest.raises(OSError, match=r"disk too small: 20\.5 kB needed, 5\.0 kB free, 15\.5 kB missing"):
         download(manifest, tmp_path / "raw", params=QUICK)
     assert contents(tmp_path / "raw") == []

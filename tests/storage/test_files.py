@@ -14,6 +14,7 @@ from metricgold.storage.files import (
     digest_folder,
     digest_json,
     only_writer,
+    paths_below,
     read_json,
     read_rows,
     remove_left_aside,
@@ -172,6 +173,17 @@ def test_a_folder_s_digest_knows_names_and_bytes(tmp_path):
         (folder / name).write_text(text)
         digests.add(digest_folder(folder))
     assert len(digests) == 4
+
+
+def test_names_from_a_file_stay_below_the_folder(tmp_path):
+    (tmp_path / "in/real").mkdir(parents=True)
+    (tmp_path / "in/way").symlink_to(tmp_path)
+    (tmp_path / "in/own").symlink_to(tmp_path / "in/real")
+    names = ["a", "real/b..c", "new/d/e", "own/f", "way"]
+    assert paths_below(tmp_path / "in", names) == [tmp_path / "in" / name for name in names]
+    for name in ("../x", "real/../../x", "/etc/passwd", "", ".", "a//b", "a/", "way/x", "own/../../x", "a\0b", None, 3):
+        with pytest.raises(ValueError, match=r"in: the name .* would leave the folder, refused"):
+            paths_below(tmp_path / "in", ["a", name])
 
 
 def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
