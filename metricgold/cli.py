@@ -1,4 +1,4 @@
-"""The command line: one word per stage or action. Exit 0 done, 1 failed, 2 wrong use, 143 stopped and saved."""
+"""The command line: one word per stage or action. Exit codes are those of docs/first-run.md."""
 
 import json
 import logging
@@ -38,7 +38,15 @@ class _Group(click.Group):
         except (ValueError, OSError) as error:
             if os.environ.get("METRICGOLD_TRACEBACK"):
                 raise
-            raise click.ClickException(str(error)) from error
+            raise _Failure(error) from error
+
+
+class _Failure(click.ClickException):
+    """An error's message, and the exit code that its kind has of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.exit_code: int = getattr(error, "exit_code", 1)  # type: ignore[misc]
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

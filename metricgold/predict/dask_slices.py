@@ -49,7 +49,7 @@ def predict_on(
     workers die again and again is a failed row. Raises what predict_entries raises, ValueError where a worker finds
     another model, and OSError where outputs are not seen here or the scheduler is gone; finished files stay.
     """
-    slices = RunningSlices(client, job.in_any_working_folder(), pipe, sample)
+    slices = RunningSlices(client, job.elsewhere(), pipe, sample)
     listing = iter(entries)
     try:
         while True:

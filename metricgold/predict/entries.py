@@ -23,8 +23,8 @@ from metricgold.params import Output
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import NEED_PINHOLE, SUFFIXES, ImageResult, depth_figures, files_of, labels
-from metricgold.predict.receipt import SUMMARY, OutputFiles, ReceiptRow
-from metricgold.storage import Folder, S3Prefix, StoredObject, StoreLost
+from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, OutputFiles, ReceiptRow
+from metricgold.storage import LEASE, LOCK, Folder, S3Prefix, StoredObject, StoreLost
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -141,9 +141,9 @@ def fetch_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -
     started = time.perf_counter()
 
     def fetch() -> FetchedImage:
-        if entry.bytes > PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16)):
+        if entry.bytes > PEEK_BYTES and not claims_image(entry.key, source.read(entry.key, 16, tag=entry.tag)):
             raise NotAnImage(f"{entry.key}: not an image of a known format")
-        data = source.read(entry.key)
+        data = source.read(entry.key, tag=entry.tag)
         num_pixels = pixels_by_head(data, max_pixels=job.params.max_pixels)
         return FetchedImage(entry, data, DECODING_BYTES * num_pixels, seconds_since(started))
 
@@ -288,8 +288,8 @@ def write_image(
         figures = depth_figures(result.planar_depth_m, result.uncertainty, result.valid_mask)
         result = replace(result, facts={**result.facts, **figures})
         stem = sink.own_key(key)
-        if stem + SUFFIXES["json"] == SUMMARY and "json" in job.kinds:
-            raise ValueError(f"its side-car would be the job's own {SUMMARY}; give it another name")
+        if own := next(filter(is_of_job, (stem + SUFFIXES[kind] for kind in job.kinds)), None):
+            raise ValueError(f"it would be written over the job's own {own}; give it another name")
         outputs: OutputFiles = {}
         depth_file = digest = None
         for file in files_of(result, job.kinds):
@@ -318,6 +318,11 @@ def write_image(
         "seconds": {**image.seconds, "write": seconds_since(started)},
         "finished": utc_now(),
     }
+
+
+def is_of_job(key: str) -> bool:
+    """Whether a key of the output is the job's own: no image may have it."""
+    return key in (RECEIPT, EARLIER, SUMMARY, GALLERY, LEASE, LOCK) or key.startswith(PARTIAL)
 
 
 def row_without_depth(

@@ -10,7 +10,7 @@ import numpy as np
 from metricgold.log_depth import LogDepth
 from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.outputs import DEFAULT
-from metricgold.storage import Folder, S3Prefix, digest_json, open_bucket
+from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_json, open_bucket
 
 if TYPE_CHECKING:
     from metricgold.model import Prediction
@@ -42,7 +42,10 @@ class DepthModel(Protocol):
 
 @dataclass(frozen=True)
 class BatchJob:
-    """What every image of a job has in common."""
+    """What every image of a job has in common.
+
+    lease  of the output, once the job holds it; without one nothing is asked before a write
+    """
 
     params: Predict
     input: str
@@ -52,12 +55,15 @@ class BatchJob:
     model_sha256: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    lease: Lease | Holder | None = None
 
     def open_source(self) -> Folder | S3Prefix:
         return open_bucket(self.input, include=self.include, exclude=self.exclude)
 
     def open_sink(self) -> Folder | S3Prefix:
-        return open_bucket(self.output, create=True)
+        """The output; a write into it raises OutputLost once another job has taken it."""
+        sink = open_bucket(self.output, create=True)
+        return self.lease.fence(sink) if self.lease else sink
 
     def load_model(self) -> DepthModel:
         """The pipeline in the folder `model`. Raises ValueError where it is not a complete checkpoint."""
@@ -76,13 +82,19 @@ class BatchJob:
                 f"(--preset one-step), got {num_steps} and {ensemble_size}"
             )
 
-    def in_any_working_folder(self) -> "BatchJob":
-        """The same job with absolute paths, which hold on a worker that was started in another folder."""
+    def elsewhere(self) -> "BatchJob":
+        """The same job for a worker: paths that hold in any working folder, and a lease that it can only look at."""
 
         def absolute(location: str) -> str:
             return location if "://" in location else str(Path.cwd() / Path(location).expanduser())
 
-        return replace(self, input=absolute(self.input), output=absolute(self.output), model=Path.cwd() / self.model)
+        return replace(
+            self,
+            input=absolute(self.input),
+            output=absolute(self.output),
+            model=Path.cwd() / self.model,
+            lease=self.lease.me if isinstance(self.lease, Lease) else self.lease,
+        )
 
     @property
     def kinds(self) -> tuple[Output, ...]:

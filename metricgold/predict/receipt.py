@@ -87,7 +87,7 @@ _SCHEMA = """
 pragma journal_mode=off;
 pragma synchronous=off;
 create table output(key blob primary key, tag text) without rowid;
--- now: whether it is a row of this run; failure: the reason without what is this image's alone
+-- now: 1 for a row of this run, 2 for one that it kept; failure: the reason without what is this image's alone
 create table row(input blob primary key, line text, status text, failure text, now integer);
 -- Never committed: the file ends with the run, and a commit for each row would take most of the time.
 begin;
@@ -153,9 +153,13 @@ class Receipt:
         if receipts:  # otherwise no row names a file
             if isinstance(self.sink, Folder):
                 remove_left_aside(self.sink.root)
-            suffixes = tuple(SUFFIXES.values())
-            outputs = ((_blob(entry.key), entry.tag) for entry in self.sink.entries() if entry.key.endswith(suffixes))
-            self.db.executemany("replace into output values (?, ?)", outputs)
+            self._list_outputs()
+
+    def _list_outputs(self) -> None:
+        self.db.execute("delete from output")
+        suffixes = tuple(SUFFIXES.values())
+        outputs = ((_blob(entry.key), entry.tag) for entry in self.sink.entries() if entry.key.endswith(suffixes))
+        self.db.executemany("replace into output values (?, ?)", outputs)
 
     def keep(self, entry: StoredObject, identity: str, kinds: Iterable[str]) -> str | None:
         """Take the row of an earlier run into this one if it still holds; returns what it counts as: kept or skipped.
@@ -170,9 +174,9 @@ class Receipt:
         if row["status"] == "done" and not present.keys() >= set(kinds):
             return None
         if present == row.get("outputs", {}):
-            self.db.execute("update row set now = 1 where input = ?", [_blob(entry.key)])
+            self.db.execute("update row set now = 2 where input = ?", [_blob(entry.key)])
         else:
-            self._put(without_lost_outputs(row, present))
+            self._put(without_lost_outputs(row, present), kept=True)
         return "kept" if row["status"] == "done" else "skipped"
 
     def _earlier(self, key: str, tag: str, identity: str) -> ReceiptRow | None:
@@ -203,12 +207,22 @@ class Receipt:
         if len(self.lines) >= FLUSH_ROWS or time.monotonic() - self.saved_at > FLUSH_SECONDS:
             self.flush()
 
-    def _put(self, row: ReceiptRow) -> str:
+    def _put(self, row: ReceiptRow, *, kept: bool = False) -> str:
         """Replace the row of an input; returns its line."""
         line = json.dumps(row, sort_keys=True, allow_nan=False)
-        values = [_blob(row["input"]), line, row["status"], failure_of(row)]
-        self.db.execute("replace into row values (?, ?, ?, ?, 1)", values)
+        values = [_blob(row["input"]), line, row["status"], failure_of(row), 1 + kept]
+        self.db.execute("replace into row values (?, ?, ?, ?, ?)", values)
         return line
+
+    def overwritten(self) -> list[tuple[ReceiptRow, Literal["done", "kept"]]]:
+        """Rows of this run whose files are not all in the output as they name them, and how each was counted."""
+        self._list_outputs()
+        rows = ((json.loads(line), now) for line, now in self.db.execute("select line, now from row where now"))
+        return [
+            (row, "done" if now == 1 else "kept")
+            for row, now in rows
+            if self._present_outputs(row) != row.get("outputs", {})
+        ]
 
     def flush(self) -> None:
         """Save the rows of this run that are not saved yet, in a part that grows until it is full."""
@@ -260,7 +274,7 @@ class Receipt:
             log.warning("%s of %s is left: %s", PARTIAL, self.sink, error)
 
     def _lines(self, *, now: bool) -> Iterator[str]:
-        return (line for (line,) in self.db.execute("select line from row where now = ? order by input", [now]))
+        return (line for (line,) in self.db.execute("select line from row where (now > 0) = ? order by input", [now]))
 
     def _write_lines(self, key: str, lines: Iterable[str]) -> None:
         """Write an object of lines; with no lines only to replace one that exists."""

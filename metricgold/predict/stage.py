@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from itertools import chain
@@ -16,12 +17,28 @@ from typing import Any
 
 from metricgold.images import read_depth
 from metricgold.params import Output, Predict
-from metricgold.predict.entries import PromptPool, closed_on_error, predict_entries, read_job_photo, reason_of
+from metricgold.predict.entries import (
+    PromptPool,
+    closed_on_error,
+    is_of_job,
+    predict_entries,
+    read_job_photo,
+    reason_of,
+    row_without_depth,
+)
 from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_thumbnail, render_gallery, sample_keys
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import DEPTH, SUFFIXES, check_kinds
-from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, Receipt, ReceiptRow, open_receipt
-from metricgold.storage import Folder, Progress, S3Prefix, StoredObject, digest_folder, hold_output
+from metricgold.predict.receipt import RECEIPT, Receipt, ReceiptRow, open_receipt
+from metricgold.storage import (
+    Folder,
+    OutputLost,
+    Progress,
+    S3Prefix,
+    StoredObject,
+    digest_folder,
+    hold_output,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +63,8 @@ def predict_all(
     `pipe` stands for the pipeline that is otherwise loaded from the folder `model` when the first image needs it;
     `run_entries` for predict_entries, such as metricgold.predict.dask_slices.predict_on with a cluster.
 
-    Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written.
+    Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written,
+    OutputLost once another job has taken the output.
     """
     started = time.monotonic()
     digest = digest_folder(model) if Path(model).is_dir() else ""
@@ -55,15 +73,18 @@ def predict_all(
     source, sink = job.open_source(), job.open_sink()
     entries = list_inputs(source, sink)
     with (
-        hold_output(sink, params.lease_s) as check_held,
-        open_receipt(sink) as receipt,
+        hold_output(sink, params.lease_s) as lease,
+        open_receipt(sink := lease.fence(sink)) as receipt,
         closed_on_error(source, sink),
     ):
+        job = replace(job, lease=lease)
         receipt.load_previous()
         receipt.flush()  # the first write: an output that cannot be written ends the job here
         sample = GallerySample(params.gallery)
         predict = partial(run_entries or predict_entries, job, pipe=pipe, sample=sample)
-        counts = fill_receipt(job, entries, receipt, predict, check_held)
+        counts = fill_receipt(job, entries, receipt, predict)
+        if lease.is_takeover:
+            fail_overwritten(job, receipt, counts)
         summary = summarise(job, source, sink, counts, receipt, time.monotonic() - started)
         write_gallery(job, source, sink, receipt, sample, summary)
         receipt.finish(summary)
@@ -78,8 +99,7 @@ def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[
         if inside is None or not entry.key.startswith(inside):
             return True
         key = entry.key[len(inside) :]
-        is_of_job = key in (RECEIPT, EARLIER, SUMMARY, GALLERY) or key.startswith(PARTIAL)
-        return not is_of_job and not key.endswith(tuple(SUFFIXES.values()))
+        return not is_of_job(key) and not key.endswith(tuple(SUFFIXES.values()))
 
     entries = filter(is_input, source.entries())
     first = next(entries, None)
@@ -93,7 +113,6 @@ def fill_receipt(
     entries: Iterable[StoredObject],
     receipt: Receipt,
     predict: Callable[[Iterable[StoredObject]], Generator[ReceiptRow, None, None]],
-    check_held: Callable[[], None],
 ) -> Counter[str]:
     """Rows of all entries into the receipt: those kept from earlier runs, the others from `predict`; counts of them."""
     counts: Counter[str] = Counter()
@@ -113,11 +132,22 @@ def fill_receipt(
 
     with Progress("predict", None, " images", line=line) as progress, closing(predict(to_predict())) as rows:
         for row in rows:
-            check_held()
             receipt.add(row)
             counts[row["status"]] += 1
             progress.advance()
     return counts
+
+
+def fail_overwritten(job: BatchJob, receipt: Receipt, counts: Counter[str]) -> None:
+    """Make failed rows of images whose files are no longer what the row names.
+
+    A write that was under way when the job before lost the output may have come late.
+    """
+    for row, word in receipt.overwritten():
+        reason = f"{row['input']}: another job has written over its files; the next run predicts it again"
+        receipt.add(row_without_depth(job, StoredObject(row["input"], 0, row["input_tag"]), "failed", reason))
+        counts[word] -= 1
+        counts["failed"] += 1
 
 
 def summarise(
@@ -186,6 +216,8 @@ def write_gallery(
         thumbnails |= thumbnails_from_files(job, source, sink, kept)
         page = render_gallery(summary, thumbnails, {key: receipt.row(key) for key in thumbnails}, receipt.troubles())
         sink.write(GALLERY, page.encode(), "text/html; charset=utf-8")
+    except OutputLost:
+        raise
     except Exception as error:  # the page is an extra; the job is done without it
         log.warning("%s is left out: %s", GALLERY, reason_of(error))
 
@@ -199,8 +231,10 @@ def thumbnails_from_files(
     """
 
     def make(row: ReceiptRow, kind: Output) -> Thumbnail:
-        planar_depth_m = read_depth(BytesIO(sink.read(row["outputs"][kind]["key"]))).planar_depth_m
-        return make_thumbnail(read_job_photo(job, source.read(row["input"]), row["input"]).rgb, planar_depth_m)
+        file = row["outputs"][kind]
+        planar_depth_m = read_depth(BytesIO(sink.read(file["key"], tag=file["tag"]))).planar_depth_m
+        data = source.read(row["input"], tag=row["input_tag"])
+        return make_thumbnail(read_job_photo(job, data, row["input"]).rgb, planar_depth_m)
 
     thumbnails, reasons = {}, []
     with PromptPool(job.params.num_threads) as pool:

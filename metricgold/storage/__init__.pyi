@@ -20,7 +20,14 @@ from .files import (
     write_aside as write_aside,
     write_json as write_json,
 )
-from .output_lock import hold_output as hold_output
+from .output_lock import (
+    LEASE as LEASE,
+    LOCK as LOCK,
+    Holder as Holder,
+    Lease as Lease,
+    OutputLost as OutputLost,
+    hold_output as hold_output,
+)
 from .progress import (
     PROGRESS_FILE as PROGRESS_FILE,
     STOPPED_AND_SAVED as STOPPED_AND_SAVED,

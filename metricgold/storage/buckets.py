@@ -14,6 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -28,15 +29,17 @@ from urllib.parse import quote
 from metricgold.storage import globs, s3_client as s3
 from metricgold.storage.files import remove, write_aside
 from metricgold.storage.globs import EVERYTHING, Wanted
-from metricgold.storage.s3_client import StoreLost
+from metricgold.storage.s3_client import ConditionFailed, StoreLost
 
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there may be 10,000 of them
 MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
+_WRITES = {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload", "delete_object"}
 T = TypeVar("T")
+Fence = Callable[[], None]  # asked at the last moment before a write; raises where this process may not write
 
-__all__ = ["Folder", "S3Prefix", "StoreLost", "StoredObject", "open_bucket"]
+__all__ = ["ConditionFailed", "Fence", "Folder", "S3Prefix", "StoreLost", "StoredObject", "open_bucket"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Folder:
     root: Path
     only: str | None = None
     wanted: Wanted = EVERYTHING
+    fence: Fence | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return str(self.root / (self.only or self.wanted.pattern))
@@ -140,10 +144,21 @@ class Folder:
     def _entry(key: str, status: os.stat_result) -> StoredObject:
         return StoredObject(key, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
-    def read(self, key: str, limit: int = -1) -> bytes:
-        """The object's bytes, or its first `limit`."""
+    def read(self, key: str, limit: int = -1, *, tag: str | None = None) -> bytes:
+        """The object's bytes, or its first `limit`; with a `tag` ConditionFailed where it has another by now."""
         with self.path(key).open("rb") as file:
-            return file.read(limit)
+            before = self._entry(key, os.fstat(file.fileno())).tag
+            data = file.read(limit)
+            after = self._entry(key, os.fstat(file.fileno())).tag
+        if tag is not None and not before == after == tag:
+            raise _replaced(self.path(key))
+        return data
+
+    def read_tagged(self, key: str, limit: int = -1) -> tuple[bytes, str, float]:
+        """The object's bytes or its first `limit`, its tag, and how many seconds ago it was written."""
+        with self.path(key).open("rb") as file:
+            status = os.fstat(file.fileno())
+            return file.read(limit), self._entry(key, status).tag, max(0.0, time.time() - status.st_mtime)
 
     def lines(self, key: str) -> Iterator[bytes]:
         """The object's lines, one after the other."""
@@ -168,7 +183,16 @@ class Folder:
         with write_aside(path, durable=durable) as aside, aside.open("wb") as file:
             for block in _blocks(data):
                 file.write(block)
+            file.flush()
+            if self.fence is not None:
+                self.fence()
         return self._entry(key, path.stat()).tag
+
+    def write_if(self, key: str, data: bytes, tag: str | None) -> None:
+        """Write an object that still has this tag (None: that is not there); for one writer at a time."""
+        if tag != (self._entry(key, self.path(key).stat()).tag if self.exists(key) else None):
+            raise ConditionFailed(f"{self.path(key)}: another has written it meanwhile")
+        self.write(key, data)
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -176,6 +200,8 @@ class Folder:
 
     def delete(self, key: str) -> None:
         """Delete an object; quiet when there is none."""
+        if self.fence is not None:
+            self.fence()
         remove(self.path(key))
 
     def close(self) -> None:
@@ -204,6 +230,10 @@ class Folder:
         return "" if relative == "." else f"{relative}/"
 
 
+def _replaced(place: object) -> ConditionFailed:
+    return ConditionFailed(f"{place} was replaced after it had been listed; the next run reads it")
+
+
 def _safe_segment(segment: str) -> str:
     # `..`, `.` and the empty segment of `a//b` mean something in paths, NUL ends them. A %XX of the original is
     # escaped too, so that it cannot collide with an escape.
@@ -225,7 +255,9 @@ def _blocks(data: bytes | BinaryIO) -> Iterator[bytes]:
 class S3Prefix:
     """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`).
 
-    Methods retry failures that pass until `hurry` is set, and raise the errors of s3_client.with_retries.
+    Methods retry failures that pass until `hurry` is set, and raise the errors of s3_client.with_retries. `fence` is
+    asked before each try of each request that writes, once more when the store takes the bytes: it keeps nothing of a
+    body that breaks off.
     """
 
     store: s3.S3Client
@@ -233,6 +265,7 @@ class S3Prefix:
     prefix: str
     only: str | None = None
     wanted: Wanted = EVERYTHING
+    fence: Fence | None = field(default=None, compare=False)
     hurry: Event = field(default_factory=Event, compare=False)
 
     def __str__(self) -> str:
@@ -259,23 +292,39 @@ class S3Prefix:
                     yield StoredObject(key, item["Size"], item["ETag"].strip('"'))
             start = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
 
-    def read(self, key: str, limit: int = -1) -> bytes:
-        """The object's bytes, or its first `limit`."""
-        part = {"Range": f"bytes=0-{limit - 1}"} if limit > 0 else {}
+    def read(self, key: str, limit: int = -1, *, tag: str | None = None) -> bytes:
+        """The object's bytes, or its first `limit`; with a `tag` ConditionFailed where it has another by now."""
+        options = {"Range": f"bytes=0-{limit - 1}"} if limit > 0 else {}
+
+        def read_body(answer: dict[str, Any]) -> bytes:
+            if tag not in (None, answer["ETag"].strip('"')):  # a store that knows no conditions
+                raise ConditionFailed
+            data: bytes = answer["Body"].read()
+            return data
+
         try:
-            return self._get(key, read_body, **part)
+            return self._get(key, read_body, **options, **({"IfMatch": f'"{tag}"'} if tag else {}))
         except EOFError:
             return b""
+        except ConditionFailed as error:
+            raise _replaced(self._place(key)) from error
 
-    def read_aged(self, key: str) -> tuple[bytes, float]:
-        """The object's bytes and how many seconds ago it was written, both times by the store's own clock."""
+    def read_tagged(self, key: str, limit: int = -1) -> tuple[bytes, str, float]:
+        """The object's bytes or its first `limit`, its tag, and how many seconds ago it was written.
 
-        def read_body_and_age(answer: dict[str, Any]) -> tuple[bytes, float]:
-            now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-            age: timedelta = now - answer["LastModified"]
-            return read_body(answer), max(0.0, age.total_seconds())
+        The age is taken from the store's own clock, in whole seconds.
+        """
 
-        return self._get(key, read_body_and_age)
+        def read_all(answer: dict[str, Any]) -> tuple[bytes, str, float]:
+            try:
+                now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+                age: timedelta = now - answer["LastModified"]
+            except (KeyError, ValueError) as error:
+                raise OSError(f"{self._place(key)}: the store does not say when it was written") from error
+            data = answer["Body"].read(limit if limit >= 0 else None)
+            return data, answer["ETag"].strip('"'), max(0.0, age.total_seconds())
+
+        return self._get(key, read_all)
 
     def lines(self, key: str) -> Iterator[bytes]:
         """The object's lines, one after the other, by way of a temporary file: a read that breaks off is repeated."""
@@ -308,23 +357,26 @@ class S3Prefix:
             data.seek(start)
             if num_bytes > PART_BYTES:
                 return self._put_in_parts(key, data, **options)
+            data = data.read()
         return self._put(key, data, **options)
 
-    def write_if_absent(self, key: str, data: bytes) -> bool:
-        """Write an object unless there is one; whether it holds `data` now, which must differ from all other writers'.
+    def write_if(self, key: str, data: bytes, tag: str | None) -> None:
+        """Write an object that still has this tag (None: that is not there); ConditionFailed where it has another.
 
-        Some stores check and then write, and stores that refuse the condition make us do so: a caller who must be
-        the only writer reads the object again a little later.
+        `data` must differ from what all others write. Some stores check and then write, and for those that refuse the
+        condition we do so: a caller who must be the only writer reads the object again a little later.
         """
         try:
-            self._put(key, data, IfNoneMatch="*")
-        except FileExistsError:
-            return self.read(key) == data  # an earlier try may have written it and lost the answer
-        except io.UnsupportedOperation:
-            if self.exists(key):
-                return self.read(key) == data
-            self._put(key, data)
-        return True
+            self._put(key, data, **({"IfMatch": f'"{tag}"'} if tag else {"IfNoneMatch": "*"}))
+        except (ConditionFailed, FileNotFoundError, io.UnsupportedOperation):
+            present: tuple[bytes | None, str | None, float] = None, None, 0.0
+            with suppress(FileNotFoundError):
+                present = self.read_tagged(key)
+            if present[0] == data:
+                return  # an earlier try has written it and lost the answer
+            if present[1] != tag:
+                raise ConditionFailed(f"{self._place(key)}: another has written it meanwhile") from None
+            self._put(key, data)  # some refuse it with the tag that the object has
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
@@ -361,28 +413,23 @@ class S3Prefix:
 
         return self._with_retries(key, get)
 
-    def _put(self, key: str, data: bytes | BinaryIO, **options: Any) -> str:
-        start = 0 if isinstance(data, bytes) else data.tell()
-
-        def put() -> str:
-            if not isinstance(data, bytes):
-                data.seek(start)
-            answer = self.client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=data, **options)
-            return str(answer["ETag"])
-
-        return self._with_retries(key, put).strip('"')
+    def _put(self, key: str, data: bytes, **options: Any) -> str:
+        answer = self._request(key, "put_object", Key=self.prefix + key, Body=data, **options)
+        return str(answer["ETag"]).strip('"')
 
     def _put_in_parts(self, key: str, file: BinaryIO, **options: Any) -> str:
         """Write a large file: one request takes at most 5 GB, and would start over after each failure."""
         place = {"Key": self.prefix + key}
-        place |= {"UploadId": self._request(key, "create_multipart_upload", **place, **options)["UploadId"]}
+        begun = self._request(key, "create_multipart_upload", **place, **options)
+        place |= {"UploadId": begun["UploadId"]}
         try:
             parts: list[dict[str, Any]] = []
             while block := file.read(PART_BYTES):
                 number = len(parts) + 1
                 done = self._request(key, "upload_part", **place, PartNumber=number, Body=block)
                 parts.append({"PartNumber": number, "ETag": done["ETag"]})
-            whole = self._request(key, "complete_multipart_upload", **place, MultipartUpload={"Parts": parts})
+            listed = {"MultipartUpload": {"Parts": parts}}
+            whole = self._request(key, "complete_multipart_upload", **place, **listed)
         except BaseException:
             with suppress(OSError):  # parts of an upload that is never completed cost money
                 self._request(key, "abort_multipart_upload", **place)
@@ -390,8 +437,17 @@ class S3Prefix:
         return str(whole["ETag"]).strip('"')
 
     def _request(self, key: str, method: str, **options: Any) -> Any:
-        """The answer of a method of boto3's client for this bucket."""
-        return self._with_retries(key, lambda: getattr(self.client, method)(Bucket=self.bucket, **options))
+        """The answer of a method of boto3's client for this bucket; one that writes asks the fence first."""
+
+        def request() -> Any:
+            body = {}
+            if method in _WRITES and self.fence is not None:
+                self.fence()
+                if "Body" in options:
+                    body = {"Body": _FencedBody(options["Body"], self.fence)}
+            return getattr(self.client, method)(Bucket=self.bucket, **options | body)
+
+        return self._with_retries(key, request)
 
     def _with_retries(self, key: str, request: Callable[[], T]) -> T:
         return s3.with_retries(self._place(key), request, self.hurry, self.store.renew)
@@ -400,10 +456,16 @@ class S3Prefix:
         return f"s3://{self.bucket}/{self.prefix}{key}"
 
 
-def read_body(answer: dict[str, Any]) -> bytes:
-    """All bytes of the object that an answer of get_object brings."""
-    data: bytes = answer["Body"].read()
-    return data
+class _FencedBody(io.BytesIO):
+    """Bytes that ask before they are handed on."""
+
+    def __init__(self, data: bytes, fence: Fence) -> None:
+        super().__init__(data)
+        self.fence = fence
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.fence()
+        return super().read(size)
 
 
 def _header_value(text: str) -> str:

@@ -1,55 +1,86 @@
-"""One job at a time writes into an output.
+"""One job at a time writes into an output, and a job that has lost it writes nothing more.
 
-A folder is locked by the kernel, by a file inside it: one folder has many names, and what is stored beside it may
-belong to others. On S3 a small object, the lease, names the job that writes. Its age is taken from the store's own
-clock, so the clocks of the machines do not matter. The job renews it at a third of its life; another job may take over
-a lease that is older than its life. Some stores let two clients both believe that they created the object, so each job
-reads the lease again after SETTLE_S: the one whose id is in it continues, the other stops.
+A small file in the output, the lease, names the job that writes. Its number grows with each job that takes it, and it
+stays when the job ends. Every write asks first (`Lease.fence`) whether the lease still is the job's own: one that is
+gone or another's ends the job with OutputLost.
 
-The accident that the lease prevents: a batch job is started twice on one S3 output, by a schedule and by hand, or again
+A folder is locked by the kernel as well, by a second file inside it: one folder has many names, and what is stored
+beside it may belong to others. So the lease of a folder ends with the lock. It stops what the lock does not reach: a
+worker on another machine whose job has died, or a job whose file server has forgotten the lock.
+
+On S3 the lease ends `seconds` after it was last renewed. Its age is taken from the store's own clock, so the clocks of
+the machines do not matter. The job renews it at a third of its life, and before any write once two thirds are over:
+after a frozen process, a sleeping machine or a store that was away, it first learns whether another job came. That one
+may take over a lease that is older than its life, at once where it can see that the process is dead. Stores differ in
+conditional writes: some have none, some let two clients both believe that they were first. So whoever takes a lease
+reads it again before the first write, when it has settled: the job whose id is in it continues, the other ends. A job
+that needed longer than that from looking to writing may have overwritten the lease of one that has
+settled, and waits for the lease's whole life: the other sees by then that its lease has another id, or a lower number
+than its own, which is a late write and does not count.
+
+The accident that the lease prevents: a batch job is started twice on one output, by a schedule and by hand, or again
 because its machine was taken for dead. With equal params all the work would be done twice. With another model or
 other params the images of both would be mixed under the receipt of the job that ends last, which then names a model
 that did not make all of them.
 """
 
-import json
 import logging
 import socket
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from threading import Event, Thread
+from threading import Event, Lock, Thread
+from typing import Annotated, NamedTuple, TypeVar
 
 import psutil
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from metricgold.storage.buckets import Folder, S3Prefix
+from metricgold.storage.buckets import ConditionFailed, Folder, S3Prefix, StoreLost
 from metricgold.storage.files import machine, only_writer
 
 log = logging.getLogger(__name__)
 
-LEASE, LOCK = ".metricgold-lease.json", ".metricgold.lock"  # on S3, in a folder
-SETTLE_S = 0.5  # longer than a store takes from looking to writing
+LEASE, LOCK = ".metricgold-lease.json", ".metricgold.lock"
+SETTLE_S = 1.0  # longer than a store takes from looking to writing; of short leases a tenth
+CLOCK_STEP_S = 1.0  # of the times that a store tells
+LOOK_S = 1.0  # between two looks of a worker at the lease of its job
+MAX_BYTES = 1 << 16  # of a lease; ours take 400
+Sink = TypeVar("Sink", bound=Folder | S3Prefix)
+_Text = Annotated[str, Field(pattern=r"^[ -~]{0,300}$")]  # it may be shown
+
+
+class OutputLost(StoreLost, BlockingIOError):
+    """Another job has the output by now, or it cannot be known who has."""
+
+    exit_code = 75  # of the command; EX_TEMPFAIL of sysexits.h
 
 
 @contextmanager
-def hold_output(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[], None]]:
-    """Hold an output; yields a check to call before writing, which raises BlockingIOError once another job has it.
+def hold_output(sink: Folder | S3Prefix, seconds: float) -> Iterator["Lease"]:
+    """Hold an output while the context lasts; write into what the lease's `fence` makes of the bucket.
 
     On S3 the hold ends `seconds` after its last renewal; that of a job which died on this machine ends at once. Raises
-    BlockingIOError naming the process that holds the output, since when, and when it will be free if that job is dead.
+    BlockingIOError naming the process that holds the output, since when, and when it will be free if that job is dead;
+    ValueError naming the key where a foreign file has the lease's name.
     """
     if isinstance(sink, Folder):
         with only_writer(sink.root, sink.root / LOCK):
-            yield lambda: None
+            lease = Lease(sink, seconds)
+            lease.take()
+            try:
+                yield lease
+            finally:
+                lease.release()
         return
-    lease = _Lease(sink, seconds)
+    lease = S3Lease(sink, seconds)
     lease.take()
     thread = Thread(target=lease.keep, daemon=True, name="lease")
     thread.start()
     try:
-        yield lease.check
+        yield lease
     except BaseException:
         sink.close()  # a broken job does not wait for its store
         raise
@@ -59,17 +90,36 @@ def hold_output(sink: Folder | S3Prefix, seconds: float) -> Iterator[Callable[[]
         lease.release()
 
 
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    """The job that holds a lease: the content of the object."""
+class Holder(BaseModel):
+    """The job that holds an output: the content of its lease."""
 
-    id: str
-    host: str
-    machine: str
-    pid: int
+    model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
+
+    id: _Text
+    number: Annotated[int, Field(ge=0)] = 0  # one more than that of the lease before it
+    host: _Text
+    machine: _Text
+    pid: Annotated[int, Field(gt=0, lt=1 << 31)]
     started: float  # of the process: its number may be given to another one later
-    since: str
-    seconds: float
+    since: _Text
+    seconds: Annotated[float, Field(gt=0)]
+    renewals: int = 0  # so that each renewal changes the tag
+    ended: bool = False
+
+    @classmethod
+    def of_this_process(cls, seconds: float) -> "Holder":
+        """This process, with a new id."""
+        process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
+        host = socket.gethostname().encode("ascii", "backslashreplace").decode()
+        return cls(
+            id=uuid.uuid4().hex,
+            host=host,
+            machine=machine(),
+            pid=process.pid,
+            started=process.create_time(),
+            since=now,
+            seconds=seconds,
+        )
 
     def is_dead(self) -> bool:
         """Whether it was a process of this machine that has ended."""
@@ -83,72 +133,203 @@ class _Owner:
         except psutil.Error:
             return False
 
+    def fence(self, sink: Sink) -> Sink:
+        """The bucket of a worker of this job: before a write it looks whether the job still has its lease."""
+        return replace(sink, fence=_Look(sink, self))
 
-class _Lease:
-    """The lease of one job on an S3 output. `lost_to` is the message about another job that has it now, if any."""
 
-    def __init__(self, sink: S3Prefix, seconds: float) -> None:
-        self.sink, self.ended, self.lost_to = sink, Event(), ""
-        process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
-        self.me = _Owner(
-            uuid.uuid4().hex, socket.gethostname(), machine(), process.pid, process.create_time(), now, seconds
+class HeldLease(NamedTuple):
+    """A lease as it lies in an output."""
+
+    holder: Holder
+    tag: str
+    age_s: float
+
+    def __str__(self) -> str:
+        """What a job that is refused learns: which process writes, since when, and when the lease ends."""
+        holder = self.holder
+        free = datetime.now(UTC) + timedelta(seconds=max(0.0, holder.seconds - self.age_s))
+        return (
+            f"is being written by process {holder.pid} on {holder.host} since {holder.since}; "
+            f"if that job is dead, it is free at {free:%H:%M:%S} UTC"
         )
-        self.data = json.dumps(asdict(self.me), sort_keys=True).encode()
+
+
+def read_lease(sink: Folder | S3Prefix) -> HeldLease | None:
+    """The lease of an output, None where there is none yet. ValueError naming the key where it is none of ours."""
+    try:
+        data, tag, age_s = sink.read_tagged(LEASE, MAX_BYTES)
+        return HeldLease(Holder.model_validate_json(data), tag, age_s)
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        place = f"{str(sink).rstrip('/')}/{LEASE}"
+        fault = error.errors()[0]
+        raise ValueError(
+            f"{place} is not a lease of metricgold ({'.'.join(map(str, fault['loc']))}: {fault['msg']}); "
+            f"move it away if no job runs: {data[:80]!r}"
+        ) from None
+
+
+class Lease:
+    """The lease of this process on a folder, whose lock it has too.
+
+    is_takeover  the job before did not give the output back: it was killed, or lost it
+    """
+
+    def __init__(self, sink: Folder | S3Prefix, seconds: float) -> None:
+        self.sink, self.me = sink, Holder.of_this_process(seconds)
+        self.is_takeover = False
 
     def take(self) -> None:
-        """Write the lease where there is none, or over one that has ended."""
-        if not self.sink.write_if_absent(LEASE, self.data):
-            if held := self._read():
-                owner, age_s = held
-                if age_s <= owner.seconds and not owner.is_dead():
-                    raise BlockingIOError(f"{self.sink} {held_by(owner, age_s)}")
-            self._write()
+        """Write the next lease."""
+        held = read_lease(self.sink)
+        self.refuse_living(held)
+        self.is_takeover = held is not None and not held.holder.ended
+        self.write(held, number=held.holder.number + 1 if held else 1)
 
-    def keep(self) -> None:
-        """Check that it is still ours, and renew it, until the end: after SETTLE_S, then at each third of its life."""
-        pause_s = SETTLE_S
-        while not (self.ended.wait(pause_s) or self.lost_to):
-            try:
-                held = self._read()
-                if held and held[0] != self.me:
-                    self.lost_to = held_by(*held)
-                else:
-                    self._write()
-            except (OSError, ValueError) as error:  # the job's own requests fail as well
-                log.warning("the lease of %s could not be renewed: %s", self.sink, error)
-            pause_s = self.me.seconds / 3
+    def refuse_living(self, held: HeldLease | None) -> None:
+        """In a folder the lock has answered whether another job is at work."""
 
-    def check(self) -> None:
-        """Raise BlockingIOError if another job has the output by now."""
-        if self.lost_to:
-            raise BlockingIOError(f"{self.sink} {self.lost_to}")
+    def fence(self, sink: Sink) -> Sink:
+        """The bucket to write into: it asks before each write, and raises OutputLost where the lease is lost."""
+        return self.me.fence(sink)
 
     def release(self) -> None:
-        """Delete the lease if it is still ours."""
+        """Say in the lease that the job has ended, if it still is ours."""
         try:
-            if (held := self._read()) and held[0] == self.me:
-                self.sink.delete(LEASE)
-        except OSError as error:  # the job's work is done; the lease ends by itself
-            log.warning("the lease of %s could not be released: %s", self.sink, error)
+            held = read_lease(self.sink)
+            if held and held.holder.id == self.me.id:
+                self.write(held, ended=True)
+        except (OSError, ValueError) as error:  # the job's work is done; the lease ends by itself
+            log.warning("the lease of %s could not be given back: %s", self.sink, error)
 
-    def _write(self) -> None:
-        self.sink.write(LEASE, self.data, "application/json")
+    def write(self, held: HeldLease | None, **changes: int) -> None:
+        """Write the lease in the place of one that was read."""
+        self.me = self.me.model_copy(update={"renewals": self.me.renewals + 1, **changes})
+        self.sink.write_if(LEASE, self.me.model_dump_json().encode(), held and held.tag)
 
-    def _read(self) -> tuple[_Owner, float] | None:
-        """The owner of the present lease and its age in seconds; None where there is none."""
+
+class S3Lease(Lease):
+    """The lease of this process on an S3 output, which it must renew."""
+
+    def __init__(self, sink: S3Prefix, seconds: float) -> None:
+        super().__init__(sink, seconds)
+        self.ended, self.lock = Event(), Lock()
+        self.renewed_at = self.settles_at = 0.0
+        self.is_settled = False
+        self.lost: StoreLost | None = None
+
+    def take(self) -> None:
+        """Write the next lease where the one that lies there has ended, else raise BlockingIOError."""
+        began = awake_or_not_s()
         try:
-            data, age_s = self.sink.read_aged(LEASE)
-            return _Owner(**json.loads(data)), age_s
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.sink}: {LEASE} is not a lease; delete it: {data[:80]!r}") from error
+            super().take()
+        except ConditionFailed as error:  # another job was faster
+            taken = read_lease(self.sink) or "was taken by another job at this moment"
+            raise BlockingIOError(f"{self.sink} {taken}") from error
+        self.claimed(began)
+
+    def refuse_living(self, held: HeldLease | None) -> None:
+        """Raise BlockingIOError where another job has the output."""
+        if held is None or held.holder.ended or held.holder.is_dead():
+            return
+        if held.age_s <= held.holder.seconds + CLOCK_STEP_S:
+            raise BlockingIOError(f"{self.sink} {held}")
+
+    def claimed(self, began: float) -> None:
+        """The lease was free, and has been looked at and written since `began`."""
+        now, settle_s = awake_or_not_s(), min(SETTLE_S, self.me.seconds / 10)
+        self.renewed_at, self.is_settled = began, False
+        self.settles_at = now + (settle_s if now - began <= settle_s else self.me.seconds)
+
+    def fence(self, sink: Sink) -> Sink:
+        """The bucket to write into: `check` comes before each write."""
+        return replace(sink, fence=self.check)
+
+    def check(self, share: float = 2 / 3) -> None:
+        """Return with the lease ours, renewed where this share of its life is over. Raises OutputLost or StoreLost."""
+        if self.is_due(share):
+            with self.lock:
+                while self.lost is None and self.is_due(share) and not self.ended.is_set():
+                    try:
+                        self.renew_or_settle()
+                    except ConditionFailed:
+                        continue  # another has written it meanwhile: the next look shows who
+                    except (OSError, ValueError) as error:
+                        self.lost = _as_lost(self.sink, error)
+        if self.lost is not None:
+            raise self.lost
+
+    def is_due(self, share: float) -> bool:
+        """Whether the lease has not settled, or this share of its life is over."""
+        return not self.is_settled or awake_or_not_s() - self.renewed_at > share * self.me.seconds
+
+    def renew_or_settle(self) -> None:
+        """Renew a lease that is a third of its life old; else wait until it has settled, and see whose it is then."""
+        began, renew_at = awake_or_not_s(), self.renewed_at + self.me.seconds / 3
+        if began > renew_at:
+            self.write(self.see_ours())
+            if awake_or_not_s() - self.renewed_at > self.me.seconds:  # it was free for a while
+                self.claimed(began)
+            self.renewed_at = began
+            return
+        self.ended.wait(min(self.settles_at, renew_at) - began)
+        if awake_or_not_s() >= self.settles_at:
+            self.see_ours()
+            self.is_settled = True
+
+    def see_ours(self) -> HeldLease:
+        """The lease as it lies there. OutputLost if it is gone or another's, but for a late write of an older one."""
+        held = read_lease(self.sink)
+        is_late = held is not None and self.is_settled and held.holder.number < self.me.number
+        if held is None or not (held.holder.id == self.me.id or is_late):
+            raise _lost(self.sink, held)
+        return held
+
+    def keep(self) -> None:
+        """Settle, then renew the lease at a third of its life, until the end."""
+        try:
+            while not self.ended.is_set():
+                self.check(1 / 3)
+                self.ended.wait(self.me.seconds / 12)
+        except StoreLost as error:
+            log.error("%s", error)
 
 
-def held_by(owner: _Owner, age_s: float) -> str:
-    """What a job that is refused learns: which process writes, since when, and when the lease ends."""
-    free = datetime.now(UTC) + timedelta(seconds=max(0.0, owner.seconds - age_s))
-    return (
-        f"is being written by process {owner.pid} on {owner.host} since {owner.since}; "
-        f"if that job is dead, it is free at {free:%H:%M:%S} UTC"
-    )
+class _Look:
+    """The fence of a worker, which sees the lease of its job and cannot renew it."""
+
+    def __init__(self, sink: Folder | S3Prefix, job: Holder) -> None:
+        self.sink, self.job = sink, job
+        self.look_at = self.ends_at = 0.0
+
+    def __call__(self) -> None:
+        began = awake_or_not_s()
+        if began >= self.look_at:
+            try:
+                held = read_lease(self.sink)
+            except (OSError, ValueError) as error:
+                raise _as_lost(self.sink, error) from error
+            if held is None or held.holder.id != self.job.id or held.holder.ended:
+                raise _lost(self.sink, held)
+            if isinstance(self.sink, S3Prefix):  # in a folder a look is cheap, and the lock tells how long
+                self.look_at = began + min(LOOK_S, self.job.seconds / 6)
+                self.ends_at = began + self.job.seconds - held.age_s - CLOCK_STEP_S
+        if isinstance(self.sink, S3Prefix) and awake_or_not_s() > self.ends_at:
+            raise OutputLost(f"{self.sink}: its lease has ended: the job has not renewed it")
+
+
+def _lost(sink: Folder | S3Prefix, held: HeldLease | None) -> OutputLost:
+    found = held if held and not held.holder.ended else "was given to another job" if held else "has lost its lease"
+    return OutputLost(f"{sink} {found}; this job writes nothing more, and the same command resumes it")
+
+
+def _as_lost(sink: Folder | S3Prefix, error: OSError | ValueError) -> StoreLost:
+    """An error of looking at the lease as one that ends the job."""
+    return error if isinstance(error, StoreLost) else OutputLost(f"{sink}: cannot tell whose it is: {error}")
+
+
+def awake_or_not_s() -> float:
+    """Seconds on a clock that runs on while the machine sleeps; that of time.monotonic stands still meanwhile."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -42,6 +42,13 @@ _BAD_CREDENTIALS = _EXPIRED | {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
+# What an answer of a store always holds, by operation. A page that a network puts in its place (200, HTML) does not.
+_ALWAYS = {
+    **dict.fromkeys(("PutObject", "GetObject", "HeadObject", "UploadPart", "CompleteMultipartUpload"), ("ETag",)),
+    "CreateMultipartUpload": ("UploadId",),
+    "ListObjectsV2": ("IsTruncated",),
+}
+_ELSEWHERE = {302, 303}  # a sign-in page; S3 itself never answers so
 _BUSY = {
     "BandwidthLimitExceeded",
     "ConditionalRequestConflict",
@@ -57,6 +64,10 @@ T = TypeVar("T")
 
 class StoreLost(OSError):
     """The store itself fails, not one key: all others would fail too, so a job should end at once."""
+
+
+class ConditionFailed(OSError):
+    """The object is not, or no longer, in the state that a request was made for."""
 
 
 class Unreachable(StoreLost, ConnectionError):
@@ -94,7 +105,29 @@ def make_client() -> Any:
         params["headers"].pop("Expect", None)
 
     client.meta.events.register_last("before-call.s3", do_not_wait)
+    client.meta.events.register_last("after-call.s3", _check_answer)
     return client
+
+
+def _check_answer(model: Any, parsed: dict[str, Any], **_: Any) -> None:
+    """Raise ResponseParserError, a failure that may pass, where a good answer is not one of S3 to this operation."""
+    from botocore.parsers import ResponseParserError
+
+    if parsed["ResponseMetadata"]["HTTPStatusCode"] >= 300:
+        return
+    missing = [name for name in _ALWAYS.get(model.name, ()) if name not in parsed]
+    if model.name == "ListObjectsV2" and not missing:
+        found = parsed.get("Contents", [])
+        if parsed["IsTruncated"] and not parsed.get("NextContinuationToken"):
+            missing = ["NextContinuationToken"]
+        elif parsed.get("KeyCount", len(found)) != len(found) or not all(
+            {"Key", "Size", "ETag"} <= set(item) for item in found
+        ):
+            missing = [f"Contents of {parsed.get('KeyCount', len(found))} keys"]
+    if missing:
+        if "Body" in parsed:
+            parsed["Body"].close()
+        raise ResponseParserError(f"what answers is no S3 store, or not all of its answer: no {missing[0]}")
 
 
 def parse_time(text: str) -> datetime:
@@ -132,7 +165,7 @@ def with_retries(place: str, request: Callable[[], T], hurry: Event, renew: Call
 
     With `renew`, which is called before the next try, expired credentials are such a failure. Once `hurry` is set
     nothing is tried twice. Raises Unreachable when patience has run out; at once BadCredentials, FileNotFoundError,
-    PermissionError, FileExistsError (a condition not met), EOFError (a range beyond the end),
+    PermissionError, ConditionFailed, EOFError (a range beyond the end),
     io.UnsupportedOperation or another OSError. All name the place.
     """
     value = os.environ.get("METRICGOLD_S3_PATIENCE_S", PATIENCE_S)
@@ -174,7 +207,7 @@ def _passes(error: BaseException) -> bool:
 
     if isinstance(error, boto.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        return _code(error) in _BUSY or status == 429 or (status >= 500 and status != 501)
+        return _code(error) in _BUSY or status in _ELSEWHERE | {429} or (status >= 500 and status != 501)
     if isinstance(error, boto.SSLError):
         return "CERTIFICATE" not in str(error).upper()
     transport = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, ResponseParserError, HTTPError)
@@ -231,7 +264,7 @@ def _plain(place: str, error: Any) -> OSError | EOFError | None:
     if status == 403:
         return PermissionError(f"{place}: access denied ({code})")
     if status == 412:
-        return FileExistsError(f"{place}: there is such a key already")
+        return ConditionFailed(f"{place}: its present state is another than expected")
     if status == 416:
         return EOFError(f"{place}: the requested range is beyond its end")
     if status == 501:

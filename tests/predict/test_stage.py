@@ -36,6 +36,7 @@ from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
 from metricgold.predict.stage import over_budget, predict_all
 from metricgold.storage.buckets import Folder, StoredObject, StoreLost, open_bucket
+from metricgold.storage.output_lock import LEASE, LOCK
 from tests.support import SHARED
 from tests.support.pipes import FakePipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
@@ -102,7 +103,7 @@ def test_folder_to_folder(tmp_path):
         assert row["sha256"] == hashlib.sha256((tmp_path / "out" / row["output"]).read_bytes()).hexdigest()
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     left = {path.name for path in (tmp_path / "out").iterdir() if "." not in path.name or path.name.startswith(".")}
-    assert left == {"deep", ".metricgold.lock"}  # no partial receipt, no files aside
+    assert left == {"deep", LOCK, LEASE}  # no partial receipt, no files aside
 
 
 def test_images_of_one_size_share_a_batch(tmp_path):
@@ -195,7 +196,7 @@ def test_what_is_no_image_is_looked_at_once(tmp_path, monkeypatch):
     run(source, out)
     first, read, looked_at = receipt(Folder(out)), Folder.read, []
     (source / "film.mp4").write_bytes(picture(5))
-    monkeypatch.setattr(Folder, "read", lambda self, key, *more: looked_at.append(key) or read(self, key, *more))
+    monkeypatch.setattr(Folder, "read", lambda self, key, *more, **tag: looked_at.append(key) or read(self, key, *more))
     summary = run(source, out)
     assert sorted(looked_at) == ["empty.jpg", "film.mp4"]  # what failed is tried again
     counted = [summary[f"images_{name}"] for name in ("done", "kept", "failed", "skipped")]
@@ -337,7 +338,7 @@ def test_broken_off_at_any_write_it_ends_as_if_undisturbed(tmp_path, monkeypatch
         out, count = tmp_path / f"out{last}", iter(range(100))
 
         def write_some(self, key, *options, count=count, last=last, **more):
-            if next(count) == last:
+            if key != LEASE and next(count) == last:
                 raise KeyboardInterrupt
             return write(self, key, *options, **more)
 
@@ -808,11 +809,11 @@ def test_a_store_that_lets_nothing_be_deleted_will_do(tmp_path, monkeypatch, cap
 def test_a_lost_store_ends_the_job_which_goes_on_later(tmp_path, monkeypatch):
     source, out = fill(tmp_path / "in", 6), tmp_path / "out"
 
-    def lose(self, key, limit=-1):
+    def lose(self, key, *more, **tag):
         if key == "4.png":
             wait_until((out / "1.png.json").exists)  # there is something to keep
             raise StoreLost("the store: not there")
-        return read(self, key, limit)
+        return read(self, key, *more, **tag)
 
     read = Folder.read
     monkeypatch.setattr(Folder, "read", lose)
@@ -1017,7 +1018,7 @@ def test_s3_output_is_held_by_one_job(s3_photos):
 
     params = PARAMS.model_copy(update={"batch_size": 40})
     assert run(f"{s3_photos}/in", f"{s3_photos}/out", Nested(), params=params)["images_done"] == len(ODD_KEYS)
-    assert not open_bucket(f"{s3_photos}/out").exists(".metricgold-lease.json")
+    assert json.loads(open_bucket(f"{s3_photos}/out/").read(LEASE))["ended"]
 
 
 def test_s3_refusals_are_named_before_any_work(s3_environment, s3_photos, tmp_path, monkeypatch):  # noqa: F811

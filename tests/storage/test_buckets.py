@@ -1,16 +1,18 @@
 import errno
+import hashlib
 import io
 import os
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
 from hypothesis import given, strategies as st
 
 from metricgold.storage import buckets, s3_client as s3
-from metricgold.storage.buckets import Folder, StoreLost, open_bucket
+from metricgold.storage.buckets import ConditionFailed, Folder, StoreLost, open_bucket
 from metricgold.storage.files import remove_left_aside
 from tests.support import server
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
@@ -204,14 +206,22 @@ def test_s3_sends_an_object_without_asking_whether_it_may(s3_bucket, data):  # n
     assert [headers.get("Expect") for headers in sent] == [None]
 
 
-def test_s3_writes_only_where_nothing_is(s3_bucket):  # noqa: F811
+def test_s3_writes_only_over_what_was_seen(s3_bucket):  # noqa: F811
     bucket = open_bucket(f"s3://{s3_bucket}")
-    assert bucket.write_if_absent("a", b"mine")
-    assert bucket.write_if_absent("a", b"mine")  # an earlier try, its answer lost
-    assert not bucket.write_if_absent("a", b"other")
-    data, age_s = bucket.read_aged("a")
+    bucket.write_if("a", b"mine", None)
+    bucket.write_if("a", b"mine", None)  # an earlier try, its answer lost
+    with pytest.raises(ConditionFailed, match="another has written it"):
+        bucket.write_if("a", b"other", None)
+    data, tag, age_s = bucket.read_tagged("a")
     assert data == b"mine"
     assert 0 <= age_s < 60
+    bucket.write_if("a", b"next", tag)
+    for old in (tag, "0" * 32):
+        with pytest.raises(ConditionFailed, match="another has written it"):
+            bucket.write_if("a", b"late", old)
+    with pytest.raises(ConditionFailed, match="another has written it"):
+        bucket.write_if("gone", b"late", tag)
+    assert bucket.read("a") == b"next"
 
 
 def test_s3_single_object_and_lines(s3_bucket):  # noqa: F811
@@ -448,3 +458,104 @@ def test_s3_times_are_what_botocore_makes_of_them(text):
     from botocore.utils import parse_timestamp
 
     assert s3.parse_time(text) == parse_timestamp(text)
+
+
+PORTAL = b"<html><body>Please sign in</body></html>"  # XML as well
+
+
+@pytest.fixture
+def portal(troubled, monkeypatch):
+    """Before a store; `portal` stands for a network's sign-in page, `signin` for the way to it."""
+    close = {"Connection": "close"}  # what was put is not read
+    monkeypatch.setitem(server.PAGES, "portal", lambda: server._page(200, PORTAL, "text/html", **close))
+    monkeypatch.setitem(server.PAGES, "html", lambda: server._page(200, server.HTML, "text/html", **close))
+    monkeypatch.setitem(server.PAGES, "signin", lambda: server._page(302, b"", Location="http://127.0.0.1:9/", **close))
+    return troubled
+
+
+@pytest.mark.parametrize("fault", ["portal", "html", "signin"])
+def test_s3_answers_that_are_none_are_waited_out(portal, s3_bucket, monkeypatch, fault):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    for n in range(5):
+        portal.script[f"/{s3_bucket}/{n}"] = [fault, "ok"]
+        assert bucket.write(f"{n}", b"%d" % n) == hashlib.md5(b"%d" % n).hexdigest()
+    asked = bucket.client.list_objects_v2
+    monkeypatch.setattr(bucket.client, "list_objects_v2", lambda **options: asked(**options, MaxKeys=2))
+    portal.script[f"/{s3_bucket}"] = ["ok", fault, "ok", fault, "ok"]
+    assert keys(bucket) == [str(n) for n in range(5)]
+    for read in (bucket.read, lambda key: bucket.read_tagged(key)[0], lambda key: b"".join(bucket.lines(key))):
+        portal.script[f"/{s3_bucket}/3"] = [fault, "ok"]
+        assert read("3") == b"3"
+    portal.script[f"/{s3_bucket}/gone"] = [fault, "ok"]
+    assert not bucket.exists("gone")
+    assert not any(portal.script.values())
+
+
+@pytest.mark.parametrize("fault", ["portal", "html", "signin"])
+def test_a_portal_in_place_of_s3_is_named(portal, s3_bucket, monkeypatch, fault):  # noqa: F811
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    bucket.write("a", b"1")
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "0")
+    portal.script = {f"/{s3_bucket}": [fault], f"/{s3_bucket}/a": [fault] * 4}
+    ask = (lambda: keys(bucket), lambda: bucket.read("a"), lambda: bucket.write("a", b"2"), lambda: bucket.exists("a"))
+    for request in ask:
+        with pytest.raises(StoreLost, match=rf"^s3://{s3_bucket}/a?: .*\(tried for 0 s\)"):
+            request()
+
+
+def listing(num_keys: int, *, truncated: str, token: str = "", size: str = "<Size>1</Size>", count: int = 1) -> bytes:
+    items = f'<Contents><Key>a</Key>{size}<ETag>"0"</ETag></Contents>' * num_keys
+    more = f"<IsTruncated>{truncated}</IsTruncated>{token}<KeyCount>{count}</KeyCount>"
+    return f"<ListBucketResult>{more}{items}</ListBucketResult>".encode()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        listing(1, truncated="true"),  # where does it go on?
+        listing(1, truncated="false", count=2),
+        listing(1, truncated="false", size=""),
+    ],
+)
+def test_a_listing_page_that_contradicts_itself_is_asked_for_again(portal, s3_bucket, monkeypatch, page):  # noqa: F811
+    monkeypatch.setitem(server.PAGES, "page", lambda: server._page(200, page, "application/xml"))
+    bucket = open_bucket(f"s3://{s3_bucket}")
+    bucket.write("real", b"1")
+    portal.script[f"/{s3_bucket}"] = ["page", "ok"]
+    assert keys(bucket) == ["real"]
+    assert not any(portal.script.values())
+
+
+def test_reading_what_was_listed(tmp_path, s3_bucket):  # noqa: F811
+    for bucket in (Folder(tmp_path), open_bucket(f"s3://{s3_bucket}")):
+        tag = bucket.write("a", b"old")
+        assert bucket.read("a", tag=tag) == b"old"
+        assert bucket.read("a", 2, tag=tag) == b"ol"
+        bucket.write("a", b"new")
+        for limit in (-1, 2):
+            with pytest.raises(ConditionFailed, match="/a was replaced after it had been listed"):
+                bucket.read("a", limit, tag=tag)
+    large = io.BytesIO(bytes(buckets.PART_BYTES + 1))
+    tag = bucket.write("large", large)
+    (listed,) = (entry.tag for entry in bucket.entries() if entry.key == "large")
+    assert listed == tag
+    assert bucket.read("large", tag=tag) == large.getvalue()
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path):
+    class Slow(Folder):
+        def path(self, key):
+            path = super().path(key)
+            return SimpleNamespace(open=lambda mode: _Changing(path))
+
+    class _Changing(io.FileIO):
+        def read(self, size=-1):
+            data = super().read(size)
+            with Path(self.name).open("ab") as file:
+                file.write(b"more")
+            return data
+
+    (tmp_path / "a").write_bytes(b"old")
+    (entry,) = Folder(tmp_path).entries()
+    with pytest.raises(ConditionFailed, match="was replaced"):
+        Slow(tmp_path).read("a", tag=entry.tag)
