@@ -308,7 +308,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
 def test_a_killed_job_leaves_half_a_file_only_until_the_next_one(tmp_path):
     source, out = fill(tmp_path / "in", 6), tmp_path / "out"
     job = start_slow_job(source, out, "--halt-in-pictures")
-    wait_until(lambda: list(out.glob(".*.part")))
+    wait_until(lambda: list(out.glob(".*.png.*.part")))
     job.kill()
     job.communicate()
     assert list(out.glob(".*.png.*.part")) and not list(out.glob("*.png"))
