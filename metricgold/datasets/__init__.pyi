@@ -1,4 +1,5 @@
 from . import own_data as own_data
+from .content import contents_by_scene as contents_by_scene
 from .frame import Frame as Frame, cut_frame as cut_frame, fit_frame as fit_frame, mirror_frame as mirror_frame
 from .inspect.page import inspect_dataset as inspect_dataset
 from .listing import FrameRef as FrameRef, Listing as Listing

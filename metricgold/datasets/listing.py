@@ -23,6 +23,11 @@ class FrameRef:
     entity_path: Path | None = None  # HyperSim's ids of what each pixel shows
     camera: tuple[Any, ...] = ()
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files that it is decoded from."""
+        return tuple(path for path in (self.rgb_path, self.depth_path, self.entity_path) if path)
+
 
 Gaps = Counter[str]  # of one scene: reason -> frames left out
 

@@ -40,6 +40,7 @@ import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixels
+from metricgold.datasets.content import contents_by_scene
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, no_gaps, paired_ids
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
@@ -185,20 +186,17 @@ def digest(raw: Path) -> str:
 def write_ledger(dataset: str, raw: Path) -> Path:
     """Write what is here by scene, in the form that downloaded data have; return the path of ledger.json.
 
-    It changes with names, sizes and the statement, not with bytes alone: no terabyte is hashed for it.
+    It changes with the statement and with the name or content of any file, see metricgold.datasets.content.
     """
-    files: dict[str, dict[str, int]] = {}
-    for ref in list_frames(dataset, raw).frames:
-        sizes = {path.relative_to(raw).as_posix(): path.stat().st_size for path in (ref.rgb_path, ref.depth_path)}
-        files.setdefault(ref.scene, {}).update(sizes)
+    scenes = contents_by_scene(Path(raw), list_frames(dataset, raw).frames)
     archives = {
         scene: {
             "scenes": [scene],
-            "members": len(sizes),
-            "bytes": sum(sizes.values()),
-            "members_sha256": digest_json(sizes),
+            "members": len(files),
+            "bytes": sum(content.bytes for content in files.values()),
+            "members_sha256": digest_json(files),
         }
-        for scene, sizes in files.items()
+        for scene, files in scenes.items()
     }
     write_json(Path(raw) / "ledger.json", {"dataset": dataset, "archives": archives, "stated_sha256": digest(raw)})
     return Path(raw) / "ledger.json"

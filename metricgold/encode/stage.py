@@ -7,7 +7,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from metricgold.datasets import IN_NO_SPLIT, Listing, list_frames, own_data, read_manifest, scene_splits
+from metricgold.datasets import (
+    IN_NO_SPLIT,
+    Listing,
+    contents_by_scene,
+    list_frames,
+    own_data,
+    read_manifest,
+    scene_splits,
+)
 from metricgold.encode.scene_encoder import SPLIT, SceneJob, open_encoder
 from metricgold.params import Encode, LogDepthRange
 from metricgold.storage import Progress, digest_json, read_json
@@ -40,7 +48,7 @@ def encode(
     listing = list_frames(dataset, raw, split=SPLIT)
     by_scene = groupby(sorted(listing.frames, key=lambda ref: ref.scene), key=lambda ref: ref.scene)
     refs = {scene: list(of_scene) for scene, of_scene in by_scene}
-    digest_of = source_digests(raw)
+    digest_of = source_digests(raw, listing)
     scenes = sorted({*training_scenes(listing), *archived_scenes(raw)})
     jobs = [SceneJob(scene, refs.get(scene, []), digest_of(scene), listing.gaps_of(scene)) for scene in scenes]
     log.info("%s: %d frames to be in the cache", dataset, len(listing.frames))
@@ -80,23 +88,22 @@ def read_archives(raw: Path) -> dict[str, dict[str, Any]] | None:
     return read_json(ledger)["archives"] if ledger.is_file() else None
 
 
-def source_digests(raw: Path) -> Callable[[str], str | None]:
-    """A function scene -> digest of its source: archives, a team's statement about its own data, or both."""
-    archives = read_archives(raw)
-    if not own_data.has_statement(raw):
+def source_digests(raw: Path, listing: Listing) -> Callable[[str], str]:
+    """A function scene -> digest of its source: downloaded archives, or its files where no archive vouches for them.
+
+    That is a team's own data, whose statement counts too, and a raw folder that was filled by hand.
+    """
+    archives, is_own = read_archives(raw), own_data.has_statement(raw)
+    if archives is not None and not is_own:
         return lambda scene: source_digest(archives, scene)
-    stated = own_data.digest(raw)
-    if archives is None:
-        return lambda _scene: stated
-    return lambda scene: digest_json([stated, source_digest(archives, scene)])
+    scenes, stated = contents_by_scene(raw, listing.frames), own_data.digest(raw) if is_own else None
+    return lambda scene: digest_json([stated, scenes.get(scene)])
 
 
-def source_digest(archives: Mapping[str, Mapping[str, Any]] | None, scene: str) -> str | None:
+def source_digest(archives: Mapping[str, Mapping[str, Any]], scene: str) -> str:
     """Digest of what a scene is read from: the members of the ledger's archives that hold it.
 
-    An archive that names no scenes belongs to all of them. None without a ledger.
+    An archive that names no scenes belongs to all of them.
     """
-    if archives is None:
-        return None
     holding = {path: entry for path, entry in archives.items() if scene in (entry.get("scenes") or [scene])}
     return digest_json({path: entry["members_sha256"] for path, entry in holding.items()})

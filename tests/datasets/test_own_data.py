@@ -387,7 +387,30 @@ def test_latents_of_own_data(tmp_path, tiny, tiny_backbone):
     assert [cache[i].name for i in range(len(cache))] == ["house_1/1"]
 
 
-def test_its_ledger_follows_names_sizes_and_the_statement(tmp_path):
+def test_depth_corrected_in_place_is_encoded_again(tmp_path, tiny, tiny_backbone):
+    """Same names, same sizes, metres twice as large; with a ledger of before and without one."""
+    from metricgold.encode.stage import encode
+    from metricgold.shards import LatentCache
+
+    raw, out = tmp_path / "raw", tmp_path / "latents"
+    state(raw, intrinsics={"cx": 24.0, "cy": 16.0})
+    write_rgb(raw / "house_1/rgb/1.png", (32, 48))
+
+    def latents_of(metres):
+        write_depth(raw / "house_1/depth/1.npy", np.full((32, 48), 1000 * metres, np.float32))
+        encode("mine", tiny.encode, tiny.log_depth, raw, tiny_backbone, out)
+        return LatentCache(out).digest
+
+    first = latents_of(2)
+    assert latents_of(2) == first
+    assert len({first, second := latents_of(4)}) == 2
+    before = own_data.write_ledger("mine", raw).read_bytes()
+    assert latents_of(4) == second
+    assert latents_of(5) not in (first, second)
+    assert own_data.write_ledger("mine", raw).read_bytes() != before
+
+
+def test_its_ledger_follows_content_and_the_statement(tmp_path):
     """By scene, so that a scene more encodes that scene only; the same data give the same bytes."""
     raw = write_one(tmp_path / "raw")
     first = own_data.write_ledger("mine", raw).read_bytes()

@@ -138,14 +138,15 @@ def test_scene_by_scene_in_any_order_gives_the_bytes_of_all_at_once(
     tiny, tiny_raw, tiny_backbone, tiny_latents, tmp_path, order
 ):
     out, raw = tmp_path / "out", shutil.copytree(tiny_raw, tmp_path / "raw")
+    sources = LatentCache(tiny_latents).identity["scenes"]
     for scene in order:
         one = shutil.copytree(raw, tmp_path / "one")
         for other in {*order, "env901"} - {scene}:
             shutil.rmtree(one / other)
         with opened(tiny, tiny_backbone, out) as encoder:
-            done = [name for name in order if encoder.has_scene(name, None)]
+            done = [name for name in order if encoder.has_scene(name, sources[name])]
             assert done == list(order[: order.index(scene)])
-            encoder.encode_scene(scene, refs_of(tiny, one)[scene][::-1], None)
+            encoder.encode_scene(scene, refs_of(tiny, one)[scene][::-1], sources[scene])
             shutil.rmtree(one)  # nothing of a scene is needed once it is encoded
             encoder.finish()
     assert bytes_of(out) == bytes_of(tiny_latents)
@@ -169,13 +170,13 @@ def test_a_new_scene_touches_no_other(tiny, tiny_raw, tiny_backbone, tiny_latent
 
 def test_a_damaged_shard_alone_is_encoded_again(tiny, tiny_raw, tiny_backbone, tmp_path):
     out = tmp_path / "out"
-    run(tiny, tiny_raw, tiny_backbone, out)
+    sources = run(tiny, tiny_raw, tiny_backbone, out).identity["scenes"]
     before, damaged = files(out), out / "env102-000.h5"
     content = bytearray(damaged.read_bytes())
     content[-100] ^= 1
     damaged.write_bytes(content)
     with opened(tiny, tiny_backbone, out) as encoder:
-        assert encoder.has_scene("env101", None) and not encoder.has_scene("env102", None)
+        assert encoder.has_scene("env101", sources["env101"]) and not encoder.has_scene("env102", sources["env102"])
     run(tiny, tiny_raw, tiny_backbone, out)
     after = files(out)
     assert bytes_of(out) == {name: content for name, (_, _, content) in before.items()}
@@ -198,15 +199,16 @@ def test_a_run_that_ended_too_early_goes_on(tiny, tiny_raw, tiny_backbone, tmp_p
 
 def test_other_params_or_another_source_encode_anew(tiny, tiny_raw, tiny_backbone, tmp_path):
     out = tmp_path / "out"
-    digest = run(tiny, tiny_raw, tiny_backbone, out).digest
+    cache = run(tiny, tiny_raw, tiny_backbone, out)
+    digest, source = cache.digest, cache.identity["scenes"]["env101"]
     before = files(out)
     assert run(tiny, tiny_raw, tiny_backbone, out, version=2).digest != digest
     assert not {name: stat for name, stat in files(out).items() if before.get(name) == stat}
     with opened(tiny, tiny_backbone, out, version=2) as encoder:
-        assert encoder.has_scene("env101", None) and not encoder.has_scene("env101", "another archive")
+        assert encoder.has_scene("env101", source) and not encoder.has_scene("env101", "another archive")
     with opened(tiny, tiny_backbone, out) as encoder:
         assert not list(out.iterdir()), "what other params made takes room and is of no use"
-        assert not encoder.has_scene("env101", None)
+        assert not encoder.has_scene("env101", source)
 
 
 def test_the_ledger_tells_which_scenes_an_archive_changes(tiny, tiny_raw, tiny_backbone, tmp_path):
