@@ -30,7 +30,7 @@ from metricgold.storage import remove
 log = logging.getLogger(__name__)
 
 NUM_TRIES = 3  # of an archive whose bytes were wrong, each with another mirror first
-DIRECTORY_BYTES = 4 << 20  # a zip's directory is rarely longer
+SELF_CHECKED = (".zip", ".tar.gz", ".tgz", ".7z")  # archives with checksums of what is in them
 
 
 class Cost(NamedTuple):
@@ -96,6 +96,7 @@ class Arrival:
             list(urls),
             self._path,
             tail_bytes=END_BYTES,
+            is_checked=bool(self.source.digests) or self.source.path.endswith(SELF_CHECKED),
             total_bytes=self.source.num_bytes,
             advance=self._advance,
         )
@@ -125,25 +126,35 @@ class Arrival:
         return extract(remote.partial.path, folder, label=self._label(remote), globs=source.globs)
 
     def _receive_zip(self, remote: RemoteFile, folder: Path, only: Collection[str] | None) -> dict[str, Extracted]:
-        """Fetch and extract wanted members. Those that arrive broken are fetched again, and nothing else is."""
+        """Fetch and extract wanted members. Those that arrive broken are fetched again, and nothing else is.
+
+        All are members of one directory: when that changes meanwhile, those that do not fit it are fetched again.
+        """
         found: dict[str, Extracted] = {}
-        for number in range(NUM_TRIES):
+        listed: dict[str, ZipMember] = {}
+        num_directories = num_tries = 0
+        while True:
             wanted = self._list_zip(remote)
             if only is not None:
                 inside = {Path(name).relative_to(self.source.into).as_posix() for name in only}
                 wanted = {name: member for name, member in wanted.items() if name in inside}
+            if wanted != listed:  # of another version of the archive, perhaps: nothing of the earlier one may stay
+                remove(self.staged)
+                found, listed, num_directories, num_tries = {}, wanted, num_directories + 1, 0
             remote.need(_ranges_of(wanted))
             broken: list[str] = []
             label, names = self._label(remote), wanted.keys() - found.keys()
             found |= extract(remote.partial.path, folder, label=label, names=names, broken=broken)
             if not broken:
                 return found
+            num_tries += 1
+            if NUM_TRIES in (num_tries, num_directories):
+                raise ValueError(f"{label}: member {broken[0]} does not have its CRC-32, {NUM_TRIES} times over")
             log.warning("%s: %d members arrived broken, first %s", label, len(broken), broken[0])
             for name in broken:
                 remote.mark_wrong(wanted[name].start, wanted[name].end)
-            if number:  # twice wrong: what the directory says of them may be wrong instead
-                remote.mark_wrong(max(0, remote.total_bytes - DIRECTORY_BYTES), remote.total_bytes)
-        raise ValueError(f"{label}: member {broken[0]} does not have its CRC-32, {NUM_TRIES} times over")
+            if num_tries > 1:  # twice wrong: what the directory says of them may be wrong instead
+                remote.mark_wrong(max(member.end for member in wanted.values()), remote.total_bytes)
 
 
 def part_name(path: str) -> str:

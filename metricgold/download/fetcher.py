@@ -47,6 +47,7 @@ class Fetcher:
         self.connections_per_host, self.part_bytes = connections_per_host, part_bytes
         self.patience_s, self.stall_s, self.only_parts = patience_s, stall_s, only_parts
         self.rangeless: set[str] = set()  # hosts that answer ranges with the full file
+        self.suffixless: set[str] = set()  # hosts that refuse ranges from the end
         self._advance = advance
         self._lock = threading.Lock()
         self._connections: dict[str, threading.Semaphore] = {}

@@ -10,6 +10,8 @@ An attempt asks one mirror. A round makes an attempt at each mirror that is left
     Refused    no permission, signature expired     nothing                                     the next mirror
     Busy       overload, dead or cut connection     nothing                                     the next mirror
 
+A file with checksums is not taken for Changed by its validator alone, see metricgold.download.remote_file.
+
 A mirror with three strikes is not tried again for this file. A server that sends Retry-After is left alone for so
 long, for every file. When a round has failed at every mirror:
 

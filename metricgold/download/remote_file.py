@@ -25,6 +25,7 @@ from metricgold.download.transport import (
     FetchError,
     Missing,
     NoRanges,
+    NoSuffixRange,
     Reply,
     Unfit,
     host_of,
@@ -64,6 +65,8 @@ class RemoteFile:
     all mirrors have something else.
 
     tail_bytes   begin with so many from the end
+    is_checked   what arrives will be compared with checksums: then another validator of a file whose length and last
+                 `tail_bytes` are as before is only noted, for the nodes of one server may not agree on them
     total_bytes  that it must have, if that is known
     advance      called with numbers of this file's bytes, beside the fetcher's own
     url          without secrets, the last that delivered
@@ -76,11 +79,13 @@ class RemoteFile:
         path: Path,
         *,
         tail_bytes: int = 0,
+        is_checked: bool = False,
         total_bytes: int | None = None,
         advance: Advance = no_progress,
     ) -> None:
         self._fetcher, self._mirrors, self._path, self._advance = fetcher, Mirrors(urls), Path(path), advance
-        self._expected_bytes, self._tail_bytes = total_bytes, tail_bytes
+        self._expected_bytes, self._tail_bytes, self._is_checked = total_bytes, tail_bytes, is_checked
+        self._fickle: set[str] = set()  # mirrors with several validators of this file
         self._stop = fetcher.new_stop()
         self._needing = threading.Lock()
         self._arrived = threading.Condition()
@@ -237,13 +242,29 @@ class RemoteFile:
 
     def _begin(self, url: str, stack: ExitStack) -> None:
         """First contact with nothing here: learn length and validator, keep the first bytes or the last."""
-        span = (-self._tail_bytes, None) if self._tail_bytes else (0, CONTACT_BYTES)
-        reply = stack.enter_context(request(url, *span, stall_s=self._fetcher.stall_s))
+        try:
+            reply = stack.enter_context(request(url, *self._first_span(url), stall_s=self._fetcher.stall_s))
+        except (NoSuffixRange, NoRanges):  # some ignore a range from the end, and no other
+            if not self._tail_bytes or host_of(url) in self._fetcher.suffixless:
+                raise
+            self._fetcher.suffixless.add(host_of(url))
+            reply = stack.enter_context(request(url, *self._first_span(url), stall_s=self._fetcher.stall_s))
         self._check_length(reply)
         if reply.total_bytes is None:
             raise NoRanges("server does not say how long the file is")
         self._partial = PartialFile.create(self._path, reply.total_bytes, origin=shown(url), validator=reply.validator)
         self._store(url, reply)
+
+    def _first_span(self, url: str) -> tuple[int, int | None]:
+        """What to request first: the first bytes, or the last, for which some servers must be asked the length."""
+        if not self._tail_bytes:
+            return 0, CONTACT_BYTES
+        if host_of(url) not in self._fetcher.suffixless:
+            return -self._tail_bytes, None
+        with request(url, 0, 1, stall_s=self._fetcher.stall_s) as reply:
+            if reply.total_bytes is None:
+                raise NoRanges("server does not say how long the file is")
+            return max(0, reply.total_bytes - self._tail_bytes), max(1, reply.total_bytes)
 
     def _first_missing(self, url: str) -> Range | None:
         """Bytes that are needed anyway, so that seeing whether the file is as before costs nothing.
@@ -260,13 +281,34 @@ class RemoteFile:
 
     def _fetch_range(self, url: str, stack: ExitStack, start: int, end: int) -> FetchError | None:
         """Fetch [start, end); returns the fault that ended it after some bytes, if one did."""
-        known = self.partial.origins.get(shown(url))
-        reply = stack.enter_context(request(url, start, end, validator=known, stall_s=self._fetcher.stall_s))
+        known = None if url in self._fickle else self.partial.origins.get(shown(url))
+        try:
+            reply = stack.enter_context(request(url, start, end, validator=known, stall_s=self._fetcher.stall_s))
+        except Changed as fault:
+            if not self._has_same_end(url):
+                raise
+            if url not in self._fickle:
+                log.warning("%s from %s: %s, though its end is the same", self._mirrors.name, shown(url), fault)
+                self._fickle.add(url)
+            reply = stack.enter_context(request(url, start, end, stall_s=self._fetcher.stall_s))
         self._check_length(reply)
         self._mirrors.note_success(url)
-        if shown(url) not in self.partial.origins or (known is None and reply.validator is not None):
+        is_news = known is None and reply.validator is not None and url not in self._fickle
+        if shown(url) not in self.partial.origins or is_news:
             self.partial.add_origin(shown(url), reply.validator)
         return self._store(url, reply)
+
+    def _has_same_end(self, url: str) -> bool:
+        """Whether a file with another validator may be the same: in its length and last bytes, where a zip lists all.
+
+        Its checksums tell the rest.
+        """
+        total = self.total_bytes
+        start = max(0, total - self._tail_bytes)
+        if not self._is_checked or self.partial.missing([(start, total)]):
+            return False
+        with request(url, start, total, stall_s=self._fetcher.stall_s) as reply:
+            return reply.total_bytes == total and b"".join(reply.chunks) == self.partial.read(start, total)
 
     def _fetch_whole(self, url: str, stack: ExitStack) -> None:
         """For servers without ranges; every attempt starts over."""

@@ -59,6 +59,10 @@ class NoRanges(Unfit):
     """The server answers a request for a range with the full file."""
 
 
+class NoSuffixRange(Unfit):
+    """The server refuses a range that counts from the end of the file."""
+
+
 class Changed(Unfit):
     """The file that is there now is not the one that `validator` names."""
 
@@ -86,6 +90,11 @@ class RangeRequest(NamedTuple):
     end: int | None
     validator: str | None
     stall_s: float
+
+    @property
+    def is_suffix(self) -> bool:
+        """Whether it is for the last n bytes, wherever they begin."""
+        return self.start is not None and self.start < 0
 
     @property
     def headers(self) -> dict[str, str]:
@@ -210,7 +219,7 @@ def send_http(wanted: RangeRequest) -> tuple[int, Mapping[str, str], Any]:
         raise _connection_fault(error) from None  # its text may hold a signed query
     if body.status not in (200, 206, 416):
         body.close()
-        raise _status_fault(body.status, body.headers, f"HTTP {body.status} {body.reason or ''}".strip())
+        raise _status_fault(wanted, body.status, body.headers, f"HTTP {body.status} {body.reason or ''}".strip())
     return body.status, body.headers, body
 
 
@@ -221,7 +230,9 @@ def _connection_fault(error: Exception) -> FetchError:
     return kind(re.sub(r"\?[^\s'\"]*|(?<=//)[^/\s]*@", "", text))
 
 
-def _status_fault(status: int, headers: Mapping[str, str], reason: str) -> FetchError:
+def _status_fault(wanted: RangeRequest, status: int, headers: Mapping[str, str], reason: str) -> FetchError:
+    if status in (400, 501) and wanted.is_suffix:
+        return NoSuffixRange(reason)
     if status in (404, 410):
         return Missing(reason)
     if status in (400, 401, 403, 407):
@@ -274,7 +285,7 @@ def send_s3(wanted: RangeRequest) -> tuple[int, Mapping[str, str], Any]:
         status, headers, code = facts["HTTPStatusCode"], facts["HTTPHeaders"], error.response["Error"]["Code"]
         if status == 416:
             return status, headers, urllib3.HTTPResponse(b"")
-        raise _status_fault(status, headers, f"HTTP {status} {code}") from None
+        raise _status_fault(wanted, status, headers, f"HTTP {status} {code}") from None
     except (BotoCoreError, ResponseParserError, ValueError) as error:
         kinds = {NoCredentialsError: Refused, ParamValidationError: Unfit, ValueError: Unfit}
         raise kinds.get(type(error), Busy)(str(_connection_fault(error))) from None
@@ -311,6 +322,8 @@ def reply_of_server(wanted: RangeRequest, status: int, headers: Mapping[str, str
 def reply_of_no_bytes(wanted: RangeRequest, headers: Mapping[str, str], validator: str | None) -> Reply:
     """A range that starts at the end, or any of an empty file, cannot be satisfied: that is no bytes, not a fault."""
     length = headers.get("content-range", "").rpartition("*/")[2]
+    if wanted.is_suffix and length != "0":
+        raise NoSuffixRange("HTTP 416 for the last bytes of a file")
     total = int(length) if length.isdecimal() else 0
     if total != max(0, wanted.start or 0):
         kind = Changed if wanted.validator else Unfit

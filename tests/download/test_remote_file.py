@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -201,6 +202,57 @@ def test_an_empty_file(server, fetcher, tmp_path):
         assert file.reader().read() == b""
         file.remove()
     assert read_small(fetcher, [f"{server.url}/empty"]) == b""
+
+
+@pytest.mark.parametrize(("status", "tail_bytes"), [(400, 1000), (416, 5_000_000), (501, 1000), (200, 1000)])
+def test_a_server_that_refuses_ranges_from_the_end(server, fetcher, tmp_path, status, tail_bytes):
+    """It is asked for the length, then for ordinary ranges; of a second file it is asked for nothing else."""
+    server.suffix_status = status
+    for name in ("a", "b"):
+        forget(server)
+        file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / name, tail_bytes=tail_bytes)
+        assert file.digests(["sha256"]) == SHA256
+    assert not [span for _, _, span in server.requests if span.startswith("bytes=-")]
+    assert sent(server) == len(TRUTH) + 1
+
+
+def test_a_server_that_refuses_every_range_of_this_kind_says_why(server, fetcher, tmp_path):
+    server.suffix_status = 400
+    server.faults = {"expired": 1.0}
+    with pytest.raises(OSError, match=r"a\.bin from .*: HTTP 403"):
+        RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=100)
+    (server.folder / "empty").write_bytes(b"")
+    server.faults, server.suffix_status = {}, 416
+    assert RemoteFile(fetcher, [f"{server.url}/empty"], tmp_path / "e", tail_bytes=100).total_bytes == 0
+
+
+# Validators
+
+
+@pytest.mark.parametrize("num_nodes", [2, 5])
+def test_nodes_of_a_server_that_do_not_agree_on_a_validator(server, fetcher, arrived, tmp_path, caplog, num_nodes):
+    """Equal bytes under an ETag that differs by node: noted, not fetched anew; also by the next run."""
+    nodes = itertools.cycle(range(num_nodes))
+    server.etag = lambda _tag: f'"{next(nodes)}"'
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000, is_checked=True)
+    file.need([(0, 1_000_000)])
+    file.close()
+    assert "though its end is the same" in caplog.text
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000, is_checked=True)
+    assert file.digests(["sha256"]) == SHA256
+    assert "starting anew" not in caplog.text
+    assert sum(arrived) == len(TRUTH)
+
+
+def test_another_end_under_another_validator_is_another_file(server, fetcher, tmp_path, caplog):
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000, is_checked=True)
+    file.need([(0, 1000)])
+    file.close()
+    new = TRUTH[:-1] + b"?"
+    (server.folder / "a.bin").write_bytes(new)
+    file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000, is_checked=True)
+    assert file.digests(["sha256"]) == {"sha256": hashlib.sha256(new).hexdigest()}
+    assert "starting anew" in caplog.text
 
 
 # Mirrors

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -349,6 +350,57 @@ def test_bytes_that_stay_wrong_are_refused(server, upstream, tmp_path):
     with pytest.raises(ValueError, match=r"a\.zip from http.*member scene1/rgb/1\.png.*CRC-32"):
         download(manifest_of(server.url, archives=[{"path": "a.zip"}]), tmp_path / "raw", params=QUICK)
     assert contents(tmp_path / "raw") == []
+
+
+VERSIONS = [{f"s/{n}.png": np.random.default_rng(seed + n).bytes(200_000) for n in range(5)} for seed in (0, 100)]
+
+
+@pytest.mark.parametrize("at_member", range(5))
+@pytest.mark.parametrize("changed", [range(5), (0, 1), (4,)])
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_one_archive_is_never_a_mix_of_two_versions(
+    server, upstream, tmp_path, at_member, changed, is_killed, monkeypatch
+):
+    """A server without validators whose zip is replaced by one of equal size while it is fetched."""
+    old = VERSIONS[0]
+    new = old | {f"s/{n}.png": VERSIONS[1][f"s/{n}.png"] for n in changed}
+    write_zip(upstream / "c.zip", old)
+    write_zip(upstream / "new.zip", new)
+    server.etag = lambda _tag: None
+    left = [70_000 + at_member * 200_000]
+
+    def arrive(num_bytes):
+        left[0] -= num_bytes
+        if left[0] < 0 and (upstream / "new.zip").exists():
+            (upstream / "new.zip").replace(upstream / "c.zip")
+            if is_killed:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fetcher, "part_bytes", 100_000, raising=False)
+    manifest = manifest_of(server.url, archives=[{"path": "c.zip"}])
+    if is_killed:
+        with pytest.raises(KeyboardInterrupt):
+            download(manifest, tmp_path / "raw", params=QUICK, progress=arrive)
+    download(manifest, tmp_path / "raw", params=QUICK, progress=arrive)
+    assert data(tmp_path / "raw") in (old, new)
+
+
+def test_a_zip_under_an_etag_that_differs_by_node(server, upstream, tmp_path):
+    write_zip(upstream / "c.zip", VERSIONS[0])
+    nodes = itertools.cycle("ab")
+    server.etag = lambda _tag: f'"{next(nodes)}"'
+    download(manifest_of(server.url, archives=[{"path": "c.zip"}]), tmp_path / "raw", params=QUICK)
+    assert data(tmp_path / "raw") == VERSIONS[0]
+    assert server.bytes_sent < 5 * 200_000 + 3 * 70_000
+
+
+@pytest.mark.parametrize("status", [400, 416, 501])
+def test_a_zip_from_a_server_that_refuses_ranges_from_the_end(server, upstream, tmp_path, status):
+    server.suffix_status = status
+    write_zip(upstream / "c.zip", VERSIONS[0])
+    archives = [{"path": "a.zip"}, {"path": "b/b.tar"}, {"path": "c.zip"}]
+    download(manifest_of(server.url, archives=archives), tmp_path / "raw", params=QUICK)
+    assert len(contents(tmp_path / "raw")) == 7
 
 
 def test_s3(s3_bucket, upstream, tmp_path):  # noqa: F811

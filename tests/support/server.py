@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,7 +38,9 @@ class FaultServer:
     mid-body), truncate, no_range (200 with the whole), wrong_bytes (one flipped bit), wrong_range (Content-Range of
     another place), html, expired (403 as S3 answers), slow (a byte now and then).
     `bytes_sent` counts bytes of bodies handed to a socket; its buffer is kept small (None: the system's size), so
-    that this is close to what arrived. `bytes_per_s` holds every connection back.
+    that this is close to what arrived. `bytes_per_s` holds every connection back. `etag` replaces the ETag of a file,
+    called for each request with the one that it has; without it, None, there is no Last-Modified either. A range from
+    the end is answered with `suffix_status`, if that is set; 200 is the full file.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class FaultServer:
         self.bytes_per_s, self.buffer_bytes = bytes_per_s, buffer_bytes
         self.faults: dict[str, float] = {}
         self.script: dict[str, list[str]] = {}
+        self.etag: Callable[[str], str | None] = str
+        self.suffix_status: int | None = None
         self.random = random.Random(seed)
         self.stopped = threading.Event()
         self._lock = threading.Lock()
@@ -203,11 +207,17 @@ class Handler(BaseHTTPRequestHandler):
                 yield answer
         elif self.command not in ("GET", "HEAD"):
             yield _page(405, b"", Connection="close")
+        elif self._is_suffix() and self.owner.suffix_status not in (None, 200):
+            yield _page(self.owner.suffix_status, b"")
         elif not (file := self.owner.folder / path.lstrip("/")).is_file():
             yield _page(404, GONE)
         else:
             with file.open("rb", buffering=0) as stream:
-                yield _of_file(stream, {} if fault == "no_range" else self.headers)
+                ignores_range = fault == "no_range" or (self._is_suffix() and self.owner.suffix_status == 200)
+                yield _of_file(stream, {} if ignores_range else self.headers, self.owner.etag)
+
+    def _is_suffix(self) -> bool:
+        return self.headers.get("Range", "").startswith("bytes=-")
 
     def _send(self, answer: Answer, fault: str) -> None:
         self.send_response_only(answer.status)
@@ -272,19 +282,17 @@ class Handler(BaseHTTPRequestHandler):
             os.close(self.connection.detach())
 
 
-def _of_file(stream: io.FileIO, asked) -> Answer:
+def _of_file(stream: io.FileIO, asked, etag: Callable[[str], str | None]) -> Answer:
     """What a good server answers for a file, by the headers of the request."""
     status = os.fstat(stream.fileno())
     total = status.st_size
-    validators = {
-        "ETag": f'"{status.st_mtime_ns:x}-{total:x}"',
-        "Last-Modified": formatdate(status.st_mtime, usegmt=True),
-    }
+    tag = etag(f'"{status.st_mtime_ns:x}-{total:x}"')
+    validators = {"ETag": tag, "Last-Modified": formatdate(status.st_mtime, usegmt=True)} if tag else {}
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"} | validators
-    if asked.get("If-Match", validators["ETag"]) not in (validators["ETag"], "*"):
+    if asked.get("If-Match", tag) not in (tag, "*"):
         return _page(412, b"<Error><Code>PreconditionFailed</Code></Error>")
     span = _span(asked.get("Range", ""), total)
-    if span is None or asked.get("If-Range", validators["ETag"]) not in validators.values():
+    if span is None or ("If-Range" in asked and asked["If-Range"] not in validators.values()):
         return Answer(200, headers, total, stream)
     start, end = span
     if start >= end:
