@@ -100,8 +100,8 @@ def read_photo(
             return as_photo(whole)
     except Image.UnidentifiedImageError as error:
         raise unreadable(f"{prefix}not an image of a known format, or its head is broken") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{prefix}it is more than {max_pixels} pixels") from error  # Pillow names a limit of its own
+    except Image.DecompressionBombError as error:  # Pillow names a limit of its own
+        raise ValueError(f"{prefix}it is more than {max_pixels} pixels, the limit max_pixels") from error
     except Exception as error:
         # Decoders raise almost anything on broken bytes: struct.error, SyntaxError, IndexError.
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -163,10 +163,12 @@ def claims_image(name: str, head: bytes) -> bool:
 def _check_size(size: tuple[int, int], max_pixels: int, max_aspect: float | None) -> None:
     width, height = size
     if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} is more than {max_pixels} pixels")
+        raise ValueError(f"{width}x{height} is more than {max_pixels} pixels, the limit max_pixels")
     aspect = max(size) / max(1, min(size))
     if max_aspect is not None and aspect > max_aspect:
-        raise ValueError(f"{width}x{height} is a strip of {aspect:.4g}:1, longer than {max_aspect:g}:1")
+        raise ValueError(
+            f"{width}x{height} is a strip of {aspect:.4g}:1, longer than {max_aspect:g}:1, the limit max_aspect"
+        )
 
 
 # An image that ends early

@@ -290,6 +290,7 @@ def write_image(
         stem = sink.own_key(key)
         if own := next(filter(is_of_job, (stem + SUFFIXES[kind] for kind in job.kinds)), None):
             raise ValueError(f"it would be written over the job's own {own}; give it another name")
+        sink.check_length(stem + max((SUFFIXES[kind] for kind in job.kinds), key=len))  # before the first is written
         outputs: OutputFiles = {}
         depth_file = digest = None
         for file in files_of(result, job.kinds):

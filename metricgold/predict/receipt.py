@@ -52,6 +52,7 @@ class ReceiptRow(ImageFacts, total=False):
     output: str | None  # key of the depth file
     sha256: str | None  # of the depth file
     outputs: OutputFiles  # every file by its kind
+    stale: list[OutputFile]  # files that an earlier, other run has left beside them
 
 
 def without_lost_outputs(row: ReceiptRow, present: OutputFiles) -> ReceiptRow:
@@ -146,7 +147,7 @@ class Receipt:
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     message = f"{self.sink}: {key} holds a line that is not a row; move it away: {line[:80]!r}"
                     raise ValueError(message) from error
-                if status in ("done", "skipped"):  # failed inputs are tried again
+                if status in ("done", "skipped") or row.get("stale"):  # failed inputs are tried again
                     self.db.execute(
                         "replace into row values (?, ?, ?, null, 0)", [name, line.decode().rstrip(), status]
                     )
@@ -168,40 +169,55 @@ class Receipt:
         left them. Outputs of other kinds that are gone or changed since are dropped from the row.
         """
         row = self._earlier(entry.key, entry.tag, identity)
-        if row is None:
+        if row is None or row["status"] == "failed":
             return None
         present = self._present_outputs(row)
         if row["status"] == "done" and not present.keys() >= set(kinds):
             return None
-        if present == row.get("outputs", {}):
+        stale = [file for file in row.get("stale", []) if self._is_present(file)]
+        if (present, stale) == (row.get("outputs", {}), row.get("stale", [])):
             self.db.execute("update row set now = 2 where input = ?", [_blob(entry.key)])
         else:
-            self._put(without_lost_outputs(row, present), kept=True)
+            self._put({**without_lost_outputs(row, present), "stale": stale}, kept=True)
         return "kept" if row["status"] == "done" else "skipped"
 
     def _earlier(self, key: str, tag: str, identity: str) -> ReceiptRow | None:
         """The row of an earlier run, if it was made from the same bytes in the same way."""
+        row = self._previous(key)
+        return row if row and (row.get("identity"), row.get("input_tag")) == (identity, tag) else None
+
+    def _previous(self, key: str) -> ReceiptRow | None:
+        """The row of an earlier run, however it was made."""
         found = self.db.execute("select line from row where input = ? and not now", [_blob(key)]).fetchone()
-        if found is None:
-            return None
-        row: ReceiptRow = json.loads(found[0])
-        return row if (row.get("identity"), row.get("input_tag")) == (identity, tag) else None
+        row: ReceiptRow | None = found and json.loads(found[0])
+        return row
 
     def _present_outputs(self, row: ReceiptRow) -> OutputFiles:
         """The files of a row that are in the output as the row's run has left them."""
-        query, present = "select tag from output where key = ?", {}
-        for kind, file in row.get("outputs", {}).items():
-            if self.db.execute(query, [_blob(file["key"])]).fetchone() == (file["tag"],):
-                present[kind] = file
-        return present
+        return {kind: file for kind, file in row.get("outputs", {}).items() if self._is_present(file)}
+
+    def _is_present(self, file: OutputFile) -> bool:
+        query = "select tag from output where key = ?"
+        return bool(self.db.execute(query, [_blob(file["key"])]).fetchone() == (file["tag"],))
+
+    def _stale_beside(self, row: ReceiptRow) -> list[OutputFile]:
+        """The files of an earlier row of this input that `row` does not name, as long as they are there."""
+        previous = self._previous(row["input"])
+        if previous is None:
+            return []
+        named = {file["key"] for file in row.get("outputs", {}).values()}
+        left = {file["key"]: file for file in (*previous.get("stale", []), *previous.get("outputs", {}).values())}
+        return [file for key, file in left.items() if key not in named and self._is_present(file)]
 
     # --- this run
 
     def add(self, row: ReceiptRow) -> None:
-        """Take a row of this run. Outputs of other kinds that an equal run has left are named in it too."""
+        """Take a row of this run. It names also the files of an equal run, and as stale those of an other one."""
         earlier = self._earlier(row["input"], row["input_tag"], row["identity"])
         if earlier and row["status"] == earlier["status"] == "done":
             row = with_earlier_outputs(row, earlier, self._present_outputs(earlier))
+        if stale := self._stale_beside(row):
+            row = {**row, "stale": stale}
         self.lines.append(self._put(row))
         self.is_saved = False
         if len(self.lines) >= FLUSH_ROWS or time.monotonic() - self.saved_at > FLUSH_SECONDS:

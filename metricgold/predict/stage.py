@@ -104,7 +104,8 @@ def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[
     entries = filter(is_input, source.entries())
     first = next(entries, None)
     if first is None:
-        raise ValueError(f"{source}: no files to predict")
+        hint = "; globs are case-sensitive" if source.wanted.pattern or source.wanted.include else ""
+        raise ValueError(f"{source}: no files to predict{hint}")
     return chain([first], entries)
 
 

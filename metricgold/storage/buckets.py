@@ -34,6 +34,7 @@ from metricgold.storage.s3_client import ConditionFailed, StoreLost
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there may be 10,000 of them
+MAX_KEY_BYTES = 1024  # of S3
 MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
 _WRITES = {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload", "delete_object"}
 T = TypeVar("T")
@@ -214,6 +215,15 @@ class Folder:
             raise ValueError(f"{key!r} cannot be a file below {self.root}")
         return self.root.joinpath(*segments)
 
+    def check_length(self, key: str) -> None:
+        """Raise ValueError where a name of this key, or its path, is longer than the file system takes."""
+        longest = max(len(os.fsencode(name)) for name in key.split("/"))
+        most, most_of_path = os.pathconf(self.root, "PC_NAME_MAX"), os.pathconf(self.root, "PC_PATH_MAX")
+        if longest > most:
+            raise ValueError(f"a name of {longest} bytes is too long, {most} fit")
+        if (length := len(os.fsencode(self.path(key)))) >= most_of_path:
+            raise ValueError(f"a path of {length} bytes is too long, {most_of_path - 1} fit")
+
     @staticmethod
     def own_key(key: str) -> str:
         """The key under which this bucket can keep what `key` names elsewhere; different for different keys."""
@@ -232,6 +242,9 @@ class Folder:
 
 def _replaced(place: object) -> ConditionFailed:
     return ConditionFailed(f"{place} was replaced after it had been listed; the next run reads it")
+
+
+_HIDDEN = re.compile(r"(?:^|/)\.(?!\.?(?:/|$))")  # a segment with a dot before its name; . and .. are none
 
 
 def _safe_segment(segment: str) -> str:
@@ -253,7 +266,7 @@ def _blocks(data: bytes | BinaryIO) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class S3Prefix:
-    """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`).
+    """Objects of an S3 bucket whose key begins with `prefix` (empty or ending in `/`). Hidden names are not listed.
 
     Methods retry failures that pass until `hurry` is set, and raise the errors of s3_client.with_retries. `fence` is
     asked before each try of each request that writes, once more when the store takes the bytes: it keeps nothing of a
@@ -288,7 +301,8 @@ class S3Prefix:
             for item in page.get("Contents", ()):
                 key = item["Key"][len(self.prefix) :]
                 is_folder_marker = not key or (key.endswith("/") and not item["Size"])
-                if not is_folder_marker and self.only in (None, key) and key in self.wanted:
+                is_hidden = self.only is None and _HIDDEN.search(key)
+                if not (is_folder_marker or is_hidden) and self.only in (None, key) and key in self.wanted:
                     yield StoredObject(key, item["Size"], item["ETag"].strip('"'))
             start = {"ContinuationToken": page["NextContinuationToken"]} if page.get("IsTruncated") else None
 
@@ -393,6 +407,11 @@ class S3Prefix:
     def close(self) -> None:
         """Requests that wait for the store give up now, later ones are tried once."""
         self.hurry.set()
+
+    def check_length(self, key: str) -> None:
+        """Raise ValueError where the key is longer than S3 takes."""
+        if (length := len((self.prefix + key).encode("utf-8", "surrogateescape"))) > MAX_KEY_BYTES:
+            raise ValueError(f"a key of {length} bytes is too long, {MAX_KEY_BYTES} fit")
 
     @staticmethod
     def own_key(key: str) -> str:

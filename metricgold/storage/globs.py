@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from unicodedata import normalize
 
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -26,7 +27,8 @@ def depth(pattern: str) -> int | None:
 
 
 def matches(pattern: str, key: str) -> bool:
-    """Whether the pattern matches the complete key."""
+    """Whether the pattern matches the complete key; one letter with an accent is the same as a letter and an accent."""
+    pattern, key = normalize("NFC", pattern), normalize("NFC", key)
     return _match((pattern + "**" * pattern.endswith("/")).split("/"), key.split("/"))
 
 

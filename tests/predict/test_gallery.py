@@ -434,6 +434,13 @@ def test_filters(browser, folder):
         seen = "[...document.querySelectorAll('[data-status]')].filter(item => item.getClientRects().length)"
         return browser.run(f"{seen}.map(item => item.querySelector('.name').textContent)")
 
+    accented = ["album/of 2026/\xe9t\xe9 100%.jpg"]
+    for spelling in ("\\u00c9T\\u00e9", "E\\u0301Te\\u0301"):  # a letter with an accent, or a letter and an accent
+        browser.run(f"document.querySelector('#filters [type=search]').value = '{spelling}'")
+        browser.run("document.querySelector('#filters').dispatchEvent(new Event('input'))")
+        assert left() == accented
+    browser.run("document.querySelector('#filters [type=search]').value = ''")
+    browser.run("document.querySelector('#filters').dispatchEvent(new Event('input'))")
     troubles = [row["input"] for row in TROUBLES]
     assert len(left()) == len(HOSTILE) + 3
     choose("failed")

@@ -123,6 +123,40 @@ def test_what_an_equal_run_left_is_named_as_long_as_it_is_true(sink):
     assert set(run_of(sink, done("a", identity="j"), "glb")["outputs"]) == {"glb"}
 
 
+def stale(row: dict) -> set[str]:
+    return {file["key"] for file in row.get("stale", [])}
+
+
+def test_what_another_run_left_beside_is_named_as_stale_as_long_as_it_is_there(sink):
+    run_of(sink, done("a"), "log-png", "ply", "npz")
+    other = run_of(sink, done("a", identity="j", sha256="t"), "log-png")
+    assert set(other["outputs"]) == {"log-png"}
+    assert stale(other) == {"a.npz.depth.npz", "a.ply.ply"}
+    other = run_of(sink, done("a", identity="k", sha256="u"), "ply")
+    assert stale(other) == {"a.npz.depth.npz", "a.log-png.depth.png"}
+    sink.delete("a.npz.depth.npz")
+    assert stale(run_of(sink, done("a", identity="l", sha256="v"), "ply")) == {"a.log-png.depth.png"}
+
+
+def test_a_kept_row_still_names_what_is_stale_and_a_failed_one_does_too(sink):
+    run_of(sink, done("a"), "log-png", "ply")
+    run_of(sink, done("a", identity="j", sha256="t"), "log-png")
+    for files in ({"a.ply.ply"}, set()):
+        with open_receipt(sink) as receipt:
+            receipt.load_previous()
+            assert receipt.keep(StoredObject("a", 1, "1"), "j", ["log-png"]) == "kept"
+            receipt.finish({})
+        assert stale(rows_of(sink)[0]) == files
+        sink.delete("a.ply.ply")
+    for _ in range(2):
+        with open_receipt(sink) as receipt:
+            receipt.load_previous()
+            assert receipt.keep(StoredObject("a", 1, "1"), "i", ["log-png"]) is None
+            receipt.add(failed("a", "a: no"))
+            receipt.finish({})
+        assert stale(rows_of(sink)[0]) == {"a.log-png.depth.png"}
+
+
 def test_a_killed_run_leaves_no_file_in_the_temporary_folder(sink, tmp_path):
     code = "import os, sys\nfrom metricgold.storage.buckets import Folder\n"
     code += "from metricgold.predict.receipt import Receipt\n"

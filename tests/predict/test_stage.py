@@ -228,6 +228,18 @@ def test_a_failing_write_is_a_row(tmp_path):
     assert rows["0.png"]["status"] == rows["2.png"]["status"] == "done"
 
 
+def test_a_key_too_long_for_one_of_its_outputs_leaves_none_of_them(tmp_path):
+    source = fill(tmp_path / "in", 1)
+    for letter in "xy":
+        (source / (letter * 239 + ".png")).write_bytes(picture(3))  # 243 bytes, and .uncertainty.png has 16
+    summary = run(source, tmp_path / "out")
+    rows = receipt(Folder(tmp_path / "out"))
+    assert [row["status"] for row in rows] == ["done", "failed", "failed"]
+    assert rows[1]["reason"] == f"writing {'x' * 239}.png: a name of 259 bytes is too long, 255 fit"
+    assert list(summary["reasons"].values()) == [2]
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(("x", "y"))]
+
+
 @pytest.mark.parametrize("inside", ["", "depth", "depth/today"])
 def test_output_inside_the_input_is_not_read_again(tmp_path, inside):
     source = fill(tmp_path / "in", 3)
@@ -243,6 +255,9 @@ def test_nothing_to_predict_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="/in: no files to predict"):
         run(tmp_path / "in", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "in" / "A.JPG").write_bytes(picture(0))
+    with pytest.raises(ValueError, match="no files to predict; globs are case-sensitive"):
+        run(tmp_path / "in" / "*.jpg", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="/nowhere"):
         run(tmp_path / "nowhere", tmp_path / "out")
 

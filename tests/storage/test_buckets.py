@@ -178,6 +178,31 @@ def test_s3_globs_include_exclude_and_after(s3_bucket):  # noqa: F811
         assert [entry.key for entry in bucket.entries(after=key)] == everything[n + 1 :]
 
 
+def test_s3_hidden_names_are_not_listed_as_in_folders(s3_bucket, tmp_path):  # noqa: F811
+    prefix, folder = open_bucket(f"s3://{s3_bucket}/in", create=True), open_bucket(str(tmp_path))
+    for name in ("a.jpg", "._a.jpg", "b/._c.jpg", "b/.d/e.jpg", "b/f..jpg"):
+        for bucket in (prefix, folder):
+            bucket.write(name, b"x")
+    assert keys(open_bucket(f"s3://{s3_bucket}/in")) == keys(folder) == ["a.jpg", "b/f..jpg"]
+    assert keys(open_bucket(f"s3://{s3_bucket}/in/._a.jpg")) == ["._a.jpg"]  # asked for by its name
+
+
+def test_s3_a_key_too_long_is_known_before(s3_bucket):  # noqa: F811
+    prefix = open_bucket(f"s3://{s3_bucket}/in", create=True)
+    prefix.check_length("x" * 1021)
+    with pytest.raises(ValueError, match="a key of 1025 bytes is too long, 1024 fit"):
+        prefix.check_length("x" * 1022)
+
+
+def test_a_name_or_path_too_long_is_known_before(tmp_path):
+    folder = open_bucket(str(tmp_path))
+    folder.check_length("é" * 127)
+    with pytest.raises(ValueError, match="a name of 256 bytes is too long, 255 fit"):
+        folder.check_length("a/" + "é" * 128)
+    with pytest.raises(ValueError, match=r"a path of \d+ bytes is too long, 4095 fit"):
+        folder.check_length("/".join(["a" * 200] * 21))
+
+
 def test_s3_metadata_is_kept_whatever_its_letters(s3_bucket):  # noqa: F811
     bucket = open_bucket(f"s3://{s3_bucket}")
     bucket.write("a.png", b"x", "image/png", metadata={"model": "Größe 1\n", "params": '{"a": 1}'})

@@ -41,3 +41,14 @@ def test_what_is_wanted():
     assert [key for key in KEYS if key in Wanted()] == list(KEYS)
     assert [key for key in KEYS if key in Wanted(include=("*.png", "x/**"))] == ["b.png", "d/e/f/c.png", "x/y/z"]
     assert [key for key in KEYS if key in Wanted("d/**", ("*.jpg",), ("d/e/", "b.*"))] == ["d/a.jpg"]
+
+
+def test_composed_and_decomposed_letters_are_the_same():
+    composed, decomposed = "d/caf\u00e9.jpg", "d/cafe\u0301.jpg"
+    for pattern, key in ((composed, decomposed), (decomposed, composed)):
+        assert matches(pattern, key)
+        assert key in Wanted(include=("*" + pattern[-7:],))
+        assert key not in Wanted(exclude=(pattern,))
+    assert matches("d/caf?.jpg", decomposed)
+    assert not matches("d/cafe.jpg", decomposed)
+    assert matches("*.jpg", "\udcff.jpg")  # bytes that are no text
