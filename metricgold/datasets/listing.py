@@ -1,11 +1,18 @@
 """What a raw folder holds, by names alone: references to frames, and the gaps beside them."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+# What macOS, Windows and Linux desktops leave beside data, anywhere in a path.
+_CLUTTER = re.compile(
+    r"(?:.*/)?(?:__MACOSX|\._[^/]*|\.DS_Store|\.Trash(?:es|-[^/]*)|Thumbs\.db|desktop\.ini|[^/]*:Zone\.Identifier)(?:/.*)?",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +80,18 @@ class Listing:
         return cls(frames, {scene: reasons for scene, reasons in counted.items() if reasons})
 
 
+def is_clutter(path: str) -> bool:
+    """Whether a file, or a folder that it is in, was added by an operating system: never a scene or a frame."""
+    return _CLUTTER.fullmatch(path) is not None
+
+
 def member_ids(folder: Path, prefix: str, suffix: str) -> set[str]:
     """The middle parts of all files `prefix…suffix` in a folder; empty without the folder."""
     try:
         names = [file.name for file in folder.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return set()
-    # AppleDouble side-cars `._x` end like their file, and are not frames.
+    # AppleDouble side-cars `._x`, like all hidden files, end like their file, and are not frames.
     members = [name for name in names if name.startswith(prefix) and name.endswith(suffix) and name[0] != "."]
     return {name[len(prefix) : len(name) - len(suffix)] for name in members}
 

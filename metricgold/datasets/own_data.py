@@ -42,7 +42,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixels
 from metricgold.datasets.content import contents_by_scene
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Gaps, Listing, no_gaps, paired_ids
+from metricgold.datasets.listing import FrameRef, Gaps, Listing, is_clutter, no_gaps, paired_ids
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
 from metricgold.storage import digest_file, digest_json, read_yaml, write_json
@@ -237,7 +237,8 @@ def refs_of_csv(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str
 
 def refs_of_folders(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str, Gaps]) -> Iterator[FrameRef]:
     """A frame for each id that is in both folders of a scene; the other ids are counted as gaps."""
-    scenes = sorted({folder.parent for kind in ("rgb", "depth") for folder in raw.glob(f"*/{kind}")})
+    folders = (folder.parent for kind in ("rgb", "depth") for folder in raw.glob(f"*/{kind}"))
+    scenes = sorted({folder for folder in folders if not is_clutter(folder.name)})
     camera = statement.intrinsics.camera
     if camera is None:
         if scenes:
@@ -309,7 +310,7 @@ def files_by_id(folder: Path) -> dict[str, Path]:
     """Files by their name without suffix. ValueError for two that differ in nothing else."""
     files: dict[str, Path] = {}
     for name in sorted(_names_in(folder)):
-        if name.startswith("."):  # side-cars of file managers
+        if name.startswith(".") or is_clutter(name):
             continue
         first = files.setdefault(Path(name).stem, folder / name)
         if first.name != name:

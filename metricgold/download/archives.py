@@ -25,9 +25,9 @@ def extract(
 
     With `names` only those, and of a zip no other member's bytes are read. With `broken` a zip's members whose bytes
     are wrong are noted there instead of raised, and the others extracted. Folders are made as needed, files of the
-    same name are replaced; AppleDouble side-cars are left out. Raises ValueError naming `label` and the member for a
-    path that leaves the folder, a link, a device, an encrypted member, a name given twice or in two spellings, members
-    that overlap, declared sizes that do not fit the archive, broken bytes, and when nothing matches.
+    same name are replaced; what operating systems add is left out. Raises ValueError naming `label` and the member
+    for a path that leaves the folder, a link, a device, an encrypted member, a name given twice or in two spellings,
+    members that overlap, declared sizes that do not fit the archive, broken bytes, and when nothing matches.
     """
     gate = Gate(label, globs=globs, names=names, archive_bytes=archive.stat().st_size)
     with refusing(label):

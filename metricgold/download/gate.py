@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metricgold.datasets import matches_name
+from metricgold.datasets import is_clutter, matches_name
 
 MAX_RATIO = 200  # extracted bytes per archive byte; images and depth stay below 10
 SMALL_BYTES = 1 << 30  # any ratio is fine up to here
@@ -70,8 +70,8 @@ def refusing(label: str, *, is_local: bool = True) -> Iterator[None]:
 class Gate:
     """Judges the members of one archive, all of them, in any order.
 
-    Wanted are those that match a glob (all if there is none) and, if `names` is given, are among them. Of the others
-    only the names are judged.
+    Wanted are those that match a glob (all if there is none) and, if `names` is given, are among them. The others are
+    left where they are, whatever their names.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class Gate:
         self, name: str, num_bytes: int, *, is_plain: bool, packed_bytes: int | None = None, is_encrypted: bool = False
     ) -> str | None:
         """The path below the folder for a member; None when it is not wanted. Raises BadArchive to refuse it."""
-        path = self.safe_path(name)
-        if not self.is_wanted(path):
+        if not self.is_wanted(PurePosixPath(name).as_posix()):
             return None
+        path = self.safe_path(name)
         if not is_plain:
             raise self.refusal(name, "is a link or device, refused")
         if is_encrypted:
@@ -142,10 +142,8 @@ class Gate:
         return path.as_posix()
 
     def is_wanted(self, path: str) -> bool:
-        """Whether globs and names ask for a member; what macOS adds to archives is never wanted."""
-        parts = path.split("/")
-        is_side_car = parts[0] == "__MACOSX" or parts[-1].startswith("._") or parts[-1] == ".DS_Store"
-        if is_side_car or (self.names is not None and path not in self.names):
+        """Whether globs and names ask for a member; what operating systems add to archives is never wanted."""
+        if is_clutter(path) or (self.names is not None and path not in self.names):
             return False
         return not self.globs or path in self._spelt_out or any(matches_name(path, glob) for glob in self._patterns)
 

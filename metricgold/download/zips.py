@@ -72,11 +72,12 @@ def _wanted_entries(file: zipfile.ZipFile, gate: Gate) -> dict[str, tuple[zipfil
     """Name below the folder -> entry of the directory, and the bytes it needs."""
     entries = {}
     for info, end in entries_with_ends(file, gate):
-        # The name as it is written, up to the end: zipfile's own stops at the first NUL.
-        if info.orig_filename.endswith("/"):
+        # The name as it is written, up to the end: zipfile's own stops at the first NUL. Windows separates by \\.
+        written = info.orig_filename.replace("\\", "/")
+        if written.endswith("/"):
             continue
         name = gate.admit(
-            info.orig_filename,
+            written,
             info.file_size,
             is_plain=stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG),
             packed_bytes=info.compress_size,

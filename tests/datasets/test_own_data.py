@@ -264,6 +264,17 @@ def test_nothing_there(tmp_path):
 # Splits and names
 
 
+def test_what_operating_systems_add_is_neither_scene_nor_frame(tmp_path):
+    write_one(tmp_path)
+    for scene in ("__MACOSX", ".Trash-1000"):
+        write_rgb(tmp_path / scene / "rgb/0001.png")
+        write_depth(tmp_path / scene / "depth/0001.png", MILLIMETRES)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0001.png", "0001.png:Zone.Identifier"):
+        (tmp_path / "barn/rgb" / name).write_bytes(b"x")
+    listing = list_frames("mine", tmp_path)
+    assert ([ref.name for ref in listing.frames], listing.gaps) == (["barn/0001"], {})
+
+
 def test_splits_by_scene_and_exclusions(tmp_path):
     state(tmp_path, exclude=[{"frames": "house_1/2*", "reason": "blurred"}])
     for scene in ("house_1", "house_2", "barn", "shed"):

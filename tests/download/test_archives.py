@@ -85,6 +85,45 @@ def test_side_cars_and_what_no_glob_names_stay_inside(tmp_path, kind):
         extract(archive, tmp_path / "none", label="x", globs=("*.h5",))
 
 
+CLUTTER = [
+    *(
+        "__MACOSX/e/1.npy",
+        "e/__MACOSX/1.npy",
+        "e/._1.npy",
+        "e/.DS_Store",
+        ".Trash-1000/files/1.npy",
+        "e/.Trashes/1.npy",
+    ),
+    *("e/Thumbs.db", "e/thumbs.db", "desktop.ini", "e/1.npy:Zone.Identifier"),
+]
+
+
+@ALL_KINDS
+def test_what_operating_systems_add_stays_inside(tmp_path, kind):
+    archive = make(tmp_path / kind, [(name, b"x") for name in ["e/1.npy", *CLUTTER]])
+    assert list(extract(archive, tmp_path / "out", label="x")) == ["e/1.npy"]
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["1.npy"]
+
+
+@KINDS
+def test_only_members_that_somebody_wants_are_judged(tmp_path, kind):
+    names = ["e/1.npy", "C:\\notes.txt", "../notes.txt", "a:b.txt", "b" * 256, "b\x1b[2J"]
+    archive = make(tmp_path / kind, [(name, b"x") for name in names])
+    assert list(extract(archive, tmp_path / "out", label="x", globs=("*.npy",))) == ["e/1.npy"]
+    with pytest.raises(ValueError, match=r"x: member .* would leave the folder, refused"):
+        extract(archive, tmp_path / "all", label="x", globs=("*.txt",))
+
+
+def test_windows_writes_zips_with_backslashes(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", [("scene\\rgb\\1.png", b"a"), ("scene\\", b""), ("good/1.png", b"b")])
+    assert list(list_of(archive)) == ["good/1.png", "scene/rgb/1.png"]
+    assert list(extract(archive, tmp_path / "out", label="x")) == ["good/1.png", "scene/rgb/1.png"]
+    assert (tmp_path / "out/scene/rgb/1.png").read_bytes() == b"a"
+    assert list(extract(archive, tmp_path / "one", label="x", globs=("scene/rgb/*",))) == ["scene/rgb/1.png"]
+    with pytest.raises(ValueError, match=r"x: member a/1\.png is in it twice"):
+        extract(make_zip(tmp_path / "b.zip", [("a/1.png", b"a"), ("a\\1.png", b"b")]), tmp_path / "twice", label="x")
+
+
 @KINDS
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil", "C:\\evil", "a\\..\\evil"])
 def test_nothing_leaves_the_folder(tmp_path, kind, name):
