@@ -247,10 +247,18 @@ class Receipt:
             self.growing = f"{PARTIAL}{number:08d}-{self.run}.jsonl"
             self.parts.append(self.growing)
         data = "".join(line + "\n" for line in self.lines).encode()
+        if self.lines:
+            self._sync_outputs()
         self.sink.write(self.growing, data, "application/jsonl", durable=True)
         if len(self.lines) >= FLUSH_ROWS:
             self.growing, self.lines = None, []
         self.is_saved, self.saved_at = True, time.monotonic()
+
+    def _sync_outputs(self) -> None:
+        """Files to the disk, before rows say that they are there: after a power cut that must still be true."""
+        was_saved, self.is_saved = self.is_saved, True  # where this fails, `close` saves none of these rows
+        self.sink.sync()
+        self.is_saved = was_saved
 
     def reasons(self) -> dict[str, int]:
         """The commonest reasons of failure in this run, with how many images each has cost."""
@@ -280,6 +288,7 @@ class Receipt:
         after a job over a part of the inputs the next one over all of them keeps the rest.
         """
         self.sink.write(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode(), "application/json")
+        self._sync_outputs()
         self._write_lines(EARLIER, (line for line in self._lines(now=False) if self._present_outputs(json.loads(line))))
         self._write_lines(RECEIPT, self._lines(now=True))
         self.is_saved = True

@@ -16,6 +16,7 @@ from .files import (
     remove_left_aside as remove_left_aside,
     row_line as row_line,
     sync as sync,
+    sync_disk as sync_disk,
     sync_tree as sync_tree,
     write_aside as write_aside,
     write_json as write_json,

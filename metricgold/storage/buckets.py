@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import quote
 
 from metricgold.storage import globs, s3_client as s3
-from metricgold.storage.files import remove, write_aside
+from metricgold.storage.files import make_folder, remove, sync_disk, write_aside
 from metricgold.storage.globs import EVERYTHING, Wanted
 from metricgold.storage.s3_client import ConditionFailed, StoreLost
 
@@ -70,7 +70,7 @@ def open_bucket(
     path = Path(location).expanduser()
     if create:
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         except FileExistsError as error:
             raise NotADirectoryError(f"{location}: expected a folder to write into, found a file") from error
         return Folder(path)
@@ -177,8 +177,8 @@ class Folder:
     ) -> str:
         """Write an object completely or not at all; returns its tag. A folder stores no content type or metadata.
 
-        Without `durable` the bytes may reach the disk later: forcing them there takes longer than making a small
-        image. Damage by a power cut then shows in the size, so in the tag.
+        Without `durable` the bytes may reach the disk later, at the latest with `sync`: forcing each file there takes
+        longer than making a small image.
         """
         path = self.path(key)
         with write_aside(path, durable=durable) as aside, aside.open("wb") as file:
@@ -188,6 +188,10 @@ class Folder:
             if self.fence is not None:
                 self.fence()
         return self._entry(key, path.stat()).tag
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk; before anything that vouches for it."""
+        sync_disk(self.root)
 
     def write_if(self, key: str, data: bytes, tag: str | None) -> None:
         """Write an object that still has this tag (None: that is not there); for one writer at a time."""
@@ -373,6 +377,9 @@ class S3Prefix:
                 return self._put_in_parts(key, data, **options)
             data = data.read()
         return self._put(key, data, **options)
+
+    def sync(self) -> None:
+        """Nothing to wait for: an object that was written stays."""
 
     def write_if(self, key: str, data: bytes, tag: str | None) -> None:
         """Write an object that still has this tag (None: that is not there); ConditionFailed where it has another.

@@ -1,8 +1,11 @@
-"""What a power cut would cost: which files are on the disk, by the calls of os.fsync, whenever a name appears."""
+"""What a power cut would cost: which files are on the disk, by what was synced, whenever a name appears."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from metricgold.storage import buckets
+from metricgold.storage.files import sync_disk
 
 
 class PowerCut:
@@ -28,7 +31,14 @@ class PowerCut:
             else:
                 self.bytes_on_disk.add(state(path))
 
+        def watched_sync_disk(folder):
+            sync_disk(folder)
+            for path in [Path(folder), *Path(folder).rglob("*")]:
+                self.names_on_disk.add((path.parent, path.name, path.stat().st_ino))
+                self.bytes_on_disk.add(state(path))
+
         monkeypatch.setattr(os, "fsync", watched_fsync)
+        monkeypatch.setattr(buckets, "sync_disk", watched_sync_disk)
         for name in ("replace", "rename"):
             monkeypatch.setattr(os, name, self.watched(getattr(os, name)))
 
