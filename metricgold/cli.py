@@ -13,6 +13,7 @@ import click
 
 from metricgold.extras import naming_the_extra
 from metricgold.params import OUTPUTS, PRESETS, Folders
+from metricgold.storage import OneLineFormatter, message_of, one_line
 
 if TYPE_CHECKING:
     from metricgold.params import Download, Params, Predict
@@ -35,6 +36,9 @@ class _Group(click.Group):
 
             write_exit_code(leaving.code)
             raise
+        except click.UsageError as error:
+            error.message = one_line(error.message)  # which may quote what was typed
+            raise
         except (ValueError, OSError) as error:
             if os.environ.get("METRICGOLD_TRACEBACK"):
                 raise
@@ -45,7 +49,7 @@ class _Failure(click.ClickException):
     """An error's message, and the exit code that its kind has of its own."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
+        super().__init__(message_of(error))
         self.exit_code: int = getattr(error, "exit_code", 1)  # type: ignore[misc]
 
 
@@ -57,7 +61,9 @@ def main(ctx: click.Context, params_path: Path) -> None:
     """Depth in metres from one image: prepare data, train, measure, register, predict."""
     from metricgold.images import quieten_image_libraries
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "botocore", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     quieten_image_libraries()
@@ -75,7 +81,7 @@ def _print(answer: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps(answer, sort_keys=True))
     else:
         for key, value in answer.items():
-            click.echo(f"{key}: {value}")
+            click.echo(one_line(f"{key}: {value}"))
 
 
 dataset_argument = click.argument("dataset")
@@ -178,7 +184,7 @@ def check(names: tuple[str, ...]) -> None:
     paths = [known.get(name, Path(name)) for name in names] or sorted(known.values())
     faults = check_manifests(paths)
     for line in faults:
-        click.echo(line)
+        click.echo(one_line(line))
     if any(not line.startswith(WARNING) for line in faults):
         raise click.exceptions.Exit(1)
     click.echo(f"{len(paths)} manifests are right" if len(paths) != 1 else f"{paths[0]} is right")

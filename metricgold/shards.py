@@ -52,7 +52,7 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from metricgold.storage import digest_file, read_json, write_aside, write_json
+from metricgold.storage import digest_file, parse_json, read_json, write_aside, write_json
 
 FORMAT = 2  # 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
@@ -160,9 +160,9 @@ def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) 
         if sha256 not in (None, digest):
             return None
         with h5py.File(path) as file:
-            if file.attrs["format"] != FORMAT or json.loads(file.attrs["identity"]) != identity:
+            if file.attrs["format"] != FORMAT or parse_json(file.attrs["identity"], path) != identity:
                 return None
-            num_frames, dropped = int(file.attrs["num_frames"]), json.loads(file.attrs["dropped"])
+            num_frames, dropped = int(file.attrs["num_frames"]), parse_json(file.attrs["dropped"], path)
     except _BROKEN:
         return None
     return {"file": path.name, "num_frames": num_frames, "dropped": dropped, "sha256": digest}
@@ -182,7 +182,7 @@ def is_part_of(path: Path, common: dict[str, Any]) -> bool:
             its_format, identity = record["format"], record["identity"]
         else:
             with h5py.File(path) as file:
-                its_format, identity = file.attrs["format"], json.loads(file.attrs["identity"])
+                its_format, identity = file.attrs["format"], parse_json(file.attrs["identity"], path)
         return bool(its_format == FORMAT and {key: identity[key] for key in common} == common)
     except _BROKEN:
         return False

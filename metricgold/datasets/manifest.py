@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
 from metricgold.params import MANIFESTS
-from metricgold.storage import read_yaml
+from metricgold.storage import Lines, read_yaml
 
 SCHEMES = ("file", "http", "https", "s3")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
@@ -203,7 +203,7 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate({} if values is None else values)
     except ValidationError as error:
         faults = (f"{path}: {'.'.join(map(str, e['loc'])) or 'manifest'}: {describe_fault(e)}" for e in error.errors())
-        raise ValueError("\n".join(faults)) from error
+        raise ValueError(Lines(faults)) from error
 
 
 def describe_fault(error: ErrorDetails) -> str:

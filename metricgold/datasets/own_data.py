@@ -45,7 +45,7 @@ from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, is_clutter, no_gaps, paired_ids
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
-from metricgold.storage import digest_file, digest_json, read_yaml, write_json
+from metricgold.storage import Lines, digest_file, digest_json, read_yaml, write_json
 
 STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"
@@ -172,9 +172,7 @@ def read_statement(raw: Path) -> Statement:
             if fault["type"] not in ("missing", "value_error"):
                 text += f", found {fault['input']!r:.80}"
             texts_of.setdefault(key.removesuffix(".float") or "the file", []).append(text.removeprefix("Value error, "))
-        raise ValueError(
-            "\n".join(f"{path}: {key}: {' or '.join(texts)}" for key, texts in texts_of.items())
-        ) from error
+        raise ValueError(Lines(f"{path}: {key}: {' or '.join(texts)}" for key, texts in texts_of.items())) from error
 
 
 def digest(raw: Path) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metricgold.download.ranges import Range, Ranges
-from metricgold.storage import remove, write_aside
+from metricgold.storage import parse_json, remove, write_aside
 
 CLOSED = -1  # no open file has this number: later use is an OSError
 
@@ -156,7 +156,7 @@ def _write_journal(path: Path, total_bytes: int | None, origins: dict[str, str |
 
 def _replay(journal: bytes) -> tuple[int, dict[str, str | None], Ranges]:
     """Total, origins and ranges. ValueError, KeyError or TypeError for any wrong line but a torn last one."""
-    head, *steps = [json.loads(line) for line in journal.split(b"\n")[:-1]] or [{}]
+    head, *steps = [parse_json(line, "journal") for line in journal.split(b"\n")[:-1]] or [{}]
     total_bytes, origins, have = head["total_bytes"], head["origins"], Ranges()
     for step in steps:
         if "origin" in step:

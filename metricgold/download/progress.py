@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from metricgold.storage import Progress
+from metricgold.storage import Progress, one_line
 
 WORTH_A_BAR_BYTES = 10_000_000
 
@@ -69,7 +69,9 @@ class ByteProgress:
 
         is_large = self.listener is None and (total_bytes or 0) >= WORTH_A_BAR_BYTES
         disable = not (is_large and sys.stderr.isatty())
-        with tqdm(total=total_bytes, desc=name, unit="B", unit_scale=True, leave=False, disable=disable) as bar:
+        with tqdm(
+            total=total_bytes, desc=one_line(name), unit="B", unit_scale=True, leave=False, disable=disable
+        ) as bar:
             yield bar.update
             with self._lock:
                 self.parts_done += 1

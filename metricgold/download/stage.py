@@ -25,7 +25,7 @@ from metricgold.download.selection import wanted_groups
 from metricgold.download.sources import WantedSource, resolve_sources
 from metricgold.download.transport import shown
 from metricgold.params import Download
-from metricgold.storage import only_writer, remove, write_yaml
+from metricgold.storage import Lines, only_writer, remove, write_yaml
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def raise_together(errors: Sequence[Exception], num_archives: int) -> None:
         raise errors[0]
     if errors:
         kind = ValueError if all(isinstance(error, ValueError) for error in errors) else OSError
-        raise kind("\n".join([f"{len(errors)} of {num_archives} failed:", *sorted(map(str, errors))]))
+        raise kind(Lines([f"{len(errors)} of {num_archives} failed:", *sorted(map(str, errors))]))
 
 
 def plan(

@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from metricgold.extras import naming_the_extra
 from metricgold.images.colours import has_depth
 from metricgold.log_depth import LogDepth
-from metricgold.storage import write_aside
+from metricgold.storage import parse_json, write_aside
 
 _METRES = {"unit": "metres", "kind": "planar depth"}
 
@@ -293,7 +293,7 @@ def read_depth_tiff(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str
     with _reading(source, "TIFF"), Image.open(source, formats=["TIFF"]) as image:
         depth_m, text = np.array(image), str(image.getexif().get(_IMAGE_DESCRIPTION, ""))
     try:
-        attributes = dict(json.loads(text))
+        attributes = dict(parse_json(text, "description"))
     except (ValueError, TypeError):  # a description of another tool
         attributes = {}
     if depth_m.dtype != np.float32 or not _METRES.items() <= attributes.items():

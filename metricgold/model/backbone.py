@@ -18,11 +18,21 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
+from metricgold.model.configs import naming_the_folder
 from metricgold.model.parts import check_schedule, empty_prompt, widen_conv_in
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.stand_in import train_stand_in
 from metricgold.params import Backbone, LogDepthRange, Mirror
-from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, read_json, write_aside, write_json
+from metricgold.storage import (
+    Lines,
+    digest_file,
+    digest_folder,
+    digest_json,
+    only_writer,
+    read_json,
+    write_aside,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +78,8 @@ def load_backbone(folder: Path) -> dict[str, Any]:
         "scheduler": DDIMScheduler,
         "empty_prompt": EmptyPrompt,
     }
-    parts = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
+    with naming_the_folder(folder, "backbone"):
+        parts = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
     for part in parts.values():
         # diffusers notes where a part was read from; that path must not travel into the checkpoint.
         part.register_to_config(_name_or_path="")
@@ -77,7 +88,8 @@ def load_backbone(folder: Path) -> dict[str, Any]:
 
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Read a backbone's VAE alone. ValueError names a folder without one."""
-    return AutoencoderKL.from_pretrained(_vae_folder(folder), torch_dtype=dtype)
+    with naming_the_folder(_vae_folder(folder), "VAE"):
+        return AutoencoderKL.from_pretrained(_vae_folder(folder), torch_dtype=dtype)
 
 
 def _vae_folder(folder: Path) -> Path:
@@ -146,7 +158,7 @@ def fetch_stable_diffusion(params: Backbone) -> tuple[Mirror, Path, dict[str, st
         except ValueError as error:
             log.warning("backbone: %s", error)
             faults.append(str(error))
-    raise ValueError("\n".join(faults))
+    raise ValueError(Lines(faults))
 
 
 def folder_of(place: Mirror) -> Path:
@@ -195,13 +207,14 @@ def load_stable_diffusion(folder: Path) -> dict[str, Any]:
 
     Raises ValueError when the schedule contradicts itself or the parts do not fit each other.
     """
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    with naming_the_folder(folder, "Stable Diffusion"):
+        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, torch_dtype=torch.float32)
     try:
         check_schedule(scheduler)
     except ValueError as error:
         raise ValueError(f"{folder / 'scheduler'}: {error}") from error
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, torch_dtype=torch.float32)
     if unet.config.out_channels != vae.config.latent_channels:
         outs, channels = unet.config.out_channels, vae.config.latent_channels
         raise ValueError(f"{folder}: the U-Net gives {outs} channels, the VAE's latents have {channels}")

@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from metricgold.images import FOV_DEG
 from metricgold.log_depth import LogDepth
+from metricgold.model.configs import naming_the_folder
 from metricgold.model.ensemble import EnsembleOptions, median_and_deviation, standard_error
 from metricgold.model.folded_upsampling import fold_upsampling
 from metricgold.model.inputs import CalibratedImage, is_batch, read_images, seed_of_each
@@ -39,6 +40,7 @@ from metricgold.params import DTYPES, SPACINGS
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
+MAX_PROCESSING_SIDE = 8192
 MAX_GRAPHS = 64  # of a compiled U-Net, one for each processing size; beyond, sizes run uncompiled
 MAX_FROZEN_BYTES = 4_000_000_000  # of weights in such graphs on a CPU, each of which has its own
 
@@ -111,6 +113,9 @@ class MetricGoldPipeline(DiffusionPipeline):
         if near_m is None or far_m is None or processing_height is None or processing_width is None:
             raise ValueError("a MetricGold pipeline needs near_m, far_m, processing_height and processing_width")
         LogDepth(near_m, far_m)  # raises where they are not a range
+        sides = processing_height, processing_width
+        if not all(isinstance(side, int) and 0 < side <= MAX_PROCESSING_SIDE for side in sides):
+            raise ValueError(f"processing_height x processing_width is {processing_height} x {processing_width}")
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
         self.register_to_config(
             near_m=near_m,
@@ -129,11 +134,9 @@ class MetricGoldPipeline(DiffusionPipeline):
         Raises ValueError naming a folder whose files are missing, broken or lack weights (diffusers would draw these
         at random), or whose near_m and far_m are not a range.
         """
-        try:
+        with naming_the_folder(Path(folder), "checkpoint"):
             pipe = super().from_pretrained(folder, **options | {"use_safetensors": True})
             _check_complete(Path(folder), pipe)
-        except (TypeError, KeyError, AttributeError, ValueError, OSError) as error:  # what diffusers raises
-            raise ValueError(f"{folder} is not a complete checkpoint: {error}") from error
         return pipe
 
     @property

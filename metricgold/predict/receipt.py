@@ -19,7 +19,7 @@ from typing import Any, Literal, Required, TypedDict
 
 from metricgold.params import Output
 from metricgold.predict.outputs import SUFFIXES, ImageFacts
-from metricgold.storage import Folder, S3Prefix, StoredObject, remove_left_aside
+from metricgold.storage import Folder, S3Prefix, StoredObject, parse_json, remove_left_aside
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class ReceiptRow(ImageFacts, total=False):
 def without_lost_outputs(row: ReceiptRow, present: OutputFiles) -> ReceiptRow:
     """The row naming only the files that are present; without a depth file if that one is lost."""
     named: ReceiptRow = {**row, "outputs": present}
-    if row["output"] not in [file["key"] for file in present.values()]:
+    if row.get("output") not in [file["key"] for file in present.values()]:
         named["output"] = named["sha256"] = None
     return named
 
@@ -69,11 +69,16 @@ def with_earlier_outputs(row: ReceiptRow, earlier: ReceiptRow, present: OutputFi
     present  the files of `earlier` that still are as it left them
     """
     others = {kind: file for kind, file in present.items() if kind not in row["outputs"]}
-    rewritten = earlier["output"] in [file["key"] for file in row["outputs"].values()]
-    if rewritten and earlier["sha256"] != row["sha256"]:
+    rewritten = earlier.get("output") in [file["key"] for file in row["outputs"].values()]
+    if rewritten and earlier.get("sha256") != row["sha256"]:
         others.pop("json", None)  # this side-car describes the bytes that were there before
     depth = row if row["output"] else without_lost_outputs(earlier, others)
-    return {**row, "outputs": {**others, **row["outputs"]}, "output": depth["output"], "sha256": depth["sha256"]}
+    return {
+        **row,
+        "outputs": {**others, **row["outputs"]},
+        "output": depth.get("output"),
+        "sha256": depth.get("sha256"),
+    }
 
 
 def failure_of(row: ReceiptRow) -> str | None:
@@ -142,8 +147,10 @@ class Receipt:
         for key in receipts:
             for line in self.sink.lines(key):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line, key)
                     status, name = row["status"], _blob(row["input"])
+                    for file in row.get("outputs", {}).values():
+                        _blob(file["key"] + file["tag"])
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     message = f"{self.sink}: {key} holds a line that is not a row; move it away: {line[:80]!r}"
                     raise ValueError(message) from error

@@ -9,6 +9,7 @@ from .files import (
     make_folder as make_folder,
     new_hash as new_hash,
     only_writer as only_writer,
+    parse_json as parse_json,
     paths_below as paths_below,
     read_json as read_json,
     read_rows as read_rows,
@@ -20,6 +21,12 @@ from .files import (
     sync_tree as sync_tree,
     write_aside as write_aside,
     write_json as write_json,
+)
+from .messages import (
+    Lines as Lines,
+    OneLineFormatter as OneLineFormatter,
+    message_of as message_of,
+    one_line as one_line,
 )
 from .output_lock import (
     LEASE as LEASE,

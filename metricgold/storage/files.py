@@ -166,10 +166,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON; ValueError names the file when it is not."""
+    return parse_json(Path(path).read_bytes(), path)
+
+
+def parse_json(data: bytes | str, name: object) -> Any:
+    """The value of JSON from elsewhere; ValueError with its name where it is none, or nested a thousand levels deep."""
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        return json.loads(data)
+    except ValueError as error:  # also of bytes that are not UTF-8, and of numbers with thousands of digits
+        raise ValueError(f"{name} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} is not JSON: nested too deep") from error
 
 
 def paths_below(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -278,10 +285,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.split("\n")[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+        rows.append(parse_json(line, f"{path}, line {number}"))
     return rows
 
 

@@ -17,6 +17,7 @@ from threading import Lock
 from types import TracebackType
 
 from metricgold.storage.files import read_json, write_json
+from metricgold.storage.messages import one_line
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Progress:
         self._logged_at = self._written_at = time.monotonic()
         is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, initial=done, desc=name, unit=unit, unit_scale=unit_scale, disable=not is_terminal
+            total=total, initial=done, desc=one_line(name), unit=unit, unit_scale=unit_scale, disable=not is_terminal
         )
 
     def advance(self, count: float = 1, *, note: str = "") -> None:
@@ -97,7 +98,7 @@ class Progress:
             self.done += count
             if note:
                 self._note = note
-                self._bar.set_postfix_str(note, refresh=False)
+                self._bar.set_postfix_str(one_line(note), refresh=False)
             self._bar.update(count)
             now, is_last = time.monotonic(), self.done == self.total
             if self._bar.disable and (is_last or now - self._logged_at >= SECONDS_BETWEEN_LINES):

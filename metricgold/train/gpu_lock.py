@@ -4,7 +4,6 @@ Prefect's limit holds between flows only; this one is taken by the trainer itsel
 freed by the kernel when its process ends in whatever way.
 """
 
-import json
 import logging
 import os
 import platform
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from metricgold.storage import write_json
+from metricgold.storage import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ def lock_path(name: str, kind: str) -> Path:
 def _describe(holder: Path) -> str:
     """The process that holds a lock, from the file beside it."""
     try:
-        job = json.loads(holder.read_text())
+        job = read_json(holder)
         return f"process {job['pid']} since {job['since']}"
     except (OSError, ValueError, KeyError):  # it has the lock and has not written the file yet
         return "another process"

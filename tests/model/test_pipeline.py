@@ -482,6 +482,39 @@ def test_a_broken_folder_is_named(broken, name, text):
         load_pipeline(broken)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("unet/config.json", "layers_per_block", 10**9, r"config\.json: layers_per_block is 1000000000, expected 64"),
+        ("unet/config.json", "block_out_channels", [10**12, 8], "block_out_channels is 1000000000000, expected 65536"),
+        ("unet/config.json", "block_out_channels", [8] * 100_000, "block_out_channels is 100000, expected 64 at most"),
+        ("unet/config.json", "block_out_channels", ["many", 8], "many|str"),
+        ("unet/config.json", "in_channels", "8", "."),
+        ("vae/config.json", "latent_channels", -(10**9), "latent_channels is -1000000000"),
+        ("vae/config.json", "scaling_factor", float("nan"), "scaling_factor is nan"),
+        ("empty_prompt/config.json", "width", 10**9, "width is 1000000000, expected 65536 at most"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**12, "num_train_timesteps is 1000000000000"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", "many", "."),
+        ("model_index.json", "processing_height", 60_000, "processing_height x processing_width is 60000 x"),
+        ("model_index.json", "processing_height", "64", "processing_height x processing_width is 64 x"),
+        ("model_index.json", "near_m", "near", "."),
+    ],
+)
+def test_a_config_that_no_model_has_is_refused_before_anything_is_built(broken, name, key, value, message):
+    config = json.loads((broken / name).read_text())
+    (broken / name).write_text(json.dumps(config | {key: value}))
+    with pytest.raises(ValueError, match=rf"{broken.name} is not a complete checkpoint: .*({message})"):
+        load_pipeline(broken)
+
+
+def test_a_config_nested_without_end_is_refused(broken):
+    (broken / "unet" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(
+        ValueError, match=r"not a complete checkpoint: .*unet/config\.json is not JSON: nested too deep"
+    ):
+        load_pipeline(broken)
+
+
 @pytest.mark.parametrize("options", [{"seed": None}, {"seed": 1.5}, {"seed": -1}, {"uncertainty_target": "x"}])
 def test_numbers_that_are_none_are_refused(pipe, options):
     name = next(iter(options))

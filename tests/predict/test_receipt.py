@@ -187,7 +187,15 @@ def test_rows_of_an_earlier_version_are_not_kept(sink):
 
 
 @pytest.mark.parametrize(
-    "line", [b"nonsense\n", b"\xff\n", b"[]\n", b"{}\n", b'{"status": "done", "input": 3}\n', b"\n"]
+    "line",
+    [
+        *(b"nonsense\n", b"\xff\n", b"[]\n", b"{}\n", b'{"status": "done", "input": 3}\n', b"\n"),
+        b'{"status": "done", "input": "a", "outputs": ' + b"[" * 100_000 + b"\n",
+        b'{"status": "done", "input": "a", "outputs": [1]}\n',
+        b'{"status": "done", "input": "a", "outputs": {"npz": "b"}}\n',
+        b'{"status": "done", "input": "a", "outputs": {"npz": {"key": 1, "tag": 2}}}\n',
+    ],
+    ids=range(10),
 )
 def test_what_is_no_receipt_is_named(sink, line):
     sink.write(RECEIPT, line)

@@ -143,6 +143,26 @@ def test_json_has_equal_bytes_for_equal_values_and_no_nan(tmp_path):
         read_json(tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b"\xff\xfe\x00", "."),
+        (b"[1, \xe4]", "."),
+        (b"9" * 5000, "digits"),
+        (b"", "Expecting value"),
+    ],
+    ids=range(6),
+)
+def test_what_is_no_json_is_named_in_one_line(tmp_path, content, problem):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{path} is not JSON: .*{problem}") as raised:
+        read_json(path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_rows_of_json_lines_without_a_last_one_cut_short(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert read_rows(path) == []
