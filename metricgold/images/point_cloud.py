@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,18 +10,22 @@ import numpy as np
 
 from metricgold.images.depth_files import open_whole, with_own
 
+MAX_PLY_LINE = 250  # bytes
+
 
 def write_ply(
     target: str | Path | BinaryIO, points_m: np.ndarray, rgb: np.ndarray, attributes: Mapping[str, str]
 ) -> None:
     """Write points_m [N, 3], metres in the camera's axes, and colours rgb uint8 [N, 3] to target as a binary PLY.
 
-    x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. Points
-    that are not finite are left out. Raises ValueError for points and colours of other shapes.
+    x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. A long one
+    goes on in further comments of its name, because MeshLab refuses lines above 500 bytes and Open3D ends its process
+    at one above 1,000. Points that are not finite are left out. Raises ValueError for points and colours of other
+    shapes.
     """
     points_m, rgb = _known(points_m, rgb)
     own = {"unit": "metres", "kind": "points", "axes": "x right, y down, z forward; the camera is at 0, 0, 0"}
-    comments = (f"comment {key} {json.dumps(value)}" for key, value in with_own(own, attributes).items())
+    comments = (line for name, text in with_own(own, attributes).items() for line in ply_comments(name, text))
     floats, bytes_ = ("x", "y", "z"), ("red", "green", "blue")
     head = ["ply", "format binary_little_endian 1.0", *comments, f"element vertex {len(points_m)}"]
     head += [*(f"property float {name}" for name in floats), *(f"property uchar {name}" for name in bytes_)]
@@ -30,6 +34,17 @@ def write_ply(
     with open_whole(target) as file:
         file.write("\n".join([*head, "end_header", ""]).encode("ascii"))
         file.write(vertices.data)
+
+
+def ply_comments(name: str, text: str) -> Iterator[str]:
+    """An attribute as lines of a PLY, each of MAX_PLY_LINE bytes at most; the strings in them make up the text."""
+    start, part = f"comment {name} ", ""
+    for character in text:
+        if len(start + json.dumps(part + character)) > MAX_PLY_LINE:
+            yield start + json.dumps(part)
+            part = ""
+        part += character
+    yield start + json.dumps(part)
 
 
 _FLOAT, _ARRAY_BUFFER, _POINTS = 5126, 34962, 0  # glTF 2.0, 3.6.2.2, 5.11.5 and 5.24.4

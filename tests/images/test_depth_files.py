@@ -1,4 +1,5 @@
 import io
+import re
 import subprocess
 import sys
 
@@ -179,9 +180,21 @@ def test_tiff_and_exr_are_read_by_their_own_libraries(tmp_path):
     openexr = pytest.importorskip("OpenEXR")
     write_depth_exr(tmp_path / "a.exr", ODD_DEPTH_M, ATTRIBUTES)
     exr = openexr.File(str(tmp_path / "a.exr"))
-    assert list(exr.channels()) == ["Z"]
-    np.testing.assert_array_equal(exr.channels()["Z"].pixels, AS_FLOATS)
+    assert sorted(exr.channels()) == ["Y", "Z"]
+    for channel in exr.channels().values():
+        np.testing.assert_array_equal(channel.pixels, AS_FLOATS)
     assert exr.header()["unit"] == "metres"
+
+
+def test_opencv_reads_exr_and_not_zeros(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENCV_IO_ENABLE_OPENEXR", "1")
+    cv2 = pytest.importorskip("cv2")
+    pytest.importorskip("OpenEXR")
+    if re.search(r"OpenEXR: +NO", cv2.getBuildInformation()):
+        pytest.skip("this OpenCV is built without OpenEXR")
+    path = tmp_path / "a.exr"
+    write_depth_exr(path, ODD_DEPTH_M, ATTRIBUTES)
+    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), AS_FLOATS)
 
 
 def test_opencv_reads_the_same_codes_and_metres(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from metricgold.images import point_cloud
 from metricgold.images.camera import pinhole, points_from_depth
-from metricgold.images.point_cloud import write_glb, write_ply
+from metricgold.images.point_cloud import ply_comments, write_glb, write_ply
 
 trimesh = pytest.importorskip("trimesh")
 RNG = np.random.default_rng(0)
@@ -41,18 +41,68 @@ def chunks_of(glb: bytes) -> tuple[dict, bytes]:
     return json.loads(found[b"JSON"]), found.get(b"BIN\0", b"")
 
 
-def test_ply_is_read_by_others_with_the_same_metres_and_colours():
-    cloud = loaded(written(write_ply), "ply")
-    np.testing.assert_array_equal(np.asarray(cloud.vertices, np.float32), POINTS_M)
-    np.testing.assert_array_equal(cloud.colors[:, :3], RGB)
+LONG = {"input": "深度/" + "很长的名字" * 40 + ".jpg", "params": json.dumps(dict.fromkeys(map(str, range(300)), 1.5))}
 
 
-def test_ply_says_its_unit_axes_and_attributes():
-    head = written(write_ply).split(b"end_header\n")[0].decode("ascii").splitlines()
-    comments = {key: json.loads(text) for _, key, text in (s.split(" ", 2) for s in head if s.startswith("comment"))}
+def by_trimesh(path):
+    cloud = trimesh.load_scene(path).dump()[0]
+    return cloud.vertices, cloud.colors[:, :3]
+
+
+def by_plyfile(path):
+    vertex = pytest.importorskip("plyfile").PlyData.read(path)["vertex"]
+    return np.stack([vertex[axis] for axis in "xyz"], -1), np.stack([vertex[c] for c in ("red", "green", "blue")], -1)
+
+
+def by_open3d(path):
+    cloud = pytest.importorskip("open3d").io.read_point_cloud(str(path))
+    return np.asarray(cloud.points), np.asarray(cloud.colors) * 255
+
+
+def by_meshlab(path):
+    meshes = pytest.importorskip("pymeshlab").MeshSet()
+    meshes.load_new_mesh(str(path))
+    mesh = meshes.current_mesh()
+    return mesh.vertex_matrix(), mesh.vertex_color_matrix()[:, :3] * 255
+
+
+def by_vtk(path):
+    reader = pytest.importorskip("vtkmodules.vtkIOPLY").vtkPLYReader()
+    to_numpy = pytest.importorskip("vtkmodules.util.numpy_support").vtk_to_numpy
+    reader.SetFileName(str(path))
+    reader.Update()
+    cloud = reader.GetOutput()
+    return to_numpy(cloud.GetPoints().GetData()), to_numpy(cloud.GetPointData().GetArray("RGB"))
+
+
+@pytest.mark.parametrize("attributes", [{}, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("read", [by_trimesh, by_plyfile, by_open3d, by_meshlab, by_vtk])
+def test_ply_is_read_by_others_with_the_same_metres_and_colours(read, attributes, tmp_path):
+    """Those that are not installed are left out; Open3D, MeshLab and VTK are too large for every machine."""
+    path = tmp_path / "cloud.ply"
+    path.write_bytes(written(write_ply, attributes=attributes))
+    points_m, rgb = read(path)
+    np.testing.assert_array_equal(np.asarray(points_m, np.float32), POINTS_M)
+    np.testing.assert_allclose(rgb, RGB, atol=1e-3)
+
+
+@pytest.mark.parametrize("attributes", [{"model": "m/3", "source": "Straße\n日本.jpg"}, LONG])
+def test_ply_says_its_unit_axes_and_attributes_in_short_lines(attributes):
+    head = written(write_ply, attributes=attributes).split(b"end_header\n")[0].decode("ascii").splitlines()
+    assert max(map(len, head)) <= 250
+    comments: dict[str, str] = {}
+    for _, key, text in (line.split(" ", 2) for line in head if line.startswith("comment")):
+        comments[key] = comments.get(key, "") + json.loads(text)
     assert comments["unit"] == "metres"
     assert comments["axes"].startswith("x right, y down, z forward")
-    assert comments["source"] == "Straße\n日本.jpg"
+    assert attributes.items() <= comments.items()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=700), st.integers(1, 79))
+def test_any_text_is_made_up_of_short_lines(text, name_length):
+    lines = list(ply_comments("n" * name_length, text))
+    assert max(map(len, lines)) <= 250
+    assert "".join(json.loads(line.split(" ", 2)[2]) for line in lines) == text
 
 
 def test_glb_is_read_by_others_with_the_same_metres_and_colours():
