@@ -28,12 +28,13 @@ def is_preview(image: Image.Image) -> bool:
 
 
 def read_exif(image: Image.Image) -> dict[int, Any]:
-    """Orientation and camera by tag; what cannot be read is left out."""
+    """Orientation, camera and interoperability by tag; what cannot be read is left out."""
     known: dict[int, Any] = {}
     with suppress(Exception):  # broken EXIF raises almost anything, and does not mean broken pixels
         exif = image.getexif()
         known[ExifTags.Base.Orientation] = exif.get(ExifTags.Base.Orientation)
         known |= exif.get_ifd(ExifTags.IFD.Exif)
+        known[ExifTags.Interop.InteropIndex] = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
     return known
 
 

@@ -1,11 +1,12 @@
 """Photographs: from the bytes of a file to upright pixels in sRGB."""
 
 import io
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
@@ -13,6 +14,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from metricgold.images.exif import focal_px_by_exif, is_preview, panorama_by_metadata, read_exif, upright
 from metricgold.images.jpeg import decode_jpeg
 from metricgold.images.pillow_settings import register_heif, settings_for_reading
+from metricgold.images.stated_colours import cicp_of_png, stated_profile
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
 FORMATS = (
@@ -97,6 +99,8 @@ def read_photo(
                 if allow_truncated and image.format in _READ_IN_PART:
                     return read_truncated(data)
                 raise
+            if image.format == "PNG" and (cicp := cicp_of_png(data)):
+                whole.info["cicp"] = cicp
             return as_photo(whole)
     except Image.UnidentifiedImageError as error:
         raise unreadable(f"{prefix}not an image of a known format, or its head is broken") from error
@@ -150,7 +154,7 @@ def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
         image = image.convert("LA")  # the only conversion that Pillow has for premultiplied grey
     panorama = panorama_by_metadata(image, exif)
     focal_px, reason = (None, f"{panorama} panorama") if panorama else focal_px_by_exif(exif, image.size)
-    return Photo(np.array(upright(_as_rgb(image), exif)), focal_px, reason, panorama, truncated)
+    return Photo(np.array(upright(_as_rgb(image, exif), exif)), focal_px, reason, panorama, truncated)
 
 
 def claims_image(name: str, head: bytes) -> bool:
@@ -195,9 +199,9 @@ def read_truncated(data: bytes) -> Photo:
 # Colours
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image, exif: Mapping[int, Any]) -> Image.Image:
     """The image as RGB in sRGB, on white where it is transparent."""
-    colours, profile = _opaque(image), image.info.get("icc_profile")
+    colours, profile = _opaque(image), image.info.get("icc_profile") or stated_profile(image, exif)
     transform = srgb_transform(profile, colours.mode) if profile else None
     rgb = transform.apply(_in_mode(colours, transform.input_mode)) if transform else _in_mode(colours, "RGB")
     if not image.has_transparency_data or image.mode in _GREY_16BIT:

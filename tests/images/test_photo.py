@@ -3,6 +3,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -547,6 +548,53 @@ def test_grey_pixels_under_a_profile_of_colours():
     assert np.abs(rgb[0] - as_srgb(grey[0, :, None] / 255)).max() <= 2
 
 
+P3_PRIMARIES = np.array([[0.51512, 0.29198, 0.1571], [0.2412, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+COLOURS = np.random.default_rng(0).integers(60, 200, (16, 16, 3), np.uint8)  # such that sRGB has them
+
+
+def adobe_rgb(**options) -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 65535, 0xA005: {1: "R03", 2: b"0100"}})  # uncalibrated; DCF's option file
+    return saved(Image.fromarray(COLOURS), exif=exif.tobytes(), **options)
+
+
+def check_converted(data: bytes, linear: np.ndarray, primaries: np.ndarray, tolerance: int = 2) -> None:
+    linear = linear @ (np.linalg.inv(SRGB_PRIMARIES) @ primaries).T
+    inside = ((linear > 0.001) & (linear < 1)).all(axis=-1)
+    rgb = read(data)
+    assert inside.mean() > 0.5
+    assert np.abs(rgb - as_srgb(linear))[inside].max() <= tolerance
+    assert np.abs(rgb - COLOURS.astype(int)).max() > 10
+
+
+def test_adobe_rgb_by_the_mark_of_cameras_is_converted():
+    check_converted(adobe_rgb(), (COLOURS / 255) ** (563 / 256), ADOBE_PRIMARIES)
+    assert (read(adobe_rgb(icc_profile=SRGB)) == COLOURS).all()  # a profile is more than a mark
+
+
+def png_with_cicp(*codes: int) -> bytes:
+    chunk = b"cICP" + bytes(codes)
+    data = saved(Image.fromarray(COLOURS))
+    return data[:33] + struct.pack(">I", len(codes)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
+
+
+def test_wide_colours_by_a_code_of_png_are_converted():
+    check_converted(png_with_cicp(12, 13, 0, 1), as_linear(COLOURS / 255), P3_PRIMARIES)
+    for codes in ((1, 13, 0, 1), (2, 2, 0, 1), (9, 16, 0, 1), (12, 13, 0)):  # sRGB, unknown, high dynamic range, broken
+        assert (read(png_with_cicp(*codes)) == COLOURS).all()
+
+
+def test_wide_colours_by_a_code_of_heic_are_converted():
+    def heic(primaries: int) -> np.ndarray:
+        plain = Image.new("RGB", (64, 64), (200, 90, 60))
+        return read(saved(plain, "HEIF", color_primaries=primaries, transfer_characteristics=13)).astype(int)
+
+    stored = heic(1)[9, 9]
+    expected = as_srgb(as_linear(stored / 255) @ (np.linalg.inv(SRGB_PRIMARIES) @ P3_PRIMARIES).T)
+    assert np.abs(heic(12)[9, 9] - expected).max() <= 2
+    assert np.abs(heic(12)[9, 9] - stored).max() > 10
+
+
 def test_srgb_by_another_spelling_changes_no_pixel():
     curve = as_linear(np.arange(1024) / 1023)
     table = b"curv\0\0\0\0" + struct.pack(">I1024H", 1024, *np.rint(curve * 65535).astype(int))
@@ -702,6 +750,7 @@ ODD_KINDS = {
         (lambda: saved(Image.new("RGB", (4, 4), (128,) * 3), icc_profile=rgb_profile(power=1.0)), {}, [188] * 3),
         (lambda: saved(Image.new("RGB", (4, 4), (128,) * 3), icc_profile=b"broken"), {}, [128] * 3),
     ],
+    "wide colours without a profile": [(adobe_rgb, {}, None), (lambda: png_with_cicp(9, 16, 0, 1), {}, COLOURS)],
     "transparency": [(lambda: saved(Image.new("RGBA", (4, 4), (9, 9, 9, 0))), {}, WHITE)],
     "palette, grey, 1 bit, CMYK": [
         (lambda: saved(Image.new("RGB", (4, 4), tuple(RED)).convert("P")), {}, None),
@@ -731,7 +780,9 @@ ODD_KINDS = {
         (lambda: b"\xff\xd8\xff\xfe\0\2junk" + saved(noise(), "JPEG")[2:], {}, None),
         (lambda: saved(noise(), "JPEG")[:-2] + b"SEFH\0\1SEFT", {}, None),
     ],
-    "more pixels than `predict.max_pixels`": [(lambda: saved(Image.new("1", (1001, 1000))), {}, "more than 1000000 p")],
+    "more pixels than `predict.max_pixels` (100 million)": [
+        (lambda: saved(Image.new("1", (1001, 1000))), {}, "more than 1000000 pixels, the limit max_pixels")
+    ],
     "longer than `predict.max_aspect`": [(lambda: saved(Image.new("1", (81, 10))), {"max_aspect": 8}, "8.1:1")],
     "a single pixel": [(lambda: saved(Image.new("RGB", (1, 1), tuple(GREEN))), {"max_aspect": 8}, GREEN)],
     "another format than its name says": [(lambda: saved(noise(4, 4)), {"name": "a.jpg"}, np.asarray(noise(4, 4)))],
