@@ -2,18 +2,19 @@
 
     <scene>-000.h5, ...  shards: frames of one scene, sorted by name
     <scene>.scene.json   written after the scene's last shard: format; identity; gaps: frames that upstream lists and
-                         the raw folder lacks, by reason; shards: file, num_frames, dropped by reason, sha256
-    index.json           written last, so that a folder with it is complete: format; identity; num_frames; dropped: all
-                         frames left out, by reason; shards in order of scene: scene, file, num_frames, sha256
+                         the raw folder lacks, by reason; shards: file, num_frames, sizes, dropped by reason, sha256
+    index.json           written last, so that a folder with it is complete: format; identity; num_frames; sizes: how
+                         many frames of each size in pixels; dropped: all frames left out, by reason; shards in order of
+                         scene: scene, file, num_frames, sha256
 
 An identity holds everything that latents depend on: data set, split, params of encode, log depth and digest of the
 VAE; in a record also its scene and source, the digest of the files that the scene was read from (null: not known); in
 a shard also frames, the digest of their names; in the index also the source of each scene. A file of another identity
-or FORMAT is refused, and replaced by `metricgold encode`. A shard in numbers, n frames of H x W pixels and c x h x w
-latents:
+or FORMAT is refused, and replaced by `metricgold encode`. A shard in numbers: attributes, and for each size of its
+frames a group that is named after it, such as 480x640, with n frames of H x W pixels and c x h x w latents:
 
-    attributes           format, num_frames; as JSON identity and dropped
-    frame                records [n], in one piece; without frames nothing from here on
+    attributes           format, num_frames; as JSON identity, dropped and sizes: n by the name of the group, in order
+    frame                records [n], in one piece
         intrinsics       float64 [3, 3]     of the encoded image, pixels, pixel centres at +0.5
         rgb_latent       float16 [c, h, w]  unscaled means of the VAE's posterior
         depth_latent     float16 [c, h, w]
@@ -23,10 +24,11 @@ latents:
                          other; attribute shape: H, W
     valid_mask_begin     int64 [n + 1]      where each stream begins, and the last one ends
 
-With nothing but h5py, zlib and numpy, for frame i of a shard:
+With nothing but h5py, zlib and numpy, for frame i of the first size of a shard:
 
-    record, masks = file["frame"][i], file["valid_mask"]
-    begin, end = file["valid_mask_begin"][i : i + 2]
+    group = file[next(iter(json.loads(file.attrs["sizes"])))]
+    record, masks = group["frame"][i], group["valid_mask"]
+    begin, end = group["valid_mask_begin"][i : i + 2]
     bits = np.frombuffer(zlib.decompress(masks[begin:end]), np.uint8)
     valid_mask = np.unpackbits(bits, count=np.prod(masks.attrs["shape"])).reshape(masks.attrs["shape"])
 
@@ -39,7 +41,7 @@ import json
 import os
 import zlib
 from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -54,7 +56,7 @@ import numpy as np
 
 from metricgold.storage import digest_file, parse_json, read_json, write_aside, write_json
 
-FORMAT = 2  # 1: an array a field, no valid_mask in pixels
+FORMAT = 3  # 2: all frames of one size; 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
 MAX_OPEN_SHARDS = 64  # a process often has 1024 descriptors; opening one again costs 20 microseconds
 # Numbers of eight bytes first: then they start at multiples of eight in a record that was read alone.
@@ -108,38 +110,52 @@ def write_shard(
 ) -> dict[str, Any]:
     """Write one shard aside and rename it; returns what find_shard will.
 
-    frames: of one size, with their valid_mask; dropped: the reason of each frame that is not in it. ValueError for a
-    frame without valid_mask.
+    frames: with their valid_mask, those of one size in order; dropped: the reason of each frame that is not in it.
+    ValueError for a frame without valid_mask.
     """
-    counts = dict(sorted(Counter(dropped).items()))
-    attributes: dict[str, Any] = {"format": FORMAT, "num_frames": len(frames)}
-    attributes |= {"identity": json.dumps(identity, sort_keys=True), "dropped": json.dumps(counts)}
-    content = _pack_shard(frames, attributes)
+    of_size = _by_size(frames)
+    row = {
+        "num_frames": len(frames),
+        "sizes": {size: len(its_frames) for size, its_frames in of_size.items()},
+        "dropped": dict(sorted(Counter(dropped).items())),
+    }
+    attributes = {name: json.dumps(value) for name, value in row.items() if isinstance(value, dict)}
+    attributes |= {"format": FORMAT, "num_frames": len(frames), "identity": json.dumps(identity, sort_keys=True)}
+    content = _pack_shard(of_size, attributes)
     with write_aside(path) as aside:
         aside.write_bytes(content)
-    return {"file": path.name, "num_frames": len(frames), "dropped": counts, "sha256": sha256(content).hexdigest()}
+    return {"file": path.name, **row, "sha256": sha256(content).hexdigest()}
 
 
-def _pack_shard(frames: Sequence[LatentFrame], attributes: Mapping[str, Any]) -> bytes:
+def _by_size(frames: Sequence[LatentFrame]) -> dict[str, list[LatentFrame]]:
+    """Frames by their size in pixels, HxW, the smallest first."""
+    of_shape: defaultdict[tuple[int, ...], list[LatentFrame]] = defaultdict(list)
+    for frame in frames:
+        if frame.valid_mask is None:
+            raise ValueError(f"frame {frame.name} has no valid_mask")
+        of_shape[frame.valid_mask.shape].append(frame)
+    return {"x".join(map(str, shape)): of_shape[shape] for shape in sorted(of_shape)}
+
+
+def _pack_shard(of_size: Mapping[str, Sequence[LatentFrame]], attributes: Mapping[str, Any]) -> bytes:
     """The bytes of a shard's file."""
-    masks = [frame.valid_mask for frame in frames if frame.valid_mask is not None]
-    if len(masks) != len(frames):
-        raise ValueError(f"{len(frames) - len(masks)} of {len(frames)} frames have no valid_mask")
     # In memory: where a disk is full, HDF5 would fail again each time it closes its file.
     with h5py.File("shard", "w", driver="core", backing_store=False) as file:
         file.attrs.update(attributes)
-        if frames:
-            file["frame"] = _pack_records(frames)
+        for size, frames in of_size.items():
+            group = file.create_group(size)
+            group["frame"] = _pack_records(frames)
+            masks = [np.asarray(frame.valid_mask) for frame in frames]
             streams = [zlib.compress(np.packbits(mask).tobytes(), 1) for mask in masks]
-            file["valid_mask"] = np.frombuffer(b"".join(streams), np.uint8)
-            file["valid_mask"].attrs["shape"] = masks[0].shape
-            file["valid_mask_begin"] = np.cumsum([0, *map(len, streams)], dtype=np.int64)
+            group["valid_mask"] = np.frombuffer(b"".join(streams), np.uint8)
+            group["valid_mask"].attrs["shape"] = masks[0].shape
+            group["valid_mask_begin"] = np.cumsum([0, *map(len, streams)], dtype=np.int64)
         file.flush()
         return bytes(file.id.get_file_image())
 
 
 def _pack_records(frames: Sequence[LatentFrame]) -> np.ndarray:
-    """Frames as one structured array [n]."""
+    """Frames of one size as one structured array [n]."""
     names = np.array([frame.name.encode() for frame in frames])
     first = {field: getattr(frames[0], field) for field in _ARRAYS}
     fields = [(field, array.dtype, array.shape) for field, array in first.items()]
@@ -162,16 +178,17 @@ def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) 
         with h5py.File(path) as file:
             if file.attrs["format"] != FORMAT or parse_json(file.attrs["identity"], path) != identity:
                 return None
-            num_frames, dropped = int(file.attrs["num_frames"]), parse_json(file.attrs["dropped"], path)
+            row = {"num_frames": int(file.attrs["num_frames"])}
+            row |= {name: parse_json(file.attrs[name], path) for name in ("sizes", "dropped")}
     except _BROKEN:
         return None
-    return {"file": path.name, "num_frames": num_frames, "dropped": dropped, "sha256": digest}
+    return {"file": path.name, **row, "sha256": digest}
 
 
 def shard_names(path: Path) -> list[str]:
     """Names of the frames in a shard that find_shard has found."""
     with h5py.File(path) as file:
-        return [name.decode() for name in file["frame"].fields("name")[:]] if "frame" in file else []
+        return [name.decode() for group in file.values() for name in group["frame"].fields("name")[:]]
 
 
 def is_part_of(path: Path, common: dict[str, Any]) -> bool:
@@ -234,17 +251,24 @@ def write_index(
     """
     shards, sources = [], {}
     dropped: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
     for scene, record in sorted(records.items()):
         dropped.update(record["gaps"])
         for shard in record["shards"]:
             sources[scene] = record["identity"]["source"]
             dropped.update(shard["dropped"])
+            sizes.update(shard["sizes"])
             shards.append({"scene": scene} | {key: shard[key] for key in ("file", "num_frames", "sha256")})
     num_frames = sum(shard["num_frames"] for shard in shards)
     if not num_frames:
         raise ValueError(f"{cache}: no frame left to train on; dropped: {dict(dropped)}")
     index = {"format": FORMAT, "identity": common | {"scenes": sources}, "num_frames": num_frames}
-    index |= {"dropped": dict(dropped), "shards": shards, **({"measured": dict(measured)} if measured else {})}
+    index |= {
+        "sizes": dict(sizes),
+        "dropped": dict(dropped),
+        "shards": shards,
+        **({"measured": dict(measured)} if measured else {}),
+    }
     write_json(Path(cache) / INDEX, index)
     return Path(cache) / INDEX
 
@@ -252,15 +276,34 @@ def write_index(
 # Reading
 
 
-class ShardLayout(NamedTuple):
-    """Where the pieces of a shard begin. Kept when the file is closed: HDF5 needs a millisecond to find them."""
+class SizeLayout(NamedTuple):
+    """Where the pieces of a shard's frames of one size begin."""
 
-    file_state: tuple[int, ...]  # inode, time and size of the file that it was read from
     record: np.dtype
     frame_offset: int
     mask_offset: int
     mask_begins: np.ndarray  # [n + 1]
     mask_shape: tuple[int, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames are of this size."""
+        return len(self.mask_begins) - 1
+
+
+class ShardLayout(NamedTuple):
+    """Where the pieces of a shard begin. Kept when the file is closed: HDF5 needs a millisecond to find them."""
+
+    file_state: tuple[int, ...]  # inode, time and size of the file that it was read from
+    sizes: list[SizeLayout]  # in the order of frames
+
+    def place(self, row: int) -> tuple[SizeLayout, int]:
+        """The size of a frame of the shard, and which of that size it is."""
+        for layout in self.sizes:
+            if row < layout.num_frames:
+                return layout, row
+            row -= layout.num_frames
+        raise IndexError(row)
 
 
 class LatentCache:
@@ -270,9 +313,9 @@ class LatentCache:
         frame = cache[0]          # LatentFrame: float16 [c, h, w] latents, unscaled means of the VAE's posterior
         mask = cache.valid_mask(0)  # bool [H, W] in pixels
 
-    Frames are in order of scene, then name. A cache can be passed to worker processes, forked or spawned: reading
-    moves nothing that they share. Threads take turns. Raises ValueError when the folder holds no index of this FORMAT,
-    and on reading where a shard is missing or broken.
+    Frames are in order of scene, then of size within a shard, then name. A cache can be passed to worker processes,
+    forked or spawned: reading moves nothing that they share. Threads take turns. Raises ValueError when the folder
+    holds no index of this FORMAT, and on reading where a shard is missing or broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -307,8 +350,7 @@ class LatentCache:
 
         Raises IndexError for an i below 0 or beyond the last one, ValueError where its shard cannot be read.
         """
-        number, row = self._place(i)
-        file, layout = self._open(number)
+        number, file, layout, row = self._find(i)
         size = layout.record.itemsize
         content = self._read(number, file, layout.frame_offset + row * size, size)
         record = np.frombuffer(content, layout.record)[0]
@@ -317,8 +359,7 @@ class LatentCache:
 
     def valid_mask(self, i: int) -> np.ndarray:
         """Pixels of frame i with measured depth in range, bool [H, W]. Raises as [i] does."""
-        number, row = self._place(i)
-        file, layout = self._open(number)
+        number, file, layout, row = self._find(i)
         begin, end = layout.mask_begins[row : row + 2].tolist()
         content = self._read(number, file, layout.mask_offset + begin, end - begin)
         try:
@@ -332,12 +373,13 @@ class LatentCache:
         """For another process, which opens the shards itself."""
         return self.__dict__ | {"_files": OrderedDict(), "_layouts": {}}
 
-    def _place(self, i: int) -> tuple[int, int]:
-        """Shard and row of a frame."""
+    def _find(self, i: int) -> tuple[int, FileIO, SizeLayout, int]:
+        """The shard of a frame, by number and opened, and the frame's size and row in it."""
         if not 0 <= i < len(self):
             raise IndexError(f"frame {i} of {len(self)} in {self.path}")
         number = bisect_right(self._ends, i)
-        return number, i - (self._ends[number - 1] if number else 0)
+        file, layout = self._open(number)
+        return number, file, *layout.place(i - (self._ends[number - 1] if number else 0))
 
     def _open(self, number: int) -> tuple[FileIO, ShardLayout]:
         """A shard's file, opened now or kept open, and its layout."""
@@ -361,8 +403,9 @@ class LatentCache:
         if known is not None and known.file_state == file_state:
             return known
         layout = read_layout(file, file_state)
-        if len(layout.mask_begins) != self.index["shards"][number]["num_frames"] + 1:
-            raise ValueError(f"{len(layout.mask_begins) - 1} frames, {INDEX} lists another number")
+        num_frames = sum(size.num_frames for size in layout.sizes)
+        if num_frames != self.index["shards"][number]["num_frames"]:
+            raise ValueError(f"{num_frames} frames, {INDEX} lists another number")
         return layout
 
     def _read(self, number: int, file: FileIO, offset: int, num_bytes: int) -> bytes:
@@ -385,12 +428,11 @@ def read_layout(file: FileIO, file_state: tuple[int, ...]) -> ShardLayout:
     with h5py.File(file, "r") as shard:
         if shard.attrs["format"] != FORMAT:
             raise ValueError(f"format is {shard.attrs['format']}, expected {FORMAT}")
-        frame, masks = shard["frame"], shard["valid_mask"]
-        return ShardLayout(
-            file_state,
-            frame.dtype,
-            frame.id.get_offset(),
-            masks.id.get_offset(),
-            shard["valid_mask_begin"][:],
-            tuple(masks.attrs["shape"].tolist()),
-        )
+        sizes = parse_json(shard.attrs["sizes"], "its attribute sizes")
+        return ShardLayout(file_state, [_size_layout(shard[size]) for size in sizes])
+
+
+def _size_layout(group: h5py.Group) -> SizeLayout:
+    frame, masks = group["frame"], group["valid_mask"]
+    shape = tuple(masks.attrs["shape"].tolist())
+    return SizeLayout(frame.dtype, frame.id.get_offset(), masks.id.get_offset(), group["valid_mask_begin"][:], shape)

@@ -102,6 +102,30 @@ def tiny_raw(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mixed_raw(tmp_path_factory, tiny_raw) -> Path:
+    """The same with portraits: of one training environment every other frame is turned, of the other all are."""
+    import shutil
+
+    raw = shutil.copytree(tiny_raw, tmp_path_factory.mktemp("mixed") / "raw")
+    for scene, step in (("env101", 2), ("env102", 1)):
+        folder = raw / scene / "Easy" / "P000"
+        for path in sorted((folder / "image_left").iterdir())[::step]:
+            Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+        for path in sorted((folder / "depth_left").iterdir())[::step]:
+            np.save(path, np.rot90(np.load(path)))
+    return raw
+
+
+@pytest.fixture(scope="session")
+def mixed_latents(tmp_path_factory, mixed_raw, tiny_backbone) -> Path:
+    """A cache of two sizes: two landscapes, six portraits."""
+    from metricgold.encode.stage import encode
+
+    out = tmp_path_factory.mktemp("mixed") / DATASET
+    return encode(DATASET, TINY.encode, TINY.log_depth, mixed_raw, tiny_backbone, out).parent
+
+
+@pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory, tiny_raw) -> Path:
     from metricgold.model.backbone import prepare_backbone
 

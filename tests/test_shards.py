@@ -7,6 +7,7 @@ import textwrap
 import time
 import tracemalloc
 import zlib
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def write_cache(folder):
     records = {
         "out of order": write_scene(folder, "out of order", [[3]]),
         "a": write_scene(folder, "a", [[0, 1], [2]], ["unreadable"]),
-        "b/c": write_scene(folder, "b/c", [[]], ["no valid latent"], {"depth missing": 1}),
+        "b/c": write_scene(folder, "b/c", [[]], ["too few valid latents"], {"depth missing": 1}),
         "d": write_scene(folder, "d", []),
     }
     write_index(folder, COMMON, records)
@@ -83,12 +84,37 @@ def test_what_is_written_is_read_in_any_order(tmp_path):
         cache[4]
 
 
+def test_a_shard_holds_frames_of_several_sizes(tmp_path):
+    """A portrait among landscapes: in one file, each read at its own size, wherever it was in the list."""
+
+    def portrait(i):
+        one = frame("a", i)
+        fields = {name: getattr(one, name).swapaxes(-1, -2) for name in ("rgb_latent", "depth_latent")}
+        masks = {name: np.ascontiguousarray(getattr(one, name).T) for name in ("latent_mask", "valid_mask")}
+        return replace(one, **fields, **masks)
+
+    frames = [frame("a", 0), portrait(1), frame("a", 2), portrait(3)]
+    shard = write_shard(shard_path(tmp_path, "a", 0), frames, [], COMMON)
+    assert shard["sizes"] == {"6x10": 2, "10x6": 2} and find_shard(shard_path(tmp_path, "a", 0), COMMON) == shard
+    records = {"a": write_record(tmp_path, "a", COMMON | {"source": None}, {}, [shard])}
+    write_index(tmp_path, COMMON, records | {"b": write_scene(tmp_path, "b", [[5]])})
+    cache = LatentCache(tmp_path)
+    assert cache.index["sizes"] == {"6x10": 3, "10x6": 2} and len(cache) == 5
+    for i, expected in enumerate([frames[0], frames[2], frames[1], frames[3], frame("b", 5)]):
+        assert_same(cache[i], expected)
+        np.testing.assert_array_equal(cache.valid_mask(i), expected.valid_mask)
+    content = shard_path(tmp_path, "a", 0).read_bytes()
+    time.sleep(1.1)  # HDF5 counts times in seconds, if it writes any
+    write_shard(shard_path(tmp_path, "a", 0), frames, [], COMMON)
+    assert shard_path(tmp_path, "a", 0).read_bytes() == content
+
+
 def test_the_index_tells_identity_and_why_frames_are_missing(tmp_path):
     cache = write_cache(tmp_path / "cache")
     # A scene without a frame in the split changes nothing that is trained on.
     sources = {scene: f"source of {scene}" for scene in ("a", "b/c", "out of order")}
     assert cache.identity == COMMON | {"scenes": sources}
-    assert cache.index["dropped"] == {"unreadable": 2, "no valid latent": 1, "depth missing": 1}
+    assert cache.index["dropped"] == {"unreadable": 2, "too few valid latents": 1, "depth missing": 1}
     files = ["a-000.h5", "a-001.h5", "b%2Fc-000.h5", "out%20of%20order-000.h5"]
     assert [shard["file"] for shard in cache.index["shards"]] == files
 
@@ -126,9 +152,9 @@ def test_h5py_alone_reads_a_shard_as_the_page_says(tmp_path):
     lines = shards.__doc__.split("of a shard:\n\n")[1].split("\n\n")[0]
     for i in (0, 1):
         with h5py.File(shard_path(write_cache(tmp_path).path, "a", 0)) as file:
-            names = {"file": file, "i": i, "np": np, "zlib": zlib}
+            names = {"file": file, "i": i, "json": json, "np": np, "zlib": zlib}
             exec(textwrap.dedent(lines), names)
-            assert file["frame"].chunks is None
+            assert file["6x10"]["frame"].chunks is None
         record, expected = names["record"], frame("a", i)
         np.testing.assert_array_equal(names["valid_mask"], expected.valid_mask)
         np.testing.assert_array_equal(record["depth_latent"], expected.depth_latent)
@@ -193,7 +219,7 @@ def test_another_format_is_refused(tmp_path, found):
     path = record_path(tmp_path, "a")
     for file in (tmp_path / "index.json", path):
         write_json(file, read_json(file) | {"format": found})
-    with pytest.raises(ValueError, match=rf"index\.json: format is {found}, expected 2; encode it again"):
+    with pytest.raises(ValueError, match=rf"index\.json: format is {found}, expected 3; encode it again"):
         LatentCache(tmp_path)
     assert read_record(tmp_path, "a") is None and not is_part_of(path, {})
     with h5py.File(shard_path(tmp_path, "a", 1), "r+") as file:
@@ -201,7 +227,7 @@ def test_another_format_is_refused(tmp_path, found):
         identity = json.loads(file.attrs["identity"])
     assert find_shard(shard_path(tmp_path, "a", 1), identity) is None
     assert not is_part_of(shard_path(tmp_path, "a", 1), {})
-    with pytest.raises(ValueError, match=r"format is .*, expected 2; encode it again"):
+    with pytest.raises(ValueError, match=r"format is .*, expected 3; encode it again"):
         cache[2]
 
 
@@ -277,7 +303,7 @@ def test_an_index_over_many_small_scenes_opens_fast(tmp_path):
     scenes = [f"scene{number}" for number in range(66_667)]
     entries = [{"scene": scene, "file": f"{scene}-000.h5", "num_frames": 6, "sha256": "0" * 64} for scene in scenes]
     identity = COMMON | {"scenes": dict.fromkeys(scenes, "0" * 64)}
-    index = {"format": 2, "identity": identity, "num_frames": 400_002, "dropped": {}, "shards": entries}
+    index = {"format": 3, "identity": identity, "num_frames": 400_002, "dropped": {}, "shards": entries}
     write_json(tmp_path / "index.json", index)
     tracemalloc.start()
     try:

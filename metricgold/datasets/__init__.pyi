@@ -1,6 +1,6 @@
 from . import own_data as own_data
 from .content import contents_by_scene as contents_by_scene
-from .frame import Frame as Frame, cut_frame as cut_frame, fit_frame as fit_frame, mirror_frame as mirror_frame
+from .frame import Frame as Frame, fit_frame as fit_frame, mirror_frame as mirror_frame
 from .inspect.page import inspect_dataset as inspect_dataset
 from .listing import FrameRef as FrameRef, Listing as Listing, is_clutter as is_clutter
 from .manifest import (
@@ -33,4 +33,3 @@ from .sampling import (
 )
 from .splits import matches_name as matches_name
 from .synthetic.synthesize import synthesize as synthesize
-from .vkitti2 import kitti_benchmark_crop as kitti_benchmark_crop

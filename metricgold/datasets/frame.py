@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from metricgold.images import crop_intrinsics, mirror_intrinsics, resize_intrinsics
+from metricgold.images import NetworkGrid, mirror_intrinsics
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,37 +67,18 @@ class Frame:
             )
 
 
-def fit_frame(frame: Frame, height: int, width: int) -> Frame:
-    """Scale a frame to cover height x width, cut the overhang evenly, and carry the intrinsics along."""
-    if frame.rgb.shape[:2] == (height, width):
-        return frame
-    return cut_frame(frame, height, width, zoom=1.0, place=(0.5, 0.5))
+def fit_frame(frame: Frame, grid: NetworkGrid) -> Frame:
+    """A frame in the pixels in which the network sees it; intrinsics go along, depth stays in metres.
 
-
-def cut_frame(frame: Frame, height: int, width: int, *, zoom: float, place: tuple[float, float]) -> Frame:
-    """A part of a frame, scaled to height x width; intrinsics go along, depth stays in metres.
-
-    zoom: 1 for the largest part of that shape, 2 for one with half its sides; place: from the top (0) to the bottom
-    (1), and from left to right. Colours are averaged, depth and mask are sampled at the nearest
-    pixel: a mean of two depths is a surface that does not exist.
+    Colours are averaged, depth and mask are those of the nearest pixel. In the grid's padding they go on as at the
+    frame's edge, the mask too: what is learnt there is that copies of an edge are as far away as the edge.
     """
-    from PIL import Image
-
-    old_height, old_width = frame.rgb.shape[:2]
-    scale = max(height / old_height, width / old_width) * zoom
-    # The part that survives, in old pixels.
-    box_height, box_width = height / scale, width / scale
-    top, left = (old_height - box_height) * place[0], (old_width - box_width) * place[1]
-    box = (left, top, min(left + box_width, old_width), min(top + box_height, old_height))
-    rgb = Image.fromarray(frame.rgb).resize((width, height), Image.Resampling.LANCZOS, box=box)
-    rows = np.clip((top + (np.arange(height) + 0.5) / scale).astype(int), 0, old_height - 1)
-    columns = np.clip((left + (np.arange(width) + 0.5) / scale).astype(int), 0, old_width - 1)
     return replace(
         frame,
-        rgb=np.asarray(rgb),
-        planar_depth_m=frame.planar_depth_m[np.ix_(rows, columns)],
-        valid_mask=frame.valid_mask[np.ix_(rows, columns)],
-        intrinsics=resize_intrinsics(crop_intrinsics(frame.intrinsics, left, top), scale, scale),
+        rgb=grid.see(frame.rgb),
+        planar_depth_m=grid.sample(frame.planar_depth_m),
+        valid_mask=grid.sample(frame.valid_mask),
+        intrinsics=grid.intrinsics(frame.intrinsics),
     )
 
 

@@ -1,7 +1,6 @@
 """Virtual KITTI 2.0.3: JPEG and 16-bit centimetre PNG, planar; 65535 is sky and everything beyond 655.34 m."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,8 @@ import numpy as np
 from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, member_ids, no_gaps, paired_ids
-from metricgold.images import crop_intrinsics
 
 FAR = 65535
-CROP_HEIGHT, CROP_WIDTH = 352, 1216  # of KITTI's depth benchmark
 
 
 def list_frames(dataset: str, raw: Path) -> Listing:
@@ -76,22 +73,3 @@ def read_frame(ref: FrameRef) -> Frame:
     # The file counts pixel centres from 0 (cx = 620.5 for 1242 columns), a Frame from 0.5.
     intrinsics = np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
     return Frame.from_arrays(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)
-
-
-def kitti_benchmark_crop(frame: Frame) -> Frame:
-    """The lowest 352 rows and middle 1216 columns, as KITTI's depth benchmark cuts them; intrinsics carried along.
-
-    Raises ValueError for a frame that is smaller.
-    """
-    height, width = frame.valid_mask.shape
-    if height < CROP_HEIGHT or width < CROP_WIDTH:
-        raise ValueError(f"frame {frame.name}: {width}x{height} is smaller than the crop {CROP_WIDTH}x{CROP_HEIGHT}")
-    top, left = height - CROP_HEIGHT, (width - CROP_WIDTH) // 2
-    part = np.s_[top:, left : left + CROP_WIDTH]
-    return replace(
-        frame,
-        rgb=frame.rgb[part],
-        planar_depth_m=frame.planar_depth_m[part],
-        valid_mask=frame.valid_mask[part],
-        intrinsics=crop_intrinsics(frame.intrinsics, left, top),
-    )

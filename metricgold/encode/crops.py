@@ -15,36 +15,34 @@ from threading import Thread
 
 import numpy as np
 
-from metricgold.datasets import Frame, FrameRef, cut_frame, fit_frame, kitti_benchmark_crop, mirror_frame, read_frame
-from metricgold.images import quieten_image_libraries
+from metricgold.datasets import Frame, FrameRef, fit_frame, mirror_frame, read_frame
+from metricgold.images import TrainingSize, quieten_image_libraries
 from metricgold.params import Encode
 
 MARK = "#"  # between the name of a frame and the number of a crop
 
 
-def read_crops(ref: FrameRef, params: Encode) -> list[Frame] | str:
+def read_crops(ref: FrameRef, size: TrainingSize, params: Encode) -> list[Frame] | str:
     """Decode a frame and cut its params.views crops; a message instead where it cannot be read."""
     try:
         frame = read_frame(ref)
-        if params.kitti_crop and ref.dataset.startswith("vkitti2"):
-            frame = kitti_benchmark_crop(frame)
     except (ValueError, OSError) as error:
         return str(error)
-    size = params.height, params.width
-    return [crop_frame(frame, number, *size, params.min_crop) for number in range(params.views)]
+    return [crop_frame(frame, number, size, params.min_crop) for number in range(params.views)]
 
 
-def crop_frame(frame: Frame, number: int, height: int, width: int, min_crop: float) -> Frame:
-    """Crop 0 is the full frame, fitted to height x width; all others are random, a function of name and number.
+def crop_frame(frame: Frame, number: int, size: TrainingSize, min_crop: float) -> Frame:
+    """Crop 0 is the full frame, as predictions see it; all others are random, a function of name and number.
 
     A random crop has min_crop to 1 times the sides of crop 0, at any place in the frame, and is mirrored or not.
     """
+    grid = size.grid(*frame.valid_mask.shape)
     if number == 0:
-        return fit_frame(frame, height, width)
+        return fit_frame(frame, grid)
     name = f"{frame.name}{MARK}{number}"
     rng = np.random.default_rng(int.from_bytes(sha256(name.encode()).digest()[:8], "big"))
     share, top, left = rng.uniform(min_crop, 1), *rng.random(2)
-    crop = cut_frame(replace(frame, name=name), height, width, zoom=1 / share, place=(top, left))
+    crop = fit_frame(replace(frame, name=name), grid.zoomed(1 / share, (top, left)))
     return mirror_frame(crop) if rng.random() < 0.5 else crop
 
 

@@ -8,7 +8,7 @@ changes a byte, as long as the devices are of one kind.
 import errno
 import logging
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
@@ -23,6 +23,7 @@ from diffusers import AutoencoderKL
 
 from metricgold.datasets import Frame, FrameRef
 from metricgold.encode.crops import MARK, open_processes, read_crops
+from metricgold.images import TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.model import (
     check_size,
@@ -57,6 +58,7 @@ from metricgold.storage import digest_json, only_writer, read_json, remove
 log = logging.getLogger(__name__)
 
 SPLIT = "train"
+TOO_FEW = "too few valid latents"  # the reason for which a frame or a crop of one is dropped: encode.min_valid
 # That decode ahead of the VAE: as fast as two processes; of more of them Python runs one at a time.
 NUM_THREADS = 2
 MAX_PROCESSES = 16
@@ -113,6 +115,7 @@ class SceneEncoder:
         self.params, self.log_depth, self.out = params, range_m.to_log_depth(), Path(out)
         self.vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
         check_size(self.vae, (params.height, params.width))
+        self.size = TrainingSize(params.height, params.width, vae_factor(self.vae))
         self.measured = {} if params.dtype == "float32" else check_dtype(self.vae, backbone, params, self.log_depth)
         # Everything that all latents depend on. Batch size is part of it: it can change the last bit.
         self.common = {
@@ -243,24 +246,27 @@ class SceneEncoder:
         unreadable = shard["dropped"].get("unreadable", 0)
         present = {name.partition(MARK)[0] for name in shard_names(path)} if unreadable else set()
         lacking = [ref for ref in refs if unreadable and ref.name not in present]
-        return sum(isinstance(read_crops(ref, self.params), str) for ref in lacking) < unreadable
+        return sum(isinstance(read_crops(ref, self.size, self.params), str) for ref in lacking) < unreadable
 
     def encode_frames(self, refs: Sequence[FrameRef]) -> tuple[list[LatentFrame], list[str]]:
-        """Latents of the frames and their crops, in order, and the reason of each that was dropped."""
+        """Latents of the frames and their crops, in order for each shape, and the reason of each that was dropped."""
         frames: list[LatentFrame] = []
-        dropped, batch, size = [], [], self.params.batch_size
+        dropped: list[str] = []
+        waiting: defaultdict[tuple[int, ...], list[Frame]] = defaultdict(list)  # by shape
         for ref, crops in zip(refs, self.read_ahead(refs), strict=True):
             if isinstance(crops, str):
                 log.warning("dropped %s: %s", ref.name, crops)
                 dropped.append("unreadable")
                 continue
+            batch = waiting[crops[0].valid_mask.shape]
             batch += crops
-            while len(batch) >= size:
-                frames += encode_batch(self.vae, batch[:size], self.log_depth)
-                batch = batch[size:]
-        frames += encode_batch(self.vae, batch, self.log_depth) if batch else []
-        kept = [frame for frame in frames if frame.latent_mask.any()]
-        return kept, dropped + ["no valid latent"] * (len(frames) - len(kept))
+            while len(batch) >= self.params.batch_size:
+                frames += encode_batch(self.vae, batch[: self.params.batch_size], self.log_depth)
+                del batch[: self.params.batch_size]
+        for batch in waiting.values():
+            frames += encode_batch(self.vae, batch, self.log_depth) if batch else []
+        kept = [one for one in frames if one.latent_mask.any() and one.latent_mask.mean() >= self.params.min_valid]
+        return kept, dropped + [TOO_FEW] * (len(frames) - len(kept))
 
     def read_ahead(self, refs: Sequence[FrameRef]) -> Iterator[list[Frame] | str]:
         """Each frame's crops, in order, decoded two batches ahead of the VAE; a message for one that fails.
@@ -275,7 +281,7 @@ class SceneEncoder:
         coming: deque[Future[list[Frame] | str]] = deque()
         try:
             for ref in refs:
-                coming.append(readers.submit(read_crops, ref, self.params))
+                coming.append(readers.submit(read_crops, ref, self.size, self.params))
                 if len(coming) * self.params.views > 2 * self.params.batch_size:
                     yield coming.popleft().result()
             while coming:

@@ -40,9 +40,9 @@ def encode(
     device    cuda or cpu; empty: a GPU if there is one
     executor  encodes scenes in other processes, which see the same folders
 
-    A frame that cannot be read or has no valid latent is dropped and counted by reason. Raises ValueError when the
-    size or the dtype does not suit the VAE or no frame is left, BlockingIOError when another run writes to `out`, and
-    OSError when the disk is full. The next run resumes.
+    A frame that cannot be read or has too few valid latents is dropped and counted by reason. Raises ValueError when
+    the size or the dtype does not suit the VAE or no frame is left, BlockingIOError when another run writes to `out`,
+    and OSError when the disk is full. The next run resumes.
     """
     raw, backbone, out = (Path(path).absolute() for path in (raw, backbone, out))
     listing = list_frames(dataset, raw, split=SPLIT)

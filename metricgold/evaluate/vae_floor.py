@@ -38,7 +38,7 @@ from metricgold.evaluate.depth_ranges import (
     save_figure,
     write_table,
 )
-from metricgold.images import metre_ticks
+from metricgold.images import TrainingSize, metre_ticks
 from metricgold.log_depth import LogDepth
 from metricgold.model import (
     check_size,
@@ -48,6 +48,7 @@ from metricgold.model import (
     encode_rgb,
     load_vae,
     rgb_to_tensor,
+    vae_factor,
 )
 from metricgold.params import LogDepthRange, VaeFloor
 from metricgold.storage import write_json
@@ -105,8 +106,8 @@ def measure_vae_floor(
 ) -> dict[str, float]:
     """Measure log, linear and inverse depth over `range_m` and every range of the params; write the JSON `metrics`.
 
-    Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names, fitted to
-    `size`, height and width. `plots` receives vae_floor.csv (every encoding by range of true depth) and
+    Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names, as a network
+    of `size`, height and width, sees them. `plots` receives vae_floor.csv (every encoding by range of true depth) and
     vae_floor.png. The JSON is flat, for DVC: `<data set>/<encoding>/<near>-<far>/abs_rel` and `delta1`, the same
     under `mean`, by depth for the range of the params (`.../abs_rel/2-4`), `best/near_m` and `best/far_m`, and for
     each data set what mirroring latents costs (flip_asymmetry). It is written last. Raises ValueError when the size
@@ -114,6 +115,7 @@ def measure_vae_floor(
     """
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
     check_size(vae, size)
+    seen = TrainingSize(*size, vae_factor(vae))
     ranges = list(dict.fromkeys([range_m, *params.ranges_m]))
     encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
     edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
@@ -121,7 +123,7 @@ def measure_vae_floor(
     for name, raw in raw_folders.items():
         refs = some_frames(name, raw, params.split, params.frames_per_dataset)
         flip = FlipAsymmetry(Encoding("log", range_m.near_m, range_m.far_m), edges_m)
-        batches = frame_batches(refs, size, params.batch_size, f"vae-floor {name}")
+        batches = frame_batches(refs, seen, params.batch_size, f"vae-floor {name}")
         measured[name] = measure_floor(vae, batches, encodings, edges_m, beside=flip.add)
         flips[name] = flip.report()
     present, best = Encoding("log", range_m.near_m, range_m.far_m), best_range(measured)

@@ -53,6 +53,7 @@ from .html import (
     format_metres as format_metres,
     load_template as load_template,
 )
+from .network_grid import NetworkGrid as NetworkGrid, TrainingSize as TrainingSize
 from .panels import COLUMNS as COLUMNS, Example as Example, write_panels as write_panels
 from .photo import (
     NotAnImage as NotAnImage,

@@ -4,6 +4,7 @@ In an image doubled to the nearest, a 3 x 3 kernel sees only 2 x 2 different pix
 same pixel depends on whether row and column of the output are even or odd: four kernels of 2 x 2 sums of weights.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -38,9 +39,14 @@ def fold_upsampling(unet: UNet2DConditionModel) -> None:
             layer.forward = partial(_forward, layer)
 
 
-def _forward(layer: Upsample2D, hidden_states: torch.Tensor, output_size: int | None = None) -> torch.Tensor:
-    """Upsample2D.forward, folded unless the caller wants another size than twice the input's."""
-    if output_size is not None:
+def _forward(layer: Upsample2D, hidden_states: torch.Tensor, output_size: Sequence[int] | None = None) -> torch.Tensor:
+    """Upsample2D.forward, folded unless the caller wants another size than twice the input's.
+
+    diffusers names the size at every level as soon as one of them does not halve: 60 rows of latents become 8 and go
+    back by 15 and 30, of which only the 15 are not twice as many.
+    """
+    doubled = tuple(2 * side for side in hidden_states.shape[2:])
+    if output_size is not None and tuple(output_size) != doubled:
         return Upsample2D.forward(layer, hidden_states, output_size)
     return double_and_convolve(layer.conv, hidden_states)
 

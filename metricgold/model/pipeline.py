@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from PIL import Image
 from safetensors import safe_open
 
-from metricgold.images import FOV_DEG
+from metricgold.images import FOV_DEG, NetworkGrid, TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.model.configs import naming_the_folder
 from metricgold.model.ensemble import EnsembleOptions, median_and_deviation, standard_error
@@ -91,7 +90,7 @@ class MetricGoldPipeline(DiffusionPipeline):
                                          one fine-tuned on log depth (metricgold.train.depth_vae)
     scheduler, empty_prompt              noise schedule; embedding of the prompt ""
     near_m, far_m                        range in metres of the log depth that the U-Net was trained on
-    processing_height, processing_width  size in pixels the U-Net was trained at; inputs are scaled to its area
+    processing_height, processing_width  size in pixels the U-Net was trained at; images are scaled to its area
     objective                            what the U-Net was trained for: diffusion or one-step
 
     Raises ValueError when one of the numbers is missing, or unless 0 < near_m < far_m.
@@ -192,15 +191,14 @@ class MetricGoldPipeline(DiffusionPipeline):
         # Isolated: without guards, torch would take one pipeline's graph for another pipeline.
         self.unet.compile(dynamic=False, recompile_limit=limit, isolate_recompiles=True, options=options)
 
-    def processing_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels at which an image of that size goes through the U-Net.
+    def grid(self, height: int, width: int) -> NetworkGrid:
+        """The pixels in which the U-Net sees an image of that height and width: those in which training saw one."""
+        trained = TrainingSize(self.config.processing_height, self.config.processing_width, vae_factor(self.vae))
+        return trained.grid(height, width)
 
-        The trained area at the image's own aspect ratio, in multiples of what VAE and U-Net halve.
-        """
-        multiple = vae_factor(self.vae) * 2 ** (len(self.unet.config.block_out_channels) - 1)
-        scale = (self.config.processing_height * self.config.processing_width / (height * width)) ** 0.5
-        fitted_height, fitted_width = (max(1, round(side * scale / multiple)) * multiple for side in (height, width))
-        return fitted_height, fitted_width
+    def processing_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels at which an image of that size goes through the U-Net."""
+        return self.grid(height, width).size
 
     @torch.no_grad()
     def __call__(
@@ -247,14 +245,14 @@ class MetricGoldPipeline(DiffusionPipeline):
         options = EnsembleOptions(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
         seeds = seed_of_each(seed, len(images))
         scheduler = self.new_scheduler(num_steps, timestep_spacing)
+        grids = [self.grid(*one.rgb.shape[:2]) for one in images]
         of_size = defaultdict(list)
-        for index, one in enumerate(images):
-            of_size[self.processing_size(*one.rgb.shape[:2])].append(index)
+        for index, grid in enumerate(grids):
+            of_size[grid.size].append(index)
         predictions: dict[int, Prediction] = {}
         with prompt_computed_once(self.unet, self._prompt()):
-            for size, indices in of_size.items():
-                photos = (Image.fromarray(images[i].rgb) for i in indices)
-                rgb = np.stack([np.asarray(photo.resize(size[::-1], Image.Resampling.LANCZOS)) for photo in photos])
+            for indices in of_size.values():
+                rgb = np.stack([grids[i].see(images[i].rgb) for i in indices])
                 ensembles = self.run_members(rgb, [seeds[i] for i in indices], options, scheduler)
                 for i, members in zip(indices, ensembles, strict=True):
                     predictions[i] = self.merge_members(members, images[i], merge)
@@ -294,7 +292,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     ) -> list[list[torch.Tensor]]:
         """The members of each image before they are merged.
 
-        rgb      uint8 [B, H, W, 3], H x W a processing_size
+        rgb      uint8 [B, H, W, 3], images as their grids see them
         seeds    one for each image
         Returns for each image its members: log depth [H, W], or scaled latents [c, h, w] where those are merged.
         """
@@ -380,7 +378,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             merged, deviation = median_and_deviation(torch.stack(list(members)))
         if merge == "latent" or len(members) == 1:
             deviation = torch.full_like(merged, torch.nan)  # 0 would claim certainty
-        d, deviation = _resize_maps(torch.stack([merged, deviation]), image.rgb.shape[:2])
+        d, deviation = self.grid(*image.rgb.shape[:2]).to_image(torch.stack([merged, deviation]))
         return Prediction(
             planar_depth_m=self.log_depth.denormalize(d).cpu().numpy(),
             uncertainty=(deviation * (self.log_depth.ln_range / 2)).cpu().numpy(),
@@ -396,12 +394,10 @@ class MetricGoldPipeline(DiffusionPipeline):
 
         What the VAE alone changes is the floor under the error of any prediction.
         """
-        height, width = planar_depth_m.shape[1:]
-        d = torch.from_numpy(self.log_depth.normalize(planar_depth_m)).to(self.device)
-        size = self.processing_size(height, width)
-        fitted = torch.nn.functional.interpolate(d[None], size, mode="nearest-exact")[0]
-        decoded = decode_log_depth(self.vae, encode_log_depth(self.vae, fitted))
-        return self.log_depth.denormalize(_resize_maps(decoded, (height, width))).cpu().numpy()
+        grid = self.grid(*planar_depth_m.shape[1:])
+        seen = np.stack([grid.sample(self.log_depth.normalize(depth_m)) for depth_m in planar_depth_m])
+        decoded = decode_log_depth(self.vae, encode_log_depth(self.vae, torch.from_numpy(seen).to(self.device)))
+        return self.log_depth.denormalize(grid.to_image(decoded)).cpu().numpy()
 
 
 def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False) -> MetricGoldPipeline:
@@ -439,10 +435,3 @@ def _check_complete(folder: Path, pipe: MetricGoldPipeline) -> None:
                     known |= set(file.keys())
             if missing := sorted(set(part.state_dict()) - known):
                 raise ValueError(f"{folder / name} lacks {len(missing)} of its weights, such as {missing[0]}")
-
-
-def _resize_maps(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear resize of [N, H, W]; log depth and its deviation, never metres."""
-    if tuple(maps.shape[1:]) == tuple(size):
-        return maps
-    return torch.nn.functional.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=False)[0]

@@ -112,15 +112,18 @@ class Encode(Section):
     """Frames to latents: size, crops, precision."""
 
     version: PositiveInt = 1
+    # Pixels: every frame is scaled, whole and evenly, to the area of height x width. So is every image in prediction.
     height: PositiveInt = 64
     width: PositiveInt = 96
     batch_size: PositiveInt = 16
     frames_per_shard: PositiveInt = 256
     dtype: Dtype = "float32"  # of the VAE; latents are stored as float16
     max_dtype_error: PositiveFloat = 0.01  # of decoded depth against float32's, mean and relative
-    kitti_crop: bool = False  # Virtual KITTI cropped as in KITTI's depth benchmark, 352 x 1216
     views: PositiveInt = 1  # of each frame: the whole frame, then random crops, mirrored or not
     min_crop: Annotated[float, Field(gt=0, le=1)] = 0.5  # sides of the smallest crop, as a share of the largest
+    # Share of a sample's latents that must have depth in every pixel, or it is left out: one with less costs a training
+    # step as much as a full one and teaches a twentieth of it, beside a target that is mostly fill.
+    min_valid: Fraction = 0.05
 
 
 class VaeFloor(Section):

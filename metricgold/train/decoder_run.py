@@ -10,8 +10,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from metricgold.datasets import Frame, list_frames, readable
+from metricgold.images import TrainingSize
 from metricgold.log_depth import LogDepth
-from metricgold.model import encode_log_depth, filled_log_depth, vae_factor
+from metricgold.model import encode_log_depth, filled_log_depth
 from metricgold.params import DepthVae
 from metricgold.storage import remove
 from metricgold.train.checkpoints import Tensors
@@ -33,7 +34,7 @@ class Crops(NamedTuple):
 
 
 class DecoderRun(ResumableRun[Crops]):
-    """Fine-tunes `vae` in place, of which only what decodes may change, on frames fitted to `size` (height, width).
+    """Fine-tunes `vae` in place, of which only what decodes may change, on frames as a network of `size` sees them.
 
     Raises ValueError for params.crop below one latent, and for a data set without training frames.
     """
@@ -47,7 +48,7 @@ class DecoderRun(ResumableRun[Crops]):
         log_depth: LogDepth,
         vae: AutoencoderKL,
         raw_folders: dict[str, Path],
-        size: tuple[int, int],
+        size: TrainingSize,
         state: Path,
     ) -> None:
         super().__init__(
@@ -58,10 +59,9 @@ class DecoderRun(ResumableRun[Crops]):
             keep_checkpoints=1,
         )
         self.params, self.log_depth, self.vae, self.size = params, log_depth, vae, size
-        factor = vae_factor(vae)
-        self.crop = tuple(min(params.crop, side) // factor * factor for side in size)
+        self.crop = [min(params.crop, side) // size.multiple * size.multiple for side in (size.height, size.width)]
         if not all(self.crop):
-            raise ValueError(f"depth_vae.crop {params.crop} is smaller than one latent of {factor} pixels")
+            raise ValueError(f"depth_vae.crop {params.crop} is smaller than one latent of {size.multiple} pixels")
         self.frames = [list_frames(name, raw, split=SPLIT).frames for name, raw in raw_folders.items()]
         for name, refs in zip(raw_folders, self.frames, strict=True):
             if not refs:
@@ -89,20 +89,21 @@ class DecoderRun(ResumableRun[Crops]):
 
     def read_crop(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Log depth and valid mask [h, w] of a random crop of the frame that was drawn."""
-        height, width = self.crop
-        top, left = (int(rng.integers(side - part + 1)) for side, part in zip(self.size, self.crop, strict=True))
         frame = self.readable_frame(draw)
-        window = np.s_[top : top + height, left : left + width]
-        depth_m, valid = frame.planar_depth_m[window], frame.valid_mask[window]
+        grid = self.size.grid(*frame.valid_mask.shape)
+        # A strip that is smaller than the crop goes on as at its edge.
+        room = (max(0, side - part) + 1 for side, part in zip(grid.size, self.crop, strict=True))
+        window = grid.window(*(int(rng.integers(places)) for places in room), *self.crop)
+        depth_m, valid = window.sample(frame.planar_depth_m), window.sample(frame.valid_mask)
         if draw.flip:
             depth_m, valid = depth_m[:, ::-1], valid[:, ::-1]
         return filled_log_depth(self.log_depth, depth_m, valid), np.ascontiguousarray(valid)
 
     def readable_frame(self, draw: Draw) -> Frame:
-        """The frame that was drawn, or the next one that can be read. ValueError where none can."""
+        """The frame that was drawn, or the next one that can be read, at its own size. ValueError where none can."""
         refs = self.frames[draw.dataset]
         for ref in refs[draw.frame :] + refs[: draw.frame]:
-            if (frame := readable(ref, self.size)) is not None:
+            if (frame := readable(ref)) is not None:
                 return frame
         raise ValueError(f"{refs[0].dataset}: not one of {len(refs)} training frames can be read")
 

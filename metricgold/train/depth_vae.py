@@ -17,7 +17,8 @@ from diffusers import AutoencoderKL
 
 from metricgold.datasets import FrameRef, frame_batches, some_frames
 from metricgold.evaluate import Encoding, Floor, measure_floor, range_edges_m
-from metricgold.model import check_size, default_device, load_vae, vae_digest
+from metricgold.images import TrainingSize
+from metricgold.model import check_size, default_device, load_vae, vae_digest, vae_factor
 from metricgold.params import DepthVae, LogDepthRange
 from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, write_aside, write_json
 from metricgold.train.decoder_run import DecoderRun
@@ -38,7 +39,9 @@ def train_depth_vae(
     device: str = "",
     report: Report | None = None,
 ) -> Path:
-    """Fine-tune the decoder on training frames fitted to `size` (height, width) and write the folder `out`.
+    """Fine-tune the decoder on training frames and write the folder `out`.
+
+    size: height and width of the network's training; its VAE sees frames as `encode` fits them to it.
 
     With params.num_steps 0 the result is the backbone's VAE, byte for byte. `metrics` receives a flat JSON: the floor
     of held-out frames, `<data set>/before/abs_rel`, `.../after/...`, by depth, the means over data sets, and
@@ -49,17 +52,18 @@ def train_depth_vae(
     out, state = Path(out), state_folder(out)
     vae = load_vae(backbone).to(device or default_device()).eval()
     check_size(vae, size)
+    seen = TrainingSize(*size, vae_factor(vae))
     with only_writer(state):
         held_out = {
             name: some_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
         }
-        before = _floors(vae, held_out, params, range_m, size, "before")
+        before = _floors(vae, held_out, params, range_m, seen, "before")
         after = before
         if params.num_steps:
-            run = DecoderRun(params, range_m.to_log_depth(), vae, raw_folders, size, state)
+            run = DecoderRun(params, range_m.to_log_depth(), vae, raw_folders, seen, state)
             run.start(_fingerprint(params, range_m, raw_folders, run.frames, backbone, size))
             run.run(report)
-            after = _floors(vae, held_out, params, range_m, size, "after")
+            after = _floors(vae, held_out, params, range_m, seen, "after")
         else:
             log.info("depth_vae.num_steps is 0: depth is decoded by the backbone's decoder as it is")
         _write_folder(out, vae if params.num_steps else None, backbone, params, range_m)
@@ -122,7 +126,7 @@ def _floors(
     held_out: dict[str, list[FrameRef]],
     params: DepthVae,
     range_m: LogDepthRange,
-    size: tuple[int, int],
+    size: TrainingSize,
     when: str,
 ) -> dict[str, Floor]:
     """The VAE floor of each data set's held-out frames."""

@@ -9,7 +9,13 @@ SNR of zero nothing of the depth is left there, and the velocity is minus the de
 whether the backbone predicts it or the velocity. The depth half of the U-Net's input is zeros, as in E2E-FT, and not
 cut off, as in Lotus-D (both papers find noise worse than none): so the U-Net, its folder and the pipeline stay those of
 diffusion, whose weights may be fine-tuned to one step. B samples, c channels of h x w latents, scaled.
+
+A loss is a mean over all valid latents of a step, not over its samples: every latent pulls alike, whether it is the
+only one of its sample or one of thousands. As micro-batches differ in latents, each is a sum over its own, divided by
+the weight of the whole step; so the gradients of all of them add up to that of the step at once.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,14 +36,24 @@ class Objective:
         self.params, self.scheduler, self.vae = params, scheduler, vae
         self.num_timesteps = scheduler.config.num_train_timesteps
 
-    def draw(self, shape: tuple[int, ...], step: int) -> dict[str, torch.Tensor]:
-        """Noise and timesteps of one step's samples [B, c, h, w], and corners of crops; a function of (seed, step)."""
+    def draws(self, shapes: Sequence[tuple[int, ...]], step: int) -> list[dict[str, torch.Tensor]]:
+        """Noise and timesteps of one step's samples, and corners of crops; a function of (seed, step).
+
+        shapes: of the samples that have one, [B, c, h, w] each.
+        """
         if self.params.objective == "one-step":
-            timesteps = torch.full((shape[0],), self.num_timesteps - 1)
-            room = [max(0, side - self.params.decoded_crop) + 1 for side in shape[2:]]
-            corners = np.random.default_rng(self._key(step, 2)).integers(room, size=(shape[0], 2))  # top and left
-            return {"noise": torch.zeros(shape), "timesteps": timesteps, "corners": torch.from_numpy(corners)}
+            corners = np.random.default_rng(self._key(step, 2))
+            return [self._draw_last(shape, corners) for shape in shapes]
         generator = torch.Generator().manual_seed(self._key(step, 1))
+        return [self._draw_noisy(shape, generator) for shape in shapes]
+
+    def _draw_last(self, shape: tuple[int, ...], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        timesteps = torch.full((shape[0],), self.num_timesteps - 1)
+        room = [max(0, side - self.params.decoded_crop) + 1 for side in shape[2:]]
+        corners = torch.from_numpy(rng.integers(room, size=(shape[0], 2)))  # top and left
+        return {"noise": torch.zeros(shape), "timesteps": timesteps, "corners": corners}
+
+    def _draw_noisy(self, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
         uniform = torch.randint(self.num_timesteps, (shape[0],), generator=generator)
         timesteps = shifted_timesteps(uniform, self.num_timesteps, self.params.timestep_shift)
         noise = self.params.noise
@@ -60,26 +76,39 @@ class Objective:
             return self.scheduler.get_velocity(inputs["depth"], inputs["noise"], inputs["timesteps"])
         return inputs["noise"] if kind == "epsilon" else inputs["depth"]
 
-    def loss(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Error of the U-Net's output [B, c, h, w] over valid latents; with decoded_loss_weight also of depth."""
-        params = self.params
-        loss = masked_loss(output, self.target(inputs), inputs["valid"], params.loss, params.invalid_weight)
+    def weights(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """How much of what the loss is a mean of these samples have, [2]: weights of latents, and latents in crops."""
+        latents = latent_weights(inputs["valid"], self.params.invalid_weight).sum()
+        in_crops = self._crop(inputs["valid"], inputs).sum() if self.params.decoded_loss_weight else latents
+        return torch.stack([latents, in_crops])
+
+    def loss(
+        self, output: torch.Tensor, inputs: dict[str, torch.Tensor], of_step: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Error of the U-Net's output [B, c, h, w] over valid latents; with decoded_loss_weight also of depth.
+
+        of_step: the sum of `weights` over all samples of the step; their losses add up to the loss of the step.
+        """
+        params, (latents, in_crops) = self.params, self.weights(inputs) if of_step is None else of_step
+        target = self.target(inputs)
+        loss = masked_loss(output, target, inputs["valid"], params.loss, params.invalid_weight, total=latents)
         if params.decoded_loss_weight:
-            loss = loss + params.decoded_loss_weight * self._decoded_loss(output, inputs)
+            loss = loss + params.decoded_loss_weight * self._decoded_loss(output, inputs, in_crops)
         return loss
 
-    def _decoded_loss(self, output: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Mean absolute error of log depth in pixels, against what the truth's latents decode to."""
+    def _decoded_loss(
+        self, output: torch.Tensor, inputs: dict[str, torch.Tensor], in_crops: torch.Tensor
+    ) -> torch.Tensor:
+        """Absolute error of log depth in pixels, against what the truth's latents decode to, over in_crops latents."""
         clean = -output if self.params.prediction_type == "v_prediction" else output
-
-        def crop(maps: torch.Tensor) -> torch.Tensor:
-            return square_crops(maps, inputs["corners"], self.params.decoded_crop)
-
         with torch.no_grad():
-            truth = self._decode(crop(inputs["depth"]))
+            truth = self._decode(self._crop(inputs["depth"], inputs))
         factor = vae_factor(self.vae)
-        valid = crop(inputs["valid"]).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-        return masked_loss(self._decode(crop(clean)), truth, valid, "l1")
+        valid = self._crop(inputs["valid"], inputs).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+        return masked_loss(self._decode(self._crop(clean, inputs)), truth, valid, "l1", total=in_crops * factor**2)
+
+    def _crop(self, maps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return square_crops(maps, inputs["corners"], self.params.decoded_crop)
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Log depth [B, 1, H, W]. Not clipped: values out of range must keep a gradient."""
@@ -106,20 +135,31 @@ def shifted_timesteps(timesteps: torch.Tensor, num_timesteps: int, shift: float)
 
 
 def masked_loss(
-    output: torch.Tensor, target: torch.Tensor, valid: torch.Tensor, kind: str = "l2", invalid_weight: float = 0.0
+    output: torch.Tensor,
+    target: torch.Tensor,
+    valid: torch.Tensor,
+    kind: str = "l2",
+    invalid_weight: float = 0.0,
+    *,
+    total: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean over samples of each one's mean squared (l2) or absolute (l1) error over its valid latents.
+    """Mean squared (l2) or absolute (l1) error over the valid latents of all samples together.
 
-    output, target [B, c, h, w]; valid bool [B, 1, h, w]. Each sample weighs the same, whatever its share of
-    valid latents, so the loss of a batch is the mean of its micro-batches' losses. A latent that is not valid counts
-    invalid_weight of one that is; at 0 not at all, not even where it is NaN.
+    output, target [B, c, h, w]; valid bool [B, 1, h, w]. A latent that is not valid counts invalid_weight of one that
+    is; at 0 not at all, not even where it is NaN. total: weight of all latents of which these are a part, so that the
+    losses of the parts add up to the loss of the whole.
     """
-    weights = torch.where(valid, 1.0, invalid_weight)
+    weights = latent_weights(valid, invalid_weight)
     # Chosen, not multiplied: 0 x NaN is NaN.
     difference = torch.where(weights > 0, output - target, 0.0)
     error = (difference**2 if kind == "l2" else difference.abs()).mean(dim=1, keepdim=True) * weights
-    totals = weights.sum(dim=(1, 2, 3)).clamp(min=min(1.0, invalid_weight or 1.0))
-    return (error.sum(dim=(1, 2, 3)) / totals).mean()
+    total = weights.sum() if total is None else total
+    return error.sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def latent_weights(valid: torch.Tensor, invalid_weight: float) -> torch.Tensor:
+    """What each latent counts in the loss, [B, 1, h, w]."""
+    return torch.where(valid, 1.0, invalid_weight)
 
 
 def square_crops(maps: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """What a training run will cost, before anything starts: parameters, arithmetic, memory, hours, disk.
 
 Operations and bytes are counted (metricgold.train.cost). Assumed is only what cannot be counted: the share of a GPU's
-peak that is reached (MFU), and the memory beside the tensors (the margin).
+peak that is reached (MFU), and the memory beside the tensors (the margin). All samples count as the largest.
 """
 
 import json
@@ -9,14 +9,16 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
+from metricgold.images import TrainingSize
 from metricgold.model import new_unet, new_vae, vae_factor
-from metricgold.params import Backbone, Encode, Params, Train
+from metricgold.params import Backbone, Params, Train
 from metricgold.storage import read_json
 from metricgold.train.cost import (
     DecoderCost,
@@ -48,8 +50,9 @@ SD2_VAE = {
     "latent_channels": 4,
 }
 
-# The publishers' counts of frames, for caches that do not exist yet.
+# The publishers' counts of frames and their height and width, for caches that do not exist yet.
 NUM_FRAMES = {"hypersim": 74_619, "vkitti2": 42_520, "tartanair": 306_637}
+FRAME_SIZES = {"hypersim": (768, 1024), "vkitti2": (375, 1242), "tartanair": (480, 640)}
 
 ASSUMED_MFU = 0.40
 # Beside the tensors: CUDA context and libraries; and as a share of the activations, their gradients, workspaces and
@@ -89,13 +92,14 @@ def plan_training(
         raise ValueError(f"no card {card!r}; known: {', '.join(GPUS)}")
     train = params.train
     unet, vae = model_configs(params.backbone, Path(backbone))
-    shape = latent_shape(params.encode, vae)
+    latents = Path(latents).absolute()
+    shapes = {name: latent_shape(params, vae, latents, name) for name in params.datasets}
+    shape = max(shapes.values(), key=prod)  # the most that a step can need
     counts = parameter_sizes(unet)
     decoder = decoder_cost(train, vae)
     memory = memory_by_part(train, unet, shape, decoder)
     flops = train.batch_size * (flops_per_sample(unet, shape, train.gradient_checkpointing) + decoder.flops)
     num_vae = sum(p.numel() for p in on_meta(AutoencoderKL, vae).parameters())
-    latents = Path(latents).absolute()
     nearest = next(folder for folder in (latents, *latents.parents) if folder.exists())
     answer: dict[str, Any] = {
         "parameters": {"unet": sum(counts), "vae": num_vae},
@@ -104,7 +108,7 @@ def plan_training(
         "batch": f"{train.batch_size} samples, {train.micro_batch_size} at once",
         "flops_per_step": flops,
         "memory_bytes": memory,
-        "disk_bytes": disk_bytes(params, latents, sum(counts), num_vae, _optimizer_bytes(train, counts), shape),
+        "disk_bytes": disk_bytes(params, latents, sum(counts), num_vae, _optimizer_bytes(train, counts), shapes),
         "disk_free_bytes": shutil.disk_usage(nearest).free,
         "assumed_mfu": mfu,
         "cards": {name: _on_gpu(gpu, train, flops, memory["total"], mfu) for name, gpu in GPUS.items()},
@@ -147,13 +151,24 @@ def model_configs(params: Backbone, folder: Path) -> tuple[dict[str, Any], dict[
     return unet | {"in_channels": 2 * vae["latent_channels"]}, vae
 
 
-def latent_shape(encode: Encode, vae: dict[str, Any]) -> tuple[int, int, int]:
-    """Latents [c, h, w] of an encoded image."""
-    factor = vae_factor(on_meta(AutoencoderKL, vae))
+def latent_shape(params: Params, vae: dict[str, Any], latents: Path, name: str) -> tuple[int, int, int]:
+    """Latents [c, h, w] of a data set's largest frames: measured in its cache if that exists, else of published sizes.
+
+    Frames of a data set of which neither is known are taken to be shaped like encode.height x encode.width.
+    """
+    encode, factor = params.encode, vae_factor(on_meta(AutoencoderKL, vae))
     for side in ("height", "width"):
         if (pixels := getattr(encode, side)) % factor:
             raise ValueError(f"encode.{side} {pixels} is not a multiple of {factor}, which the VAE needs")
-    return vae["latent_channels"], encode.height // factor, encode.width // factor
+    index = latents / name / "index.json"
+    sizes = [tuple(map(int, size.split("x"))) for size in read_json(index).get("sizes", ())] if index.is_file() else []
+    if not sizes:
+        of_frames = FRAME_SIZES.get(name, (encode.height, encode.width))
+        if name.endswith("-synthetic"):
+            of_frames = (params.synthesize.height, params.synthesize.width)
+        sizes = [TrainingSize(encode.height, encode.width, factor).grid(*of_frames).size]
+    height, width = max(sizes, key=prod)
+    return vae["latent_channels"], height // factor, width // factor
 
 
 # --- memory ---
@@ -237,13 +252,18 @@ def _on_gpu(gpu: Gpu, train: Train, flops: int, need: int, mfu: float) -> dict[s
 
 
 def disk_bytes(
-    params: Params, latents: Path, num_unet: int, num_vae: int, optimizer: int, shape: tuple[int, int, int]
+    params: Params,
+    latents: Path,
+    num_unet: int,
+    num_vae: int,
+    optimizer: int,
+    shapes: dict[str, tuple[int, int, int]],
 ) -> dict[str, int | None]:
     """Bytes that the run will have written: latent caches (None where the number of frames is unknown) and models."""
     average = 4 * num_unet if params.train.ema_decay else 0
     best = 4 * num_unet if params.train.validation else 0
     pipeline = 4 * (num_unet + num_vae)
-    caches = {f"latents of {name}": cache_bytes(params, latents, name, shape) for name in params.datasets}
+    caches = {f"latents of {name}": cache_bytes(params, latents, name, shapes[name]) for name in params.datasets}
     return caches | {
         "models/backbone": pipeline,
         "models/depth-vae": 4 * num_vae,

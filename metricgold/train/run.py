@@ -1,8 +1,9 @@
 """One training run of the U-Net: models, optimiser and position; a step, validation, the exported pipeline."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -83,8 +84,7 @@ class TrainingRun(ResumableRun[Samples]):
         self.parts, self.config, self.measure = parts, config, validate
         self.names, self.caches = list(caches), list(caches.values())
         self.mixture = mixture_of(params, caches)
-        self.micro_batches = micro_batches(params, accelerator)
-        accelerator.gradient_accumulation_steps = len(self.micro_batches)
+        self.share = share_of_batch(params, accelerator)
         self.scheduler = training_scheduler(parts["scheduler"], params)
         self.unet, self.optimizer = prepare_unet(parts["unet"], params, accelerator)
         self.average = [p.detach().clone() for p in self.unet.parameters()] if params.ema_decay else None
@@ -106,16 +106,10 @@ class TrainingRun(ResumableRun[Samples]):
 
     def update(self, batch: Samples) -> float | None:
         """One optimiser step over the batch, in micro-batches; left out where the guard finds a fault."""
-        device, inputs = self.accelerator.device, self.inputs(batch)
-        losses = []
-        for part in self.micro_batches:
-            with self.accelerator.accumulate(self.unet):
-                loss = self.loss({name: tensor[part].to(device) for name, tensor in inputs.items()})
-                self.accelerator.backward(loss)
-                losses.append(loss.detach())
+        loss = self.add_gradients(self.inputs(batch))
         norm = float(self.accelerator.clip_grad_norm_(self.unet.parameters(), self.params.max_grad_norm))
-        # The mean over all processes, so that all of them come to one decision.
-        mean_loss = self.accelerator.reduce(torch.stack(losses).mean(), "mean").item()
+        # Over all processes, so that all of them come to one decision.
+        mean_loss = self.accelerator.reduce(loss, "sum").item()
         fault = self.guard.fault(mean_loss, norm)
         if fault is None:
             self.optimizer.step()
@@ -129,26 +123,57 @@ class TrainingRun(ResumableRun[Samples]):
         self.optimizer.zero_grad()
         return mean_loss if fault is None else None
 
-    def inputs(self, batch: Samples) -> dict[str, torch.Tensor]:
-        """Scaled latents [B, c, h, w] and valid mask [B, 1, h, w], and what the objective draws for this step."""
+    def add_gradients(self, groups: Sequence[tuple[dict[str, torch.Tensor], list[int]]]) -> torch.Tensor:
+        """Gradients of this process's micro-batches; returns their part of the step's loss. groups: see `inputs`."""
+        device, world = self.accelerator.device, self.accelerator.num_processes
+        of_step = torch.stack([self.objective.weights(inputs) for inputs, _ in groups]).sum(dim=0).to(device)
+        parts = [(inputs, part) for inputs, samples in groups for part in self.micro_batches(samples)]
+        losses = []
+        for number, (inputs, part) in enumerate(parts, 1):
+            # The last backward pass shares the gradients with the other processes, which takes their mean.
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.unet):
+                loss = self.loss({name: tensor[part].to(device) for name, tensor in inputs.items()}, of_step)
+                self.accelerator.backward(loss * world)
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def inputs(self, batch: Samples) -> list[tuple[dict[str, torch.Tensor], list[int]]]:
+        """For each shape in the batch, those samples' inputs, and which of the batch they are.
+
+        Inputs are scaled latents [B, c, h, w] and valid mask [B, 1, h, w], and what the objective draws for this step.
+        """
+        of_shape: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, frame in enumerate(batch.frames):
+            of_shape[frame.depth_latent.shape].append(number)
+        samples = [self._latents(Samples(*([whole[i] for i in ids] for whole in batch))) for ids in of_shape.values()]
+        drawn = self.objective.draws([tuple(latents["depth"].shape) for latents in samples], self.step)
+        return [(latents | draw, ids) for latents, draw, ids in zip(samples, drawn, of_shape.values(), strict=True)]
+
+    def _latents(self, samples: Samples) -> dict[str, torch.Tensor]:
+        """Scaled latents and valid mask of samples of one shape, mirrored where their draw says so."""
 
         def stacked(name: str) -> torch.Tensor:
-            arrays = [(getattr(frame, name), draw.flip) for draw, frame in zip(*batch, strict=True)]
+            arrays = [(getattr(frame, name), draw.flip) for draw, frame in zip(*samples, strict=True)]
             return torch.from_numpy(np.stack([array[..., ::-1] if flip else array for array, flip in arrays]))
 
         rgb, depth = (stacked(name).float() * self.scaling for name in ("rgb_latent", "depth_latent"))
-        valid = stacked("latent_mask")[:, None]
-        return {"rgb": rgb, "depth": depth, "valid": valid} | self.objective.draw(tuple(depth.shape), self.step)
+        return {"rgb": rgb, "depth": depth, "valid": stacked("latent_mask")[:, None]}
 
-    def loss(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The objective's loss of the U-Net's output for a micro-batch."""
+    def micro_batches(self, samples: Sequence[int]) -> list[list[int]]:
+        """This process's share of samples of one shape, whose places in the batch are given, in micro-batches."""
+        own = [i for i, place in enumerate(samples) if place in self.share]
+        size = self.params.micro_batch_size
+        return [own[start : start + size] for start in range(0, len(own), size)]
+
+    def loss(self, inputs: dict[str, torch.Tensor], of_step: torch.Tensor) -> torch.Tensor:
+        """The objective's loss of the U-Net's output for a micro-batch, a part of the step's."""
         prompt = self.prompt.expand(len(inputs["depth"]), -1, -1)
         sample = self.objective.sample(inputs)  # [B, 2c, h, w]
         if self.params.channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
         with self.accelerator.autocast():
             output = self.unet(sample, inputs["timesteps"], encoder_hidden_states=prompt).sample
-        return self.objective.loss(output.float(), inputs)
+        return self.objective.loss(output.float(), inputs, of_step)
 
     def _leave_out(self, fault: str, batch: Samples) -> None:
         """Count an update that is not made and name its frames. ValueError after too many in a row."""
@@ -332,8 +357,8 @@ def mixture_of(params: Train, caches: dict[str, LatentCache]) -> Mixture:
     return Mixture(sizes, weights(params.weights), params.seed, flip=params.flip, curriculum=curriculum)
 
 
-def micro_batches(params: Train, accelerator: Accelerator) -> list[slice]:
-    """This process's share of a batch; all processes together cover it. ValueError where it cannot be shared evenly."""
+def share_of_batch(params: Train, accelerator: Accelerator) -> set[int]:
+    """This process's places in a batch; all processes cover it. ValueError where it cannot be shared evenly."""
     micro, world = params.micro_batch_size, accelerator.num_processes
     starts = range(0, params.batch_size, micro)
     if len(starts) % world:
@@ -341,7 +366,7 @@ def micro_batches(params: Train, accelerator: Accelerator) -> list[slice]:
             f"train.batch_size {params.batch_size} gives {len(starts)} micro-batches, "
             f"which {world} devices cannot share evenly"
         )
-    return [slice(start, start + micro) for start in starts[accelerator.process_index :: world]]
+    return {start + i for start in starts[accelerator.process_index :: world] for i in range(micro)}
 
 
 def prepare_unet(unet: UNet2DConditionModel, params: Train, accelerator: Accelerator) -> tuple[torch.nn.Module, Any]:

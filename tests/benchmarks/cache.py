@@ -6,6 +6,7 @@ import numpy as np
 
 from metricgold.datasets.frame import fit_frame
 from metricgold.datasets.hypersim import read_frame
+from metricgold.images.network_grid import TrainingSize
 from metricgold.model.vae import encode_rgb, rgb_to_tensor
 from metricgold.shards import (
     FORMAT,
@@ -81,7 +82,8 @@ def _encoding_seconds(folder: Path) -> float:
 
     @torch.no_grad()
     def encode() -> None:
-        frame = fit_frame(read_frame(ref), HEIGHT, WIDTH)
+        frame = read_frame(ref)
+        frame = fit_frame(frame, TrainingSize(HEIGHT, WIDTH, FACTOR).grid(*frame.valid_mask.shape))
         encode_rgb(vae, rgb_to_tensor(np.stack([frame.rgb])))
 
     return least_seconds(encode, rounds=1)[0]

@@ -7,10 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metricgold.datasets.frame import Frame
 from metricgold.datasets.readers import list_frames, open_dataset, read_frame
-from metricgold.datasets.vkitti2 import kitti_benchmark_crop
-from metricgold.images.camera import rays_from_intrinsics
 
 HEIGHT, WIDTH = 6, 10
 
@@ -87,29 +84,6 @@ def test_names_that_are_no_numbers_have_no_intrinsics(tmp_path):
     listing = list_frames("vkitti2", tmp_path)
     assert len(listing.frames) == 1
     assert listing.gaps == {"intrinsics missing": 1}
-
-
-def test_kitti_benchmark_crop():
-    """Of 375 x 1242 the lowest 352 rows and the middle 1216 columns: 23 rows and 13 columns are cut away."""
-    depth_m = np.arange(1, 1 + 375 * 1242, dtype=np.float32).reshape(375, 1242)
-    intrinsics = np.array([[725.0087, 0, 621], [0, 725.0087, 187.5], [0, 0, 1]])
-    rgb = np.stack([depth_m % 256] * 3, axis=-1).astype(np.uint8)
-    whole = Frame.from_arrays(rgb, depth_m, depth_m % 7 > 0, intrinsics, "Scene01", "x")
-    cropped = kitti_benchmark_crop(whole)
-    for field in ("rgb", "planar_depth_m", "valid_mask"):
-        np.testing.assert_array_equal(getattr(cropped, field), getattr(whole, field)[23:, 13:1229])
-    np.testing.assert_array_equal(cropped.intrinsics, [[725.0087, 0, 608], [0, 725.0087, 164.5], [0, 0, 1]])
-    # The same pixel sees along the same ray.
-    rays, part = rays_from_intrinsics(whole.intrinsics, 375, 1242), rays_from_intrinsics(cropped.intrinsics, 352, 1216)
-    np.testing.assert_allclose(part, rays[23:, 13:1229], atol=1e-12)
-    assert kitti_benchmark_crop(cropped).rgb.shape == (352, 1216, 3)
-
-
-def test_crop_of_a_smaller_frame_is_refused(tmp_path):
-    write_frame(tmp_path)
-    (frame,) = open_dataset("vkitti2", tmp_path)
-    with pytest.raises(ValueError, match=r"Scene01/clone/Camera_0/00000: 10x6 is smaller than the crop 1216x352"):
-        kitti_benchmark_crop(frame)
 
 
 def test_a_wrong_checksum_of_depth_is_found(tmp_path):

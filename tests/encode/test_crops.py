@@ -7,16 +7,17 @@ import sys
 
 import numpy as np
 import psutil
-from PIL import Image
 
 from metricgold.datasets.frame import Frame, fit_frame
 from metricgold.datasets.readers import list_frames
 from metricgold.encode.crops import crop_frame, open_processes, read_crops
 from metricgold.images.camera import rays_from_intrinsics
+from metricgold.images.network_grid import TrainingSize
 from metricgold.params.sections import Encode
 from tests.support.waiting import wait_until
 
-HEIGHT, WIDTH = 24, 40
+SIZE = TrainingSize(24, 40, 2)
+HEIGHT, WIDTH = SIZE.grid(30, 44).size  # smaller than its frames
 INTRINSICS = np.array([[50.0, 1.5, 21.3], [0, 47.0, 16.7], [0, 0, 1]])
 
 
@@ -28,7 +29,7 @@ def numbered_frame(name="scene/frame"):
 
 
 def crops_of_frames(number, min_crop=0.4):
-    return [crop_frame(numbered_frame(f"frame{i}"), number, HEIGHT, WIDTH, min_crop) for i in range(40)]
+    return [crop_frame(numbered_frame(f"frame{i}"), number, SIZE, min_crop) for i in range(40)]
 
 
 def is_mirrored(crop):
@@ -37,7 +38,7 @@ def is_mirrored(crop):
 
 def test_crop_0_is_the_whole_frame():
     frame = numbered_frame()
-    crop, fitted = crop_frame(frame, 0, HEIGHT, WIDTH, 0.5), fit_frame(frame, HEIGHT, WIDTH)
+    crop, fitted = crop_frame(frame, 0, SIZE, 0.5), fit_frame(frame, SIZE.grid(30, 44))
     for field in ("rgb", "planar_depth_m", "valid_mask", "intrinsics"):
         np.testing.assert_array_equal(getattr(crop, field), getattr(fitted, field))
     assert crop.name == "scene/frame"
@@ -58,7 +59,7 @@ def test_crops_differ_in_size_place_and_side():
     crops = crops_of_frames(1)
     zooms = (
         np.array([crop.intrinsics[1, 1] for crop in crops])
-        / fit_frame(numbered_frame(), HEIGHT, WIDTH).intrinsics[1, 1]
+        / fit_frame(numbered_frame(), SIZE.grid(30, 44)).intrinsics[1, 1]
     )
     assert zooms.min() >= 1 and zooms.max() <= 1 / 0.4 and zooms.min() < 1.2 and zooms.max() > 1.8
     assert 8 < sum(map(is_mirrored, crops)) < 32
@@ -69,13 +70,13 @@ def test_crops_differ_in_size_place_and_side():
 
 
 def test_a_crop_is_a_function_of_name_and_number():
-    one, same, other = (crop_frame(numbered_frame(), number, HEIGHT, WIDTH, 0.5) for number in (1, 1, 2))
+    one, same, other = (crop_frame(numbered_frame(), number, SIZE, 0.5) for number in (1, 1, 2))
     np.testing.assert_array_equal(one.rgb, same.rgb)
     assert one.name == "scene/frame#1" and (one.intrinsics != other.intrinsics).any()
 
 
 def test_the_whole_is_the_largest_crop():
-    crop = crop_frame(numbered_frame(), 1, 30, 44, 1.0)
+    crop = crop_frame(numbered_frame(), 1, TrainingSize(30, 44, 2), 1.0)
     flip = np.s_[:, ::-1] if is_mirrored(crop) else np.s_[:]
     np.testing.assert_array_equal(crop.planar_depth_m[flip], numbered_frame().planar_depth_m)
 
@@ -85,8 +86,8 @@ def test_processes_give_what_threads_give(tiny, tiny_raw):
     with open_processes(1) as pool:
         pids = {pool.submit(os.getpid).result()}
         for ref in refs[:2]:
-            params = Encode(height=32, width=48, views=2)
-            one, other = pool.submit(read_crops, ref, params).result(), read_crops(ref, params)
+            size, params = TrainingSize(32, 48, 2), Encode(views=2)
+            one, other = pool.submit(read_crops, ref, size, params).result(), read_crops(ref, size, params)
             assert [crop.name for crop in one] == [crop.name for crop in other] == [ref.name, f"{ref.name}#1"]
             np.testing.assert_array_equal(one[1].rgb, other[1].rgb)
             assert pool.submit(_has_torch).result() is False
@@ -124,23 +125,3 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
 def _lives(pid):
     # A process that ended stays a zombie until its parent waits for it.
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-def test_virtual_kitti_as_the_benchmark_cuts_it(tmp_path):
-    """The lowest 352 rows and middle 1216 columns, whatever size is encoded."""
-    folder = tmp_path / "Scene01/clone"
-    rgb, depth = folder / "frames/rgb/Camera_0/rgb_00000.jpg", folder / "frames/depth/Camera_0/depth_00000.png"
-    for path in (rgb, depth):
-        path.parent.mkdir(parents=True)
-    rows = np.repeat(np.arange(375, dtype=np.uint16)[:, None] + 100, 1242, axis=1)
-    Image.fromarray(np.zeros((375, 1242, 3), np.uint8)).save(rgb)
-    Image.fromarray(rows).save(depth)
-    (folder / "intrinsic.txt").write_text(
-        "frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]\n0 0 725.0087 725.0087 620.5 187\n"
-    )
-    (ref,) = list_frames("vkitti2", tmp_path).frames
-    (whole,) = read_crops(ref, Encode(height=352, width=1216))
-    (cut,) = read_crops(ref, Encode(height=352, width=1216, kitti_crop=True))
-    assert cut.planar_depth_m[0, 0] == np.float32(1.23) and cut.planar_depth_m[-1, -1] == np.float32(4.74)
-    assert whole.planar_depth_m[0, 0] < 1.1
-    assert cut.intrinsics[0, 0] == 725.0087  # cut, not scaled

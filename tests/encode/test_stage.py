@@ -18,7 +18,7 @@ import torch
 from metricgold.datasets.readers import list_frames, open_dataset
 from metricgold.encode import scene_encoder as module
 from metricgold.encode.crops import open_processes
-from metricgold.encode.scene_encoder import open_encoder
+from metricgold.encode.scene_encoder import TOO_FEW, open_encoder
 from metricgold.encode.stage import encode, source_digest
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae
@@ -69,7 +69,7 @@ def test_broken_frames_are_dropped_and_counted(tiny, tiny_raw, tiny_backbone, tm
     np.save(folder / "depth_left" / "000003_left_depth.npy", np.full((32, 48), 5000, np.float32))
     cache = run(tiny, raw, tiny_backbone, tmp_path / "out")
     assert len(cache) == 5
-    assert cache.index["dropped"] == {"unreadable": 1, "depth missing": 1, "no valid latent": 1}
+    assert cache.index["dropped"] == {"unreadable": 1, "depth missing": 1, "too few valid latents": 1}
     assert "000001_left.png" in caplog.text
 
 
@@ -109,6 +109,39 @@ def test_what_no_repair_can_change_is_not_encoded_again(tiny, tiny_raw, tiny_bac
     run(tiny, raw, tiny_backbone, out)
     after = files(out)
     assert all(after[name] == before[name] for name in before if name != "index.json")
+
+
+def test_every_frame_keeps_its_own_shape(tiny, mixed_raw, mixed_latents, tiny_backbone):
+    """Portraits among landscapes, also in one scene: whole, at the scale of all others, in batches of one shape."""
+    cache, vae = LatentCache(mixed_latents), load_vae(tiny_backbone).eval()
+    assert cache.index["sizes"] == {"32x48": 2, "48x32": 6} and not cache.index["dropped"]
+    frames = {frame.name: frame for frame in open_dataset(tiny.datasets[0], mixed_raw, split="train")}
+    assert sorted(cache[i].name for i in range(len(cache))) == sorted(frames)
+    for i in range(len(cache)):
+        frame = frames[cache[i].name]
+        with torch.no_grad():
+            rgb_latent = encode_rgb(vae, rgb_to_tensor(frame.rgb[None]))[0]
+        np.testing.assert_allclose(cache[i].rgb_latent, rgb_latent, atol=2e-3)
+        np.testing.assert_array_equal(cache.valid_mask(i), frame.valid_mask)
+        np.testing.assert_array_equal(cache[i].intrinsics, frame.intrinsics)
+
+
+def test_a_frame_with_too_little_depth_is_left_out_and_counted(tiny, tiny_raw, tiny_backbone, tmp_path):
+    """16 x 24 latents: a frame with depth in one of them, one in 19 (4.9 %), one in 20 (5.2 %)."""
+    raw = shutil.copytree(tiny_raw, tmp_path / "raw")
+    for number, pixels in enumerate([(2, 2), (2, 38), (2, 40)]):
+        depth_m = np.full((32, 48), 5000, np.float32)
+        depth_m[: pixels[0], : pixels[1]] = 5
+        np.save(raw / "env101" / "Easy" / "P000" / "depth_left" / f"{number:06d}_left_depth.npy", depth_m)
+
+    def names_with(min_valid):
+        cache = run(tiny, raw, tiny_backbone, tmp_path / str(min_valid), min_valid=min_valid)
+        names = [cache[i].name.rpartition("/")[2] for i in range(4 - cache.index["dropped"].get(TOO_FEW, 0))]
+        return names, cache.index["dropped"]
+
+    assert names_with(0.0) == (["000000", "000001", "000002", "000003"], {})
+    assert names_with(0.05) == (["000002", "000003"], {TOO_FEW: 2})
+    assert names_with(0.06) == (["000003"], {TOO_FEW: 3})
 
 
 def files(out):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from metricgold.model import folded_upsampling
 from metricgold.model.folded_upsampling import double_and_convolve, fold_upsampling
 from metricgold.model.stand_in import new_unet
 from metricgold.params.sections import StandIn
@@ -32,3 +33,26 @@ def test_a_unet_answers_as_before_and_keeps_its_weights(size):
     copied.up_blocks[0].upsamplers[0].conv.weight.zero_()
     assert (copied(sample, 10, encoder_hidden_states=prompt).sample - expected).abs().max() > 1e-3
     torch.testing.assert_close(unet(sample, 10, encoder_hidden_states=prompt).sample, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_folded"),
+    [((60, 80), 2), ((39, 127), 2), ((51, 75), 1), ((64, 80), 3), ((1, 5), 0)],  # 4:3, KITTI, ..., all halve, a strip
+)
+@torch.no_grad()
+def test_latents_that_do_not_halve_as_often_as_a_unet_would_are_answered_as_before(size, num_folded, monkeypatch):
+    """With Stable Diffusion's four levels; 15 rows have to come from 8, every other level is doubled and folded."""
+    unet = new_unet(StandIn(unet_channels=[8] * 4, text_width=8)).eval()
+    sample, prompt = torch.randn(2, 4, *size), torch.randn(2, 2, 8)
+    expected = unet(sample, 10, encoder_hidden_states=prompt).sample
+    assert expected.shape == sample.shape
+    folded = []
+    monkeypatch.setattr(
+        folded_upsampling,
+        "double_and_convolve",
+        lambda conv, image: folded.append(image.shape) or double_and_convolve(conv, image),
+    )
+    fold_upsampling(unet)
+    found = unet(sample, 10, encoder_hidden_states=prompt).sample
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert len(folded) == num_folded

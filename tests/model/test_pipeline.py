@@ -108,11 +108,11 @@ def test_ddim_equals_diffusers_step_by_step(pipe):
 
 def test_the_processing_size_keeps_area_and_aspect(pipe):
     assert pipe.processing_size(32, 48) == (32, 48)
-    assert pipe.processing_size(480, 640) == (32, 44)
-    assert pipe.processing_size(1, 1000)[0] == 4
+    assert pipe.processing_size(480, 640) == (34, 46)
+    assert pipe.processing_size(1, 1000)[0] == 2
     for height, width in [(37, 91), (1080, 1920), (640, 480)]:
         h, w = pipe.processing_size(height, width)
-        assert h % 4 == 0 == w % 4 and h * w == pytest.approx(32 * 48, rel=0.2)
+        assert h % 2 == 0 == w % 2 and h * w == pytest.approx(32 * 48, rel=0.1)
 
 
 def test_pil_images_are_taken_and_other_arrays_refused(pipe):
@@ -327,9 +327,9 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
 
 
 def test_where_depth_saturates_is_no_answer(pipe):
-    photo = CalibratedImage(image(1, 4), np.eye(3), "argument")
-    found = pipe.merge_members([torch.tensor([[-1, -0.9985, 0.5, 1]])], photo)
-    assert found.valid_mask.tolist() == [[False, True, True, False]] and found.valid_mask.dtype == bool
+    photo = CalibratedImage(image(32, 48), np.eye(3), "argument")
+    found = pipe.merge_members([torch.tensor([-1, -0.9985, 0.5, 1]).repeat(32, 12)], photo)
+    assert found.valid_mask[0, :4].tolist() == [False, True, True, False] and found.valid_mask.dtype == bool
 
 
 # Precision, compilation, folders
@@ -386,9 +386,10 @@ def test_pipelines_compiled_for_a_cpu_keep_to_their_own_weights_and_folders(pipe
     pairs = [
         (load_pipeline(folder, compile=True), load_pipeline(folder)) for folder in (tiny_model, tmp_path / "other")
     ]
-    for seed in (0, 1):
+    photos = [image(seed=0), image(seed=1), image(48, 64)]  # of the last, 34 x 46 pixels, latents do not halve
+    for photo in photos:
         for compiled, plain in pairs:
-            found, expected = (one(image(seed=seed), **OPTIONS, batch_size=3) for one in (compiled, plain))
+            found, expected = (one(photo, **OPTIONS, batch_size=3) for one in (compiled, plain))
             np.testing.assert_allclose(found.planar_depth_m, expected.planar_depth_m, rtol=1e-3)
     pairs[1][0].save_pretrained(tmp_path / "again")
     name = "unet/diffusion_pytorch_model.safetensors"

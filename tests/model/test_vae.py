@@ -4,6 +4,7 @@ import torch
 
 from metricgold.datasets.frame import Frame, fit_frame
 from metricgold.images.camera import pinhole
+from metricgold.images.network_grid import TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.model.backbone import load_vae
 from metricgold.model.vae import (
@@ -24,21 +25,28 @@ def frame(height, width):
     return Frame.from_arrays(rgb, depth_m, depth_m != 5, pinhole(40.0, height, width), "scene", "name")
 
 
+def fitted_to(one, height, width, multiple=4):
+    return fit_frame(one, TrainingSize(height, width, multiple).grid(*one.valid_mask.shape))
+
+
 def test_a_frame_of_the_right_size_is_left_alone():
     one = frame(8, 12)
-    assert fit_frame(one, 8, 12) is one
+    fitted = fitted_to(one, 8, 12)
+    assert fitted.rgb is one.rgb and fitted.planar_depth_m is one.planar_depth_m
+    np.testing.assert_array_equal(fitted.intrinsics, one.intrinsics)
 
 
-def test_fitting_cuts_the_overhang_evenly_and_carries_the_camera():
-    fitted = fit_frame(frame(8, 24), 8, 12)
-    assert fitted.rgb.shape == (8, 12, 3)
-    np.testing.assert_array_equal(fitted.planar_depth_m[0], np.arange(7, 19))
-    # The middle column still looks straight ahead, at the same focal length.
-    np.testing.assert_allclose(fitted.intrinsics, pinhole(40.0, 8, 12))
+def test_fitting_keeps_the_whole_frame_and_pads_what_does_not_divide():
+    """Six rows become eight: a copy of the outermost on either side."""
+    fitted = fitted_to(frame(6, 20), 12, 10)
+    assert fitted.rgb.shape == (8, 20, 3)
+    np.testing.assert_array_equal(fitted.planar_depth_m[0], np.where(np.arange(1, 21) == 5, 0, np.arange(1, 21)))
+    np.testing.assert_array_equal(fitted.rgb[[0, -1]], fitted.rgb[[1, -2]])
+    np.testing.assert_allclose(fitted.intrinsics, pinhole(40.0, 8, 20))
 
 
 def test_fitting_scales_the_focal_length_and_invents_no_depth():
-    fitted = fit_frame(frame(16, 24), 8, 12)
+    fitted = fitted_to(frame(16, 24), 8, 12)
     assert fitted.intrinsics[0, 0] == pytest.approx(20.0)
     assert fitted.intrinsics[0, 2] == pytest.approx(6.0)
     assert set(np.unique(fitted.planar_depth_m)) <= set(range(25))
@@ -46,7 +54,7 @@ def test_fitting_scales_the_focal_length_and_invents_no_depth():
 
 
 def test_fitting_enlarges_what_is_too_small():
-    fitted = fit_frame(frame(4, 6), 8, 12)
+    fitted = fitted_to(frame(4, 6), 8, 12)
     np.testing.assert_array_equal(fitted.planar_depth_m[0], np.repeat([1, 2, 3, 4, 0, 6], 2))
 
 

@@ -57,18 +57,19 @@ def reference(params, latents, backbone, noises):
         micro_batches = [
             samples[i : i + params.micro_batch_size] for i in range(0, len(samples), params.micro_batch_size)
         ]
-        losses = []
+        losses, num_valid = [], sum(valid.sum() for _, _, valid in samples)
         for micro_batch in micro_batches:
-            loss = reference_loss(parts, scheduler, params.prediction_type, micro_batch, next(noises, None))
-            (loss / len(micro_batches)).backward()
+            errors = reference_errors(parts, scheduler, params.prediction_type, micro_batch, next(noises, None))
+            loss = errors / num_valid
+            loss.backward()
             losses.append(loss.item())
         norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), params.max_grad_norm)
         optimizer.step(), rates.step(), optimizer.zero_grad()
-        figures.append((np.mean(losses), norm.item()))
+        figures.append((sum(losses), norm.item()))
     return unet.state_dict(), figures
 
 
-def reference_loss(parts, scheduler, prediction_type, samples, added):
+def reference_errors(parts, scheduler, prediction_type, samples, added):
     rgb, depth, valid = (torch.stack(maps) for maps in zip(*samples, strict=True))
     rgb, depth = (latent * parts["vae"].config.scaling_factor for latent in (rgb, depth))
     noise, timesteps = added or (torch.zeros_like(depth), torch.full((len(samples),), 999))
@@ -79,7 +80,7 @@ def reference_loss(parts, scheduler, prediction_type, samples, added):
     if not added:
         targets["v_prediction"] = -depth
     target = targets[prediction_type]
-    return torch.stack([loss_where(*one) for one in zip(output, target, valid, strict=True)]).mean()
+    return sum(errors_where(*one) for one in zip(output, target, valid, strict=True))
 
 
 def marigold_rate(step, params):
@@ -96,9 +97,9 @@ def sample(cache, draw):
     return rgb.float(), depth.float(), valid
 
 
-def loss_where(output, target, valid):
-    """Mean square of one sample over the latents that are valid; there are none to weigh where none is."""
-    return functional.mse_loss(output[:, valid], target[:, valid]) if valid.any() else 0 * output.sum()
+def errors_where(output, target, valid):
+    """Sum over the valid latents of one sample, of the mean square over their channels."""
+    return functional.mse_loss(output[:, valid], target[:, valid], reduction="sum") / len(output)
 
 
 @pytest.fixture

@@ -51,13 +51,36 @@ def test_errors_count_squared_or_absolute():
     assert masked_loss(output, target, valid, "l2").item() == 9 and masked_loss(output, target, valid, "l1").item() == 3
 
 
-def test_the_loss_of_a_batch_is_the_mean_of_its_parts():
+def test_the_loss_of_a_step_is_the_sum_of_its_parts():
     torch.manual_seed(0)
     output, target = torch.randn(4, 4, 5, 6), torch.randn(4, 4, 5, 6)
     valid = torch.rand(4, 1, 5, 6) > 0.7
     valid[1] = False
-    parts = [masked_loss(output[i : i + 2], target[i : i + 2], valid[i : i + 2]) for i in (0, 2)]
-    torch.testing.assert_close(masked_loss(output, target, valid), torch.stack(parts).mean())
+    total = valid.sum()
+    parts = [masked_loss(output[i : i + 2], target[i : i + 2], valid[i : i + 2], total=total) for i in (0, 2)]
+    torch.testing.assert_close(masked_loss(output, target, valid), torch.stack(parts).sum())
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_a_latent_pulls_alike_whether_its_sample_has_one_or_all(kind):
+    """A mean over samples let the only latent of one pull as hard as all 2,400 of another."""
+    output, target = torch.zeros(2, 4, 40, 60, requires_grad=True), torch.ones(2, 4, 40, 60)
+    valid = torch.ones(2, 1, 40, 60, dtype=torch.bool)
+    valid[1] = False
+    valid[1, 0, 7, 9] = True
+    loss = masked_loss(output, target, valid, kind)
+    loss.backward()
+    assert loss.item() == pytest.approx(1)
+    lonely, among_many = output.grad[1, :, 7, 9], output.grad[0, :, 7, 9]
+    torch.testing.assert_close(lonely, among_many)
+    assert among_many.abs().max() > 0
+
+
+def test_samples_without_a_valid_latent_have_no_loss():
+    output, valid = torch.zeros(2, 4, 3, 3, requires_grad=True), torch.zeros(2, 1, 3, 3, dtype=torch.bool)
+    loss = masked_loss(output, torch.ones(2, 4, 3, 3), valid)
+    loss.backward()
+    assert loss.item() == 0 and not output.grad.any()
 
 
 def test_learning_rate_warms_up_and_decays(tiny):
@@ -98,7 +121,7 @@ def draw_of(params, backbone, shape=(4, 4, 16, 24), step=3):
     objective = Objective(params, training_scheduler(parts["scheduler"], params), parts["vae"])
     torch.manual_seed(0)
     inputs = {"rgb": torch.randn(shape), "depth": torch.randn(shape), "valid": torch.ones(4, 1, 16, 24).bool()}
-    return objective, inputs | objective.draw(shape, step)
+    return objective, inputs | objective.draws([shape], step)[0]
 
 
 def test_one_step_sees_nothing_of_the_depth(one_step, tiny_backbone):

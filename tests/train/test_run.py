@@ -22,6 +22,7 @@ from metricgold.params.sections import LogDepthRange, load_params
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.storage.progress import PROGRESS_FILE, StageProgress, read_progress
 from metricgold.train.checkpoints import flat_state, load_flat_state
+from metricgold.train.run import TrainingRun
 from metricgold.train.stage import train
 from tests.support.waiting import wait_until
 
@@ -167,13 +168,13 @@ def faults(monkeypatch):
     from metricgold.train.objective import Objective
 
     def spoil(factors):
-        draw, loss = Objective.draw, Objective.loss
+        draws, loss = Objective.draws, Objective.loss
 
-        def listen(self, shape, step):
+        def listen(self, shapes, step):
             self.at_step = step + 1
-            return draw(self, shape, step)
+            return draws(self, shapes, step)
 
-        monkeypatch.setattr(Objective, "draw", listen)
+        monkeypatch.setattr(Objective, "draws", listen)
         monkeypatch.setattr(Objective, "loss", lambda self, *args: loss(self, *args) * factors.get(self.at_step, 1.0))
 
     return spoil
@@ -323,6 +324,35 @@ def test_compiling_changes_rounding_alone_and_no_name(tiny, tiny_latents, tiny_b
     assert weights[0].keys() == weights[1].keys()
     for name, one in weights[0].items():
         torch.testing.assert_close(one, weights[1][name], atol=2e-4, rtol=0)
+
+
+def test_frames_of_two_sizes_are_learnt_together_whatever_the_micro_batch(
+    tiny, mixed_latents, tiny_backbone, tmp_path, monkeypatch
+):
+    shapes, weights, loss = [], [], TrainingRun.loss
+    monkeypatch.setattr(
+        TrainingRun,
+        "loss",
+        lambda self, inputs, *rest: shapes.append(inputs["depth"].shape) or loss(self, inputs, *rest),
+    )
+    for micro in (1, 2, 4):
+        out = tmp_path / str(micro)
+        run(tiny, mixed_latents, tiny_backbone, out, changes={"micro_batch_size": micro, "num_steps": 3})
+        weights.append(load_file(out / "unet" / "diffusion_pytorch_model.safetensors"))
+        assert {tuple(shape[1:]) for shape in shapes} == {(4, 16, 24), (4, 24, 16)}
+        assert sum(shape[0] for shape in shapes) == 3 * 4 and max(shape[0] for shape in shapes) <= micro
+        shapes.clear()
+    for other in weights[1:]:
+        for name, one in weights[0].items():
+            torch.testing.assert_close(one, other[name], atol=2e-4, rtol=0)
+
+
+def test_a_run_on_two_sizes_resumes_to_the_same_bytes(tiny, mixed_latents, tiny_backbone, tmp_path):
+    out = run(tiny, mixed_latents, tiny_backbone, tmp_path / "model")
+    digest = digest_folder(out)
+    shutil.rmtree(state_of(out) / "step-000012")
+    run(tiny, mixed_latents, tiny_backbone, out)
+    assert digest_folder(out) == digest
 
 
 @pytest.fixture
@@ -526,8 +556,15 @@ def test_sigterm_saves_where_it_is(project, trained_in_project):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_and_one_of_them_writes(tiny, project, tiny_latents, tiny_backbone):
-    """Started by `accelerate launch`: the same draws in the same order, shared out; gloo on the CPU."""
+@pytest.mark.parametrize("latents", ["tiny_latents", "mixed_latents"])
+def test_two_processes_learn_what_one_learns_and_one_of_them_writes(tiny, project, latents, request):
+    """Started by `accelerate launch`: the same draws in the same order, shared out; gloo on the CPU.
+
+    Of frames of two sizes the processes have micro-batches in different numbers.
+    """
+    cache = project / "data" / "latents" / tiny.datasets[0]
+    shutil.rmtree(cache)
+    shutil.copytree(request.getfixturevalue(latents), cache)
     values = yaml.safe_load((project / "params.yaml").read_text())
     values["train"] |= {"num_steps": 6, "decay_steps": 6, "checkpoint_every": 3, "log_every": 1}
     (project / "params.yaml").write_text(yaml.safe_dump(values))
