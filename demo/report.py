@@ -64,7 +64,8 @@ def collect_demo_images(
             raise FileNotFoundError(f"{path}: no such image or folder")
         own += sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     names: list[str] = []
-    with write_aside(out) as images, write_aside(Path(out).with_name(TRUTH.name)) as truth:
+    truth_folder = Path(out).with_name(TRUTH.name)
+    with write_aside(out, marks=["*-00.png"]) as images, write_aside(truth_folder, marks=["*-00.npz"]) as truth:
         images.mkdir()
         truth.mkdir()
         for dataset, raw in raw_folders.items():

@@ -39,6 +39,7 @@ touches no other's files.
 
 import json
 import os
+import re
 import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict, defaultdict
@@ -54,7 +55,7 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from metricgold.storage import digest_file, parse_json, read_json, write_aside, write_json
+from metricgold.storage import dataset_within, digest_file, parse_json, read_json, write_aside, write_json
 
 FORMAT = 3  # 2: all frames of one size; 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
@@ -62,6 +63,7 @@ MAX_OPEN_SHARDS = 64  # a process often has 1024 descriptors; opening one again 
 # Numbers of eight bytes first: then they start at multiples of eight in a record that was read alone.
 _ARRAYS = ("intrinsics", "rgb_latent", "depth_latent", "latent_mask")
 _RECORD_SUFFIX = ".scene.json"
+_OWN_NAME = re.compile(rf"{re.escape(INDEX)}|.+{re.escape(_RECORD_SUFFIX)}|.+-\d{{3,}}\.h5", re.DOTALL)
 # What h5py may raise for broken bytes.
 _BROKEN = (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError)
 
@@ -201,6 +203,31 @@ def is_part_of(path: Path, common: dict[str, Any]) -> bool:
             with h5py.File(path) as file:
                 its_format, identity = file.attrs["format"], parse_json(file.attrs["identity"], path)
         return bool(its_format == FORMAT and {key: identity[key] for key in common} == common)
+    except _BROKEN:
+        return False
+
+
+def cache_files(cache: Path) -> list[Path]:
+    """Index, records and shards in a folder, sorted; hidden files are passed over.
+
+    ValueError for a folder that holds anything else, or files of such names of which none was written here: it is
+    somebody's data, and what a cache has is replaced and deleted.
+    """
+    found = sorted(path for path in Path(cache).glob("[!.]*")) if Path(cache).is_dir() else []
+    foreign = next((path for path in found if not (_OWN_NAME.fullmatch(path.name) and path.is_file())), None)
+    if found and (foreign or not any(map(_is_ours, found))):
+        name = (foreign or found[0]).name
+        raise ValueError(f"{cache} is not a latent cache, expected one or an empty folder: {name} is not of one")
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether an index, record or shard of any FORMAT."""
+    try:
+        if path.suffix == ".json":
+            return {"format", "identity"} <= set(read_json(path))
+        with h5py.File(path) as file:
+            return {"format", "identity"} <= set(file.attrs)
     except _BROKEN:
         return False
 
@@ -417,7 +444,8 @@ class LatentCache:
         return content
 
     def _path(self, number: int) -> Path:
-        return self.path / str(self.index["shards"][number]["file"])
+        # By its last part alone: whoever made an index must not choose files outside the cache.
+        return self.path / Path(str(self.index["shards"][number]["file"])).name
 
     def _broken(self, number: int, reason: Any) -> ValueError:
         return ValueError(f"{self._path(number)} cannot be read as a shard: {reason}; encode it again")
@@ -429,10 +457,11 @@ def read_layout(file: FileIO, file_state: tuple[int, ...]) -> ShardLayout:
         if shard.attrs["format"] != FORMAT:
             raise ValueError(f"format is {shard.attrs['format']}, expected {FORMAT}")
         sizes = parse_json(shard.attrs["sizes"], "its attribute sizes")
-        return ShardLayout(file_state, [_size_layout(shard[size]) for size in sizes])
+        return ShardLayout(file_state, [_size_layout(shard, size) for size in sizes])
 
 
-def _size_layout(group: h5py.Group) -> SizeLayout:
-    frame, masks = group["frame"], group["valid_mask"]
+def _size_layout(shard: h5py.File, size: str) -> SizeLayout:
+    names = ("frame", "valid_mask", "valid_mask_begin")
+    frame, masks, begins = (dataset_within(shard, f"{size}/{name}") for name in names)
     shape = tuple(masks.attrs["shape"].tolist())
-    return SizeLayout(frame.dtype, frame.id.get_offset(), masks.id.get_offset(), group["valid_mask_begin"][:], shape)
+    return SizeLayout(frame.dtype, frame.id.get_offset(), masks.id.get_offset(), begins[:], shape)

@@ -314,3 +314,25 @@ def test_an_index_over_many_small_scenes_opens_fast(tmp_path):
     started = time.process_time()
     LatentCache(tmp_path)
     assert time.process_time() - started < 1
+
+
+def test_a_shard_never_reads_another_file(tmp_path):
+    write_cache(tmp_path / "cache")
+    secret, shard = tmp_path / "secret", tmp_path / "cache" / "a-000.h5"
+    secret.write_bytes(bytes(range(256)))
+    with h5py.File(shard, "a") as file:
+        (size,) = file
+        del file[size]["valid_mask_begin"]
+        file[size].create_dataset("valid_mask_begin", (3,), np.int64, external=[(str(secret), 0, 24)])
+    with pytest.raises(ValueError, match=r"a-000\.h5 cannot be read as a shard: .*in another file"):
+        LatentCache(tmp_path / "cache")[0]
+
+
+def test_an_index_never_leads_out_of_the_cache(tmp_path):
+    write_cache(tmp_path / "cache")
+    (tmp_path / "cache" / "a-000.h5").rename(tmp_path / "outside.h5")
+    index = read_json(tmp_path / "cache" / "index.json")
+    index["shards"][0]["file"] = "../outside.h5"
+    write_json(tmp_path / "cache" / "index.json", index)
+    with pytest.raises(ValueError, match=r"cache/outside\.h5 cannot be read"):
+        LatentCache(tmp_path / "cache")[0]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metricgold.storage import dataset_within
+
 if TYPE_CHECKING:
     import h5py
 
@@ -75,8 +77,8 @@ def read_hdf5(path: Path) -> np.ndarray:
     import h5py
 
     with naming(path), h5py.File(path, "r") as file:
-        dataset = file["dataset"]
-        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu" or dataset.shape is None:
+        dataset = dataset_within(file, "dataset")
+        if dataset.dtype.kind not in "fiu" or dataset.shape is None:
             raise ValueError(f"expected numbers, got {dataset}")
         if max(map(prod, (dataset.shape, dataset.chunks or ()))) * dataset.dtype.itemsize > MAX_BYTES:
             raise ValueError(f"expected at most {MAX_BYTES} bytes, got {dataset}")

@@ -42,6 +42,7 @@ from metricgold.params import Encode, LogDepthRange
 from metricgold.shards import (
     INDEX,
     LatentFrame,
+    cache_files,
     find_shard,
     is_part_of,
     is_whole,
@@ -132,11 +133,16 @@ class SceneEncoder:
         self._writer = stack.enter_context(WriteBehind(self.out))
 
     def clear(self) -> None:
-        """Remove the index and all files of another identity."""
+        """Remove the index, what killed runs left and all files of another identity.
+
+        ValueError where the folder is no cache's.
+        """
+        present = cache_files(self.out)
         remove(self.out / INDEX)
-        for path in _files(self.out):
-            if not is_part_of(path, self.common):
-                remove(path)
+        for path in (path for path in present if not is_part_of(path, self.common)):
+            remove(path)
+        for left in self.out.glob(".*-*.part"):
+            remove(left)
 
     def has_scene(self, scene: str, source: str | None) -> bool:
         """Whether the scene, read from a source of this digest, is here undamaged. Its raw data is not needed."""
@@ -203,7 +209,7 @@ class SceneEncoder:
         self.wait()
         wanted = {record_path(self.out, scene) for scene in self.records}
         wanted |= {self.out / shard["file"] for record in self.records.values() for shard in record["shards"]}
-        for path in _files(self.out):
+        for path in cache_files(self.out):
             if path not in wanted:
                 remove(path)
         with naming_a_full_disk(self.out):
@@ -363,10 +369,6 @@ def worker_encoder(*made_by: Any) -> SceneEncoder:
     """A worker's own encoder, kept from scene to scene. It holds no lock: its parent process does."""
     # Threads decode, since a worker of Dask must not start processes.
     return SceneEncoder(*made_by, stack=ExitStack(), num_processes=1)
-
-
-def _files(out: Path) -> list[Path]:
-    return sorted(out.iterdir()) if out.is_dir() else []
 
 
 def _frames(refs: Sequence[FrameRef]) -> dict[str, str]:

@@ -41,8 +41,8 @@ def encode(
     executor  encodes scenes in other processes, which see the same folders
 
     A frame that cannot be read or has too few valid latents is dropped and counted by reason. Raises ValueError when
-    the size or the dtype does not suit the VAE or no frame is left, BlockingIOError when another run writes to `out`,
-    and OSError when the disk is full. The next run resumes.
+    the size or the dtype does not suit the VAE, `out` holds what is no latent cache, or no frame is left,
+    BlockingIOError when another run writes to `out`, and OSError when the disk is full. The next run resumes.
     """
     raw, backbone, out = (Path(path).absolute() for path in (raw, backbone, out))
     listing = list_frames(dataset, raw, split=SPLIT)

@@ -53,7 +53,7 @@ def prepare_backbone(params: Backbone, range_m: LogDepthRange, raw_folders: dict
 
     Raises ValueError when neither the source nor a mirror is Stable Diffusion with the weights of params.sha256.
     """
-    with only_writer(out), write_aside(out) as aside:
+    with only_writer(out), write_aside(out, marks=["backbone.json"]) as aside:
         if params.source == "stand-in":
             parts = train_stand_in(params.stand_in, range_m.to_log_depth(), raw_folders)
             origin: dict[str, Any] = {"source": "stand-in", "stand_in": params.stand_in.model_dump()}
@@ -72,14 +72,11 @@ def load_backbone(folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "backbone.json").is_file():
         raise ValueError(f"{folder} is not a backbone: backbone.json is missing; run `metricgold backbone`")
-    classes = {
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "scheduler": DDIMScheduler,
-        "empty_prompt": EmptyPrompt,
-    }
+    with_weights = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "empty_prompt": EmptyPrompt}
     with naming_the_folder(folder, "backbone"):
-        parts = {name: kind.from_pretrained(folder / name) for name, kind in classes.items()}
+        parts = {"scheduler": DDIMScheduler.from_pretrained(folder / "scheduler")}
+        for name, kind in with_weights.items():  # without that word diffusers would read a pickled .bin
+            parts[name] = kind.from_pretrained(folder / name, use_safetensors=True)
     for part in parts.values():
         # diffusers notes where a part was read from; that path must not travel into the checkpoint.
         part.register_to_config(_name_or_path="")
@@ -89,7 +86,7 @@ def load_backbone(folder: Path) -> dict[str, Any]:
 def load_vae(folder: Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """Read a backbone's VAE alone. ValueError names a folder without one."""
     with naming_the_folder(_vae_folder(folder), "VAE"):
-        return AutoencoderKL.from_pretrained(_vae_folder(folder), torch_dtype=dtype)
+        return AutoencoderKL.from_pretrained(_vae_folder(folder), torch_dtype=dtype, use_safetensors=True)
 
 
 def _vae_folder(folder: Path) -> Path:

@@ -47,7 +47,7 @@ def open_client(address: str) -> "Iterator[Client]":
     if address.startswith(LOCAL) and number.isdecimal() and int(number):
         with (
             dask.config.set(LOCAL_SETTINGS),
-            LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address=":0") as cluster,
+            LocalCluster(n_workers=int(number), threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
             Client(cluster) as client,
         ):
             keep_workers(cluster, int(number))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricgold.extras import naming_the_extra
-from metricgold.storage import write_aside
+from metricgold.storage import clear_left, write_aside
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,6 +57,7 @@ def create_tables(database: Path) -> None:
 
     # Processes that create the tables at the same moment crash: one after the other.
     with FileLock(f"{database}.lock"):
+        clear_left(database)
         if not database.exists():
             # A kill in the middle would leave half the tables for ever.
             with write_aside(database) as aside:

@@ -126,7 +126,8 @@ def download_version(uri: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
     folder = cache / digest_json(uri)[:32]
     if not folder.is_dir():
-        with write_aside(folder) as aside:
+        # Two jobs may fetch it at once; nothing but copies of this one version is ever called so.
+        with write_aside(folder, marks=["**/MLmodel"]) as aside:
             aside.mkdir()
             download_artifacts(artifact_uri=uri, dst_path=str(aside))
     return folder

@@ -1,6 +1,7 @@
 from .buckets import Folder as Folder, S3Prefix as S3Prefix, StoredObject as StoredObject, open_bucket as open_bucket
 from .files import (
     BLOCK_BYTES as BLOCK_BYTES,
+    clear_left as clear_left,
     cut_rows as cut_rows,
     digest_crc32 as digest_crc32,
     digest_file as digest_file,
@@ -15,6 +16,7 @@ from .files import (
     read_rows as read_rows,
     remove as remove,
     remove_left_aside as remove_left_aside,
+    require_ours as require_ours,
     row_line as row_line,
     sync as sync,
     sync_disk as sync_disk,
@@ -22,6 +24,7 @@ from .files import (
     write_aside as write_aside,
     write_json as write_json,
 )
+from .hdf5 import dataset_within as dataset_within
 from .messages import (
     Lines as Lines,
     OneLineFormatter as OneLineFormatter,

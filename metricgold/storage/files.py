@@ -1,6 +1,7 @@
 """Bytes on disk: written aside and renamed, hashed, one writer per folder."""
 
 import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -19,35 +20,35 @@ from typing import Any
 
 BLOCK_BYTES = 1 << 20
 LEFT_S = 86_400.0  # a temporary file of another machine is treated as abandoned after this age
-_ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.part", re.DOTALL)
+_ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.(part|old)", re.DOTALL)
+_AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 @contextmanager
-def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def write_aside(path: Path, *, durable: bool = True, marks: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place on success, delete it on failure.
 
     Works for a file or a folder; readers of `path` see the old one or the complete new one. Its bytes are on the disk
     before it is renamed, and its name when this returns, unless `durable` is False: then a power cut may shorten it, a
     kill never does.
+
+    marks  globs of files by which a folder shows that this project made it. A folder that holds anything else and none
+           of them is never replaced: FileExistsError. What killed writers of the folder left is cleared first
     """
-    path = Path(path)
+    path, marks = Path(path), tuple(marks)
     make_folder(path.parent, durable=durable)
-    # The longest names leave no room beside them: 255 bytes is all that file systems take.
-    name = path.name if len(os.fsencode(path.name)) < 200 else hashlib.sha256(os.fsencode(path.name)).hexdigest()
-    aside = path.with_name(f".{name}.{os.getpid()}-{_machine_tag()}.part")
+    if marks:
+        clear_left(path)
+        require_ours(path, marks)
+    aside = path.with_name(f".{_short(path.name)}.{os.getpid()}-{_machine_tag()}.part")
     remove(aside)
     try:
         yield aside
         if durable:
             sync_tree(aside)
         if aside.is_dir():
-            # A full folder cannot be renamed over: move the old one away first, then delete it.
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            remove(old)
-            if path.exists():
-                path.rename(old)
-            aside.rename(path)
-            remove(old)
+            require_ours(path, marks)
+            _put_folder(aside, path)
         else:
             aside.replace(path)
         if durable:
@@ -58,6 +59,55 @@ def write_aside(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         remove(aside)
+
+
+def require_ours(folder: Path, marks: Iterable[str]) -> None:
+    """FileExistsError unless a folder that will be replaced or cleared is missing, empty, or holds one of the marks."""
+    if folder.is_dir():
+        if any(folder.iterdir()) and not any(any(folder.glob(mark)) for mark in marks):
+            expected = f"none of {', '.join(marks)}" if marks else "files"
+            raise FileExistsError(f"{folder} holds {expected}: it was not made here, move it away or delete it")
+    elif folder.exists():
+        raise FileExistsError(f"{folder}: expected a folder, found a file; move it away or delete it")
+
+
+def _put_folder(aside: Path, path: Path) -> None:
+    """Give a folder its name; the one that had it before gets the name `aside`, or is deleted.
+
+    Linux exchanges the two in one step. Where the system or the disk cannot, a kill between two renames leaves no
+    folder of that name; clear_left brings the old one back.
+    """
+    if not os.path.lexists(path):
+        aside.rename(path)
+    elif not _exchange(aside, path):
+        old = aside.with_suffix(".old")
+        remove(old)
+        path.rename(old)
+        aside.rename(path)
+        remove(old)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places in one step; False where that cannot be done."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (_AT_WORKING_FOLDER, os.fsencode(one), _AT_WORKING_FOLDER, os.fsencode(other))
+    return renameat2 is not None and renameat2(*names, _EXCHANGE) == 0
+
+
+def _short(name: str) -> str:
+    """The name, or its digest: the longest leave no room for more, 255 bytes is all that file systems take."""
+    return name if len(os.fsencode(name)) < 200 else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
+def clear_left(path: Path) -> None:
+    """Clear what killed writers of this file or folder left beside it. A folder moved out of the way comes back."""
+    for left in path.parent.glob(f".{glob.escape(_short(path.name))}.*"):
+        if not _is_left(left):
+            continue
+        if left.suffix == ".old" and not os.path.lexists(path):
+            left.rename(path)
+        else:
+            remove(left)
 
 
 def make_folder(folder: Path, *, durable: bool = True) -> None:
@@ -116,24 +166,32 @@ def sync_tree(path: Path) -> None:
 
 
 def remove_left_aside(folder: Path) -> None:
-    """Delete the temporary files that killed writers left in a folder and below it; hidden folders are passed over.
-
-    That is those of a process of this machine that has ended, and any that are LEFT_S old: on a shared disk another
-    machine may be at work.
-    """
-    import psutil
-
+    """Delete the temporary files that killed writers left in a folder and below it; hidden folders are passed over."""
     folders = [Path(folder)]
     while folders:  # os.walk calls itself for each level
         with suppress(OSError), os.scandir(folders.pop()) as items:
             for item in items:
                 if item.is_dir(follow_symlinks=False) and not item.name.startswith("."):
                     folders.append(Path(item.path))
-                elif writer := _ASIDE.fullmatch(item.name):
-                    is_dead = writer["tag"] == _machine_tag() and not psutil.pid_exists(int(writer["pid"]))
+                elif item.name.startswith("."):
                     with suppress(OSError):  # deleted meanwhile, or not ours to delete
-                        if is_dead or time.time() - item.stat().st_mtime > LEFT_S:
+                        if _is_left(Path(item.path)):
                             Path(item.path).unlink()
+
+
+def _is_left(path: Path) -> bool:
+    """Whether this is what write_aside makes, and its writer is dead.
+
+    That is a process of this machine that has ended; of another one, which may be at work on a shared disk, what is
+    LEFT_S old.
+    """
+    import psutil
+
+    if not (writer := _ASIDE.fullmatch(path.name)):
+        return False
+    if writer["tag"] == _machine_tag() and not psutil.pid_exists(int(writer["pid"])):
+        return True
+    return time.time() - path.lstat().st_mtime > LEFT_S
 
 
 @cache
@@ -239,16 +297,33 @@ def digest_crc32(path: Path) -> int:
 
 
 def digest_folder(path: Path) -> str:
-    """sha256 over the names and bytes of all files below a folder."""
-    files = sorted(file for file in Path(path).rglob("*") if file.is_file())
-    return digest_json({file.relative_to(path).as_posix(): digest_file(file) for file in files})
+    """sha256 over the names and bytes of all files below a folder, also of those that links lead to.
+
+    Raises ValueError for a link to a folder that it is in and for what is neither file nor folder, such as a pipe;
+    OSError for a link to nothing.
+    """
+    digests = {}
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise):
+        for name in folders:
+            if Path(folder).resolve().is_relative_to(Path(folder, name).resolve()):
+                raise ValueError(f"{folder}/{name}: a link to a folder that it is in")
+        for file in (Path(folder, name) for name in names):
+            if file.exists() and not file.is_file():
+                raise ValueError(f"{file}: expected a file")
+            digests[file.relative_to(path).as_posix()] = digest_file(file)
+    return digest_json(digests)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 @contextmanager
 def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
     """Hold the lock of an output folder, so that no second process writes into it.
 
-    The lock file is stored beside the folder if no other path is given; the kernel frees it even after kill -9.
+    The lock file is stored beside the folder if no other path is given; the kernel frees it even after kill -9. What
+    killed writers of the folder left beside it is cleared.
     Raises BlockingIOError naming the folder when another process holds it.
     """
     from filelock import FileLock, Timeout
@@ -262,6 +337,7 @@ def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
     except Timeout as error:
         raise BlockingIOError(f"{folder} is being written by another process") from error
     try:
+        clear_left(folder)
         yield
     finally:
         lock.release()

@@ -22,7 +22,7 @@ BROKEN = (OSError, SafetensorError, ValueError, KeyError, TypeError)
 def save_folder(folder: Path, parts: dict[str, Tensors], position: dict[str, Any]) -> bool:
     """Write one checkpoint folder. False, with a log line, where the disk refuses it: the folder stays as it was."""
     try:
-        with write_aside(folder) as aside:
+        with write_aside(folder, marks=["*.safetensors", "state.json"]) as aside:
             aside.mkdir()
             for name, tensors in parts.items():
                 # safetensors knows no other memory format.

@@ -86,7 +86,7 @@ def _write_folder(
         "encoder": vae_digest(backbone),
         "backbone_vae": digest_folder(Path(backbone) / "vae"),
     }
-    with write_aside(out) as aside:
+    with write_aside(out, marks=["depth_vae.json"]) as aside:
         if vae is None:
             shutil.copytree(Path(backbone) / "vae", aside / "vae")
         else:

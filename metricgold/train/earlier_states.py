@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from metricgold.storage import read_json, remove, write_json
+from metricgold.storage import read_json, remove, require_ours, write_json
 from metricgold.train.checkpoints import newest_first
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,9 @@ def claim_state(state: Path, fingerprint: str, *, fresh: bool = False) -> None:
     """Make `state` the folder of the run with this fingerprint: the one that is there, was moved aside, or a new one.
 
     fresh: a new one; what this fingerprint has left is deleted. The state of another run is moved aside if it holds a
-    checkpoint, and the oldest of more than NUM_KEPT is deleted.
+    checkpoint, and the oldest of more than NUM_KEPT is deleted. Raises FileExistsError where `state` is not a run's.
     """
+    require_ours(state, ["fingerprint.json", "step-*"])
     mark, earlier = state / "fingerprint.json", state.with_name(state.name + ".earlier")
     own, present = earlier / fingerprint[:NUM_DIGITS], read_fingerprint(mark)
     if fresh:
@@ -62,7 +63,8 @@ def _move_aside(state: Path, kept: Path) -> None:
 
 def _keep_newest(earlier: Path) -> None:
     """Delete all but NUM_KEPT of the states that were moved aside, the oldest first."""
-    kept = sorted(earlier.iterdir(), key=lambda path: path.stat().st_mtime) if earlier.is_dir() else []
+    states = [path for path in earlier.glob("*") if re.fullmatch(rf"[0-9a-f]{{{NUM_DIGITS}}}|unknown", path.name)]
+    kept = sorted(states, key=lambda path: path.stat().st_mtime)
     for path in kept[:-NUM_KEPT]:
         log.warning("%s is deleted: the states of the last %d other runs are kept", path, NUM_KEPT)
         remove(path)

@@ -338,7 +338,7 @@ class TrainingRun(ResumableRun[Samples]):
         if not self.is_writer:
             return
         self.check_best()
-        with self._averaged(), self._pipeline() as pipe, write_aside(out) as aside:
+        with self._averaged(), self._pipeline() as pipe, write_aside(out, marks=["lineage.json"]) as aside:
             if self.best.value is not None:
                 pipe.unet.load_state_dict(load_file(self.state / "best" / "unet.safetensors"))
             pipe.save_pretrained(aside)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from metricgold.datasets.arrays import read_hdf5
+from metricgold.datasets.inspect.summary import read_size
 from metricgold.datasets.readers import hypersim, list_frames, open_dataset, read_frame
 from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv
 from metricgold.datasets.synthetic.render import render_scene
@@ -371,4 +372,34 @@ def test_what_is_no_array_of_numbers_is_refused(tmp_path, content):
         else:
             file.create_group("dataset")
     with pytest.raises(ValueError, match=r"x\.hdf5: cannot be read: expected numbers"):
+        read_hdf5(tmp_path / "x.hdf5")
+
+
+@pytest.mark.parametrize("way", ["external storage", "external link", "soft link", "virtual"])
+def test_numbers_of_another_file_are_refused(tmp_path, way):
+    """HDF5 would read them from any file that this user may read."""
+    secret, path = tmp_path / "secret", tmp_path / "x.hdf5"
+    with h5py.File(secret, "w", userblock_size=512) as file:
+        file["dataset"] = NUMBERS
+    with h5py.File(path, "w") as file:
+        if way == "external storage":
+            file.create_dataset("dataset", (16, 16), np.uint8, external=[(str(secret), 0, 256)])
+        elif way == "virtual":
+            layout = h5py.VirtualLayout(NUMBERS.shape, NUMBERS.dtype)
+            layout[:] = h5py.VirtualSource(str(secret), "dataset", NUMBERS.shape)
+            file.create_virtual_dataset("dataset", layout)
+        else:
+            file["beyond"] = h5py.ExternalLink(str(secret), "/")
+            link = h5py.SoftLink("/beyond/dataset") if way == "soft link" else file.get("beyond", getlink=True)
+            file["dataset"] = h5py.ExternalLink(str(secret), "/dataset") if way == "external link" else link
+    for read in (read_hdf5, read_size):
+        with pytest.raises(ValueError, match=r"x\.hdf5: cannot be read: .*(in another file|is a link), expected"):
+            read(path)
+
+
+def test_a_file_without_the_dataset_is_named(tmp_path):
+    write_hdf5(tmp_path / "x.hdf5", NUMBERS)
+    with h5py.File(tmp_path / "x.hdf5", "a") as file:
+        file.move("dataset", "other")
+    with pytest.raises(ValueError, match=r"x\.hdf5: cannot be read: .*no dataset 'dataset'"):
         read_hdf5(tmp_path / "x.hdf5")

@@ -224,10 +224,29 @@ def test_a_run_that_ended_too_early_goes_on(tiny, tiny_raw, tiny_backbone, tmp_p
     run(tiny, tiny_raw, tiny_backbone, out)
     whole, kept = bytes_of(out), files(out)["env101-000.h5"]
     (out / lost).unlink()
-    (out / ".env101-001.h5.1.part").write_bytes(b"half a shard")
+    (out / ".env101-001.h5.1-00000000.part").write_bytes(b"half a shard")
     (out / "env999-000.h5").write_bytes(b"of another run")
     run(tiny, tiny_raw, tiny_backbone, out)
     assert bytes_of(out) == whole and files(out)["env101-000.h5"] == kept
+
+
+THEIRS = {
+    "index.json": "{}",
+    "a-000.h5": "measured",
+    "b.scene.json": '{"scene": "b"}',
+    "notes.txt": "",
+    "deep/a.h5": "",
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_folder_of_others_is_never_cleared(tiny, tiny_raw, tiny_backbone, tmp_path, name):
+    """A name that is a path once made the raw folder the cache: all of it was deleted."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(THEIRS[name])
+    with pytest.raises(ValueError, match=f"{tmp_path} is not a latent cache, .*{name.partition('/')[0]} is not of one"):
+        run(tiny, tiny_raw, tiny_backbone, tmp_path)
+    assert (tmp_path / name).read_text() == THEIRS[name] and len(list(tmp_path.iterdir())) == 1
 
 
 def test_other_params_or_another_source_encode_anew(tiny, tiny_raw, tiny_backbone, tmp_path):

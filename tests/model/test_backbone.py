@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from metricgold.model.backbone import load_backbone, load_vae, prepare_backbone, vae_digest
@@ -252,3 +253,24 @@ def test_a_vae_that_cannot_be_hashed_is_named(tiny_backbone, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read: .*run `metricgold backbone` again"):
         vae_digest(other)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "empty_prompt"])
+def test_a_backbone_s_weights_are_never_unpickled(tiny_backbone, tmp_path, part):
+    other = shutil.copytree(tiny_backbone, tmp_path / "other")
+    weights = other / part / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"other is not a complete backbone: .*safetensors"):
+        load_backbone(other)
+    if part == "vae":
+        with pytest.raises(ValueError, match="other/vae is not a complete VAE"):
+            load_vae(other)
+
+
+def test_a_folder_of_others_is_not_replaced_by_a_backbone(tiny, tmp_path):
+    """Such as weights that somebody put there by hand."""
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(FileExistsError, match=f"{tmp_path} holds none of backbone.json: it was not made here"):
+        prepare_backbone(tiny.backbone, tiny.log_depth, {}, tmp_path)
+    assert (tmp_path / "unet").is_dir()

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from metricgold.encode.stage import encode
@@ -68,6 +69,19 @@ def test_nothing_looks_at_the_frames_of_threads():
 
     with open_client("local:1") as client:
         assert {"profile", "Profile"}.isdisjoint(names().union(*client.run(names).values()))
+
+
+@pytest.mark.slow
+def test_a_local_cluster_listens_on_this_machine_alone():
+    with open_client("local:1"):
+        here = psutil.Process()
+        listening = {
+            connection.laddr
+            for process in (here, *here.children(recursive=True))
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
+    assert len(listening) >= 2 and {address.ip for address in listening} == {"127.0.0.1"}
 
 
 @pytest.mark.slow

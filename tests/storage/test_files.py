@@ -9,6 +9,7 @@ import pytest
 
 from metricgold.storage.files import (
     LEFT_S,
+    clear_left,
     cut_rows,
     digest_file,
     digest_folder,
@@ -83,13 +84,99 @@ def test_a_full_disk_is_named(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_a_folder_replaces_another_as_a_whole(tmp_path):
+def put_folder(folder, name):
+    with write_aside(folder, marks=["*.mark"]) as aside:
+        aside.mkdir()
+        (aside / name).write_text(name)
+        (aside / "our.mark").touch()
+
+
+CANNOT_EXCHANGE = "metricgold.storage.files._exchange", lambda one, other: False
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_replaces_another_as_a_whole(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(*CANNOT_EXCHANGE)
     folder = tmp_path / "folder"
     for name in ("old", "new"):
-        with write_aside(folder) as aside:
-            aside.mkdir()
-            (aside / name).write_text(name)
-    assert names(folder) == ["new"] and names(tmp_path) == ["folder"]
+        put_folder(folder, name)
+    assert names(folder) == ["new", "our.mark"] and names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_was_not_made_here_is_never_replaced(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    put_folder(folder, "into an empty one")
+    (folder / "our.mark").unlink()
+    for marks in ([], ["*.mark"]):
+        with pytest.raises(FileExistsError, match=r"folder holds .*not made here"):  # noqa: SIM117
+            with write_aside(folder, marks=marks) as aside:
+                aside.mkdir()
+    assert names(folder) == ["into an empty one"] and names(tmp_path) == ["folder"]
+    (tmp_path / "file").write_text("theirs")
+    with pytest.raises(FileExistsError, match="expected a folder, found a file"):
+        put_folder(tmp_path / "file", "new")
+    (tmp_path / "link").symlink_to(folder)
+    (folder / "our.mark").touch()
+    put_folder(tmp_path / "link", "new")  # the link alone is replaced
+    assert names(folder) == ["into an empty one", "our.mark"] and names(tmp_path / "link") == ["new", "our.mark"]
+
+
+KILLED_AT_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from metricgold.storage import files
+
+if sys.argv[2] == "two renames":
+    files._exchange = lambda one, other: False
+calls, wanted = [], int(sys.argv[3])
+for name in ("rename", "_exchange"):
+    owner = Path if name == "rename" else files
+    def killed(*args, call=getattr(owner, name)):
+        outcome = call(*args)
+        calls.append(name)
+        if len(calls) == wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return outcome
+    setattr(owner, name, killed)
+with files.write_aside(Path(sys.argv[1]), marks=["*.mark"]) as aside:
+    aside.mkdir()
+    (aside / "new").touch()
+    (aside / "our.mark").touch()
+    if not wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("way", ["one exchange", "two renames"])
+@pytest.mark.parametrize("call", [0, 1, 2, 3])
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tmp_path, way, call):
+    folder = tmp_path / "models" / "folder"
+    put_folder(folder, "old")
+    child = subprocess.run([sys.executable, "-c", KILLED_AT_RENAME, str(folder), way, str(call)])
+    # That of 0 is before any call; an exchange is one of them, and where it fails two renames follow.
+    assert child.returncode == (0 if way == "one exchange" and call > 1 else -9)
+    assert folder.exists() or (way, call) == ("two renames", 2)
+    with only_writer(folder, tmp_path / "lock"):  # the next run
+        assert names(folder.parent) == ["folder"]
+        has_old = call == 0 or (way == "two renames" and call < 3)
+        assert names(folder) == ["old" if has_old else "new", "our.mark"]
+
+
+def test_what_killed_writers_left_beside_a_folder_is_cleared(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with write_aside(tmp_path / "folder") as mine:
+        tag = mine.name.rpartition("-")[2].removesuffix(".part")
+        theirs = [f".folder.{ended.pid}-00000000.part", f".folder2.{ended.pid}-{tag}.part", ".folder.notes", "folder"]
+        for name in theirs:
+            (tmp_path / name).mkdir()
+        mine.mkdir()
+        (tmp_path / f".folder.{ended.pid}-{tag}.part").mkdir()
+        (tmp_path / f".folder.{ended.pid}-{tag}.old").mkdir()
+        clear_left(tmp_path / "folder")
+        assert names(tmp_path) == sorted([*theirs, mine.name])
 
 
 def test_what_is_written_aside_is_on_the_disk_with_its_folders(tmp_path, monkeypatch):
@@ -220,3 +307,33 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path):
     with only_writer(folder):
         (tmp_path / "mine").touch()
     assert (tmp_path / "mine").exists()
+
+
+def test_the_digest_of_a_folder_follows_links(tmp_path):
+    model, elsewhere = tmp_path / "model", tmp_path / "elsewhere" / "unet"
+    plain = tmp_path / "plain" / "unet"
+    for folder in (model, elsewhere, plain):
+        folder.mkdir(parents=True)
+    for folder in (elsewhere, plain):
+        (folder / "weights").write_bytes(b"1")
+    (model / "unet").symlink_to(elsewhere)
+    assert digest_folder(model) == digest_folder(plain.parent)
+    (elsewhere / "weights").write_bytes(b"2")
+    assert digest_folder(model) != digest_folder(plain.parent)
+
+
+def test_the_digest_of_a_folder_refuses_what_has_no_bytes(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "up").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="deep/up: a link to a folder that it is in"):
+        digest_folder(tmp_path)
+    (tmp_path / "deep" / "up").unlink()
+    (tmp_path / "deep" / "weights").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match="deep/weights"):
+        digest_folder(tmp_path)
+    (tmp_path / "deep" / "weights").unlink()
+    os.mkfifo(tmp_path / "deep" / "weights")
+    with pytest.raises(ValueError, match="deep/weights: expected a file"):
+        digest_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        digest_folder(tmp_path / "missing")

@@ -76,3 +76,16 @@ def test_killed_between_the_moves_it_goes_on(state):
     work(state, OTHER)
     state.rename(state.with_name("model.state.earlier") / OTHER[:NUM_DIGITS])
     assert work(state, ONE) == "step-000001" and kept(state) == {"2"}
+
+
+def test_a_folder_of_others_is_never_cleared(state):
+    state.mkdir()
+    (state / "notes.txt").write_text("theirs")
+    with pytest.raises(FileExistsError, match=r"model\.state holds none of fingerprint\.json"):
+        claim_state(state, ONE)
+    (state / "notes.txt").unlink()
+    earlier = state.with_name("model.state.earlier")
+    (earlier / "theirs").mkdir(parents=True)
+    for fingerprint in (ONE, OTHER, THIRD, FOURTH):
+        work(state, fingerprint)
+    assert (earlier / "theirs").is_dir() and len(kept(state)) == NUM_KEPT + 1

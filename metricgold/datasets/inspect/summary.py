@@ -19,7 +19,7 @@ from metricgold.datasets.inspect.histogram import count_depths
 from metricgold.datasets.listing import FrameRef
 from metricgold.datasets.readers import read_frame
 from metricgold.datasets.sampling import evenly_spaced
-from metricgold.storage import Progress
+from metricgold.storage import Progress, dataset_within
 
 PLAUSIBLE_M = (0.01, 1000.0)
 MIN_PER_SCENE = 4  # frames decoded
@@ -108,7 +108,7 @@ def read_size(path: Path) -> Size | None:
             import h5py
 
             with h5py.File(path, "r") as hdf5:
-                rows, columns = hdf5["dataset"].shape[:2]
+                rows, columns = dataset_within(hdf5, "dataset").shape[:2]
         else:
             from PIL import Image
 

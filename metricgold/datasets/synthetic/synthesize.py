@@ -20,8 +20,9 @@ from metricgold.datasets.synthetic.render import Recipe
 from metricgold.datasets.synthetic.worlds import World, draw_garden, draw_hall, draw_room, draw_street
 from metricgold.images import focal_px_from_fov, pinhole
 from metricgold.params import Synthesize
-from metricgold.storage import only_writer, remove, write_aside
+from metricgold.storage import only_writer, write_aside
 
+LISTS_OF_CHECKSUMS = ("SHA256SUMS", "vkitti_*_md5_checksums.txt")  # one of them is in every folder made here
 MAX_SCENES = 490  # of a split: names of train and test scenes stay apart
 
 
@@ -38,12 +39,9 @@ def synthesize(dataset: str, params: Synthesize, out: Path) -> Path:
         if getattr(params, key) > MAX_SCENES:
             raise ValueError(f"synthesize.{key} must be at most {MAX_SCENES}, got {getattr(params, key)}")
     recipe = RECIPES[dataset]
-    with only_writer(out):
-        for left_over in out.parent.glob(f".{out.name}.*.part"):
-            remove(left_over)
-        with write_aside(out) as folder:
-            folder.mkdir(parents=True)
-            recipe.write(recipe, params, folder)
+    with only_writer(out), write_aside(out, marks=LISTS_OF_CHECKSUMS) as folder:
+        folder.mkdir(parents=True)
+        recipe.write(recipe, params, folder)
     return out
 
 
