@@ -10,7 +10,9 @@ import shutil
 import time
 import uuid
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC, ENOTSUP
 from functools import cache
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
+SYNCS_AT_ONCE = 16
 LEFT_S = 86_400.0  # a temporary file of another machine is treated as abandoned after this age
 _ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.(part|old)", re.DOTALL)
 _AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # of Linux's renameat2
@@ -155,14 +158,14 @@ def sync_disk(folder: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """`sync` a file, or a folder and all below it."""
-    for folder, _, names in os.walk(path, topdown=False):
-        for file in (Path(folder, name) for name in names):
-            if file.is_file() and not file.is_symlink():
-                sync(file)
-        sync(Path(folder))
+    """`sync` a file, or a folder and all below it, several at a time: the disk takes those together."""
     if not path.is_dir():
         sync(path)
+        return
+    below = [Path(folder, name) for folder, _, names in os.walk(path) for name in ("", *names)]
+    plain = [one for one in below if (one.is_file() or one.is_dir()) and not one.is_symlink()]
+    with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
+        deque(pool.map(sync, plain), maxlen=0)
 
 
 def remove_left_aside(folder: Path) -> None:

@@ -26,6 +26,7 @@ from metricgold.model.vae import encode_log_depth, encode_rgb, filled_log_depth,
 from metricgold.params.sections import load_params
 from metricgold.shards import LatentCache
 from metricgold.storage.files import read_json, write_json
+from tests.support.power_cut import PowerCut
 from tests.support.waiting import wait_until
 
 
@@ -71,6 +72,22 @@ def test_broken_frames_are_dropped_and_counted(tiny, tiny_raw, tiny_backbone, tm
     assert len(cache) == 5
     assert cache.index["dropped"] == {"unreadable": 1, "depth missing": 1, "too few valid latents": 1}
     assert "000001_left.png" in caplog.text
+
+
+def test_shards_are_on_the_disk_before_their_record_and_records_before_the_index(
+    tiny, tiny_raw, tiny_backbone, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+
+    def vouched(source, target):
+        if target.name == "index.json":
+            return [*out.glob("*.h5"), *out.glob("*.scene.json")]
+        is_record = target.name.endswith(".scene.json")
+        return [out / shard["file"] for shard in read_json(source)["shards"]] if is_record else []
+
+    cut = PowerCut(monkeypatch, out, vouched)
+    run(tiny, tiny_raw, tiny_backbone, out)
+    assert set(cut.seen) == {"env101.scene.json", "env102.scene.json", "index.json"} and cut.lost == []
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -19,6 +19,7 @@ from metricgold.storage.files import digest_folder, read_rows
 from metricgold.train.decoder_run import log_depth_loss
 from metricgold.train.depth_vae import train_depth_vae
 from metricgold.train.optimizer import linear_rate
+from tests.support.power_cut import PowerCut, below
 from tests.support.waiting import wait_until
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -210,6 +211,12 @@ def test_a_broken_checkpoint_is_named_and_trained_again(tiny, tiny_raw, tiny_bac
     (checkpoint / broken).write_bytes((checkpoint / broken).read_bytes()[:-50])
     assert digest_folder(run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")) == digest
     assert "step-000012 is broken" in caplog.text
+
+
+def test_weights_are_on_the_disk_before_a_folder_vouches_for_them(tiny, tiny_raw, tiny_backbone, tmp_path, monkeypatch):
+    cut = PowerCut(monkeypatch, tmp_path, lambda source, target: below(source) if source.is_dir() else [])
+    run(tiny, tiny_raw, tiny_backbone, tmp_path / "depth-vae")
+    assert {"depth-vae", "depth-vae.state/step-000012"} <= set(cut.seen) and cut.lost == []
 
 
 def test_a_state_file_of_an_earlier_version_is_deleted_with_a_warning(tiny, tiny_raw, tiny_backbone, tmp_path, caplog):

@@ -24,6 +24,7 @@ from metricgold.storage.progress import PROGRESS_FILE, StageProgress, read_progr
 from metricgold.train.checkpoints import flat_state, load_flat_state
 from metricgold.train.run import TrainingRun
 from metricgold.train.stage import train
+from tests.support.power_cut import PowerCut, below
 from tests.support.waiting import wait_until
 
 
@@ -245,6 +246,22 @@ def test_a_checkpoint_that_a_power_cut_broke_is_passed_over(
     shutil.rmtree(out)
     run(tiny, tiny_latents, tiny_backbone, out)
     assert "step-000012 is broken" in caplog.text and digest_folder(out) == digest_folder(tiny_model)
+
+
+def test_weights_and_rows_are_on_the_disk_before_a_folder_vouches_for_them(
+    tiny, tiny_latents, tiny_backbone, tmp_path, monkeypatch
+):
+    """Checkpoints, best weights and the model; a checkpoint vouches for the rows before it too."""
+    out = tmp_path / "model"
+
+    def vouched(source, target):
+        rows = [state_of(out) / "metrics.jsonl"] if target.name.startswith("step-") else []
+        return [*below(source), *rows] if source.is_dir() and target.name[0] != "." else []
+
+    cut = PowerCut(monkeypatch, tmp_path, vouched)
+    run(tiny, tiny_latents, tiny_backbone, out, changes=LOOK, validate=scripted([0.5, 0.4, 0.3, 0.4, 0.4, 0.4]))
+    assert {"model", "model.state/best", *(f"model.state/step-{step:06d}" for step in (4, 8, 12))} <= set(cut.seen)
+    assert cut.lost == []
 
 
 def test_a_checkpoint_is_kept_for_each_that_may_be(tiny, tiny_latents, tiny_backbone, tmp_path):
