@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from metricgold.images import register_heif
 from metricgold.storage import dataset_within
 
 if TYPE_CHECKING:
     import h5py
 
 MAX_BYTES = 1 << 30  # of one array; a damaged header may claim any size
+
+Size = tuple[int, int]  # rows, columns
+
+
+def format_size(size: Size | None) -> str:
+    """Columns x rows."""
+    return "unknown" if size is None else f"{size[1]} x {size[0]}"
 
 
 @contextmanager
@@ -66,6 +74,55 @@ def read_npy(path: Path) -> np.ndarray:
     with naming(path):
         # Mapped, because that compares the size in the header with the file's before anything is allocated.
         return np.array(np.lib.format.open_memmap(path, mode="r"))
+
+
+def read_size(path: Path) -> Size | None:
+    """Rows and columns by the head of an image, .npy or HDF5; None for .npz. ValueError names a broken file."""
+    match path.suffix.lower():
+        case ".npz":
+            return None
+        case ".npy":
+            return size_of_npy(path)
+        case ".hdf5":
+            return size_of_hdf5(path)
+        case _:
+            return size_of_image(path)
+
+
+def size_of_npy(path: Path) -> Size:
+    """Rows and columns of an array; ValueError also where the file is shorter than its head says."""
+    with naming(path):
+        # Opened as a map: no number is read.
+        rows, columns = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
+        return rows, columns
+
+
+def size_of_hdf5(path: Path) -> Size:
+    """Rows and columns of the array called `dataset`."""
+    import h5py
+
+    with naming(path), h5py.File(path, "r") as hdf5:
+        rows, columns = dataset_within(hdf5, "dataset").shape[:2]
+        return rows, columns
+
+
+def size_of_image(path: Path) -> Size:
+    """Rows and columns as an image is stored; ValueError for a file that no reader of images knows."""
+    from PIL import Image, UnidentifiedImageError
+
+    register_heif()
+    with naming(path):
+        try:
+            with Image.open(path) as image:
+                return image.height, image.width
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in (".tif", ".tiff"):
+                raise
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:  # floats of 16 and 64 bits, which Pillow does not know
+                rows, columns = tiff.pages.first.shape[:2]
+                return rows, columns
 
 
 def read_hdf5(path: Path) -> np.ndarray:

@@ -20,7 +20,16 @@ import numpy as np
 
 from metricgold.datasets.arrays import expect_floats, expect_shape, naming, read_hdf5
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Gaps, Listing, member_ids, missing_numbers, no_gaps, paired_ids
+from metricgold.datasets.listing import (
+    FrameRef,
+    Gaps,
+    Listing,
+    folders_below,
+    member_ids,
+    missing_numbers,
+    no_gaps,
+    paired_ids,
+)
 from metricgold.images import pixel_centres, planar_from_ray_distance
 
 log = logging.getLogger(__name__)
@@ -37,7 +46,7 @@ def list_frames(dataset: str, raw: Path) -> Listing:
     cameras = read_cameras(raw / CAMERA_CSV) if (raw / CAMERA_CSV).exists() else {}
     frames: list[FrameRef] = []
     gaps = no_gaps()
-    for images in sorted(raw.glob("*/images")):
+    for images in folders_below(raw, "*/images"):
         scene = images.parent.name
         if scene not in cameras:
             raise ValueError(f"{raw / CAMERA_CSV}: no row for scene {scene}, so its depth cannot be made planar")

@@ -85,6 +85,11 @@ def is_clutter(path: str) -> bool:
     return _CLUTTER.fullmatch(path) is not None
 
 
+def folders_below(folder: Path, glob: str) -> list[Path]:
+    """Matches of a glob, sorted, without clutter."""
+    return [path for path in sorted(folder.glob(glob)) if not is_clutter(path.relative_to(folder).as_posix())]
+
+
 def member_ids(folder: Path, prefix: str, suffix: str) -> set[str]:
     """The middle parts of all files `prefix…suffix` in a folder; empty without the folder."""
     try:

@@ -15,35 +15,44 @@
          fy: 525.0
          cx: 319.5
          cy: 239.5
+         width: 640          # only where the camera is that of images of another size: K is scaled from it to the rgb
+         height: 480
        splits:                 # globs over scenes; a scene belongs to one split at most
          train: ["house_*"]
          test: [barn]
 
    `exclude: [{frames: barn/00*, reason: blurred}]` leaves frames out by their names.
 3. Write frames.csv: columns rgb, depth (paths below the folder) and scene; fx, fy, cx, cy if they differ from row
-   to row; name if a frame is not to be called like its rgb without the suffix. Not needed where the files are called
-   <scene>/rgb/<id>.* and <scene>/depth/<id>.*.
+   to row, and width, height of the image that they belong to if that is not the rgb; name if a frame is not to be
+   called like its rgb without the suffix. Not needed where the files are called <scene>/rgb/<id>.* and
+   <scene>/depth/<id>.*.
 4. `metricgold inspect <name>`, look at the page, and put the name under `datasets` in params.yaml.
 
 Depth may be a 16-bit grey PNG, .npy, .npz (one array, or `array: its name` under depth) or TIFF (float or 16-bit
 grey), of the same size as the rgb. NaN, infinity, zero and below are never valid. An rgb may be any photograph that
-metricgold.images.photo reads, but one whose EXIF turns it is refused: the depth may or may not have been turned too.
+metricgold.images.photo reads, but a file that says that it is to be turned is refused, rgb or depth: nothing says
+whether the other was turned too.
 """
 
 import csv
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from math import atan, degrees
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from metricgold.datasets.arrays import expect_shape, naming, read_npy, read_pixels
+from metricgold.datasets.arrays import Size, expect_shape, format_size, naming, read_size
 from metricgold.datasets.content import contents_by_scene
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Gaps, Listing, is_clutter, no_gaps, paired_ids
+from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, is_clutter, no_gaps, paired_ids
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
+from metricgold.datasets.stored_depth import read_stored_depth
+from metricgold.datasets.turns import expect_upright
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
 from metricgold.storage import Lines, digest_file, digest_json, read_yaml, write_json
 
@@ -51,13 +60,15 @@ STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"
 METRES = {"metre": 1.0, "centimetre": 0.01, "millimetre": 0.001}
 CAMERA = ("fx", "fy", "cx", "cy")
+CAMERA_SIZE = ("width", "height")
 MAX_PIXELS = 100_000_000
-DEPTH_SUFFIXES = (".png", ".npy", ".npz", ".tif", ".tiff")
-_ORIENTATION_TAG = 0x0112
+MAX_STRETCH = 0.02  # of one axis against the other, by rounding: ScanNet's 640 x 480 of 1296 x 968 are 0.4 % off
+FIELD_OF_VIEW_DEG = (10.0, 150.0)  # over the long side
 
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
+Pixels = Annotated[int, Field(strict=True, gt=0)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 
 
@@ -84,26 +95,32 @@ class StoredDepth(ClosedModel):
 
 
 class Intrinsics(ClosedModel):
-    """Of all frames; without fx, fy, cx, cy they are in frames.csv."""
+    """Of all frames; without fx, fy, cx, cy they are in frames.csv. width, height: of the image that they belong to."""
 
     first_pixel: Annotated[Number, AfterValidator(require_pixel_convention)]
     fx: Positive | None = None
     fy: Positive | None = None
     cx: Number | None = None
     cy: Number | None = None
+    width: Pixels | None = None
+    height: Pixels | None = None
 
     @model_validator(mode="after")
     def _all_or_none(self) -> "Intrinsics":
         missing = [name for name in CAMERA if getattr(self, name) is None]
         if missing and len(missing) < len(CAMERA):
             raise ValueError(f"lacks {', '.join(missing)}: give all of {', '.join(CAMERA)} or none")
+        if (self.width is None) != (self.height is None) or (self.width and missing):
+            raise ValueError(
+                "width and height are the size of the image that fx, fy, cx, cy belong to: give all or none"
+            )
         return self
 
     @property
     def camera(self) -> tuple[float, ...] | None:
-        """fx, fy, cx, cy as stated, or None where every row has its own."""
-        stated = [value for value in (self.fx, self.fy, self.cx, self.cy) if value is not None]
-        return tuple(stated) or None
+        """fx, fy, cx, cy, and width, height where they are stated; None where every row has its own."""
+        stated = (self.fx, self.fy, self.cx, self.cy, self.width, self.height)
+        return tuple(value for value in stated if value is not None) or None
 
 
 class Recording(NamedTuple):
@@ -118,6 +135,21 @@ class Recording(NamedTuple):
     invalid: tuple[float, ...]
     far: float  # inf: no such value
     array: str | None
+    camera_size: Size | None  # of the image that the camera is stated for; None: the rgb
+
+    def intrinsics(self, size: Size) -> np.ndarray:
+        """K in pixels of an image of this size, float64 [3, 3]. ValueError for one that it cannot belong to."""
+        height, width = size
+        rows, columns = self.camera_size or size
+        sx, sy = width / columns, height / rows
+        if abs(sx / sy - 1) > MAX_STRETCH:
+            raise ValueError(f"{format_size(size)} is not {format_size((rows, columns))}, its camera's image, scaled")
+        fx, fy, cx, cy = self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy
+        if fault := camera_fault((fx, fy, cx, cy), size):
+            raise ValueError(
+                f"{fault}; expected a camera in pixels of the rgb, or with width and height of its own image"
+            )
+        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
 class Statement(ClosedModel):
@@ -136,8 +168,8 @@ class Statement(ClosedModel):
         return lambda scene, _name: split_of_scene(scene, self.splits, f"{raw / STATEMENT}: splits")
 
     def recording(self, camera: tuple[float, ...]) -> Recording:
-        """What is stated of a frame with this camera, fx, fy, cx, cy in the statement's own count of pixels."""
-        fx, fy, cx, cy = camera
+        """What is stated of a frame with this camera, which is as Intrinsics.camera has it."""
+        fx, fy, cx, cy, *camera_size = camera
         to_half = 0.5 - self.intrinsics.first_pixel
         return Recording(
             fx,
@@ -149,6 +181,7 @@ class Statement(ClosedModel):
             invalid=self.depth.invalid,
             far=np.inf if self.depth.far is None else self.depth.far,
             array=self.depth.array,
+            camera_size=(int(camera_size[1]), int(camera_size[0])) if camera_size else None,
         )
 
 
@@ -213,6 +246,14 @@ def list_frames(dataset: str, raw: Path) -> Listing:
     return Listing.of(list(list_refs(dataset, raw, statement, gaps)), gaps)
 
 
+def looked_for(raw: Path) -> str:
+    """Where frames were looked for in a raw folder that has none."""
+    if (raw / FRAMES).exists():
+        return f"{raw / FRAMES} names none"
+    hint = f"; {raw}/rgb and /depth belong into the folder of a scene" if (raw / "rgb").is_dir() else ""
+    return f"there is neither {raw / FRAMES} nor a folder <scene>/rgb or <scene>/depth in {raw}{hint}"
+
+
 def refs_of_csv(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str, Gaps]) -> Iterator[FrameRef]:
     """A frame for each row of frames.csv whose two files exist; the other rows are counted as gaps."""
     names_in = lru_cache(maxsize=1024)(_names_in)
@@ -235,8 +276,7 @@ def refs_of_csv(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str
 
 def refs_of_folders(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str, Gaps]) -> Iterator[FrameRef]:
     """A frame for each id that is in both folders of a scene; the other ids are counted as gaps."""
-    folders = (folder.parent for kind in ("rgb", "depth") for folder in raw.glob(f"*/{kind}"))
-    scenes = sorted({folder for folder in folders if not is_clutter(folder.name)})
+    scenes = sorted({folder.parent for kind in ("rgb", "depth") for folder in folders_below(raw, f"*/{kind}")})
     camera = statement.intrinsics.camera
     if camera is None:
         if scenes:
@@ -271,11 +311,12 @@ def read_csv_rows(path: Path, statement: Statement) -> list[tuple[int, dict[str,
 def check_columns(path: Path, columns: Sequence[str], statement: Statement) -> list[str]:
     """The columns that must be filled. ValueError for one that is missing, unknown, or states a thing twice."""
     in_rows = statement.intrinsics.camera is None
-    needed = ["rgb", "depth", "scene", *(CAMERA if in_rows else ())]
+    sizes = CAMERA_SIZE if in_rows and any(column in columns for column in CAMERA_SIZE) else ()
+    needed = ["rgb", "depth", "scene", *(CAMERA if in_rows else ()), *sizes]
     hint = f", and {STATEMENT} states no intrinsics.fx" if in_rows else ""
     if missing := [column for column in needed if column not in columns]:
         raise ValueError(f"{path}: lacks the columns {', '.join(missing)}{hint}")
-    if twice := [column for column in columns if column in CAMERA and not in_rows]:
+    if twice := [column for column in columns if column in (*CAMERA, *CAMERA_SIZE) and not in_rows]:
         raise ValueError(
             f"{path}: has the columns {', '.join(twice)}, which {STATEMENT} states too; expected one of both"
         )
@@ -290,15 +331,15 @@ def _names_in(folder: Path) -> frozenset[str]:
 
 
 def camera_of_row(row: dict[str, str], where: str) -> tuple[float, ...]:
-    """fx, fy, cx, cy of a row of frames.csv. ValueError, led by `where`, for one that is not."""
+    """fx, fy, cx, cy of a row of frames.csv, and width, height if it has them. ValueError, led by `where`."""
     camera = []
-    for column in CAMERA:
+    for column in (*CAMERA, *(column for column in CAMERA_SIZE if column in row)):
         try:
             value = float(row[column])
         except ValueError:
             value = np.nan
-        if not np.isfinite(value) or (column[0] == "f" and value <= 0):
-            expected = "a focal length" if column[0] == "f" else "a place in pixels"
+        if not np.isfinite(value) or (column[0] in "fwh" and value <= 0):
+            expected = {"f": "a focal length", "c": "a place in pixels"}.get(column[0], "a number of pixels")
             raise ValueError(f"{where}: {column}: {row[column]} is not {expected}")
         camera.append(value)
     return tuple(camera)
@@ -316,70 +357,86 @@ def files_by_id(folder: Path) -> dict[str, Path]:
     return files
 
 
+# Cameras
+
+
+def camera_fault(camera: tuple[float, ...], size: Size) -> str:
+    """Why fx, fy, cx, cy, in pixels with centres at +0.5, cannot belong to an image of this size; empty if they can."""
+    (fx, fy, cx, cy), (height, width) = camera, size
+    if not (0 < cx < width and 0 < cy < height):
+        return f"its principal point {cx:.6g}, {cy:.6g} is outside the image of {format_size(size)}"
+    focal_px, centre, side = (fx, cx, width) if width >= height else (fy, cy, height)
+    fov_deg = degrees(atan(centre / focal_px) + atan((side - centre) / focal_px))
+    low, high = FIELD_OF_VIEW_DEG
+    if not low <= fov_deg <= high:
+        return f"its field of view over the long side, {side} pixels, is {fov_deg:.3g} degrees, not {low:g} to {high:g}"
+    return ""
+
+
+def camera_faults(frames: Sequence[FrameRef], sizes: Sequence[Size | None]) -> Iterator[tuple[str, str]]:
+    """(frame, what is wrong) of cameras that cannot belong to an rgb of this size, or belong to several sizes."""
+    size_of_camera: dict[tuple[Any, ...], tuple[Size, str]] = {}
+    for ref, size in zip(frames, sizes, strict=True):
+        if size is None or not isinstance(ref.camera, Recording):
+            continue
+        camera = ref.camera
+        try:
+            camera.intrinsics(size)
+        except ValueError as error:
+            yield ref.name, str(error)
+            continue
+        if camera.camera_size is None:
+            first, name = size_of_camera.setdefault(camera[:4], (size, ref.name))
+            if first != size:
+                sizes_of_both = f"it is {format_size(size)} and {name}, with the same camera, {format_size(first)}"
+                yield (
+                    ref.name,
+                    f"{sizes_of_both}; expected one size, or a camera with width and height of its own image",
+                )
+
+
+def check_cameras(raw: Path, frames: Sequence[FrameRef]) -> None:
+    """ValueError naming a frame whose camera cannot be right; the heads of all rgb are read by threads."""
+
+    def size_of(ref: FrameRef) -> Size | None:
+        try:
+            return read_size(ref.rgb_path)
+        except (ValueError, OSError):  # its reader will say so
+            return None
+
+    with ThreadPoolExecutor(4 * (os.cpu_count() or 1)) as threads:
+        sizes = list(threads.map(size_of, frames))
+    faults = list(camera_faults(frames, sizes))
+    if faults:
+        name, what = faults[0]
+        raise ValueError(f"{raw}: frame {name}: {what} ({len(faults)} of {len(frames)} frames)")
+
+
 # Reading
 
 
 def read_frame(ref: FrameRef) -> Frame:
     """Stored numbers to planar metres. ValueError names a file that is missing, broken or not as stated."""
     rgb, recording = read_upright_rgb(ref.rgb_path), Recording(*ref.camera)
+    with naming(ref.rgb_path):
+        intrinsics = recording.intrinsics(rgb.shape[:2])
     stored = read_stored_depth(ref.depth_path, recording.array)
     expect_shape(ref.depth_path, stored, rgb.shape[:2])
     depth_m = stored.astype(np.float64) * recording.metres_per_unit
     if recording.is_ray_distance:
-        depth_m *= cosines(recording.fx, recording.fy, recording.cx, recording.cy, *stored.shape)
+        depth_m *= cosines(*intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].tolist(), *stored.shape)
     # Written as 32 bits, -0.1 is another number than in 64.
     invalid = np.array(recording.invalid, stored.dtype if stored.dtype.kind == "f" else np.float64)
     valid_mask = ~np.isin(stored, invalid) & (stored < recording.far)
-    intrinsics = np.array([[recording.fx, 0, recording.cx], [0, recording.fy, recording.cy], [0, 0, 1]])
     return Frame.from_arrays(rgb, depth_m, valid_mask, intrinsics, ref.scene, ref.name)
 
 
 def read_upright_rgb(path: Path) -> np.ndarray:
-    """A photograph, uint8 [H, W, 3]. ValueError where its EXIF turns it."""
-    from PIL import Image
-
+    """A photograph, uint8 [H, W, 3]. ValueError where its file turns it."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    rgb = read_rgb(path, max_pixels=MAX_PIXELS)
-    with naming(path), Image.open(path) as image:
-        turn = image.getexif().get(_ORIENTATION_TAG, 1)
-        if turn not in (0, 1):
-            raise ValueError(f"its EXIF orientation {turn} turns it; expected pixels stored upright, like the depth's")
-    return rgb
-
-
-def read_stored_depth(path: Path, array: str | None = None) -> np.ndarray:
-    """Depth in the file's own numbers, integer or floating point [H, W]. ValueError names the file."""
-    match path.suffix.lower():
-        case ".npy":
-            stored = read_npy(path)
-        case ".npz":
-            with naming(path), np.load(path, allow_pickle=False) as arrays:
-                if array is None and len(arrays.files) != 1:
-                    names = ", ".join(arrays.files)
-                    raise ValueError(f"holds {names}; depth.array in {STATEMENT} must say which is meant")
-                stored = arrays[array or arrays.files[0]]
-        case ".png":
-            stored = read_pixels(path, "I;16")
-        case ".tif" | ".tiff":
-            stored = read_tiff(path)
-        case _:
-            raise ValueError(f"{path}: depth is read from {', '.join(DEPTH_SUFFIXES)}")
-    if stored.ndim == 3 and stored.shape[2] == 1:
-        stored = stored[..., 0]
-    if stored.dtype.kind not in "fui" or stored.ndim != 2:
-        raise ValueError(f"{path}: expected numbers [H, W], got {stored.dtype} {list(stored.shape)}")
-    return stored
-
-
-def read_tiff(path: Path) -> np.ndarray:
-    """Numbers of a TIFF of floats or 16-bit grey, [H, W]."""
-    from PIL import Image
-
-    with naming(path), Image.open(path, formats=["TIFF"]) as image:
-        if image.mode not in ("F", "I;16", "I;16B"):
-            raise ValueError(f"expected floating point or 16-bit grey, got mode {image.mode}")
-        return np.array(image)
+    expect_upright(path)
+    return read_rgb(path, max_pixels=MAX_PIXELS)
 
 
 @lru_cache(maxsize=8)  # frames come scene by scene

@@ -64,7 +64,7 @@ def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
     reader = _reader_of(name, raw)
     listing = reader.list_frames(name, raw)
     if not listing.frames and not listing.gaps:
-        hint = f"{raw / own_data.FRAMES} names none" if reader is OWN else f"metricgold download {name} fills it"
+        hint = own_data.looked_for(raw) if reader is OWN else f"metricgold download {name} fills it"
         raise NoFramesError(f"{raw}: no frames of {name}; {hint}")
     if split is not None:
         recorded = raw / "manifest.yaml"

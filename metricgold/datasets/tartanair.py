@@ -13,7 +13,7 @@ import numpy as np
 
 from metricgold.datasets.arrays import expect_floats, expect_shape, read_npy, read_pixels
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Listing, member_ids, no_gaps, paired_ids
+from metricgold.datasets.listing import FrameRef, Listing, folders_below, member_ids, no_gaps, paired_ids
 from metricgold.images import pinhole, rays_from_intrinsics
 
 FAR_RAY_DISTANCE_M = 1000.0
@@ -31,7 +31,7 @@ def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: 
     frames: list[FrameRef] = []
     gaps = no_gaps()
     for level in levels:
-        for folder in (*raw.glob(f"*/{level}/P*"), *raw.glob(f"*/*/{level}/P*")):
+        for folder in (*folders_below(raw, f"*/{level}/P*"), *folders_below(raw, f"*/*/{level}/P*")):
             scene = folder.relative_to(raw).parts[0]  # zips repeat the environment's name
             images, depths = folder / f"image_{camera}", folder / f"depth_{camera}"
             rgb_ids = member_ids(images, "", f"_{camera}.png")

@@ -7,7 +7,7 @@ import numpy as np
 
 from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_pixels
 from metricgold.datasets.frame import Frame
-from metricgold.datasets.listing import FrameRef, Gaps, Listing, member_ids, no_gaps, paired_ids
+from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, member_ids, no_gaps, paired_ids
 
 FAR = 65535
 
@@ -16,7 +16,7 @@ def list_frames(dataset: str, raw: Path) -> Listing:
     """Frames of SceneXX/<variation>/frames/{rgb,depth}/Camera_N; FrameRef.camera is fx, fy, cx, cy of intrinsic.txt."""
     frames: list[FrameRef] = []
     gaps = no_gaps()
-    for folder in sorted(raw.glob("Scene*/*/frames")):
+    for folder in folders_below(raw, "Scene*/*/frames"):
         frames += list_variation(dataset, folder.parent, gaps[folder.parent.parent.name])
     return Listing.of(frames, gaps)
 

@@ -41,13 +41,16 @@ def encode(
     executor  encodes scenes in other processes, which see the same folders
 
     A frame that cannot be read or has too few valid latents is dropped and counted by reason. Raises ValueError when
-    the size or the dtype does not suit the VAE, `out` holds what is no latent cache, or no frame is left,
-    BlockingIOError when another run writes to `out`, and OSError when the disk is full. The next run resumes.
+    the size or the dtype does not suit the VAE, a camera of own data cannot be right, `out` holds what is no latent
+    cache, or no frame is left, BlockingIOError when another run writes to `out`, and OSError when the disk is full. The
+    next run resumes.
     """
     raw, backbone, out = (Path(path).absolute() for path in (raw, backbone, out))
     listing = list_frames(dataset, raw, split=SPLIT)
     by_scene = groupby(sorted(listing.frames, key=lambda ref: ref.scene), key=lambda ref: ref.scene)
     refs = {scene: list(of_scene) for scene, of_scene in by_scene}
+    if own_data.has_statement(raw):
+        own_data.check_cameras(raw, listing.frames)
     digest_of = source_digests(raw, listing)
     scenes = sorted({*training_scenes(listing), *archived_scenes(raw)})
     jobs = [SceneJob(scene, refs.get(scene, []), digest_of(scene), listing.gaps_of(scene)) for scene in scenes]

@@ -64,6 +64,6 @@ from .photo import (
     read_photo as read_photo,
     read_rgb as read_rgb,
 )
-from .pillow_settings import quieten_image_libraries as quieten_image_libraries
+from .pillow_settings import quieten_image_libraries as quieten_image_libraries, register_heif as register_heif
 from .point_cloud import write_glb as write_glb, write_ply as write_ply
 from .preview import draw_preview as draw_preview

@@ -6,8 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-from metricgold.datasets.arrays import read_hdf5
-from metricgold.datasets.inspect.summary import read_size
+from metricgold.datasets.arrays import read_hdf5, read_size
 from metricgold.datasets.readers import hypersim, list_frames, open_dataset, read_frame
 from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv
 from metricgold.datasets.synthetic.render import render_scene
@@ -403,3 +402,12 @@ def test_a_file_without_the_dataset_is_named(tmp_path):
         file.move("dataset", "other")
     with pytest.raises(ValueError, match=r"x\.hdf5: cannot be read: .*no dataset 'dataset'"):
         read_hdf5(tmp_path / "x.hdf5")
+
+
+def test_what_an_unpacker_leaves_behind_is_no_scene(tmp_path):
+    """Its folder has no row in the csv of cameras, which ended the listing."""
+    from metricgold.datasets.listing import folders_below
+
+    for scene in ("ai_001_001", "__MACOSX", ".Trash-1000"):
+        (tmp_path / scene / "images").mkdir(parents=True)
+    assert folders_below(tmp_path, "*/images") == [tmp_path / "ai_001_001/images"]

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -32,8 +33,11 @@ def state(raw, **changes):
 
 def write_depth(path, depth):
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".npy":
-        np.save(path, depth)
+    if path.suffix.lower() == ".npy":
+        with path.open("wb") as file:
+            np.save(file, depth)
+    elif depth.dtype in (np.float16, np.float64) and path.suffix.lower() == ".tif":
+        tifffile.imwrite(path, depth)
     elif path.suffix == ".npz":
         np.savez_compressed(path, depth=depth)
     else:
@@ -71,6 +75,9 @@ def only(raw, name="mine"):
         (".npz", MILLIMETRES.astype(np.float64)),
         (".tif", MILLIMETRES.astype(np.float32)),
         (".tiff", MILLIMETRES),
+        (".tif", MILLIMETRES.astype(np.float16)),
+        (".TIF", MILLIMETRES.astype(np.float64)),
+        (".NPY", MILLIMETRES.astype(np.float32)),
     ],
     ids=lambda value: value if isinstance(value, str) else str(value.dtype),
 )
@@ -257,8 +264,27 @@ def test_the_plain_layout_pairs_by_name_and_counts_gaps(tmp_path):
 
 def test_nothing_there(tmp_path):
     state(tmp_path)
+    with pytest.raises(ValueError, match=r"no frames of mine; there is neither .*frames\.csv nor a folder <scene>/rgb"):
+        list_frames("mine", tmp_path)
+    write_rgb(tmp_path / "rgb/1.png")
+    write_depth(tmp_path / "depth/1.png", MILLIMETRES)
+    with pytest.raises(ValueError, match=r"<scene>/depth in .*; .*/rgb and /depth belong into the folder of a scene"):
+        list_frames("mine", tmp_path)
+    write_csv(tmp_path, "rgb,depth,scene")
     with pytest.raises(ValueError, match=r"no frames of mine; .*frames\.csv names none"):
         list_frames("mine", tmp_path)
+
+
+def test_what_file_managers_leave_behind_is_no_scene_and_no_frame(tmp_path):
+    write_one(tmp_path)
+    for scene in ("__MACOSX", ".Trash-1000"):
+        write_rgb(tmp_path / scene / "rgb/0001.png")
+        write_depth(tmp_path / scene / "depth/0001.png", MILLIMETRES)
+    for kind in ("rgb", "depth"):
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0001.png"):
+            (tmp_path / "barn" / kind / name).write_bytes(b"x")
+    listing = list_frames("mine", tmp_path)
+    assert [ref.name for ref in listing.frames] == ["barn/0001"] and listing.scenes == ["barn"] and not listing.gaps
 
 
 # Splits and names
@@ -355,14 +381,105 @@ def test_pickles_are_refused(tmp_path):
         only(tmp_path)
 
 
-def test_a_turned_photograph_is_refused(tmp_path):
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".avif"])
+def test_a_turned_photograph_is_refused(tmp_path, suffix):
     write_one(tmp_path)
     (tmp_path / "barn/rgb/0001.png").unlink()
     exif = Image.Exif()
     exif[0x0112] = 6
-    write_rgb(tmp_path / "barn/rgb/0001.jpg", exif=exif)
-    with pytest.raises(ValueError, match=r"0001\.jpg: cannot be read: its EXIF orientation 6 turns it"):
+    write_rgb(tmp_path / f"barn/rgb/0001{suffix}", exif=exif)
+    with pytest.raises(ValueError, match=rf"0001\{suffix}: cannot be read: its orientation 6 turns it"):
         only(tmp_path)
+
+
+@pytest.mark.parametrize(("angle", "turns"), [(0, False), (1, True), (2, True), (3, True)])
+def test_a_heic_that_turns_itself_is_refused(tmp_path, angle, turns):
+    """The property irot is obeyed by each reader of HEIC; half a turn does not even change the size."""
+    from metricgold.datasets.turns import expect_upright
+    from metricgold.images import register_heif
+
+    path = tmp_path / "1.heic"
+    register_heif()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(path)
+    expect_upright(path)
+    # A property more in the list of properties, and longer boxes around it.
+    data, irot = path.read_bytes(), b"\0\0\0\x09irot" + bytes([angle])
+    end = data.index(b"ipco") - 4 + int.from_bytes(data[(at := data.index(b"ipco") - 4) : at + 4])
+    data = data[:end] + irot + data[end:]
+    for box in (b"ipco", b"iprp", b"meta"):
+        at = data.index(box) - 4
+        data = data[:at] + (int.from_bytes(data[at : at + 4]) + len(irot)).to_bytes(4) + data[at + 4 :]
+    path.write_bytes(data)
+    if turns:
+        with pytest.raises(ValueError, match=rf"1\.heic: .*its irot of {90 * angle} degrees turns it"):
+            expect_upright(path)
+    else:
+        expect_upright(path)
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", np.uint16), (".tif", np.uint16), (".tif", np.float32)])
+def test_turned_depth_is_refused(tmp_path, suffix, dtype):
+    write_one(tmp_path)
+    (tmp_path / "barn/depth/0001.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(MILLIMETRES.astype(dtype)).save(tmp_path / f"barn/depth/0001{suffix}", exif=exif)
+    with pytest.raises(ValueError, match=rf"depth/0001\{suffix}: cannot be read: its orientation 3 turns it"):
+        only(tmp_path)
+
+
+# Cameras
+
+
+@pytest.mark.parametrize(
+    ("intrinsics", "message"),
+    [
+        ({"cx": 80.0}, r"principal point 80\.5, 3 is outside the image of 8 x 6"),
+        ({"cy": -2.0}, r"principal point 4, -1\.5 is outside"),
+        ({"fx": 100.0}, r"field of view over the long side, 8 pixels, is 4\.58 degrees, not 10 to 150"),
+        ({"fx": 1.0}, r"field of view .* is 152 degrees"),
+        ({"width": 16, "height": 9}, r"8 x 6 is not 16 x 9, its camera's image, scaled"),
+    ],
+    ids=str,
+)
+def test_a_camera_that_cannot_belong_to_the_image_is_refused(tmp_path, intrinsics, message):
+    raw = write_one(tmp_path, intrinsics=intrinsics)
+    with pytest.raises(ValueError, match=rf"rgb/0001\.png: .*{message}"):
+        only(raw)
+    with pytest.raises(ValueError, match=rf"{raw}: frame barn/0001: .*{message}.* \(1 of 1 frames\)"):
+        own_data.check_cameras(raw, list_frames("mine", raw).frames)
+
+
+def test_a_camera_with_the_size_of_its_own_image_is_scaled_to_the_rgb(tmp_path):
+    stated = {"first_pixel": 0, "fx": 200.0, "fy": 220.0, "cx": 79.5, "cy": 59.5, "width": 160, "height": 120}
+    frame = only(write_one(tmp_path, intrinsics=stated))
+    np.testing.assert_allclose(frame.intrinsics, [[10, 0, 4], [0, 11, 3], [0, 0, 1]])
+    own_data.check_cameras(tmp_path, list_frames("mine", tmp_path).frames)
+    state(tmp_path, intrinsics=dict.fromkeys(("fx", "fy", "cx", "cy")))
+    row = "barn/rgb/0001.png,barn/depth/0001.png,barn,200,220,79.5,59.5"
+    write_csv(tmp_path, "rgb,depth,scene,fx,fy,cx,cy,width,height", f"{row},160,120")
+    np.testing.assert_array_equal(only(tmp_path).intrinsics, frame.intrinsics)
+    write_csv(tmp_path, "rgb,depth,scene,fx,fy,cx,cy,width,height", f"{row},160,0")
+    with pytest.raises(ValueError, match=r"frames\.csv: line 2: height: 0 is not a number of pixels"):
+        list_frames("mine", tmp_path)
+    write_csv(tmp_path, "rgb,depth,scene,fx,fy,cx,cy,width", f"{row},160")
+    with pytest.raises(ValueError, match=r"frames\.csv: lacks the columns height"):
+        list_frames("mine", tmp_path)
+
+
+def test_images_of_two_sizes_cannot_have_one_camera(tmp_path, tiny, tiny_backbone):
+    from metricgold.encode.stage import encode
+
+    state(tmp_path, intrinsics={"fx": 60.0, "fy": 60.0, "cx": 23.5, "cy": 15.5})
+    for number, size in ((1, (32, 48)), (2, (40, 60))):
+        write_rgb(tmp_path / f"house_1/rgb/{number}.png", size)
+        write_depth(tmp_path / f"house_1/depth/{number}.png", np.full(size, 2500, np.uint16))
+    with pytest.raises(ValueError, match=r"house_1/2: it is 60 x 40 and house_1/1, with the same camera, 48 x 32"):
+        encode("mine", tiny.encode, tiny.log_depth, tmp_path, tiny_backbone, tmp_path / "out")
+    own = {"fx": 60.0, "fy": 60.0, "cx": 23.5, "cy": 15.5, "width": 48, "height": 32}
+    state(tmp_path, intrinsics=own)
+    assert [frame.intrinsics[0, 0] for frame in open_dataset("mine", tmp_path)] == [60, 75]
+    encode("mine", tiny.encode, tiny.log_depth, tmp_path, tiny_backbone, tmp_path / "out")
 
 
 def test_the_digest_follows_what_is_stated(tmp_path):

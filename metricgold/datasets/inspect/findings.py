@@ -3,6 +3,8 @@
 A frame is suspicious, which is not a verdict, when
 
     unreadable       its files cannot be read
+    wrong camera     its principal point is outside the image, its field of view outside 10 to 150 degrees over the
+                     long side, or frames of several sizes have this camera
     wrong size       rgb and depth differ in size, or the rgb from the most frequent size of its scene
     all invalid      no pixel has depth
     constant depth   nearest and farthest depth differ by less than 0.1 %
@@ -22,15 +24,18 @@ from typing import Any
 
 import numpy as np
 
+from metricgold.datasets.arrays import Size, format_size
 from metricgold.datasets.inspect.edge_alignment import MISALIGNED
 from metricgold.datasets.inspect.histogram import EDGES_M, percentiles
-from metricgold.datasets.inspect.summary import THUMB, FrameSummary, Head, Size, UnreadableFrame
+from metricgold.datasets.inspect.summary import THUMB, FrameSummary, Head, UnreadableFrame
 from metricgold.datasets.listing import FrameRef, Listing
+from metricgold.datasets.own_data import camera_fault, camera_faults
 from metricgold.images import format_metres
 from metricgold.storage import digest_file
 
 KINDS = (
     "unreadable",
+    "wrong camera",
     "wrong size",
     "all invalid",
     "constant depth",
@@ -65,10 +70,12 @@ class Findings:
         self.decoded = [summary for summary in summaries if isinstance(summary, FrameSummary)]
         zero = np.zeros(len(EDGES_M) - 1, dtype=np.int64)
         self.counts: np.ndarray = sum((summary.counts for summary in self.decoded), zero)
+        sizes = [head.rgb_size for head in heads]
         undecoded = [(bad.ref.name, "unreadable", bad.error) for bad in summaries if isinstance(bad, UnreadableFrame)]
         kinds_of: dict[str, dict[str, str]] = defaultdict(dict)
         for name, kind, what in (
             *size_suspicions(listing.frames, heads),
+            *((name, "wrong camera", what) for name, what in camera_faults(listing.frames, sizes)),
             *equal_file_suspicions(listing.frames, heads),
             *undecoded,
             *pixel_suspicions(self.decoded),
@@ -123,11 +130,6 @@ def size_suspicions(frames: Sequence[FrameRef], heads: Sequence[Head]) -> Iterat
             yield ref.name, "wrong size", f"{format_size(head.rgb_size)}, most of {ref.scene} {most}"
 
 
-def format_size(size: Size | None) -> str:
-    """Columns x rows."""
-    return "unknown" if size is None else f"{size[1]} x {size[0]}"
-
-
 def equal_file_suspicions(frames: Sequence[FrameRef], heads: Sequence[Head]) -> Iterator[Suspicion]:
     """Photographs, and depth maps within a folder, whose bytes are those of another; only equal marks are compared."""
     by_mark: dict[tuple[Any, ...], list[tuple[str, Path]]] = defaultdict(list)
@@ -155,6 +157,8 @@ def pixel_suspicions(decoded: Sequence[FrameSummary]) -> Iterator[Suspicion]:
     far_off = max(log(OTHER_UNIT), 4 * spread)
     for summary in decoded:
         name = summary.ref.name
+        if fault := camera_fault(summary.camera, summary.size):
+            yield name, "wrong camera", fault
         if np.std(summary.thumbs["rgb"]) < MIN_CONTRAST["rgb"]:
             yield name, "constant rgb", "the photograph is of one colour"
         if summary.range_m is None:

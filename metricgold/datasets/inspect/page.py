@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from metricgold.datasets.arrays import format_size
 from metricgold.datasets.inspect.edge_alignment import depth_edge_map
-from metricgold.datasets.inspect.findings import Findings, format_size
+from metricgold.datasets.inspect.findings import Findings
 from metricgold.datasets.inspect.histogram import DepthAxis, coarse, percentiles
 from metricgold.datasets.inspect.summary import (
     PLAUSIBLE_M,

@@ -13,20 +13,18 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from metricgold.datasets.arrays import naming
+from metricgold.datasets.arrays import Size, read_size
 from metricgold.datasets.inspect.edge_alignment import Alignment, align
 from metricgold.datasets.inspect.histogram import count_depths
 from metricgold.datasets.listing import FrameRef
 from metricgold.datasets.readers import read_frame
 from metricgold.datasets.sampling import evenly_spaced
-from metricgold.storage import Progress, dataset_within
+from metricgold.storage import Progress
 
 PLAUSIBLE_M = (0.01, 1000.0)
 MIN_PER_SCENE = 4  # frames decoded
 BLOCK_BYTES = 4096
 THUMB = 32  # pixels, of what is compared for equality
-
-Size = tuple[int, int]  # rows, columns
 
 
 class _OfScene(Protocol):
@@ -94,27 +92,6 @@ def read_mark(path: Path) -> tuple[int, int]:
         num_bytes = file.seek(0, os.SEEK_END)
         file.seek(max(0, num_bytes // 2 - BLOCK_BYTES // 2))
         return num_bytes, zlib.crc32(file.read(BLOCK_BYTES))
-
-
-def read_size(path: Path) -> Size | None:
-    """Rows and columns by the head of an image, .npy or HDF5; None for .npz. ValueError names a broken file."""
-    if path.suffix == ".npz":
-        return None
-    with naming(path):
-        if path.suffix == ".npy":
-            # Opened as a map: the length of the file is checked against its head, and no pixel is read.
-            rows, columns = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
-        elif path.suffix == ".hdf5":
-            import h5py
-
-            with h5py.File(path, "r") as hdf5:
-                rows, columns = dataset_within(hdf5, "dataset").shape[:2]
-        else:
-            from PIL import Image
-
-            with Image.open(path) as image:
-                columns, rows = image.size
-    return rows, columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)

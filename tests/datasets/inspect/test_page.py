@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -141,6 +142,9 @@ def test_every_fault_is_found(raw, tmp_path):
     with Image.open(rgb_path(raw, f"{other_garden}/0000")) as image:
         image.save(rgb_path(raw, f"{other_garden}/0001"), quality=80)
     depth_path(raw, f"{other_garden}/0004").unlink()
+    change_depth(raw, f"{other_garden}/0003", lambda z: z[::2, ::2])
+    with Image.open(rgb_path(raw, f"{other_garden}/0003")) as image:
+        image.resize((80, 60)).save(rgb_path(raw, f"{other_garden}/0003"))
     found = run(raw, tmp_path)
     said = {}
     for name, block in re.findall(r"<header><b>([^<]*)</b>.*?</header>\s*((?:<p.*?</p>\s*)+)", found.html, re.DOTALL):
@@ -155,14 +159,34 @@ def test_every_fault_is_found(raw, tmp_path):
     assert said[f"{garden}/0003"]["duplicate depth"] == f"the same bytes as {garden}/0002"
     assert "0004.npy: cannot be read" in said[f"{garden}/0004"]["unreadable"]
     assert said[f"{other_garden}/0001"]["duplicate rgb"] == f"looks like {other_garden}/0000"
+    assert "principal point 80, 60 is outside the image of 80 x 60" in said[f"{other_garden}/0003"]["wrong camera"]
     assert set(counted(found.figures)) == set(KINDS)
     # Depth under a foreign photograph may be misaligned as well; nothing else is suspicious.
     planted = {f"{room}/0001", f"{room}/0003", f"{garden}/0000", f"{garden}/0003", f"{garden}/0004"}
     planted |= {f"{other_room}/000{number}" for number in range(4)} | {f"{other_garden}/0001"}
+    planted |= {f"{other_garden}/0003"}
     assert set(said) == planted
     assert found.figures["suspicious"] == len(planted)
     assert found.figures["frames_left_out"] == 1
     assert "depth missing" in found.html
+
+
+def test_what_can_be_decoded_is_not_unreadable_by_its_head(raw, tmp_path):
+    """One judgement of the format: HEIC, suffixes in capitals, TIFF of 64 bits."""
+    from metricgold.images import register_heif
+
+    register_heif()
+    for number in range(5):
+        name = f"env101/{number:04d}"
+        with Image.open(rgb_path(raw, name)) as image:
+            image.save(rgb_path(raw, name).with_suffix(".heic"), quality=95)
+        rgb_path(raw, name).unlink()
+        depth_path(raw, name).rename(depth_path(raw, name).with_suffix(".NPY"))
+    stored = depth_path(raw, "env105/0000")
+    tifffile.imwrite(stored.with_suffix(".tif"), np.load(stored).astype(np.float64))
+    stored.unlink()
+    found = run(raw, tmp_path)
+    assert counted(found.figures) == {} and found.figures["frames_decoded"] == 20
 
 
 def test_another_unit_within_the_plausible(raw, tmp_path):
