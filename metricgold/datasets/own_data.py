@@ -45,6 +45,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from metricgold.datasets.arrays import Size, expect_shape, format_size, naming, read_size
 from metricgold.datasets.content import contents_by_scene
@@ -54,7 +55,7 @@ from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
 from metricgold.datasets.stored_depth import read_stored_depth
 from metricgold.datasets.turns import expect_upright
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
-from metricgold.storage import Lines, digest_file, digest_json, read_yaml, write_json
+from metricgold.storage import digest_file, digest_json, faults_of, read_yaml, write_json
 
 STATEMENT = "dataset.yaml"
 FRAMES = "frames.csv"
@@ -197,15 +198,15 @@ def read_statement(raw: Path) -> Statement:
     try:
         return Statement.model_validate({} if values is None else values)
     except ValidationError as error:
-        # One line for each key, also for a key that may be of two kinds.
-        texts_of: dict[str, list[str]] = {}
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("literal[", "constrained-")))
-            text = "missing, and it is never guessed" if fault["type"] == "missing" else fault["msg"]
-            if fault["type"] not in ("missing", "value_error"):
-                text += f", found {fault['input']!r:.80}"
-            texts_of.setdefault(key.removesuffix(".float") or "the file", []).append(text.removeprefix("Value error, "))
-        raise ValueError(Lines(f"{path}: {key}: {' or '.join(texts)}" for key, texts in texts_of.items())) from error
+        raise ValueError(faults_of(path, ((fault["loc"], describe(fault)) for fault in error.errors()))) from error
+
+
+def describe(fault: ErrorDetails) -> str:
+    """What pydantic found wrong with one value, in a few words."""
+    if fault["type"] == "missing":
+        return "missing, and it is never guessed"
+    text = fault["msg"].removeprefix("Value error, ")
+    return text if fault["type"] == "value_error" else f"{text}, found {fault['input']!r:.80}"
 
 
 def digest(raw: Path) -> str:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from metricgold.log_depth import LogDepth
 from metricgold.params.words import Dtype, Output, PredictionType, Spacing
-from metricgold.storage import Lines, read_yaml
+from metricgold.storage import faults_of, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -367,5 +367,5 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
         return Params.model_validate({} if values is None else values)
     except ValidationError as error:
-        faults = (f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors())
-        raise ValueError(Lines(faults)) from error
+        faults = ((fault["loc"], f"{fault['msg']}, got {fault['input']!r:.80}") for fault in error.errors())
+        raise ValueError(faults_of(path, faults)) from error

@@ -104,7 +104,8 @@ def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[
     entries = filter(is_input, source.entries())
     first = next(entries, None)
     if first is None:
-        hint = "; globs are case-sensitive" if source.wanted.pattern or source.wanted.include else ""
+        globs = [glob for glob in (source.wanted.pattern, *source.wanted.include) if glob]
+        hint = f"; globs are case-sensitive: {', '.join(globs)}" if globs else ""
         raise ValueError(f"{source}: no files to predict{hint}")
     return chain([first], entries)
 

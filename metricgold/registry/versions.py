@@ -44,6 +44,8 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; `dvc repro {stage}` makes it")
     scores = read_json(metrics)
+    if not isinstance(scores, dict) or not isinstance(scores.get("abs_rel"), float | int):
+        raise ValueError(f"{metrics}: no number abs_rel in it, expected the figures of `metricgold evaluate`")
     digest = digest_folder(model)
     with open_client() as client:
         same = client.search_model_versions(f"name = '{NAME}' and tags.model_digest = '{digest}'")

@@ -28,6 +28,7 @@ from .hdf5 import dataset_within as dataset_within
 from .messages import (
     Lines as Lines,
     OneLineFormatter as OneLineFormatter,
+    faults_of as faults_of,
     message_of as message_of,
     one_line as one_line,
 )

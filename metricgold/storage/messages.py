@@ -1,7 +1,8 @@
 """Messages on their way out: what strangers put into a name cannot steer a terminal or forge a line of a log."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 def one_line(text: str) -> str:
@@ -14,6 +15,18 @@ class Lines(str):
 
     def __new__(cls, lines: Iterable[str]) -> "Lines":  # noqa: D102
         return super().__new__(cls, "\n".join(map(one_line, lines)))
+
+
+def faults_of(path: Path, faults: Iterable[tuple[Sequence[object], str]]) -> Lines:
+    """One line for each key, also for one that may be of two kinds: `file: key: what or what`.
+
+    faults  where, as pydantic says it with the kinds that it tried among the keys, and what is wrong there
+    """
+    texts_of: dict[str, list[str]] = {}
+    for place, text in faults:
+        key = ".".join(str(part) for part in place if not str(part).startswith(("literal[", "constrained-")))
+        texts_of.setdefault(key.removesuffix(".float") or "the file", []).append(text)
+    return Lines(f"{path}: {key}: {' or '.join(texts)}" for key, texts in texts_of.items())
 
 
 def message_of(error: BaseException) -> str:
