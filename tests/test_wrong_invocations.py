@@ -241,7 +241,6 @@ CASES = [
     Case("predict photos params.yaml --model MODEL", 1, ["params.yaml"]),
     Case("predict photos params.yaml/out --model MODEL", 1, ["params.yaml"]),
     Case("predict photos /proc/out --model MODEL", 1, ["/proc/out"]),
-    Case("predict photos 's3:/bucket/x' --model MODEL", 1, ["s3:/bucket/x"]),
     Case("predict photos gs://bucket/x --model MODEL", 1, ["gs://bucket/x"]),
     Case("predict gs://bucket/x out --model MODEL", 1, ["gs://bucket/x"]),
     Case("predict s3:// out --model MODEL", 1, ["s3://"]),
