@@ -37,7 +37,7 @@ class _Group(click.Group):
             write_exit_code(leaving.code)
             raise
         except click.UsageError as error:
-            error.message = one_line(error.message)  # which may quote what was typed
+            error.message = one_line(error.message)  # type: ignore[misc]  # it may quote what was typed
             raise
         except (ValueError, OSError) as error:
             if os.environ.get("METRICGOLD_TRACEBACK"):

@@ -64,12 +64,16 @@ def _check_structure(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        problem = None
         if isinstance(event, yaml.AliasEvent):
-            raise ConstructorError(None, None, f"has an alias, *{event.anchor}: write its value out", event.start_mark)
-        if getattr(event, "tag", None) is not None:
-            raise ConstructorError(None, None, f"has a tag, {event.tag}: only plain values are read", event.start_mark)
-        if depth > MAX_DEPTH:
-            raise ConstructorError(None, None, f"is nested more than {MAX_DEPTH} deep", event.start_mark)
+            problem = f"has an alias, *{event.anchor}: write its value out"
+        elif getattr(event, "tag", None) is not None:
+            problem = f"has a tag, {event.tag}: only plain values are read"
+        elif depth > MAX_DEPTH:
+            problem = f"is nested more than {MAX_DEPTH} deep"
+        if problem:
+            mark: Any = event.start_mark  # of one of two classes that are alike
+            raise ConstructorError(None, None, problem, mark)
 
 
 def _line(error: yaml.YAMLError, text: str) -> str:
