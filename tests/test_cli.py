@@ -72,6 +72,17 @@ def photographs(tmp_path, monkeypatch):
     return given
 
 
+def test_a_job_that_lost_its_output_has_an_exit_code_of_its_own(photographs, monkeypatch):
+    import metricgold.predict
+    from metricgold.storage import OutputLost
+
+    def lose(*_, **__):
+        raise OutputLost("s3://b/out/ is being written by another job")
+
+    monkeypatch.setattr(metricgold.predict, "predict_all", lose)
+    assert run("predict", "in", "out", code=75).output == "Error: s3://b/out/ is being written by another job\n"
+
+
 def test_predict_takes_params_where_no_option_overrides_them(photographs):
     run("predict", "in", "out")
     asked = photographs["params"]

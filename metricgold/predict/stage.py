@@ -83,7 +83,7 @@ def predict_all(
         sample = GallerySample(params.gallery)
         predict = partial(run_entries or predict_entries, job, pipe=pipe, sample=sample)
         counts = fill_receipt(job, entries, receipt, predict)
-        if lease.is_takeover:
+        if lease.is_doubtful:
             fail_overwritten(job, receipt, counts)
         summary = summarise(job, source, sink, counts, receipt, time.monotonic() - started)
         write_gallery(job, source, sink, receipt, sample, summary)

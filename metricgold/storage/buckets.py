@@ -193,12 +193,6 @@ class Folder:
         """Wait until all that was written is on the disk; before anything that vouches for it."""
         sync_disk(self.root)
 
-    def write_if(self, key: str, data: bytes, tag: str | None) -> None:
-        """Write an object that still has this tag (None: that is not there); for one writer at a time."""
-        if tag != (self._entry(key, self.path(key).stat()).tag if self.exists(key) else None):
-            raise ConditionFailed(f"{self.path(key)}: another has written it meanwhile")
-        self.write(key, data)
-
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
         return self.path(key).is_file()
@@ -384,20 +378,16 @@ class S3Prefix:
     def write_if(self, key: str, data: bytes, tag: str | None) -> None:
         """Write an object that still has this tag (None: that is not there); ConditionFailed where it has another.
 
-        `data` must differ from what all others write. Some stores check and then write, and for those that refuse the
-        condition we do so: a caller who must be the only writer reads the object again a little later.
+        `data` must differ from what all others write. Some stores check and then write: a caller who must be the only
+        writer reads the object again a little later. Raises io.UnsupportedOperation where a store knows no conditions.
         """
         try:
             self._put(key, data, **({"IfMatch": f'"{tag}"'} if tag else {"IfNoneMatch": "*"}))
-        except (ConditionFailed, FileNotFoundError, io.UnsupportedOperation):
-            present: tuple[bytes | None, str | None, float] = None, None, 0.0
+        except (ConditionFailed, FileNotFoundError) as error:
             with suppress(FileNotFoundError):
-                present = self.read_tagged(key)
-            if present[0] == data:
-                return  # an earlier try has written it and lost the answer
-            if present[1] != tag:
-                raise ConditionFailed(f"{self._place(key)}: another has written it meanwhile") from None
-            self._put(key, data)  # some refuse it with the tag that the object has
+                if self.read(key) == data:
+                    return  # an earlier try has written it and lost the answer
+            raise ConditionFailed(f"{self._place(key)}: another has written it meanwhile") from error
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""

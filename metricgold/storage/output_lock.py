@@ -24,12 +24,13 @@ other params the images of both would be mixed under the receipt of the job that
 that did not make all of them.
 """
 
+import io
 import logging
 import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from threading import Event, Lock, Thread
@@ -174,19 +175,23 @@ def read_lease(sink: Folder | S3Prefix) -> HeldLease | None:
 class Lease:
     """The lease of this process on a folder, whose lock it has too.
 
-    is_takeover  the job before did not give the output back: it was killed, or lost it
+    is_doubtful  another job may have a write under way: it did not give the output back, or ours was free for a while
     """
 
     def __init__(self, sink: Folder | S3Prefix, seconds: float) -> None:
         self.sink, self.me = sink, Holder.of_this_process(seconds)
-        self.is_takeover = False
+        self.is_doubtful = False
 
     def take(self) -> None:
         """Write the next lease."""
-        held = read_lease(self.sink)
+        held = self.look()
         self.refuse_living(held)
-        self.is_takeover = held is not None and not held.holder.ended
+        self.is_doubtful = held is not None and not held.holder.ended
         self.write(held, number=held.holder.number + 1 if held else 1)
+
+    def look(self) -> HeldLease | None:
+        """The lease as it lies there."""
+        return read_lease(self.sink)
 
     def refuse_living(self, held: HeldLease | None) -> None:
         """In a folder the lock has answered whether another job is at work."""
@@ -198,16 +203,20 @@ class Lease:
     def release(self) -> None:
         """Say in the lease that the job has ended, if it still is ours."""
         try:
-            held = read_lease(self.sink)
-            if held and held.holder.id == self.me.id:
-                self.write(held, ended=True)
+            while (held := self.look()) and held.holder.id == self.me.id and not held.holder.ended:
+                with suppress(ConditionFailed):
+                    self.write(held, ended=True)
         except (OSError, ValueError) as error:  # the job's work is done; the lease ends by itself
             log.warning("the lease of %s could not be given back: %s", self.sink, error)
 
     def write(self, held: HeldLease | None, **changes: int) -> None:
-        """Write the lease in the place of one that was read."""
+        """Write the lease in the place of the one that was seen. ConditionFailed where it must be looked at again."""
         self.me = self.me.model_copy(update={"renewals": self.me.renewals + 1, **changes})
-        self.sink.write_if(LEASE, self.me.model_dump_json().encode(), held and held.tag)
+        self.put(held, self.me.model_dump_json().encode())
+
+    def put(self, held: HeldLease | None, data: bytes) -> None:
+        """Write the bytes: under the lock nobody else does."""
+        self.sink.write(LEASE, data, "application/json")
 
 
 class S3Lease(Lease):
@@ -215,20 +224,20 @@ class S3Lease(Lease):
 
     def __init__(self, sink: S3Prefix, seconds: float) -> None:
         super().__init__(sink, seconds)
+        self.own = replace(sink, fence=self.check_fresh)
         self.ended, self.lock = Event(), Lock()
-        self.renewed_at = self.settles_at = 0.0
-        self.is_settled = False
+        self.settle_s = min(SETTLE_S, seconds / 10)
+        self.looked_at = self.renewed_at = self.settles_at = 0.0
+        self.is_settled, self.is_conditional = False, True
         self.lost: StoreLost | None = None
 
     def take(self) -> None:
         """Write the next lease where the one that lies there has ended, else raise BlockingIOError."""
-        began = awake_or_not_s()
-        try:
-            super().take()
-        except ConditionFailed as error:  # another job was faster
-            taken = read_lease(self.sink) or "was taken by another job at this moment"
-            raise BlockingIOError(f"{self.sink} {taken}") from error
-        self.claimed(began)
+        while not self.settles_at:
+            began = awake_or_not_s()
+            with suppress(ConditionFailed):
+                super().take()
+                self.claim(began)
 
     def refuse_living(self, held: HeldLease | None) -> None:
         """Raise BlockingIOError where another job has the output."""
@@ -237,11 +246,35 @@ class S3Lease(Lease):
         if held.age_s <= held.holder.seconds + CLOCK_STEP_S:
             raise BlockingIOError(f"{self.sink} {held}")
 
-    def claimed(self, began: float) -> None:
-        """The lease was free, and has been looked at and written since `began`."""
-        now, settle_s = awake_or_not_s(), min(SETTLE_S, self.me.seconds / 10)
+    def claim(self, began: float) -> None:
+        """Have a lease settle that was free, and that has been looked at and written since `began`."""
+        now = awake_or_not_s()
         self.renewed_at, self.is_settled = began, False
-        self.settles_at = now + (settle_s if now - began <= settle_s else self.me.seconds)
+        self.settles_at = now + (self.settle_s if now - began <= self.settle_s else self.me.seconds)
+
+    def look(self) -> HeldLease | None:
+        """The lease as it lies there, and the time at which it did."""
+        held = super().look()
+        self.looked_at = awake_or_not_s()
+        return held
+
+    def check_fresh(self) -> None:
+        """The fence of the lease itself: after a freeze between look and write it must be looked at again."""
+        if awake_or_not_s() - self.looked_at > self.settle_s:
+            raise ConditionFailed(f"{self.sink}: the look at its lease is old")
+
+    def put(self, held: HeldLease | None, data: bytes) -> None:
+        """Write the bytes, on the condition that the lease is as it was looked at where the store takes conditions."""
+        if not self.is_conditional:
+            self.own.write(LEASE, data, "application/json")
+            return
+        try:
+            self.own.write_if(LEASE, data, held and held.tag)
+        except (ConditionFailed, io.UnsupportedOperation) as error:
+            seen = self.look()
+            # Some stores refuse conditions, and some fail them although they hold.
+            self.is_conditional = (seen and seen.tag) != (held and held.tag)
+            raise ConditionFailed(f"{self.sink}: its lease was not written: {error}") from error
 
     def fence(self, sink: Sink) -> Sink:
         """The bucket to write into: `check` comes before each write."""
@@ -255,7 +288,7 @@ class S3Lease(Lease):
                     try:
                         self.renew_or_settle()
                     except ConditionFailed:
-                        continue  # another has written it meanwhile: the next look shows who
+                        continue  # the next look shows why
                     except (OSError, ValueError) as error:
                         self.lost = _as_lost(self.sink, error)
         if self.lost is not None:
@@ -271,7 +304,8 @@ class S3Lease(Lease):
         if began > renew_at:
             self.write(self.see_ours())
             if awake_or_not_s() - self.renewed_at > self.me.seconds:  # it was free for a while
-                self.claimed(began)
+                self.is_doubtful = True
+                self.claim(began)
             self.renewed_at = began
             return
         self.ended.wait(min(self.settles_at, renew_at) - began)
@@ -281,7 +315,7 @@ class S3Lease(Lease):
 
     def see_ours(self) -> HeldLease:
         """The lease as it lies there. OutputLost if it is gone or another's, but for a late write of an older one."""
-        held = read_lease(self.sink)
+        held = self.look()
         is_late = held is not None and self.is_settled and held.holder.number < self.me.number
         if held is None or not (held.holder.id == self.me.id or is_late):
             raise _lost(self.sink, held)

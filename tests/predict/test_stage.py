@@ -725,13 +725,54 @@ def test_names_beyond_ascii_come_back_from_the_files(tmp_path):
     assert json.loads((tmp_path / "out" / row["outputs"]["json"]["key"]).read_bytes())["input"] == name
 
 
-def test_a_side_car_is_not_the_summary(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "summary").write_bytes(picture(0))
-    (tmp_path / "in" / "a.png").write_bytes(picture(0))
-    run(tmp_path / "in", tmp_path / "out")
-    row = receipt(Folder(tmp_path / "out"))[1]
-    assert (row["status"], "summary.json; give it another name" in row["reason"]) == ("failed", True)
+@pytest.mark.parametrize("name", ["summary", LEASE.removesuffix(".json"), "receipt.partial/00000000-a"])
+def test_no_image_is_written_over_what_is_the_job_s_own(tmp_path, name):
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(picture(0))
+    summary = run(path if name.startswith(".") else tmp_path / "in", tmp_path / "out")
+    (row,) = receipt(Folder(tmp_path / "out"))
+    assert (row["status"], row.get("outputs", {})) == ("failed", {})
+    assert f"the job's own {name}" in row["reason"] and "give it another name" in row["reason"]
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert json.loads((tmp_path / "out" / LEASE).read_text())["ended"]
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_an_input_replaced_after_it_was_listed_is_read_by_the_next_run(tmp_path, place, request):
+    location = tmp_path / "in" if place == "folder" else f"s3://{request.getfixturevalue('s3_bucket')}/in"
+    source = open_bucket(str(location), create=True)
+    for n in range(4):
+        source.write(f"{n}.png", picture(n))
+    listed = list(source.entries())
+    for n in (1, 2):
+        source.write(f"{n}.png", picture(100 + n))
+    job = BatchJob(PARAMS, str(location), str(tmp_path / "out"), Path("none"), "metricgold/1", "")
+    rows = {row["input"]: row for row in predict_entries(job, listed, pipe=FakePipe())}
+    assert [rows[f"{n}.png"]["status"] for n in range(4)] == ["done", "failed", "failed", "done"]
+    assert "1.png was replaced after it had been listed; the next run reads it" in rows["1.png"]["reason"]
+    run(source, tmp_path / "out")
+    for row, entry in zip(receipt(Folder(tmp_path / "out")), source.entries(), strict=True):
+        rgb = np.asarray(Image.open(io.BytesIO(source.read(entry.key))))
+        depth_m, _ = read_log_depth_png(tmp_path / "out" / row["output"])
+        np.testing.assert_allclose(depth_m, FakePipe.predict(rgb).planar_depth_m, rtol=5e-5)
+        assert row["input_tag"] == entry.tag
+
+
+def test_the_page_shows_no_picture_that_was_replaced(tmp_path, caplog):
+    source, out, params = fill(tmp_path / "in", 3), tmp_path / "out", PARAMS.model_copy(update={"gallery": 3})
+    run(source, out)
+    read = Folder.read
+
+    def replace_then_read(self, key, *more, **tag):
+        if self.root == source and key == "1.png":
+            (source / key).write_bytes(picture(9))
+        return read(self, key, *more, **tag)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Folder, "read", replace_then_read)
+        run(source, out, params=params)
+    assert "gallery.html lacks 1 images that are done, such as 1.png" in caplog.text
 
 
 def test_summary_counts_and_reasons(tmp_path):

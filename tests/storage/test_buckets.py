@@ -240,12 +240,14 @@ def test_s3_writes_only_over_what_was_seen(s3_bucket):  # noqa: F811
     data, tag, age_s = bucket.read_tagged("a")
     assert data == b"mine"
     assert 0 <= age_s < 60
-    bucket.write_if("a", b"next", tag)
-    for old in (tag, "0" * 32):
+    try:
+        bucket.write_if("a", b"next", tag)
+    except io.UnsupportedOperation:  # as Swift answers
+        assert bucket.read("a") == b"mine"
+        return
+    for key, old in (("a", tag), ("a", "0" * 32), ("gone", tag)):
         with pytest.raises(ConditionFailed, match="another has written it"):
-            bucket.write_if("a", b"late", old)
-    with pytest.raises(ConditionFailed, match="another has written it"):
-        bucket.write_if("gone", b"late", tag)
+            bucket.write_if(key, b"late", old)
     assert bucket.read("a") == b"next"
 
 

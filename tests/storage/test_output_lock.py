@@ -84,10 +84,10 @@ def test_the_number_of_a_lease_only_grows(output):
             held.fence(output).write("a", b"")
             assert (lease(output)["number"], lease(output)["ended"]) == (number, False)
         assert (lease(output)["number"], lease(output)["ended"]) == (number, True)
-        assert not held.is_takeover
+        assert not held.is_doubtful
     write_lease(output, number=7, pid=(1 << 31) - 1)  # of a process that is dead
     with hold_output(output, 60) as held:
-        assert held.is_takeover
+        assert held.is_doubtful
     assert lease(output)["number"] == 8
 
 
@@ -114,7 +114,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over(sink):
 def takes_over(sink) -> bool:
     with suppress(BlockingIOError), hold_output(sink, 3) as held:
         held.fence(sink).write("a", b"")
-        return held.is_takeover
+        return held.is_doubtful
     return False
 
 
