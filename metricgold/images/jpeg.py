@@ -7,7 +7,6 @@ warning; simplejpeg, the same decoder, raises it.
 import re
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 _COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # by Pillow's modes
@@ -43,6 +42,8 @@ def decode_jpeg(image: Image.Image, data: bytes) -> Image.Image:
 
 def _decode(image: Image.Image, data: bytes) -> np.ndarray:
     """uint8 [H, W, channels]; ValueError for the first warning, and where the size is not the one of `image`."""
+    import simplejpeg  # with the first file: a registered model that is given arrays does without
+
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
     except ValueError as error:
