@@ -98,7 +98,7 @@ def fetch_model(model: str) -> tuple[Path, str]:
     if not model.startswith("models:/"):
         folder = Path(model)
         if not (folder / "model_index.json").is_file():
-            raise ValueError(f"{model} is neither a checkpoint folder (no model_index.json) nor models:/name@alias")
+            raise ValueError(f"{model!r} is neither a checkpoint folder (no model_index.json) nor models:/name@alias")
         return folder, folder.resolve().name
     name, _, which = model.removeprefix("models:/").replace("@", "/").partition("/")
     if not which:

@@ -62,6 +62,8 @@ def open_bucket(
 
     Raises ValueError for a malformed location, FileNotFoundError or PermissionError naming the location.
     """
+    if not location:  # such as a variable that is not set; as a path it would be the working folder
+        raise ValueError("'': expected a path or s3://bucket/prefix")
     wanted = Wanted("", tuple(include), tuple(exclude))
     if location.lower().startswith("s3://"):
         return _open_s3(location, create, wanted)

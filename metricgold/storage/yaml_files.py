@@ -64,11 +64,11 @@ def _check_structure(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        problem = None
+        problem, tag = None, getattr(event, "tag", None)
         if isinstance(event, yaml.AliasEvent):
             problem = f"has an alias, *{event.anchor}: write its value out"
-        elif getattr(event, "tag", None) is not None:
-            problem = f"has a tag, {event.tag}: only plain values are read"
+        elif tag is not None:
+            problem = f"has a tag, {tag}: only plain values are read"
         elif depth > MAX_DEPTH:
             problem = f"is nested more than {MAX_DEPTH} deep"
         if problem:
