@@ -13,6 +13,7 @@ from metricgold.datasets import hypersim, own_data, tartanair, tartanair2, vkitt
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps
 from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
+from metricgold.datasets.own_statement import STATEMENT, Statement, read_statement
 from metricgold.datasets.splits import exclusion_reason
 
 log = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ def list_frames(name: str, raw: Path, *, split: str | None = None) -> Listing:
         raise NoFramesError(f"{raw}: no frames of {name}; {hint}")
     if split is not None:
         recorded = raw / "manifest.yaml"
-        rules: Manifest | own_data.Statement
+        rules: Manifest | Statement
         if reader is OWN:
-            rules = own_data.read_statement(raw)
+            rules = read_statement(raw)
         else:
             rules = read_manifest(recorded) if recorded.exists() else load_manifest(name)
         listing = select_split(listing, rules, raw, split)
@@ -93,13 +94,13 @@ def _reader_of(name: str, raw: Path) -> Reader:
     reader, is_own = _known_reader(name), own_data.has_statement(raw)
     if reader is OWN and not is_own:
         known = f"{', '.join(READERS)}, each also with -synthetic"
-        raise ValueError(f"unknown data set {name!r}; known: {known}; any other name needs {raw / own_data.STATEMENT}")
+        raise ValueError(f"unknown data set {name!r}; known: {known}; any other name needs {raw / STATEMENT}")
     if reader is not OWN and is_own:
-        raise ValueError(f"{raw / own_data.STATEMENT}: {name} has a reader of its own; give your data another name")
+        raise ValueError(f"{raw / STATEMENT}: {name} has a reader of its own; give your data another name")
     return reader
 
 
-def select_split(listing: Listing, rules: Manifest | own_data.Statement, raw: Path, split: str) -> Listing:
+def select_split(listing: Listing, rules: Manifest | Statement, raw: Path, split: str) -> Listing:
     """The frames of a split that are not excluded; gaps are those of its scenes and of frames in no split."""
     split_of = rules.splitter(raw, split)
     frames, gaps, scenes = [], no_gaps(), {scene for scene in listing.scenes if split_of(scene, "") == split}

@@ -29,7 +29,8 @@ from metricgold.datasets.inspect.edge_alignment import MISALIGNED
 from metricgold.datasets.inspect.histogram import EDGES_M, percentiles
 from metricgold.datasets.inspect.summary import THUMB, FrameSummary, Head, UnreadableFrame
 from metricgold.datasets.listing import FrameRef, Listing
-from metricgold.datasets.own_data import camera_fault, camera_faults
+from metricgold.datasets.own_data import camera_faults
+from metricgold.datasets.own_statement import camera_fault
 from metricgold.images import format_metres
 from metricgold.storage import digest_file
 
