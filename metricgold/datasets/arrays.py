@@ -77,9 +77,12 @@ def read_npy(path: Path) -> np.ndarray:
 
 
 def read_size(path: Path) -> Size | None:
-    """Rows and columns by the head of an image, .npy or HDF5; None for .npz. ValueError names a broken file."""
+    """Rows and columns by the head of an image, .npy or HDF5; None where only decoding tells.
+
+    ValueError names a broken file.
+    """
     match path.suffix.lower():
-        case ".npz":
+        case ".npz" | ".exr" | ".pfm":
             return None
         case ".npy":
             return size_of_npy(path)

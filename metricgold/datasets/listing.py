@@ -28,12 +28,13 @@ class FrameRef:
     rgb_path: Path
     depth_path: Path
     entity_path: Path | None = None  # HyperSim's ids of what each pixel shows
+    mask_path: Path | None = None  # where own data keep apart which depth is valid
     camera: tuple[Any, ...] = ()
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files that it is decoded from."""
-        return tuple(path for path in (self.rgb_path, self.depth_path, self.entity_path) if path)
+        return tuple(path for path in (self.rgb_path, self.depth_path, self.entity_path, self.mask_path) if path)
 
 
 Gaps = Counter[str]  # of one scene: reason -> frames left out

@@ -28,10 +28,13 @@
    <scene>/depth/<id>.*.
 4. `metricgold inspect <name>`, look at the page, and put the name under `datasets` in params.yaml.
 
-Depth may be a 16-bit grey PNG, .npy, .npz (one array, or `array: its name` under depth) or TIFF (float or 16-bit
-grey), of the same size as the rgb. NaN, infinity, zero and below are never valid. An rgb may be any photograph that
-metricgold.images.photo reads, but a file that says that it is to be turned is refused, rgb or depth: nothing says
-whether the other was turned too.
+Depth may be a 16-bit grey PNG or PGM, .npy, .npz (one array, or `array: its name` under depth), TIFF (float or 16-bit
+grey), EXR (one channel, or `array: its name`) or PFM. NaN, infinity, zero and below are never valid. More keys of
+depth, all optional: `coding` for a PNG whose pixels are no plain numbers (metricgold.datasets.stored_depth has a list),
+`resize: nearest` for depth of another size than its rgb, and `mask: valid` or `mask: invalid`, what a pixel other than
+0 means in <scene>/mask/<id>.* or in the files of the column mask. An rgb may be any photograph that
+metricgold.images.photo reads, but a file that says that it is to be turned is refused: nothing says whether the others
+were turned too.
 """
 
 import csv
@@ -48,8 +51,16 @@ from metricgold.datasets.arrays import Size, expect_shape, format_size, naming, 
 from metricgold.datasets.content import contents_by_scene
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, is_clutter, no_gaps, paired_ids
-from metricgold.datasets.own_statement import CAMERA, CAMERA_SIZE, STATEMENT, Recording, Statement, read_statement
-from metricgold.datasets.stored_depth import read_stored_depth
+from metricgold.datasets.own_statement import (
+    CAMERA,
+    CAMERA_SIZE,
+    STATEMENT,
+    Recording,
+    Statement,
+    is_stretched,
+    read_statement,
+)
+from metricgold.datasets.stored_depth import read_mask, read_stored_depth
 from metricgold.datasets.turns import expect_upright
 from metricgold.images import planar_from_ray_distance, rays_from_intrinsics, read_rgb
 from metricgold.storage import digest_file, digest_json, write_json
@@ -114,7 +125,7 @@ def refs_of_csv(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str
     names_in = lru_cache(maxsize=1024)(_names_in)
     for line, row in read_csv_rows(raw / FRAMES, statement):
         where, paths = f"{raw / FRAMES}: line {line}", {}
-        for kind in ("rgb", "depth"):
+        for kind in kinds_of(statement):
             path = PurePosixPath(row[kind])
             if path.is_absolute() or ".." in path.parts or "\\" in row[kind]:
                 raise ValueError(f"{where}: {kind}: {row[kind]} must be a path below {raw}, with / and without '..'")
@@ -126,11 +137,12 @@ def refs_of_csv(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str
         camera = statement.intrinsics.camera or camera_of_row(row, where)
         name = row.get("name") or PurePosixPath(row["rgb"]).with_suffix("").as_posix()
         recording = statement.recording(camera)
-        yield FrameRef(dataset, row["scene"], name, paths["rgb"], paths["depth"], camera=recording)
+        mask_path = paths.get("mask")
+        yield FrameRef(dataset, row["scene"], name, paths["rgb"], paths["depth"], mask_path=mask_path, camera=recording)
 
 
 def refs_of_folders(dataset: str, raw: Path, statement: Statement, gaps: Mapping[str, Gaps]) -> Iterator[FrameRef]:
-    """A frame for each id that is in both folders of a scene; the other ids are counted as gaps."""
+    """A frame for each id that is in all folders of a scene; the other ids are counted as gaps."""
     scenes = sorted({folder.parent for kind in ("rgb", "depth") for folder in folders_below(raw, f"*/{kind}")})
     camera = statement.intrinsics.camera
     if camera is None:
@@ -140,9 +152,18 @@ def refs_of_folders(dataset: str, raw: Path, statement: Statement, gaps: Mapping
         return
     recording = statement.recording(camera)
     for folder in scenes:
-        scene, rgbs, depths = folder.name, files_by_id(folder / "rgb"), files_by_id(folder / "depth")
-        for number in paired_ids(set(rgbs), set(depths), gaps[scene]):
-            yield FrameRef(dataset, scene, f"{scene}/{number}", rgbs[number], depths[number], camera=recording)
+        scene, files = folder.name, {kind: files_by_id(folder / kind) for kind in kinds_of(statement)}
+        for number in paired_ids(set(files["rgb"]), set(files["depth"]), gaps[scene]):
+            paths = {f"{kind}_path": by_id.get(number) for kind, by_id in files.items()}
+            if None in paths.values():
+                gaps[scene]["mask missing"] += 1
+                continue
+            yield FrameRef(dataset, scene, f"{scene}/{number}", camera=recording, **paths)
+
+
+def kinds_of(statement: Statement) -> tuple[str, ...]:
+    """The files that a frame has: folders of a scene, and columns of frames.csv."""
+    return ("rgb", "depth", "mask") if statement.depth.mask else ("rgb", "depth")
 
 
 def read_csv_rows(path: Path, statement: Statement) -> list[tuple[int, dict[str, str]]]:
@@ -167,7 +188,7 @@ def check_columns(path: Path, columns: Sequence[str], statement: Statement) -> l
     """The columns that must be filled. ValueError for one that is missing, unknown, or states a thing twice."""
     in_rows = statement.intrinsics.camera is None
     sizes = CAMERA_SIZE if in_rows and any(column in columns for column in CAMERA_SIZE) else ()
-    needed = ["rgb", "depth", "scene", *(CAMERA if in_rows else ()), *sizes]
+    needed = [*kinds_of(statement), "scene", *(CAMERA if in_rows else ()), *sizes]
     hint = f", and {STATEMENT} states no intrinsics.fx" if in_rows else ""
     if missing := [column for column in needed if column not in columns]:
         raise ValueError(f"{path}: lacks the columns {', '.join(missing)}{hint}")
@@ -237,6 +258,11 @@ def camera_faults(frames: Sequence[FrameRef], sizes: Sequence[Size | None]) -> I
                 )
 
 
+def is_resized(ref: FrameRef) -> bool:
+    """Whether a frame's depth may have another size than its rgb."""
+    return isinstance(ref.camera, Recording) and ref.camera.is_resized
+
+
 def check_cameras(raw: Path, frames: Sequence[FrameRef]) -> None:
     """ValueError naming a frame whose camera cannot be right; the heads of all rgb are read by threads."""
 
@@ -260,17 +286,39 @@ def check_cameras(raw: Path, frames: Sequence[FrameRef]) -> None:
 def read_frame(ref: FrameRef) -> Frame:
     """Stored numbers to planar metres. ValueError names a file that is missing, broken or not as stated."""
     rgb, recording = read_upright_rgb(ref.rgb_path), Recording(*ref.camera)
+    size = rgb.shape[0], rgb.shape[1]
     with naming(ref.rgb_path):
-        intrinsics = recording.intrinsics(rgb.shape[:2])
-    stored = read_stored_depth(ref.depth_path, recording.array)
-    expect_shape(ref.depth_path, stored, rgb.shape[:2])
+        intrinsics = recording.intrinsics(size)
+    stored = read_stored_depth(ref.depth_path, recording.array, recording.coding)
+    if not recording.is_resized:
+        expect_shape(ref.depth_path, stored, size)
+    elif is_stretched(stored.shape, size):
+        raise ValueError(f"{ref.depth_path}: {format_size(stored.shape)} is not the rgb's {format_size(size)}, scaled")
     depth_m = stored.astype(np.float64) * recording.metres_per_unit
     if recording.is_ray_distance:
-        depth_m *= cosines(*intrinsics[[0, 1, 0, 1], [0, 1, 2, 2]].tolist(), *stored.shape)
+        depth_m *= cosines(*camera_for(intrinsics, size, stored.shape), *stored.shape)
     # Written as 32 bits, -0.1 is another number than in 64.
     invalid = np.array(recording.invalid, stored.dtype if stored.dtype.kind == "f" else np.float64)
-    valid_mask = ~np.isin(stored, invalid) & (stored < recording.far)
-    return Frame.from_arrays(rgb, depth_m, valid_mask, intrinsics, ref.scene, ref.name)
+    valid_mask = resize_nearest(~np.isin(stored, invalid) & (stored < recording.far), size)
+    if ref.mask_path is not None:
+        valid_mask &= resize_nearest(read_mask(ref.mask_path, (stored.shape, size)), size) == (
+            recording.mask == "valid"
+        )
+    return Frame.from_arrays(rgb, resize_nearest(depth_m, size), valid_mask, intrinsics, ref.scene, ref.name)
+
+
+def resize_nearest(image: np.ndarray, size: Size) -> np.ndarray:
+    """[H, W] at another size, each pixel from the one that covers its centre: a mean of two depths does not exist."""
+    if image.shape == size:
+        return image
+    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(size, image.shape, strict=True))
+    return image[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+def camera_for(intrinsics: np.ndarray, size: Size, other: Size) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy of a K for images of this size, in pixels of another size."""
+    sy, sx = other[0] / size[0], other[1] / size[1]
+    return intrinsics[0, 0] * sx, intrinsics[1, 1] * sy, intrinsics[0, 2] * sx, intrinsics[1, 2] * sy
 
 
 def read_upright_rgb(path: Path) -> np.ndarray:

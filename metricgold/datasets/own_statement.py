@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from metricgold.datasets.arrays import Size, format_size
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
+from metricgold.datasets.stored_depth import GIVES_PLANAR_METRES, Coding
 from metricgold.storage import faults_of, read_yaml
 
 STATEMENT = "dataset.yaml"
@@ -37,14 +38,28 @@ def require_pixel_convention(first_pixel: float) -> float:
     return first_pixel
 
 
+def is_stretched(size: Size, other: Size) -> bool:
+    """Whether one of two sizes is not the other one scaled, but for rounding."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) > MAX_STRETCH
+
+
 class StoredDepth(ClosedModel):
-    """What a number in a depth file means. invalid and far are stored values, before any unit."""
+    """What a number in a depth file means. invalid and far are stored values, after any coding and before any unit."""
 
     unit: Literal["metre", "centimetre", "millimetre"] | Positive
     kind: Literal["planar", "ray distance"]
     invalid: Numbers
     far: Number | None
-    array: str | None = None  # of an .npz with several
+    array: str | None = None  # of an .npz or channel of an EXR with several
+    coding: Coding | None = None  # of a PNG whose pixels are no plain numbers
+    resize: Literal["nearest"] | None = None  # depth of another size than its rgb
+    mask: Literal["valid", "invalid"] | None = None  # what other values than 0 in a separate file of masks mean
+
+    @model_validator(mode="after")
+    def _coded_metres(self) -> "StoredDepth":
+        if self.coding in GIVES_PLANAR_METRES and (self.unit, self.kind) != ("metre", "planar"):
+            raise ValueError(f"the coding {self.coding} gives planar metres: expected unit metre and kind planar")
+        return self
 
     @property
     def metres_per_unit(self) -> float:
@@ -94,13 +109,16 @@ class Recording(NamedTuple):
     far: float  # inf: no such value
     array: str | None
     camera_size: Size | None  # of the image that the camera is stated for; None: the rgb
+    coding: Coding | None
+    is_resized: bool
+    mask: str | None
 
     def intrinsics(self, size: Size) -> np.ndarray:
         """K in pixels of an image of this size, float64 [3, 3]. ValueError for one that it cannot belong to."""
         height, width = size
         rows, columns = self.camera_size or size
         sx, sy = width / columns, height / rows
-        if abs(sx / sy - 1) > MAX_STRETCH:
+        if is_stretched(size, (rows, columns)):
             raise ValueError(f"{format_size(size)} is not {format_size((rows, columns))}, its camera's image, scaled")
         fx, fy, cx, cy = self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy
         if fault := camera_fault((fx, fy, cx, cy), size):
@@ -140,6 +158,9 @@ class Statement(ClosedModel):
             far=np.inf if self.depth.far is None else self.depth.far,
             array=self.depth.array,
             camera_size=(int(camera_size[1]), int(camera_size[0])) if camera_size else None,
+            coding=self.depth.coding,
+            is_resized=self.depth.resize is not None,
+            mask=self.depth.mask,
         )
 
 

@@ -89,6 +89,168 @@ def test_every_format_gives_the_same_metres(tmp_path, suffix, stored):
 
 
 @pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".pgm", b"P5\n# of a sensor\n8 6\n65535\n" + MILLIMETRES.astype(">u2").tobytes()),
+        (".pgm", b"P5 8 6 10000 " + MILLIMETRES.astype(">u2").tobytes()),  # stretched by most readers
+        (".pfm", b"Pf\n8 6\n-1.0\n" + MILLIMETRES[::-1].astype("<f4").tobytes()),
+        (".PFM", b"Pf\r\n8 6\r\n1.0\r\n" + MILLIMETRES[::-1].astype(">f4").tobytes()),
+    ],
+)
+def test_netpbm(tmp_path, suffix, content):
+    write_one(tmp_path)
+    (tmp_path / "barn/depth/0001.png").unlink()
+    (tmp_path / f"barn/depth/0001{suffix}").write_bytes(content)
+    np.testing.assert_array_equal(only(tmp_path).planar_depth_m, (MILLIMETRES / 1000).astype(np.float32))
+
+
+def test_channels_of_an_exr(tmp_path):
+    openexr = pytest.importorskip("OpenEXR")
+    write_one(tmp_path)
+    (tmp_path / "barn/depth/0001.png").unlink()
+    path, metres = str(tmp_path / "barn/depth/0001.exr"), MILLIMETRES.astype(np.float32)
+    openexr.File({}, {"Depth.V": metres}).write(path)
+    np.testing.assert_array_equal(only(tmp_path).planar_depth_m, metres / 1000)
+    openexr.File({}, {"R": metres + 1, "G": metres, "B": metres}).write(path)
+    with pytest.raises(ValueError, match=r"0001\.exr: .*holds B, G, R; depth\.array in dataset\.yaml must say which"):
+        only(tmp_path)
+    state(tmp_path, depth={"array": "R"})
+    np.testing.assert_array_equal(only(tmp_path).planar_depth_m, (metres + 1) / 1000)
+
+
+# Depth that is coded, of another size, or has its mask beside it
+
+
+def test_rotated_bits_of_sun_rgbd(tmp_path):
+    rotated = MILLIMETRES << 3 | MILLIMETRES >> 13
+    frame = only(write_one(tmp_path, rotated, depth={"coding": "sunrgbd"}))
+    np.testing.assert_array_equal(frame.planar_depth_m, (MILLIMETRES / 1000).astype(np.float32))
+
+
+def test_log_depth_of_this_project(tmp_path):
+    from metricgold.images import write_log_depth_png
+    from metricgold.log_depth import LogDepth
+
+    depth_m = (MILLIMETRES / 1000).astype(np.float32)
+    depth_m[0, :2] = np.nan, 200
+    write_one(tmp_path, depth={"coding": "metricgold", "unit": "metre"})
+    write_log_depth_png(tmp_path / "barn/depth/0001.png", depth_m, LogDepth(0.5, 80.0), {})
+    frame = only(tmp_path)
+    np.testing.assert_allclose(frame.planar_depth_m[1:], depth_m[1:], rtol=1e-4)
+    assert not frame.valid_mask[0, :2].any() and frame.valid_mask.sum() == HEIGHT * WIDTH - 2
+    write_depth(tmp_path / "barn/depth/0001.png", MILLIMETRES)
+    with pytest.raises(ValueError, match=r"depth/0001\.png"):
+        only(tmp_path)
+
+
+def test_log_depth_of_moge(tmp_path):
+    from PIL.PngImagePlugin import PngInfo
+
+    code = np.full((HEIGHT, WIDTH), 1, np.uint16)
+    code[0, :4] = 0, 65535, 65534, 32768
+    write_one(tmp_path, depth={"coding": "moge", "unit": "metre"})
+    texts = PngInfo()
+    texts.add_text("near", "0.5")
+    texts.add_text("far", "32.0")
+    Image.fromarray(code).save(tmp_path / "barn/depth/0001.png", pnginfo=texts)
+    frame = only(tmp_path)
+    assert not frame.valid_mask[0, :2].any()
+    np.testing.assert_allclose(frame.planar_depth_m[0, 2:5], [32, 4, 0.5], rtol=1e-4)
+    write_depth(tmp_path / "barn/depth/0001.png", MILLIMETRES)
+    with pytest.raises(ValueError, match=r"0001\.png: .*texts near and far"):
+        only(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_carla(tmp_path, mode):
+    code = np.full((HEIGHT, WIDTH), 256**3 - 1)
+    code[0, :3] = 1, 256, 12_345_678
+    colours = np.stack([code & 255, code >> 8 & 255, code >> 16, code * 0 + 255], axis=-1).astype(np.uint8)
+    write_one(tmp_path, depth={"coding": "carla", "unit": "metre", "far": 1000})
+    Image.fromarray(colours[..., : len(mode)]).save(tmp_path / "barn/depth/0001.png")
+    frame = only(tmp_path)
+    np.testing.assert_allclose(frame.planar_depth_m[0, :3], np.array([1, 256, 12_345_678]) / 16777.215, rtol=1e-6)
+    assert frame.valid_mask.sum() == 3
+
+
+@pytest.mark.parametrize("change", [{"unit": "millimetre"}, {"unit": "metre", "kind": "ray distance"}], ids=str)
+def test_a_coding_that_gives_planar_metres_contradicts_another_statement(tmp_path, change):
+    write_one(tmp_path, depth={"coding": "carla", **change})
+    with pytest.raises(ValueError, match=r"dataset\.yaml: depth: the coding carla gives planar metres: expected unit"):
+        list_frames("mine", tmp_path)
+
+
+def test_a_coding_is_one_of_png(tmp_path):
+    write_one(tmp_path, MILLIMETRES, ".npy", depth={"coding": "sunrgbd"})
+    with pytest.raises(ValueError, match=r"0001\.npy: depth\.coding sunrgbd is one of \.png files"):
+        only(tmp_path)
+
+
+@pytest.mark.parametrize("of", ["rgb", "depth"])
+def test_depth_smaller_than_its_rgb(tmp_path, of):
+    """As a phone has it: nearest, never a mean; the camera of either image."""
+    camera = {"fx": 40.0, "fy": 44.0, "cx": 15.5, "cy": 11.5}
+    if of == "depth":
+        camera = {"fx": 10.0, "fy": 11.0, "cx": 3.5, "cy": 2.5, "width": WIDTH, "height": HEIGHT}
+    stored = MILLIMETRES.copy()
+    stored[2, 3] = 0
+    write_one(tmp_path, stored, intrinsics=camera)
+    write_rgb(tmp_path / "barn/rgb/0001.png", (4 * HEIGHT, 4 * WIDTH))
+    with pytest.raises(ValueError, match=r"depth/0001\.png: expected shape \[24, 32\], got \[6, 8\]"):
+        only(tmp_path)
+    state(tmp_path, depth={"resize": "nearest"}, intrinsics=camera)
+    frame = only(tmp_path)
+    np.testing.assert_allclose(frame.intrinsics, [[40, 0, 16], [0, 44, 12], [0, 0, 1]])
+    np.testing.assert_allclose(frame.planar_depth_m, np.kron(stored / 1000, np.ones((4, 4))), rtol=1e-6)
+    write_rgb(tmp_path / "barn/rgb/0001.png", (4 * HEIGHT, 6 * WIDTH))
+    with pytest.raises(
+        ValueError, match=r"8 x 6 is not the rgb's 48 x 24, scaled|is not .* its camera's image, scaled"
+    ):
+        only(tmp_path)
+
+
+def test_smaller_ray_distance_is_made_planar_by_its_own_rays(tmp_path):
+    rays = rays_from_intrinsics(np.array([[5.0, 0, 4], [0, 6.0, 3], [0, 0, 1]]), HEIGHT, WIDTH)
+    stored = 3.0 * np.linalg.norm(rays, axis=-1)  # a wall 3 m ahead
+    camera = {"first_pixel": 0.5, "fx": 10.0, "fy": 12.0, "cx": 8.0, "cy": 6.0}
+    depth = {"unit": "metre", "kind": "ray distance", "resize": "nearest"}
+    write_one(tmp_path, stored, ".npy", depth=depth, intrinsics=camera)
+    write_rgb(tmp_path / "barn/rgb/0001.png", (2 * HEIGHT, 2 * WIDTH))
+    np.testing.assert_allclose(only(tmp_path).planar_depth_m, 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("meaning", "suffix"), [("valid", ".png"), ("invalid", ".png"), ("valid", ".npy")])
+def test_a_separate_mask(tmp_path, meaning, suffix):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[1:3] = 1
+    write_one(tmp_path, depth={"mask": meaning})
+    assert list_frames("mine", tmp_path).gaps == {"mask missing": 1}
+    write_depth(tmp_path / f"barn/mask/0001{suffix}", mask)
+    frame = only(tmp_path)
+    np.testing.assert_array_equal(frame.valid_mask, (mask == 1) == (meaning == "valid"))
+    before = own_data.write_ledger("mine", tmp_path).read_bytes()
+    write_depth(tmp_path / f"barn/mask/0001{suffix}", 1 - mask)
+    assert own_data.write_ledger("mine", tmp_path).read_bytes() != before
+    write_depth(tmp_path / f"barn/mask/0001{suffix}", mask[:2])
+    with pytest.raises(ValueError, match=r"mask/0001\.\w+: expected a mask \[6, 8\], got uint8 \[2, 8\]"):
+        only(tmp_path)
+
+
+def test_a_column_of_masks(tmp_path):
+    write_one(tmp_path, depth={"mask": "valid", "resize": "nearest"})
+    write_rgb(tmp_path / "barn/rgb/0001.png", (2 * HEIGHT, 2 * WIDTH))
+    state(tmp_path, depth={"mask": "valid", "resize": "nearest"}, intrinsics={"width": WIDTH, "height": HEIGHT})
+    write_csv(tmp_path, "rgb,depth,scene", "barn/rgb/0001.png,barn/depth/0001.png,barn")
+    with pytest.raises(ValueError, match=r"frames\.csv: lacks the columns mask"):
+        list_frames("mine", tmp_path)
+    write_csv(tmp_path, "rgb,depth,mask,scene", "barn/rgb/0001.png,barn/depth/0001.png,good.png,barn")
+    mask = np.zeros((2 * HEIGHT, 2 * WIDTH), bool)
+    mask[:, 5] = True
+    Image.fromarray(mask).save(tmp_path / "good.png")  # of the rgb's size
+    np.testing.assert_array_equal(only(tmp_path).valid_mask, mask)
+
+
+@pytest.mark.parametrize(
     ("unit", "metres"), [("metre", 1), ("centimetre", 0.01), ("millimetre", 0.001), (1 / 256, 1 / 256), (2, 2)]
 )
 def test_units(tmp_path, unit, metres):
@@ -344,7 +506,13 @@ def test_names_of_other_readers_stay_theirs(tmp_path):
         (".png", b"", r"0001\.png: cannot be read"),
         (".npz", b"PK\x03\x04 broken", r"0001\.npz: cannot be read"),
         (".tiff", b"II*\x00 broken", r"0001\.tiff: cannot be read"),
-        (".exr", b"v/1\x01", r"0001\.exr: depth is read from \.png, \.npy, \.npz, \.tif, \.tiff"),
+        (".exr", b"v/1\x01", r"0001\.exr: cannot be read"),
+        (".bmp", b"BM", r"0001\.bmp: depth is read from \.png, \.npy, \.npz, \.tif, \.tiff, \.exr, \.pfm, \.pgm"),
+        (".pgm", b"P5 8 6 255\n" + bytes(48), r"0001\.pgm: .*expected 16-bit grey, got values up to 255"),
+        (".pgm", b"P5 8 6 65535\n" + bytes(95), r"0001\.pgm: .*expected 96 bytes of pixels, got 95"),
+        (".pgm", b"P5 99999999 99999999 65535\n", r"0001\.pgm: .*bytes of pixels, got 0"),
+        (".pfm", b"PF\n8 6\n-1\n" + bytes(576), r"0001\.pfm: .*expected the head of a binary grey PGM"),
+        (".pfm", b"Pf\n8 6\n-0.25\n" + bytes(192), r"0001\.pfm: .*expected the scale 1 or -1, got -0\.25"),
     ],
     ids=str,
 )

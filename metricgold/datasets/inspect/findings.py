@@ -29,7 +29,7 @@ from metricgold.datasets.inspect.edge_alignment import MISALIGNED
 from metricgold.datasets.inspect.histogram import EDGES_M, percentiles
 from metricgold.datasets.inspect.summary import THUMB, FrameSummary, Head, UnreadableFrame
 from metricgold.datasets.listing import FrameRef, Listing
-from metricgold.datasets.own_data import camera_faults
+from metricgold.datasets.own_data import camera_faults, is_resized
 from metricgold.datasets.own_statement import camera_fault
 from metricgold.images import format_metres
 from metricgold.storage import digest_file
@@ -124,7 +124,7 @@ def size_suspicions(frames: Sequence[FrameRef], heads: Sequence[Head]) -> Iterat
     for ref, head in zip(frames, heads, strict=True):
         if head.error:
             yield ref.name, "unreadable", head.error
-        elif head.depth_size and head.depth_size != head.rgb_size:
+        elif head.depth_size and head.depth_size != head.rgb_size and not is_resized(ref):
             yield ref.name, "wrong size", f"depth is {format_size(head.depth_size)}, rgb {format_size(head.rgb_size)}"
         elif head.rgb_size != usual[ref.scene]:
             most = format_size(usual[ref.scene])

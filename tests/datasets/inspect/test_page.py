@@ -189,6 +189,14 @@ def test_what_can_be_decoded_is_not_unreadable_by_its_head(raw, tmp_path):
     assert counted(found.figures) == {} and found.figures["frames_decoded"] == 20
 
 
+def test_depth_that_is_resized_may_have_another_size(raw, tmp_path):
+    stated = {**STATED, "depth": {**STATED["depth"], "resize": "nearest"}}
+    (raw / "dataset.yaml").write_text(yaml.safe_dump(stated))
+    for path in raw.rglob("*.npy"):
+        np.save(path, np.load(path)[::2, ::2])
+    assert counted(run(raw, tmp_path).figures) == {}
+
+
 def test_another_unit_within_the_plausible(raw, tmp_path):
     name = "ai_900_001/0002"
     change_depth(raw, name, lambda z: z * 100)
