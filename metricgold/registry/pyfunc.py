@@ -1,5 +1,6 @@
 """The files of a version: a pyfunc made of a diffusers folder and this package's source; nothing is pickled."""
 
+import logging
 import os
 import warnings
 from importlib.metadata import version
@@ -11,11 +12,14 @@ import numpy as np
 
 from metricgold.params import Params
 from metricgold.registry.mlflow_client import NAME, find_version, open_client
-from metricgold.storage import digest_json, read_yaml, write_aside
+from metricgold.storage import digest_folder, digest_json, read_json, read_yaml, remove, write_aside, write_json
 
 if TYPE_CHECKING:
     from mlflow.models.model import ModelInfo
 
+log = logging.getLogger(__name__)
+
+DIGEST = "digest.json"  # of the checkpoint, beside a copy of a version
 PACKAGES = (  # that a logged model needs to run
     "torch",
     "diffusers",
@@ -105,16 +109,24 @@ def fetch_model(model: str) -> tuple[Path, str]:
         raise ValueError(f"{model}: expected models:/name@alias or models:/name/version")
     with open_client() as client:
         found = find_version(client, which, name)
-        folder = download_version(client.get_model_version_download_uri(name, found.version))
+        uri = client.get_model_version_download_uri(name, found.version)
+        return download_version(uri), f"{name}/{found.version}"
+
+
+def checkpoint_in(folder: Path) -> Path:
+    """The checkpoint in MLflow's folder of a version. ValueError where there is none."""
     descriptions = sorted(folder.rglob("MLmodel"))
     if not descriptions:
         raise ValueError(f"{folder} holds no MLmodel file: not a registered MetricGold model")
-    flavors = read_yaml(descriptions[0])["flavors"]
-    return descriptions[0].parent / flavors["python_function"]["data"], f"{name}/{found.version}"
+    data: str = read_yaml(descriptions[0])["flavors"]["python_function"]["data"]
+    return descriptions[0].parent / data
 
 
 def download_version(uri: str) -> Path:
-    """MLflow's folder of a version: in place when it is on this disk, else a copy made once."""
+    """The checkpoint of a version: in place when it is on this disk, else a copy made once.
+
+    A copy that is not what was downloaded, such as one that a cleaner of caches has thinned, is made again.
+    """
     from mlflow.artifacts import download_artifacts
 
     if uri.startswith("models:/"):
@@ -122,12 +134,23 @@ def download_version(uri: str) -> Path:
 
         uri = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
     if urlsplit(uri).scheme in ("", "file"):
-        return Path(download_artifacts(artifact_uri=uri))
+        return checkpoint_in(Path(download_artifacts(artifact_uri=uri)))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
     folder = cache / digest_json(uri)[:32]
+    if folder.is_dir() and not _is_whole(folder):
+        log.warning("%s is not what was downloaded: fetched again", folder)
+        remove(folder)
     if not folder.is_dir():
         # Two jobs may fetch it at once; nothing but copies of this one version is ever called so.
         with write_aside(folder, marks=["**/MLmodel"]) as aside:
             aside.mkdir()
             download_artifacts(artifact_uri=uri, dst_path=str(aside))
-    return folder
+            write_json(aside / DIGEST, digest_folder(checkpoint_in(aside)))
+    return checkpoint_in(folder)
+
+
+def _is_whole(copy: Path) -> bool:
+    try:
+        return bool(read_json(copy / DIGEST) == digest_folder(checkpoint_in(copy)))
+    except (ValueError, KeyError, OSError):
+        return False

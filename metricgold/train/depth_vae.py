@@ -20,7 +20,15 @@ from metricgold.evaluate import Encoding, Floor, measure_floor, range_edges_m
 from metricgold.images import TrainingSize
 from metricgold.model import check_size, default_device, load_vae, vae_digest, vae_factor
 from metricgold.params import DepthVae, LogDepthRange
-from metricgold.storage import digest_file, digest_folder, digest_json, only_writer, write_aside, write_json
+from metricgold.storage import (
+    digest_file,
+    digest_folder,
+    digest_json,
+    only_writer,
+    require_ours,
+    write_aside,
+    write_json,
+)
 from metricgold.train.decoder_run import DecoderRun
 from metricgold.train.resumable import Report, state_folder
 
@@ -50,6 +58,7 @@ def train_depth_vae(
     BlockingIOError when another run writes here.
     """
     out, state = Path(out), state_folder(out)
+    require_ours(out, ["depth_vae.json"])  # now, not after the last step
     vae = load_vae(backbone).to(device or default_device()).eval()
     check_size(vae, size)
     seen = TrainingSize(*size, vae_factor(vae))

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from metricgold.model import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
 from metricgold.params import LogDepthRange, Train
 from metricgold.shards import LatentCache
-from metricgold.storage import digest_json, only_writer, read_json, read_rows, write_aside
+from metricgold.storage import digest_json, only_writer, read_json, read_rows, require_ours, write_aside
 from metricgold.train.resumable import Report, state_folder
 from metricgold.train.run import TrainingRun, Validate
 
@@ -49,6 +49,7 @@ def train(
     be left out; BlockingIOError when another run writes here.
     """
     out, state = Path(out), state_folder(out)
+    require_ours(out, ["lineage.json"])  # now, not after the last step
     if params.validation and validate is None:
         raise ValueError("train.validation is set, but this run was given nothing to validate with")
     opened = {name: LatentCache(path) for name, path in caches.items()}

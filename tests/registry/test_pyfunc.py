@@ -77,6 +77,11 @@ def test_version_on_a_remote_store_is_downloaded_once(project, monkeypatch):
     ((folder, name),) = folders
     assert name == "metricgold/1" and folder.is_relative_to(project / "cache")
     assert (folder / "unet").is_dir()
+    for thin in (lambda: shutil.rmtree(folder / "unet"), lambda: next((project / "cache").rglob("MLmodel")).unlink()):
+        thin()  # as cleaners of caches do
+        assert fetch_model("models:/metricgold@candidate") == (folder, name) and (folder / "unet").is_dir()
+    assert len(asked) == 3
+    assert fetch_model("models:/metricgold@candidate") == (folder, name) and len(asked) == 3
 
 
 def test_password_of_a_tracking_server_is_not_shown(project, monkeypatch):

@@ -264,6 +264,17 @@ def test_weights_and_rows_are_on_the_disk_before_a_folder_vouches_for_them(
     assert cut.lost == []
 
 
+def test_a_foreign_folder_in_the_place_of_the_result_is_refused_before_training(
+    tiny, tiny_latents, tiny_backbone, tmp_path
+):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"model holds none of lineage\.json: it was not made here"):
+        run(tiny, tiny_latents, tiny_backbone, out)
+    assert not state_of(out).exists() and (out / "thesis.tex").exists()
+
+
 def test_a_checkpoint_is_kept_for_each_that_may_be(tiny, tiny_latents, tiny_backbone, tmp_path):
     out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes={"keep_checkpoints": 1})
     assert [path.name for path in state_of(out).glob("step-*")] == ["step-000012"]
