@@ -121,7 +121,7 @@ def write_shard(
         "sizes": {size: len(its_frames) for size, its_frames in of_size.items()},
         "dropped": dict(sorted(Counter(dropped).items())),
     }
-    attributes = {name: json.dumps(value) for name, value in row.items() if isinstance(value, dict)}
+    attributes: dict[str, Any] = {name: json.dumps(row[name]) for name in ("sizes", "dropped")}
     attributes |= {"format": FORMAT, "num_frames": len(frames), "identity": json.dumps(identity, sort_keys=True)}
     content = _pack_shard(of_size, attributes)
     with write_aside(path) as aside:

@@ -143,8 +143,9 @@ class NetworkGrid:
 
     def _nearest(self, side: int, before: float, image_side: int) -> np.ndarray:
         """The image's row or column for each of the grid's; its outermost for the padding."""
-        centres: np.ndarray = (np.arange(side) + 0.5 - before) / self.scale
-        return np.clip(centres.astype(int), 0, image_side - 1)
+        centres = (np.arange(side) + 0.5 - before) / self.scale
+        nearest: np.ndarray = np.clip(centres.astype(int), 0, image_side - 1)
+        return nearest
 
 
 def _inside(before: float, extent: float, side: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """What a training run will cost, before anything starts: parameters, arithmetic, memory, hours, disk.
 
 Operations and bytes are counted (metricgold.train.cost). Assumed is only what cannot be counted: the share of a GPU's
-peak that is reached (MFU), and the memory beside the tensors (the margin). All samples count as the largest.
+peak that is reached (MFU), and the memory beside the tensors (the margin). Memory is that of the largest samples.
 """
 
 import json
@@ -98,7 +98,7 @@ def plan_training(
     counts = parameter_sizes(unet)
     decoder = decoder_cost(train, vae)
     memory = memory_by_part(train, unet, shape, decoder)
-    flops = train.batch_size * (flops_per_sample(unet, shape, train.gradient_checkpointing) + decoder.flops)
+    flops = train.batch_size * (mean_flops(train, unet, shapes) + decoder.flops)
     num_vae = sum(p.numel() for p in on_meta(AutoencoderKL, vae).parameters())
     nearest = next(folder for folder in (latents, *latents.parents) if folder.exists())
     answer: dict[str, Any] = {
@@ -130,6 +130,13 @@ def refusal(answer: dict[str, Any]) -> str | None:
         return f"{head}; no setting of train makes it fit: take a smaller encode.height x encode.width or a larger card"
     changes = ", ".join(f"train.{key}: {json.dumps(value)}" for key, value in answer["advice"].items())
     return f"{head}; it fits with {changes}"
+
+
+def mean_flops(train: Train, unet: dict[str, Any], shapes: dict[str, tuple[int, int, int]]) -> int:
+    """flops_per_sample over the data sets, each with its share of samples in train.weights."""
+    weights = {name: train.weights.get(name, 1.0) for name in shapes}
+    of_each = {name: flops_per_sample(unet, shape, train.gradient_checkpointing) for name, shape in shapes.items()}
+    return round(sum(weights[name] * of_each[name] for name in shapes) / sum(weights.values()))
 
 
 # --- models ---

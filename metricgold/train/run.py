@@ -145,9 +145,12 @@ class TrainingRun(ResumableRun[Samples]):
         of_shape: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, frame in enumerate(batch.frames):
             of_shape[frame.depth_latent.shape].append(number)
-        samples = [self._latents(Samples(*([whole[i] for i in ids] for whole in batch))) for ids in of_shape.values()]
-        drawn = self.objective.draws([tuple(latents["depth"].shape) for latents in samples], self.step)
-        return [(latents | draw, ids) for latents, draw, ids in zip(samples, drawn, of_shape.values(), strict=True)]
+        groups = [
+            (self._latents(Samples([batch.draws[i] for i in ids], [batch.frames[i] for i in ids])), ids)
+            for ids in of_shape.values()
+        ]
+        drawn = self.objective.draws([tuple(latents["depth"].shape) for latents, _ in groups], self.step)
+        return [(latents | draw, ids) for (latents, ids), draw in zip(groups, drawn, strict=True)]
 
     def _latents(self, samples: Samples) -> dict[str, torch.Tensor]:
         """Scaled latents and valid mask of samples of one shape, mirrored where their draw says so."""
