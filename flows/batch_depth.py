@@ -22,7 +22,9 @@ def predict(images: str, output: str, model: str, options: dict[str, Any]) -> di
     is_remote = "://" in (options["dask"] or "")  # then it needs no GPU of this machine
     slot: AbstractContextManager[dict[str, str]] = nullcontext({}) if is_remote else gpu_slot(log)
     with slot as variables:
-        command = ["metricgold", "predict", images, output, "--model", model, *words, "--json"]
+        # What begins with a dash would be taken for an option.
+        places = [f"./{place}" if place.startswith("-") else place for place in (images, output)]
+        command = ["metricgold", "predict", *places, "--model", model, *words, "--json"]
         return ask_child(command, log, **variables)
 
 

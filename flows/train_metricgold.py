@@ -1,5 +1,6 @@
 """Flow `train-metricgold`: all of DVC's graph, then the registry."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,30 @@ from flows.registry_tasks import promote_version, register_version
 from metricgold.params import Folders, load_params
 from metricgold.storage import read_json
 
+Value = bool | int | float | str | None
+
 
 @task(task_run_name="experiment", cache_policy=NO_CACHE)
 def run_experiment(overrides: dict[str, Any]) -> None:
     """The graph with other values than those of params.yaml, kept by DVC as an experiment of its own."""
-    changes = [f"--set-param={key}={value}" for key, value in overrides.items()]
+    changes = [f"--set-param=++{key}={literal(value)}" for key, value in overrides.items()]
     log = get_run_logger().info
     with gpu_slot(log) as variables:
         run_until_done("experiment", [*DVC, "exp", "run", *changes], log, **variables)
+
+
+def literal(value: Any) -> str:
+    """A value in the grammar of `dvc exp run --set-param`, where a text without quotes can be a command of its own.
+
+    Raises ValueError for a text that cannot be quoted or that would stand for another value.
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(literal, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if not value.isprintable() or any(part in value for part in ("'", "\\", "${")):
+        raise ValueError(f"override {value!r}: expected a text without quotes, backslashes, ${{ and control characters")
+    return f"'{value}'"
 
 
 def show_metrics() -> dict[str, Any]:
@@ -37,9 +54,7 @@ def show_metrics() -> dict[str, Any]:
 
 
 @flow(name="train-metricgold")
-def train_metricgold(
-    overrides: dict[str, int | float | str | bool] | None = None, promote: bool = False
-) -> dict[str, Any]:
+def train_metricgold(overrides: dict[str, Value | list[Value]] | None = None, promote: bool = False) -> dict[str, Any]:
     """Bring every stage up to date, register the model as candidate and, with `promote`, promote it.
 
     Command: prefect deployment run train-metricgold (or: python -m flows.train_metricgold)
@@ -47,14 +62,15 @@ def train_metricgold(
     Writes:  data/, models/, metrics/, plots/, MLflow; with promote the alias champion, if the gate holds
     Hours:   0.1 for the demo profile on two cores; days for the complete data sets on one GPU
 
-    overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned
+    overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned; checked as
+               params.yaml is, before anything runs
 
     Stages that use a GPU wait for a slot of the limit metricgold-gpu. A cancelled run lets the trainer save, and the
     next run resumes there. Where SIGTERM stops the trainer alone, it saves too, and the run starts it again, up to
     three times.
     """
+    check_licences(load_params(Path("params.yaml"), overrides).datasets)
     graph = stage_graph()
-    check_licences(load_params(Path("params.yaml")).datasets)
     if overrides:
         run_experiment(overrides)
     else:

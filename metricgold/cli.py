@@ -4,15 +4,16 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from metricgold.extras import naming_the_extra
-from metricgold.params import OUTPUTS, PRESETS, Folders
+from metricgold.params import OUTPUTS, PRESETS, Folders, require_dataset_name
 from metricgold.storage import OneLineFormatter, message_of, one_line
 
 if TYPE_CHECKING:
@@ -84,7 +85,24 @@ def _print(answer: dict[str, Any], as_json: bool) -> None:
             click.echo(one_line(f"{key}: {value}"))
 
 
-dataset_argument = click.argument("dataset")
+def dataset_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """DATASET; as `--dataset DATASET` too, which is how DVC writes a stage's item, quoted for the shell."""
+
+    @click.argument("dataset", metavar="DATASET", required=False)
+    @click.option("--dataset", "item", hidden=True)
+    @wraps(command)
+    def named(*args: Any, dataset: str | None, item: str | None, **options: Any) -> None:
+        if (name := dataset or item) is None:
+            raise click.UsageError("Missing argument 'DATASET'.")
+        try:
+            require_dataset_name(name)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        command(*args, dataset=name, **options)
+
+    return named
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 

@@ -49,6 +49,22 @@ def test_wrong_use_is_code_two():
     assert "No such command" in run("traine", code=2).output
 
 
+@pytest.mark.parametrize("word", ["synthesize", "download", "inspect", "encode"])
+@pytest.mark.parametrize("name", ["mine/", "../mine", "Mine", "x; touch PWNED"])
+def test_a_data_set_s_name_is_no_path(tmp_path, monkeypatch, word, name):
+    """`encode /abs/mine` once deleted the raw data, `encode mine/` made latents of another identity."""
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine" / "rgb" / "a.png"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    (tmp_path / "params.yaml").write_text("datasets:\n  - mine\n")
+    for words in ((word, name), (word, "--dataset", name), (word, str(tmp_path / "mine"))):
+        result = run(*words, code=2)
+        assert "Error: data set " in result.output and "expected a name of a-z" in result.output
+    assert mine.is_file() and sorted(path.name for path in tmp_path.iterdir()) == ["mine", "params.yaml"]
+    assert "Missing argument 'DATASET'" in run(word, code=2).output
+
+
 # predict
 
 

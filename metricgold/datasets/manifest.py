@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
-from metricgold.params import MANIFESTS
+from metricgold.params import MANIFESTS, DatasetName
 from metricgold.storage import Lines, read_yaml
 
 SCHEMES = ("file", "http", "https", "s3")
@@ -111,7 +111,7 @@ class Splits(ClosedModel):
 class Manifest(ClosedModel):
     """A data set as it exists upstream. Made by read_manifest or load_manifest."""
 
-    name: str
+    name: DatasetName
     role: Literal["train", "evaluate"]
     title: str
     source: str

@@ -1,8 +1,15 @@
-from .paths import MANIFESTS as MANIFESTS, PROFILES as PROFILES, SHIPPED as SHIPPED, Folders as Folders
+from .paths import (
+    MANIFESTS as MANIFESTS,
+    PROFILES as PROFILES,
+    SHIPPED as SHIPPED,
+    Folders as Folders,
+    require_dataset_name as require_dataset_name,
+)
 from .profiles import list_profiles as list_profiles, use_profile as use_profile
 from .project import lay_out_project as lay_out_project
 from .sections import (
     Backbone as Backbone,
+    DatasetName as DatasetName,
     DepthVae as DepthVae,
     Download as Download,
     Encode as Encode,

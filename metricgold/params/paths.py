@@ -1,5 +1,6 @@
 """Where a project keeps what, as dvc.yaml has it, and where the package keeps the files that a project starts from."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,19 @@ MANIFESTS = SHIPPED / "data_manifests"
 PROFILES = SHIPPED / "profiles"
 
 
+def require_dataset_name(name: str) -> str:
+    """The name, which becomes that of folders and a word of commands. ValueError for one that could be a path."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+        raise ValueError(f"data set {name!r}: expected a name of a-z, 0-9, _, . and -, a letter or digit first")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """The files and folders of the project at `root`, the working folder if not given."""
+    """The files and folders of the project at `root`, the working folder if not given.
+
+    Those of one data set raise ValueError for what is no data set's name.
+    """
 
     root: Path = Path()
 
@@ -21,15 +32,15 @@ class Folders:
 
     def synthetic(self, dataset: str) -> Path:
         """Archives rendered for it."""
-        return self.root / "data/synthetic" / dataset
+        return self.root / "data/synthetic" / require_dataset_name(dataset)
 
     def raw(self, dataset: str) -> Path:
         """Its frames in the publisher's layout, and the ledger."""
-        return self.root / "data/raw" / dataset
+        return self.root / "data/raw" / require_dataset_name(dataset)
 
     def latents(self, dataset: str) -> Path:
         """Its latent cache."""
-        return self.caches / dataset
+        return self.caches / require_dataset_name(dataset)
 
     def raw_of(self, datasets: Iterable[str]) -> dict[str, Path]:
         """Raw folder of each."""

@@ -1,16 +1,28 @@
 """params.yaml as frozen, typed sections. The command line reads it once; stages take the section they need."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from metricgold.log_depth import LogDepth
+from metricgold.params.paths import require_dataset_name
 from metricgold.params.words import Dtype, Output, PredictionType, Spacing
 from metricgold.storage import faults_of, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+DatasetName = Annotated[str, AfterValidator(require_dataset_name)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -58,9 +70,9 @@ class Download(Section):
     patience_s: PositiveFloat = 300.0  # without a single byte, over all mirrors, before an archive is given up
     stall_s: PositiveFloat = 30.0  # a request that delivers next to nothing for this time is ended
     # Null and not empty, because DVC cannot read back the inline {} and [] that it writes.
-    scenes: dict[str, list[str]] | None = None  # data set -> globs over scenes; without an entry all
-    limit_gb: dict[str, PositiveFloat] | None = None  # data set -> GB extracted; full scenes in the manifest's order
-    streamed: list[str] | None = None  # data sets whose training scenes encode fetches one by one and deletes again
+    scenes: dict[DatasetName, list[str]] | None = None  # data set -> globs over scenes; without an entry all
+    limit_gb: dict[DatasetName, PositiveFloat] | None = None  # GB extracted; full scenes in the manifest's order
+    streamed: list[DatasetName] | None = None  # whose training scenes encode fetches one by one and deletes again
 
 
 class Inspect(Section):
@@ -170,7 +182,8 @@ class Phase(Section):
     """Shares of samples up to a step, in place of train.weights."""
 
     until_step: PositiveInt
-    weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)]  # 0: left out; not named: 1
+    # 0: left out; not named: 1
+    weights: Annotated[dict[DatasetName, Annotated[float, Field(ge=0)]], Field(min_length=1)]
 
 
 class Validation(Section):
@@ -197,7 +210,7 @@ class Train(Section):
     # Side of the square crop, in latents; memory grows with its area, because the decoder's gradient is kept.
     decoded_crop: PositiveInt = 32
     invalid_weight: Fraction = 0.0  # of latents without depth, relative to those with it; their target is far_m
-    weights: dict[str, PositiveFloat] = {}  # data set -> share of samples; empty: equal shares
+    weights: dict[DatasetName, PositiveFloat] = {}  # data set -> share of samples; empty: equal shares
     curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
     num_steps: PositiveInt = 30_000
     batch_size: PositiveInt = 32  # samples per optimiser step, over all accumulations and devices
@@ -311,7 +324,7 @@ class Promote(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    datasets: Annotated[list[str], Field(min_length=1)]
+    datasets: Annotated[list[DatasetName], Field(min_length=1)]
     log_depth: LogDepthRange = LogDepthRange()
     synthesize: Synthesize = Synthesize()
     download: Download = Download()
@@ -358,14 +371,28 @@ class Params(Section):
         return self
 
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check a params file. ValueError lists every fault as `file: section.key: what is wrong, got value`."""
+def load_params(path: Path = Path("params.yaml"), overrides: Mapping[str, Any] | None = None) -> Params:
+    """Read and check a params file. ValueError lists every fault as `file: section.key: what is wrong, got value`.
+
+    overrides  values in place of the file's, by `section.key`
+    """
     try:
         values = read_yaml(path)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file; run from the project's root or pass --params") from error
     try:
-        return Params.model_validate({} if values is None else values)
+        values = {} if values is None else values
+        for key, value in (overrides or {}).items():
+            values = _replaced(values, key.split("."), value)
+        return Params.model_validate(values)
     except ValidationError as error:
         faults = ((fault["loc"], f"{fault['msg']}, got {fault['input']!r:.80}") for fault in error.errors())
         raise ValueError(faults_of(path, faults)) from error
+
+
+def _replaced(values: Any, keys: list[str], value: Any) -> Any:
+    """Nested values with another one below these keys."""
+    if not keys:
+        return value
+    inner = values if isinstance(values, dict) else {}
+    return inner | {keys[0]: _replaced(inner.get(keys[0]), keys[1:], value)}

@@ -67,7 +67,8 @@ def open_bucket(
     wanted = Wanted("", tuple(include), tuple(exclude))
     if location.lower().startswith("s3://"):
         return _open_s3(location, create, wanted)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", location):
+    # One slash is a slip of the finger, and would make a folder called `s3:`.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:(//?|$)|[Ss]3:", location):
         raise ValueError(f"{location}: expected a path or s3://bucket/prefix")
     path = Path(location).expanduser()
     if create:

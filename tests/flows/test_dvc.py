@@ -63,7 +63,7 @@ def test_a_knob_reruns_what_it_touches(reproduced):
     assert _repro(project) == ["depth-vae", "train", "evaluate"]
     _change(project, encode={"batch_size": 8})
     assert _repro(project) == [*(f"encode {name}" for name in sorted(DATASETS, key=DATASETS.index)), "train"]
-    _change(project, evaluate={"version": 2})
+    _change(project, evaluate={"version": 99})
     assert _repro(project) == ["evaluate"]
 
 
@@ -117,3 +117,13 @@ def test_child_answers_in_json_and_no_is_an_answer():
     assert lines == ["busy"]
     with pytest.raises(ChildFailed, match="code 2"):
         ask_child([sys.executable, "-c", "import sys; sys.exit(2)"], lines.append)
+
+
+@pytest.mark.slow
+def test_a_name_is_never_a_command(tmp_path):
+    project = make_project(tmp_path / "project")
+    _change(project, datasets=["x; touch PWNED", "x'; touch PWNED; '", "$(touch PWNED)"])
+    command = [sys.executable, "-m", "dvc", "repro", "--keep-going"]
+    done = subprocess.run(command, cwd=project, env=quiet_environment(), capture_output=True, text=True)
+    assert "synthesize x; touch PWNED" in calls(project), done.stderr  # one word, which the stand-in takes
+    assert not list(project.rglob("PWNED"))

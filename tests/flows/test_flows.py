@@ -154,6 +154,44 @@ def test_overrides_become_a_dvc_experiment(at_server, small):
     assert len(listed.stdout.split()) == 1
 
 
+@pytest.mark.parametrize(
+    "value", [7, -1, 1e-05, 0.5, True, None, "a b", "x; touch PWNED", "a,b", "[a]", "7", "", ["a", 1]]
+)
+def test_an_override_means_what_it_says(value):
+    from dvc.utils.hydra import to_hydra_overrides
+
+    from flows.train_metricgold import literal
+
+    (override,) = to_hydra_overrides([f"++train.lr={literal(value)}"])
+    found = override.value()
+    found = [str(item) if isinstance(item, str) else item for item in found] if isinstance(value, list) else found
+    assert (str(found) if isinstance(value, str) else found) == value
+    assert not override.is_sweep_override() and override.key_or_group == "train.lr"
+
+
+@pytest.mark.parametrize("value", ["it's", "${oc.env:HOME}", "a\\", "a\nb"])
+def test_an_override_that_could_mean_more_is_refused(value):
+    from flows.train_metricgold import literal
+
+    with pytest.raises(ValueError, match=r"override .*: expected a text without quotes"):
+        literal(value)
+
+
+@pytest.mark.slow
+def test_overrides_are_checked_before_anything_runs(at_server, small):
+    from flows.train_metricgold import train_metricgold
+
+    before = Path("params.yaml").read_text()
+    for overrides in (
+        {"datasets": ["x; touch PWNED"]},
+        {"dvc.yaml:stages": "x"},
+        {"train.num_steps": "x; touch PWNED"},
+    ):
+        with pytest.raises(ValueError, match=r"params\.yaml: "):
+            train_metricgold(overrides=overrides)
+    assert _words(small) == [] and Path("params.yaml").read_text() == before and not list(small.rglob("PWNED"))
+
+
 @pytest.mark.slow
 def test_prepare_data_stops_after_the_download(at_server, project):
     from flows.prepare_data import prepare_data

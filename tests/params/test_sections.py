@@ -1,6 +1,10 @@
+import json
+import re
+
 import pytest
 import yaml
 
+from metricgold.params.paths import Folders
 from metricgold.params.sections import Params, Train, load_params
 from tests.support import ROOT
 
@@ -66,3 +70,32 @@ def test_sections_cannot_be_changed():
     params = Params(datasets=["a"], train=Train())
     with pytest.raises(ValueError, match="frozen"):
         params.train.lr = 1.0
+
+
+NO_NAMES = ["", "../mine", "/abs/mine", "mine/", ".mine", "-mine", "Mine", "x; touch PWNED", "x\n", "$(id)", "x y", "ä"]
+
+
+@pytest.mark.parametrize("name", NO_NAMES)
+def test_a_data_set_s_name_is_no_path_and_no_command(tmp_path, name):
+    for values in (
+        {"datasets": [name]},
+        {"datasets": ["a"], "download": {"streamed": [name]}},
+        {"datasets": ["a"], "download": {"scenes": {name: ["*"]}}},
+        {"datasets": ["a"], "train": {"weights": {name: 1.0}}},
+    ):
+        (tmp_path / "params.yaml").write_text(json.dumps(values))
+        with pytest.raises(ValueError, match=r"params\.yaml: .*expected a name of a-z"):
+            load_params(tmp_path / "params.yaml")
+    for folder in (Folders().raw, Folders().latents, Folders().synthetic):
+        with pytest.raises(ValueError, match="expected a name of a-z"):
+            folder(name)
+
+
+def test_overrides_are_checked_as_the_file_is(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("datasets: [a]\ntrain:\n  lr: 0.1\n")
+    params = load_params(path, {"train.lr": 0.2, "train.noise.strength": 0.5, "datasets": ["a", "b"]})
+    assert (params.train.lr, params.train.noise.strength, params.datasets) == (0.2, 0.5, ["a", "b"])
+    for key, value in (("train.lrr", 1), ("train.lr", -1), ("datasets", ["x; y"]), ("other.yaml:train.lr", 1)):
+        with pytest.raises(ValueError, match=re.escape(f"{path}: {key.partition('.yaml')[0]}")):
+            load_params(path, {key: value})

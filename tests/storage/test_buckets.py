@@ -586,3 +586,13 @@ def test_a_file_that_changes_while_it_is_read(tmp_path):
     (entry,) = Folder(tmp_path).entries()
     with pytest.raises(ConditionFailed, match="was replaced"):
         Slow(tmp_path).read("a", tag=entry.tag)
+
+
+@pytest.mark.parametrize("create", [True, False])
+@pytest.mark.parametrize("slip", ["s3:/bucket/x", "S3:/bucket", "s3:bucket", "s3:", "gs:/bucket/x", "https:/host/x"])
+def test_an_address_with_a_slash_too_few_is_no_folder(tmp_path, monkeypatch, slip, create):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"{slip}: expected a path or s3://bucket/prefix"):
+        open_bucket(slip, create=create)
+    assert not list(tmp_path.iterdir())
+    assert open_bucket(f"./{slip}", create=True).root.is_dir()  # whoever means such a folder
