@@ -5,8 +5,9 @@ A rerun predicts only what the receipt does not hold; a killed job resumes from 
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 from metricgold.images import read_depth
 from metricgold.params import Output, Predict
 from metricgold.predict.entries import (
+    WRITTEN_PIXELS,
     PromptPool,
     closed_on_error,
     is_of_job,
@@ -230,6 +232,7 @@ def thumbnails_from_files(
     """Thumbnails of images that are done, made again from their inputs and depth files.
 
     Rows without a depth file have none. Those that cannot be made are left out, with one warning for all of them.
+    Images of WRITTEN_PIXELS are open at once, or one that is larger.
     """
 
     def make(row: ReceiptRow, kind: Output) -> Thumbnail:
@@ -239,14 +242,25 @@ def thumbnails_from_files(
         return make_thumbnail(read_job_photo(job, data, row["input"]).rgb, planar_depth_m)
 
     thumbnails, reasons = {}, []
+    making: deque[tuple[str, int, Future[Thumbnail]]] = deque()  # with the pixels of the image
+
+    def collect() -> None:
+        key, _, future = making.popleft()
+        try:
+            thumbnails[key] = future.result()
+        except Exception as error:
+            reasons.append(f"{key}: {reason_of(error)}")
+
     with PromptPool(job.params.num_threads) as pool:
-        depth_kinds = ((row, next((kind for kind in DEPTH if kind in row["outputs"]), None)) for row in rows)
-        making = {row["input"]: pool.submit(make, row, kind) for row, kind in depth_kinds if kind}
-        for key, future in making.items():
-            try:
-                thumbnails[key] = future.result()
-            except Exception as error:
-                reasons.append(f"{key}: {reason_of(error)}")
+        for row in rows:
+            if (kind := next((kind for kind in DEPTH if kind in row["outputs"]), None)) is None:
+                continue
+            pixels = row.get("width", 0) * row.get("height", 0)
+            while making and sum(size for _, size, _ in making) + pixels > WRITTEN_PIXELS:
+                collect()
+            making.append((row["input"], pixels, pool.submit(make, row, kind)))
+        while making:
+            collect()
     if reasons:
         log.warning("%s lacks %d images that are done, such as %s", GALLERY, len(reasons), reasons[0])
     return thumbnails

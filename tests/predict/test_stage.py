@@ -32,6 +32,7 @@ from metricgold.predict.entries import (
     read_job_photo,
     write_image,
 )
+from metricgold.predict.gallery import make_thumbnail
 from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
 from metricgold.predict.stage import over_budget, predict_all
@@ -773,6 +774,25 @@ def test_the_page_shows_no_picture_that_was_replaced(tmp_path, caplog):
         patch.setattr(Folder, "read", replace_then_read)
         run(source, out, params=params)
     assert "gallery.html lacks 1 images that are done, such as 1.png" in caplog.text
+
+
+def test_large_images_are_not_looked_at_again_in_numbers(tmp_path, monkeypatch):
+    source, out, params = fill(tmp_path / "in", 9), tmp_path / "out", PARAMS.model_copy(update={"gallery": 9})
+    (source / "large.png").write_bytes(picture(0, 80, 60))  # more than fits, so alone
+    run(source, out, params=params.model_copy(update={"gallery": 0}))
+    monkeypatch.setattr(stage_module, "WRITTEN_PIXELS", 2 * 40 * 30)
+    looking, most = [], []
+
+    def slowly(rgb, planar_depth_m):
+        looking.append(rgb)
+        most.append(len(looking))
+        time.sleep(0.01)
+        looking.pop()
+        return make_thumbnail(rgb, planar_depth_m)
+
+    monkeypatch.setattr(stage_module, "make_thumbnail", slowly)
+    run(source, out, params=params.model_copy(update={"num_threads": 8}))
+    assert (len(most), max(most)) == (9, 2)
 
 
 def test_summary_counts_and_reasons(tmp_path):
