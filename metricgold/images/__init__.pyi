@@ -5,7 +5,6 @@ from .camera import (
     mirror_intrinsics as mirror_intrinsics,
     normals_from_depth as normals_from_depth,
     pinhole as pinhole,
-    pinhole_or_assumed as pinhole_or_assumed,
     pixel_centres as pixel_centres,
     planar_from_ray_distance as planar_from_ray_distance,
     points_from_depth as points_from_depth,
@@ -56,6 +55,7 @@ from .html import (
 from .network_grid import NetworkGrid as NetworkGrid, TrainingSize as TrainingSize
 from .panels import COLUMNS as COLUMNS, Example as Example, write_panels as write_panels
 from .photo import (
+    FocalFrom as FocalFrom,
     NotAnImage as NotAnImage,
     Photo as Photo,
     as_photo as as_photo,

@@ -4,7 +4,6 @@ Convention: x right, y down, z along the optical axis; the centre of the top-lef
 """
 
 from math import radians, tan
-from typing import Literal
 
 import numpy as np
 
@@ -20,15 +19,6 @@ def pixel_centres(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 def pinhole(focal_px: float, height: int, width: int) -> np.ndarray:
     """Intrinsics [3, 3] of a camera with square pixels and a centred principal point."""
     return np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]], dtype=np.float64)
-
-
-def pinhole_or_assumed(
-    focal_px: float | None, fov_deg: float, height: int, width: int
-) -> tuple[np.ndarray, Literal["exif", "fov_deg"]]:
-    """Intrinsics [3, 3] by EXIF's focal length, else by fov_deg over the longer side; and which of the two it was."""
-    if focal_px is not None:
-        return pinhole(focal_px, height, width), "exif"
-    return pinhole(focal_px_from_fov(fov_deg, max(height, width)), height, width), "fov_deg"
 
 
 def focal_px_from_fov(fov_deg: float, width: int) -> float:

@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from metricgold.images.camera import focal_px_from_fov, pinhole
 from metricgold.images.exif import focal_px_by_exif, is_preview, panorama_by_metadata, read_exif, upright
 from metricgold.images.jpeg import decode_jpeg
 from metricgold.images.pillow_settings import register_heif, settings_for_reading
@@ -47,6 +48,9 @@ class NotAnImage(ValueError):
     """Neither the bytes nor the name claim to be an image; nothing is broken."""
 
 
+FocalFrom = Literal["argument", "exif", "fov_deg", "none"]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Photo:
     """A photograph as a model takes it: uint8 [H, W, 3] in sRGB, upright, and what its EXIF says of the camera."""
@@ -56,6 +60,18 @@ class Photo:
     focal_reason: str | None = None  # why it is None
     panorama: str | None = None  # its projection, such as equirectangular; None for a picture through a pinhole
     truncated: bool = False  # the file ends early or is damaged, and the rest of rgb is blank
+
+    def camera(self, fov_deg: float) -> tuple[np.ndarray | None, FocalFrom]:
+        """Intrinsics [3, 3] in pixels of rgb, and where they come from; a panorama has none.
+
+        By EXIF's focal length, else by fov_deg over the longer side.
+        """
+        height, width = self.rgb.shape[:2]
+        if self.panorama:
+            return None, "none"
+        if self.focal_px is not None:
+            return pinhole(self.focal_px, height, width), "exif"
+        return pinhole(focal_px_from_fov(fov_deg, max(height, width)), height, width), "fov_deg"
 
 
 def read_photo(

@@ -3,24 +3,24 @@
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from metricgold.images import as_photo, pinhole_or_assumed, read_photo
+from metricgold.images import FocalFrom, Photo, as_photo, read_photo
 
 MAX_PIXELS = 100_000_000  # of a photograph given as a path
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CalibratedImage:
-    """rgb uint8 [H, W, 3], intrinsics float64 [3, 3] in its pixels, and where the focal length comes from."""
+    """rgb uint8 [H, W, 3], intrinsics float64 [3, 3] in its pixels (None: a panorama), and where they come from."""
 
     rgb: np.ndarray
-    intrinsics: np.ndarray
-    focal_from: Literal["argument", "exif", "fov_deg"]
+    intrinsics: np.ndarray | None
+    focal_from: FocalFrom
 
 
 def is_batch(image: Any) -> bool:
@@ -42,20 +42,21 @@ def read_images(image: Any, intrinsics: Any, fov_deg: float) -> list[CalibratedI
 
 
 def read_image(image: Any, intrinsics: Any, fov_deg: float) -> CalibratedImage:
-    """One image. Its camera is the caller's, else the one in its EXIF, else one with `fov_deg` over the longer side."""
-    focal_px = None
+    """One image. Its camera is the caller's, else the one in its EXIF, else one with `fov_deg` over the longer side.
+
+    A panorama by its file's metadata has none, unless the caller knows one.
+    """
     if isinstance(image, Image.Image):
         photo = as_photo(image)
-        rgb, focal_px = photo.rgb, photo.focal_px
     elif isinstance(image, str | Path):
         photo = read_photo(image, max_pixels=MAX_PIXELS)
-        rgb, focal_px = photo.rgb, photo.focal_px
     else:
-        rgb = rgb_from_tensor(image) if isinstance(image, torch.Tensor) else np.asarray(image)
+        photo = Photo(rgb_from_tensor(image) if isinstance(image, torch.Tensor) else np.asarray(image))
+    rgb = photo.rgb
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
     if intrinsics is None:
-        return CalibratedImage(rgb, *pinhole_or_assumed(focal_px, fov_deg, *rgb.shape[:2]))
+        return CalibratedImage(rgb, *photo.camera(fov_deg))
     camera = np.asarray(intrinsics, np.float64)
     if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
         raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ModelMixi
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from safetensors import safe_open
 
-from metricgold.images import FOV_DEG, NetworkGrid, TrainingSize
+from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.model.configs import naming_the_folder
 from metricgold.model.ensemble import EnsembleOptions, median_and_deviation, standard_error
@@ -52,16 +52,17 @@ class Prediction:
     uncertainty     float32 [H, W], relative (0.1 is about 10 % of the depth): the median absolute deviation of ln
                     depth over the ensemble's members; NaN with one member or merged latents, which do not show it
     valid_mask      bool [H, W], False where depth saturates: the surface is nearer than near_m or farther than far_m
-    intrinsics      float64 [3, 3] in pixels of the image, pixel centres at +0.5
-    focal_from      where its focal length comes from: argument, exif, or fov_deg, which is an assumption
+    intrinsics      float64 [3, 3] in pixels of the image, pixel centres at +0.5; None for a file that says that it is a
+                    panorama: its depth is not planar
+    focal_from      where its focal length comes from: argument, exif, fov_deg, which is an assumption, or none
     num_members     members that were merged
     """
 
     planar_depth_m: np.ndarray
     uncertainty: np.ndarray
     valid_mask: np.ndarray
-    intrinsics: np.ndarray
-    focal_from: Literal["argument", "exif", "fov_deg"]
+    intrinsics: np.ndarray | None
+    focal_from: FocalFrom
     num_members: int = 1
 
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from metricgold.images import NotAnImage, Photo, claims_image, pinhole_or_assumed, pixels_by_head, read_photo
+from metricgold.images import NotAnImage, Photo, claims_image, pixels_by_head, read_photo
 from metricgold.params import Output
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
@@ -235,10 +235,7 @@ def predict_batch(
             continue
         image.seconds["model"] = round(share, 4)
         height, width = photo.rgb.shape[:2]
-        intrinsics: np.ndarray | None = None
-        focal_from = "none"
-        if not photo.panorama:
-            intrinsics, focal_from = pinhole_or_assumed(photo.focal_px, job.params.fov_deg, height, width)
+        intrinsics, focal_from = photo.camera(job.params.fov_deg)
         yield (
             image,
             ImageResult(

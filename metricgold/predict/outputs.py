@@ -80,7 +80,7 @@ class ImageFacts(DepthFigures, total=False):
     identity: Required[str]  # digest of what decides an output besides its input
     width: int
     height: int
-    truncated: bool  # the input ends early, and the rest of it is blank
+    truncated: bool  # the input ends early or is damaged, and the rest of it is blank or wrong
     focal_px: float | None  # None for a panorama
     focal_from: str  # exif or fov_deg; none for a panorama
     focal_reason: str | None  # why it is not the one of EXIF

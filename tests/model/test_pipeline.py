@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from metricgold import MetricGoldPipeline
-from metricgold.images.camera import focal_px_from_fov
+from metricgold.images.camera import focal_px_from_fov, points_from_depth
 from metricgold.log_depth import LogDepth
 from metricgold.model.ensemble import median_and_deviation, standard_error
 from metricgold.model.inputs import CalibratedImage
@@ -324,6 +324,18 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
     assert np.array_equal(two[0].intrinsics, camera) and two[1].intrinsics[0, 0] == focal
     with pytest.raises(ValueError, match="2 images need a list of as many intrinsics, got 1 of them"):
         pipe([rgb, rgb], **options, intrinsics=[camera])
+
+
+def test_a_panorama_has_no_camera_and_makes_no_points(pipe, tmp_path):
+    options, exif = {"num_inference_steps": 1, "ensemble_size": 1}, Image.Exif()
+    exif.get_ifd(0x8769).update({0xA405: 26, 0xA401: 6})  # the camera of one of its shots; rendered: panorama
+    Image.fromarray(image(32, 64)).save(tmp_path / "pano.jpg", exif=exif)
+    prediction = pipe(tmp_path / "pano.jpg", **options)
+    assert (prediction.intrinsics, prediction.focal_from) == (None, "none")
+    with pytest.raises(ValueError, match=r"intrinsics must be a finite, invertible \[3, 3\], got None"):
+        points_from_depth(prediction.planar_depth_m, prediction.intrinsics)
+    camera = np.diag([50.0, 50.0, 1.0])
+    assert pipe(tmp_path / "pano.jpg", **options, intrinsics=camera).focal_from == "argument"
 
 
 def test_where_depth_saturates_is_no_answer(pipe):
