@@ -10,7 +10,7 @@ Every other archive is fetched in full and compared with its checksum before the
 import logging
 import shutil
 from collections.abc import Collection
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -25,7 +25,7 @@ from metricgold.download.ranges import join_ranges
 from metricgold.download.remote_file import RemoteFile
 from metricgold.download.sources import WantedSource
 from metricgold.download.zips import END_BYTES, ZipMember, list_zip
-from metricgold.storage import remove
+from metricgold.storage import remove, sync_tree
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Arrival:
             return Cost(sum(end - start for start, end in ranges), sum(one.num_bytes for one in members.values()))
 
     def fetch(self, only: Collection[str] | None = None) -> tuple[str, list[MemberRow]]:
-        """Fetch and verify, and extract into `staged`; returns the mirror and what is there now.
+        """Fetch and verify, and extract into `staged`; returns the mirror and what is there, and on the disk, now.
 
         only  members of a zip, by their paths in the raw folder, of which alone the bytes are fetched
 
@@ -75,6 +75,7 @@ class Arrival:
                 with closing(self._open([*urls[turn:], *urls[:turn]])) as remote:
                     remove(self.staged)  # what a killed run extracted is extracted again
                     members = self._receive(remote, only)
+                    sync_tree(self.staged)  # before anything vouches for them
                     origin = remote.url
             except ValueError as error:
                 log.warning("%s", error)
@@ -113,7 +114,8 @@ class Arrival:
         source, folder = self.source, self.staged / self.source.into
         is_plain = not is_archive(source.path)
         algorithms = (*source.digests, *(["crc32"] if is_plain else []))
-        found = remote.digests(algorithms) if algorithms else {}
+        with remote.partial.synced_meanwhile() if is_plain else nullcontext():
+            found = remote.digests(algorithms) if algorithms else {}
         for name, expected in source.digests.items():
             if found[name] != expected:
                 raise ValueError(f"{self._label(remote)}: {name} is {found[name]}, expected {expected}")

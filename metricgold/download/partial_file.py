@@ -1,7 +1,8 @@
 """A file of which some byte ranges have arrived: sparse data, and beside it a journal of the ranges that are there.
 
 The journal (`<path>.have`) has one JSON line for each step, appended after the step's bytes were written, so a kill at
-any moment leaves both in agreement. A power cut may not: bytes are not forced to the disk, so checksums decide.
+any moment leaves both in agreement. A power cut may not, for bytes are not forced to the disk: so the journal also
+says in which boot of the machine it was written, and after another one only checksums can tell what is there.
 """
 
 import errno
@@ -9,13 +10,15 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from metricgold.download.ranges import Range, Ranges
-from metricgold.storage import parse_json, remove, write_aside
+from metricgold.storage import machine, parse_json, remove, write_aside
 
+SYNC_EVERY_S = 0.1
 CLOSED = -1  # no open file has this number: later use is an OSError
 
 
@@ -37,11 +40,16 @@ class PartialFile:
         self._journal = CLOSED if is_local else os.open(_journal_path(path), os.O_WRONLY | os.O_APPEND)
 
     @classmethod
-    def resume(cls, path: Path) -> "PartialFile | None":
-        """What an earlier run left; None where nothing can be relied on."""
+    def resume(cls, path: Path, *, is_checked: bool = True) -> "PartialFile | None":
+        """What an earlier run left; None where nothing can be relied on.
+
+        is_checked  checksums will tell whether bytes are right: then also what another boot of the machine left
+        """
         path = Path(path)
         try:
-            total_bytes, origins, have = _replay(_journal_path(path).read_bytes())
+            total_bytes, origins, have, boot = _replay(_journal_path(path).read_bytes())
+            if boot != machine() and not is_checked:
+                return None
             if path.stat().st_size != total_bytes:
                 return None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -120,6 +128,24 @@ class PartialFile:
             raise OSError(f"{self.path}: bytes {start} to {end} were requested, {len(chunk)} read")
         return chunk
 
+    @contextmanager
+    def synced_meanwhile(self) -> Iterator[None]:
+        """Bring bytes to the disk as they arrive, so that a `sync` of the whole file has little to wait for."""
+        done, data = threading.Event(), os.dup(self._data)
+
+        def work() -> None:
+            while not done.wait(SYNC_EVERY_S):
+                os.fdatasync(data)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            os.close(data)
+
     def close(self) -> None:
         """Free the files; all stays on the disk."""
         with self._lock:
@@ -149,13 +175,13 @@ def _journal_path(path: Path) -> Path:
 
 
 def _write_journal(path: Path, total_bytes: int | None, origins: dict[str, str | None], have: Ranges) -> None:
-    lines = [{"total_bytes": total_bytes, "origins": origins}, *({"have": span} for span in have)]
+    lines = [{"total_bytes": total_bytes, "origins": origins, "boot": machine()}, *({"have": span} for span in have)]
     with write_aside(_journal_path(path), durable=False) as aside:
         aside.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def _replay(journal: bytes) -> tuple[int, dict[str, str | None], Ranges]:
-    """Total, origins and ranges. ValueError, KeyError or TypeError for any wrong line but a torn last one."""
+def _replay(journal: bytes) -> tuple[int, dict[str, str | None], Ranges, str | None]:
+    """Total, origins, ranges and boot. ValueError, KeyError or TypeError for any wrong line but a torn last one."""
     head, *steps = [parse_json(line, "journal") for line in journal.split(b"\n")[:-1]] or [{}]
     total_bytes, origins, have = head["total_bytes"], head["origins"], Ranges()
     for step in steps:
@@ -167,4 +193,4 @@ def _replay(journal: bytes) -> tuple[int, dict[str, str | None], Ranges]:
         if not 0 <= start <= end <= total_bytes:
             raise ValueError(f"range {start} to {end} in a file of {total_bytes} bytes")
         change(start, end)
-    return total_bytes, origins, have
+    return total_bytes, origins, have, head.get("boot")

@@ -22,7 +22,7 @@ from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow, not_a_ledger
 from metricgold.download.progress import Advance, ByteProgress, no_progress, show_bytes
 from metricgold.download.sources import WantedSource
-from metricgold.storage import digest_crc32, digest_json, paths_below, read_json, remove, write_json
+from metricgold.storage import digest_crc32, digest_json, paths_below, read_json, remove, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -205,22 +205,27 @@ class RawFolder:
         log.log(level, "%s: %s, %d members, %s", self.manifest.name, path, len(rows), show_bytes(num_bytes))
 
     def move_in(self, arrival: Arrival, rows: Sequence[MemberRow]) -> None:
-        """Rename staged members into the folder; those that a killed run has moved are left alone."""
-        for row, target in zip(rows, self._paths(row.name for row in rows), strict=True):
+        """Rename staged members into the folder; those that a killed run has moved are left alone.
+
+        Their new names are on the disk when this returns.
+        """
+        paths = self._paths(row.name for row in rows)
+        for row, target in zip(rows, paths, strict=True):
             staged = arrival.staged / row.name
             with self._placing:  # no other thread takes the folder away in between
                 if staged.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
                     staged.replace(target)
+        for folder in _folders_of(paths, self.into) | {self.into}:
+            sync(folder)
 
     def _delete(self, members: Iterable[Path]) -> None:
         """Delete members and the folders that are empty then."""
         paths = list(members)
         for path in paths:
             path.unlink(missing_ok=True)
-        folders = {parent for path in paths for parent in path.parents if parent.is_relative_to(self.into)}
         with self._placing:
-            for folder in sorted(folders - {self.into}, reverse=True):
+            for folder in sorted(_folders_of(paths, self.into), reverse=True):
                 if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                     folder.rmdir()
 
@@ -269,6 +274,12 @@ def refuse_reserved(names: Iterable[str], label: Path | str) -> None:
     for name in names:
         if str(name).split("/")[0] in RESERVED:
             raise ValueError(f"{label}: member {name} has a name that is kept for the ledger, refused")
+
+
+def _folders_of(paths: Iterable[Path], root: Path) -> set[Path]:
+    """The folders below `root` that these files are in."""
+    nearest = {path.parent for path in paths}
+    return {folder for path in nearest for folder in (path, *path.parents) if root in folder.parents}
 
 
 def _size(path: Path) -> int | None:

@@ -65,8 +65,9 @@ class RemoteFile:
     all mirrors have something else.
 
     tail_bytes   begin with so many from the end
-    is_checked   what arrives will be compared with checksums: then another validator of a file whose length and last
-                 `tail_bytes` are as before is only noted, for the nodes of one server may not agree on them
+    is_checked   what arrives will be compared with checksums: then bytes from before a power cut are used, and another
+                 validator of a file whose length and last `tail_bytes` are as before is only noted, for the nodes of
+                 one server may not agree on them
     total_bytes  that it must have, if that is known
     advance      called with numbers of this file's bytes, beside the fetcher's own
     url          without secrets, the last that delivered
@@ -92,7 +93,7 @@ class RemoteFile:
         self._delivered: list[tuple[int, int, str]] = []
         self._wrong: list[tuple[int, int, str]] = []
         self.url = shown(self._mirrors.urls[0])
-        self._partial = PartialFile.resume(path)
+        self._partial = PartialFile.resume(path, is_checked=is_checked)
         if self._partial is not None and total_bytes not in (None, self._partial.total_bytes):
             self._partial.remove()
             self._partial = None

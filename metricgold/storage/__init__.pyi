@@ -7,6 +7,7 @@ from .files import (
     digest_file as digest_file,
     digest_folder as digest_folder,
     digest_json as digest_json,
+    machine as machine,
     make_folder as make_folder,
     new_hash as new_hash,
     only_writer as only_writer,

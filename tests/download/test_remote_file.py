@@ -398,6 +398,18 @@ def test_a_second_run_fetches_the_rest(server, arrived, tmp_path):
     assert server.requests == []
 
 
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_after_another_boot_only_checksums_can_tell_what_is_there(server, arrived, tmp_path, monkeypatch, is_checked):
+    """A power cut may leave a journal of bytes that never reached the disk."""
+    for boot in "ab":
+        monkeypatch.setattr(partial_module, "machine", lambda boot=boot: boot)
+        with Fetcher(part_bytes=100_000, advance=arrived.append) as fetcher:
+            file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", is_checked=is_checked)
+            file.need([(0, len(TRUTH))])
+            file.close()
+    assert sum(arrived) == len(TRUTH) * (1 if is_checked else 2)
+
+
 def test_a_second_run_of_a_selection_costs_a_byte(server, fetcher, tmp_path):
     file = RemoteFile(fetcher, [f"{server.url}/a.bin"], tmp_path / "a", tail_bytes=1000)
     file.need([(5000, 6000)])

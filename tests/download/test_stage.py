@@ -34,7 +34,8 @@ from metricgold.download.sources import parse_checksums, want
 from metricgold.download.stage import download, plan, verify
 from metricgold.params.sections import Download, Synthesize
 from metricgold.storage.files import digest_file, only_writer
-from tests.support import ROOT
+from tests.support import ROOT, power_cut
+from tests.support.power_cut import PowerCut, below
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.server import FaultServer
 
@@ -389,9 +390,11 @@ def test_a_zip_under_an_etag_that_differs_by_node(server, upstream, tmp_path):
     write_zip(upstream / "c.zip", VERSIONS[0])
     nodes = itertools.cycle("ab")
     server.etag = lambda _tag: f'"{next(nodes)}"'
-    download(manifest_of(server.url, archives=[{"path": "c.zip"}]), tmp_path / "raw", params=QUICK)
+    arrived = []
+    manifest = manifest_of(server.url, archives=[{"path": "c.zip"}])
+    download(manifest, tmp_path / "raw", params=QUICK, progress=arrived.append)
     assert data(tmp_path / "raw") == VERSIONS[0]
-    assert server.bytes_sent < 5 * 200_000 + 3 * 70_000
+    assert sum(arrived) == (upstream / "c.zip").stat().st_size
 
 
 @pytest.mark.parametrize("status", [400, 416, 501])
@@ -550,6 +553,34 @@ def test_a_raw_folder_of_an_earlier_version_is_finished(upstream, tmp_path, stat
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "csv"])
+def test_members_are_on_the_disk_before_the_ledger_vouches_for_them(upstream, server, tmp_path, monkeypatch, suffix):
+    """Bytes before they are placed, names before they are done: a power cut makes no ledger lie."""
+    raw, vouched = tmp_path / "raw", []
+    disk = PowerCut(monkeypatch, raw, lambda *_: ())
+    placing, done = Ledger.placing, Ledger.done
+
+    def watched_placing(self, path, identity, source, rows):
+        vouched.extend(path for path in below(raw / ".part") if ".members" in str(path.parent))
+        assert all(power_cut.state(path) in disk.bytes_on_disk for path in vouched)
+        placing(self, path, identity, source, rows)
+
+    def watched_done(self, path, identity, source, rows):
+        assert rows and all(disk.has(raw / row.name) for row in rows)
+        done(self, path, identity, source, rows)
+
+    monkeypatch.setattr(Ledger, "placing", watched_placing)
+    monkeypatch.setattr(Ledger, "done", watched_done)
+    source = {"path": {"zip": "a.zip", "tar": "b/b.tar", "csv": "split.csv"}[suffix]}
+    chosen = {"archives": [], "files": [source], "role": "evaluate"} if suffix == "csv" else {"archives": [source]}
+    manifest = manifest_of(server.url, **chosen)
+    download(manifest, raw, params=QUICK)
+    assert len(vouched) == len(contents(raw)) == 1
+    damage(raw / contents(raw)[0])
+    verify(manifest, raw, params=QUICK)
+    assert disk.has(raw / contents(raw)[0])
 
 
 # Looking again
