@@ -11,11 +11,12 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from metricgold.images import png
 from metricgold.images.camera import focal_px_from_fov, pinhole
 from metricgold.images.exif import focal_px_by_exif, is_preview, panorama_by_metadata, read_exif, upright
 from metricgold.images.jpeg import decode_jpeg
 from metricgold.images.pillow_settings import register_heif, settings_for_reading
-from metricgold.images.stated_colours import cicp_of_png, stated_profile
+from metricgold.images.stated_colours import stated_profile
 
 # Photographs only. EPS starts another program, TGA and PCX take almost any bytes for an image.
 FORMATS = (
@@ -111,12 +112,14 @@ def read_photo(
             try:
                 whole = decode_jpeg(image, data) if image.format in ("JPEG", "MPO") else image
                 whole.load()
+                if image.format == "PNG":
+                    png.check_pixels(data)
             except Exception:
                 if allow_truncated and image.format in _READ_IN_PART:
                     return read_truncated(data)
                 raise
-            if image.format == "PNG" and (cicp := cicp_of_png(data)):
-                whole.info["cicp"] = cicp
+            if codes := png.cicp(data) if image.format == "PNG" else None:
+                whole.info["cicp"] = codes
             return as_photo(whole)
     except Image.UnidentifiedImageError as error:
         raise unreadable(f"{prefix}not an image of a known format, or its head is broken") from error

@@ -34,12 +34,6 @@ def stated_profile(image: Image.Image, exif: Mapping[int, Any]) -> bytes | None:
     return _matrix_profile(primaries) if primaries in _PRIMARIES and transfer in _SRGB_LIKE else None
 
 
-def cicp_of_png(data: bytes) -> tuple[int, int] | None:
-    """Primaries and transfer by the chunk cICP of a PNG file; None without one."""
-    place = data.find(b"\0\0\0\4cICP", 8, data.find(b"IDAT"))
-    return None if place < 0 else (data[place + 8], data[place + 9])
-
-
 @cache
 def _matrix_profile(space: str | int) -> bytes:
     """A display profile of version 4 (ICC.1:2010, 7 and 9.2) with three colours and one curve."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ REFUSED = {
     "pillow/decompression_bomb.gif": "bomb",
     "pillow/png_decompression_dos.png": "too large",
     "pillow/truncated_jpeg.jpg": "end early",
+    "pngsuite/xcsn0g01.png": "another checksum",
     "pngsuite/xcrn0g04.png": "head is broken",
     "pngsuite/xhdn0g08.png": "head is broken",
 }
@@ -71,13 +73,13 @@ def test_odd_image_is_read_or_refused_with_a_reason(name):
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
 @pytest.mark.parametrize("name", REFUSED)
 def test_odd_image_that_ends_early_is_read_in_part_if_so_wished(name):
-    if not name.endswith((".jpg", "broken_data_stream.png")):
+    if not name.endswith((".jpg", "broken_data_stream.png", "xcsn0g01.png")):
         with pytest.raises(ValueError, match=REFUSED[name]):
             read_photo(ODD / name, max_pixels=20_000_000, allow_truncated=True)
         return
     photo = read_photo(ODD / name, max_pixels=20_000_000, allow_truncated=True)
     assert photo.truncated
-    assert len(np.unique(photo.rgb)) > 50
+    assert len(np.unique(photo.rgb)) > (1 if name.endswith("xcsn0g01.png") else 50)  # that one is black and white
 
 
 @pytest.mark.skipif(not ODD_IMAGES, reason="shared/samples/odd_images is not there")
@@ -688,6 +690,20 @@ def test_a_png_that_ends_early_is_read_as_far_as_it_goes_if_so_wished():
         photo_of(data[: len(data) // 2])
 
 
+def test_a_png_whose_last_rows_are_damaged_is_refused():
+    data = saved(noise(16, 16).resize((64, 64), Image.Resampling.BICUBIC).convert("P"))
+    end = data.index(b"IEND") - 12  # before the checksum of the pixels' chunk and that of their stream
+    changed = 0
+    for place in range(end - 40, end):
+        damaged = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        with Image.open(io.BytesIO(damaged)) as image, suppress(OSError):
+            changed += (np.asarray(image.convert("RGB")) != read(data)).any()  # Pillow says nothing
+        with pytest.raises(ValueError, match=r"another checksum|broken"):
+            read(damaged)
+        assert photo_of(damaged, allow_truncated=True).truncated
+    assert changed
+
+
 def test_where_there_is_nothing_to_take_it_is_refused_all_the_same():
     for kind, share in [("JPEG", 0.12), ("PNG", 0.005), ("TIFF", 0.5), ("WEBP", 0.5), ("BMP", 0.5)]:
         data = saved(noise(), kind)
@@ -772,7 +788,7 @@ ODD_KINDS = {
         *((lambda d=d: d, {"allow_truncated": True}, None) for d in (HALF_JPEG, HALF_PNG)),
         (lambda: HALF_TIFF, {"allow_truncated": True}, "cannot be read"),
     ],
-    "JPEG that lost data in its midst": [
+    "JPEG or PNG that lost data in its midst": [
         (lambda: HALF_JPEG + b"\xff\xd9", {}, "damaged"),
         (lambda: HALF_JPEG + b"\xff\xd9", {"allow_truncated": True}, None),
     ],
