@@ -1,22 +1,25 @@
 """A download that is killed again and again while its servers misbehave, and what that costs in bytes."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import socket
+import tarfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import yaml
 
-from metricgold.datasets.manifest import Manifest
+from metricgold.datasets.manifest import Manifest, load_manifest
 from metricgold.params.sections import Download
 
 from .upstream import HYPERSIM_MEMBERS, Served, Upstream, manifest_of, serve, write_plain, write_scene_zip, write_tar
@@ -100,6 +103,31 @@ def write_world(folder: Path, *, num_archives: int = 3) -> World:
     )
 
 
+def write_vkitti2_world(folder: Path, *, num_frames: int = 60) -> World:
+    """The three archives of Virtual KITTI 2 as its manifest names and selects them: two tars and a tar.gz, 24 MB."""
+    folder.mkdir(parents=True)
+    rng, manifest = np.random.default_rng(0), load_manifest("vkitti2")
+    rgb, depth, texts = (archive.path for archive in manifest.archives)
+    places = [f"Scene0{1 + n % 2}/clone/{{}}/Camera_{n % 2}/{{}}_{n:05d}" for n in range(num_frames)]
+    contents = {
+        rgb: {f"{name.format('frames/rgb', 'rgb')}.jpg": rng.bytes(180_000) for name in places},
+        depth: {f"{name.format('frames/depth', 'depth')}.png": rng.bytes(190_000) for name in places},
+        texts: {f"Scene0{n}/clone/{kind}.txt": rng.bytes(300_000) for n in (1, 2) for kind in ("intrinsic", "bbox")},
+    }
+    sha256_of, archives = {}, []
+    for path, members in contents.items():
+        with tarfile.open(folder / path, "w:gz" if path.endswith("gz") else "w") as file:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+                if any(fnmatchcase(name, glob) for glob in manifest.members):
+                    sha256_of[name] = hashlib.sha256(content).hexdigest()
+        archives.append({"path": path, "md5": hashlib.md5((folder / path).read_bytes()).hexdigest()})
+    needed_bytes = sum((folder / path).stat().st_size for path in contents)
+    return World({"archives": archives, "members": manifest.members}, sha256_of, needed_bytes, [], [])
+
+
 def _sizes(rng: np.random.Generator, num_bytes: int) -> list[int]:
     """Of members, 40 to 400 KB each as encoded frames have, num_bytes together or a little more."""
     sizes = []
@@ -111,7 +139,8 @@ def _sizes(rng: np.random.Generator, num_bytes: int) -> list[int]:
 def write_script(world: World, odds: Mapping[str, int], prefix: str, seed: int) -> dict[str, list[str]]:
     """What befalls the next requests of every path below `prefix`."""
     rng = random.Random(seed)
-    sources = [*world.values["archives"], *world.values["files"], world.values["checksums"]]
+    checksums = [world.values["checksums"]] if "checksums" in world.values else []
+    sources = [*world.values["archives"], *world.values.get("files", ()), *checksums]
     script = {}
     for path in (source["path"] for source in sources):
         chances = dict(odds) | (FLIPPED if path in world.zips else {})
