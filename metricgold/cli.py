@@ -209,6 +209,25 @@ def check(names: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--camera", metavar="FX,FY,CX,CY", help="Pixels of the rgb, for recordings that state no camera.")
+@click.option("--unit", help="metre, centimetre, millimetre, or metres in one stored unit, if not the layout's own.")
+@click.option("--kind", type=click.Choice(["planar", "ray distance"]), help="Of depth, where the layout does not say.")
+@json_option
+def import_frames(folder: Path, camera: str | None, unit: str | None, kind: str | None, as_json: bool) -> None:
+    """Write frames.csv and dataset.yaml for recordings in FOLDER: TUM's lists, Polycam, ARKit, transforms.json."""
+    from metricgold.datasets import import_frames
+
+    try:
+        numbers = tuple(map(float, camera.split(","))) if camera else None
+    except ValueError:
+        numbers = ()
+    if numbers is not None and len(numbers) != 4:
+        raise click.UsageError(f"--camera {camera}: expected four numbers, FX,FY,CX,CY")
+    _print(import_frames(folder, camera=numbers, unit=unit, kind=kind)._asdict(), as_json)
+
+
+@main.command()
 @dataset_argument
 @json_option
 @click.pass_context

@@ -1,6 +1,7 @@
 from . import own_data as own_data
 from .content import contents_by_scene as contents_by_scene
 from .frame import Frame as Frame, fit_frame as fit_frame, mirror_frame as mirror_frame
+from .import_frames import import_frames as import_frames
 from .inspect.page import inspect_dataset as inspect_dataset
 from .listing import FrameRef as FrameRef, Listing as Listing, is_clutter as is_clutter
 from .manifest import (
