@@ -92,13 +92,9 @@ def dataset_argument(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--dataset", "item", hidden=True)
     @wraps(command)
     def named(*args: Any, dataset: str | None, item: str | None, **options: Any) -> None:
-        if (name := dataset or item) is None:
+        if (name := item if dataset is None else dataset) is None:
             raise click.UsageError("Missing argument 'DATASET'.")
-        try:
-            require_dataset_name(name)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-        command(*args, dataset=name, **options)
+        command(*args, dataset=require_dataset_name(name), **options)
 
     return named
 

@@ -59,7 +59,7 @@ def test_a_data_set_s_name_is_no_path(tmp_path, monkeypatch, word, name):
     mine.touch()
     (tmp_path / "params.yaml").write_text("datasets:\n  - mine\n")
     for words in ((word, name), (word, "--dataset", name), (word, str(tmp_path / "mine"))):
-        result = run(*words, code=2)
+        result = run(*words, code=1)
         assert "Error: data set " in result.output and "expected a name of a-z" in result.output
     assert mine.is_file() and sorted(path.name for path in tmp_path.iterdir()) == ["mine", "params.yaml"]
     assert "Missing argument 'DATASET'" in run(word, code=2).output
