@@ -4,10 +4,12 @@ import io
 import json
 import logging
 import os
+import pickle
 import random
 import signal
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from metricgold.predict.dask_slices import predict_on
 from metricgold.predict.job import BatchJob
 from metricgold.predict.stage import predict_all
 from metricgold.storage.buckets import StoredObject, open_bucket
+from metricgold.storage.output_lock import LEASE, Holder, OutputLost, hold_output
 from tests.support.pipes import NotingPipe, PlainPipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 
@@ -314,3 +317,17 @@ def _pixels(data: bytes) -> bytes:
     """Of a picture whose text says which input, and thus another tag."""
     with Image.open(io.BytesIO(data)) as image:
         return image.tobytes()
+
+
+def test_a_worker_whose_job_lost_the_output_writes_nothing_more(tmp_path):
+    source, out = open_bucket(str(fill(tmp_path / "in", 2))), open_bucket(str(tmp_path / "out"), create=True)
+    job = BatchJob(PARAMS, str(source), str(out), Path("none"), "plain", "")
+    first, second = source.entries()
+    with hold_output(out, 60) as lease:
+        carried = pickle.loads(pickle.dumps(replace(job, lease=lease).elsewhere()))
+        (row,), _, _ = slices.predict_slice(carried, [first], frozenset(), PlainPipe())
+        assert row["status"] == "done"
+        out.write(LEASE, Holder.of_this_process(60).model_dump_json().encode())  # the job has died, another one began
+        with pytest.raises(OutputLost, match="is being written by process"):
+            slices.predict_slice(carried, [second], frozenset(), PlainPipe())
+    assert not [entry.key for entry in out.entries() if entry.key.startswith(second.key)]
