@@ -57,14 +57,15 @@ def _decode(image: Image.Image, data: bytes) -> np.ndarray:
 _END = b"\xff\xd9"
 _BEHIND_PIXELS = re.compile(r"(\d+) extraneous bytes before marker 0xd9$")
 _FLAT, _PADDING = bytes(8), 16  # a lost sector is longer than the one, what cameras append shorter than the other
+_STRAY = 4  # bytes that encoders leave behind the last pixel; of 143 lost places one left as few
 
 
 def _decode_own_bytes(image: Image.Image, data: bytes) -> np.ndarray:
     """Decode without the bytes that belong to no pixel.
 
     Bytes between the last pixel and an end mark tell of damage before, which made the decoder lose its place, unless
-    they are a few zeros. Where the end mark is missing, they are a trailer. A lost sector, full of zeros, may reach
-    beyond the last pixel in both cases.
+    they are very few (libjpeg does not count those it has read ahead), or some zeros. Where the end mark is missing,
+    they are a trailer. A lost sector, full of zeros, may reach beyond the last pixel in both cases.
     """
     segments, has_end = _segments_of_first_picture(data)
     if not has_end and image.info.get("progressive"):
@@ -76,7 +77,8 @@ def _decode_own_bytes(image: Image.Image, data: bytes) -> np.ndarray:
         if behind is None:
             raise
         pixels, rest = segments[: -int(behind[1])], segments[-int(behind[1]) :]
-        if pixels.endswith(_FLAT) or (has_end and (any(rest) or len(rest) > _PADDING)):
+        is_harmless = not has_end or len(rest) <= _STRAY or (len(rest) <= _PADDING and not any(rest))
+        if pixels.endswith(_FLAT) or not is_harmless:
             raise
     return _decode(image, pixels + _END)
 

@@ -106,7 +106,11 @@ def test_bytes_that_belong_to_no_pixel_cost_nothing():
     tables = data.index(b"\xff\xdb")
     for junk in (b"\0\1\2\3", b"junk" * 99 + b"\xff\0\xff\xd1"):
         assert (photo_of(data[:tables] + junk + data[tables:]).rgb == clean).all()
-    assert (photo_of(data[:-2] + b"\0\0" + data[-2:]).rgb == clean).all()  # some cameras fill up to an even length
+    for filling in (b"\0", b"\x5a", b"\1\2\3\4", bytes(16)):  # some cameras fill up to an even length, or to a block
+        assert (photo_of(data[:-2] + filling + data[-2:]).rgb == clean).all()
+    for lost in (b"\1\2\3\4" * 5, bytes(40)):
+        with pytest.raises(ValueError, match=r"\d+ extraneous bytes"):
+            photo_of(data[:-2] + lost + data[-2:])
     assert (photo_of(data + b"\xff\xd9" + bytes(999)).rgb == clean).all()
 
 
