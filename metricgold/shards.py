@@ -55,7 +55,15 @@ from urllib.parse import quote
 import h5py
 import numpy as np
 
-from metricgold.storage import dataset_within, digest_file, parse_json, read_json, write_aside, write_json
+from metricgold.storage import (
+    dataset_within,
+    digest_file,
+    parse_json,
+    paths_below,
+    read_json,
+    write_aside,
+    write_json,
+)
 
 FORMAT = 3  # 2: all frames of one size; 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
@@ -260,8 +268,9 @@ def read_record(cache: Path, scene: str) -> dict[str, Any] | None:
 def is_whole(cache: Path, record: dict[str, Any]) -> bool:
     """Whether every shard that a record lists is there and has its sha256."""
     try:
-        return all(digest_file(Path(cache) / shard["file"]) == shard["sha256"] for shard in record["shards"])
-    except OSError:
+        paths = paths_below(cache, (shard["file"] for shard in record["shards"]))
+        return all(digest_file(path) == shard["sha256"] for path, shard in zip(paths, record["shards"], strict=True))
+    except (OSError, ValueError, KeyError, TypeError):  # of a record that nobody here wrote
         return False
 
 

@@ -328,6 +328,15 @@ def test_a_shard_never_reads_another_file(tmp_path):
         LatentCache(tmp_path / "cache")[0]
 
 
+def test_a_record_never_leads_out_of_the_cache(tmp_path):
+    record = write_scene(tmp_path / "cache", "a", [[0]])
+    (tmp_path / "cache" / "a-000.h5").rename(tmp_path / "outside.h5")
+    for name in ("../outside.h5", str(tmp_path / "outside.h5"), None):
+        record["shards"][0]["file"] = name
+        assert not is_whole(tmp_path / "cache", record)
+    assert not is_whole(tmp_path / "cache", {"shards": [{}]})
+
+
 def test_an_index_never_leads_out_of_the_cache(tmp_path):
     write_cache(tmp_path / "cache")
     (tmp_path / "cache" / "a-000.h5").rename(tmp_path / "outside.h5")

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from metricgold.storage import read_json, remove, write_aside, write_json
+from metricgold.storage import paths_below, read_json, remove, write_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def save_checkpoint(state: Path, step: int, parts: dict[str, Tensors], position:
 def read_position(folder: Path) -> dict[str, Any]:
     """The position that save_folder wrote; raises one of BROKEN where the folder is not complete."""
     position: dict[str, Any] = read_json(folder / "state.json")
-    for name in position["files"]:
-        with safe_open(folder / f"{name}.safetensors", framework="pt"):
+    for path in paths_below(folder, [f"{name}.safetensors" for name in position["files"]]):
+        with safe_open(path, framework="pt"):
             pass  # compares the header with the length of the file
     return position
 
