@@ -47,6 +47,12 @@ def frames(tiny, tiny_raw):
     return list(open_dataset(tiny.datasets[0], tiny_raw, split="test"))
 
 
+def test_frames_of_several_shapes_are_measured_each_at_its_own(tiny, mixed_raw, tiny_backbone, tmp_path):
+    params = PARAMS.model_copy(update={"split": "train", "frames_per_dataset": 8, "batch_size": 4})
+    figures = run(tiny, mixed_raw, tiny_backbone, tmp_path, params)
+    assert figures[f"{tiny.datasets[0]}/num_frames"] == 8
+
+
 # -- encodings --------------------------------------------------------------------------------------------
 
 

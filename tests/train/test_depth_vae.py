@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.encode.stage import encode
+from metricgold.images.network_grid import TrainingSize
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
 from metricgold.params.sections import DepthVae
 from metricgold.storage.files import digest_folder, read_rows
@@ -95,6 +97,19 @@ def test_no_steps_hand_the_backbone_s_vae_on(tiny, tiny_raw, tiny_backbone, tmp_
     figures = json.loads((tmp_path / "depth-vae.json").read_text())
     assert figures["num_steps"] == 0
     assert figures["mean/before/abs_rel"] == figures["mean/after/abs_rel"] > 0
+
+
+def test_portraits_and_frames_smaller_than_the_crop_are_learnt_from_too(tiny, mixed_raw, tiny_backbone, tmp_path):
+    out = run(tiny, mixed_raw, tiny_backbone, tmp_path / "depth-vae", num_steps=2, crop=40)
+    before, after = load_file(tiny_backbone / WEIGHTS), load_file(out / WEIGHTS)
+    assert not torch.equal(before["decoder.conv_out.weight"], after["decoder.conv_out.weight"])
+    # A crop of the decoder's is a part of what the network sees, beside an edge its copies.
+    (ref, *_) = list_frames(tiny.datasets[0], mixed_raw, split="train").frames
+    depth_m, size = read_frame(ref).planar_depth_m, TrainingSize(32, 48, 2)
+    assert depth_m.shape == (48, 32)
+    window = size.grid(48, 32).window(8, 0, 32, 40)
+    expected = np.pad(depth_m[8:40], ((0, 0), (0, 8)), mode="edge")
+    np.testing.assert_array_equal(window.sample(depth_m), expected)
 
 
 # -- what gets better -------------------------------------------------------------------------------------
