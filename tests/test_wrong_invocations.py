@@ -358,12 +358,12 @@ def test_a_wrong_invocation_is_one_line(case, project, request, monkeypatch, cap
         monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("store"))
     if "MODEL" in words:
         words[words.index("MODEL")] = str(request.getfixturevalue("random_model"))
+    capsys.readouterr()  # what making the fixtures has said
     with pytest.raises(SystemExit) as ended:
         main(words)
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith(("Usage: ", "Try '"))]
     print(err, out)  # for whoever looks at a failure
-    lines = list(filter(str.strip, lines))
+    lines = [line for line in err.splitlines() if line and not line.startswith(("Usage: ", "Try '"))]
     assert ended.value.code == case.code
     assert "Traceback" not in out + err
     if case.words.startswith("manifest check") and case.code == 1:
