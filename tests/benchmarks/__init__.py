@@ -44,6 +44,7 @@ BOUNDS = {
     "predict.speedup_vs_diffusers_best": Bound(">=", 1.5),
     "batch.overhead": Bound("<=", 1.1),  # wall time / time of the model alone, on S3
     "batch.free_model_images_per_s_core": Bound(">=", 100),  # folder to folder, 256 px, a model that costs nothing
+    "batch.sync_share": Bound("<=", 0.03),  # of that job's time, spent waiting for the disk
     "batch.s3_rate_vs_boto3": Bound(">=", 0.8),  # the same on S3 over a bare boto3 loop
     "batch.rss_growth_mb": Bound("<=", 50),  # 100,000 listed keys minus 1,000
     "dask.speedup_2": Bound(">=", 1.8),  # two workers over one

@@ -31,6 +31,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     (): train.on_cpu,
     ("predict.speedup_vs_diffusers_default", "predict.speedup_vs_diffusers_best"): predict.speedup,
     ("batch.free_model_images_per_s_core",): batch.free_model,
+    ("batch.sync_share",): batch.sync_share,
     ("batch.s3_rate_vs_boto3",): s3.rate,
     ("batch.overhead",): s3.overhead,
     ("batch.rss_growth_mb",): s3.rss_growth,

@@ -1,9 +1,13 @@
 """Batch depth around a model that costs nothing: decoding, four files an image, the receipt."""
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -11,10 +15,12 @@ from PIL import Image
 from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Predict
 from metricgold.predict.stage import predict_all
+from metricgold.storage.buckets import Folder
 
 from . import CannotRun, least_seconds
 
 NUM_IMAGES, SIDE = 300, 256
+NUM_SYNCED = 2000
 
 
 class FreePipe:
@@ -44,20 +50,50 @@ class FreePipe:
 
 def free_model(folder: Path) -> dict[str, float]:
     """All threads on one core: images over wall time, so waiting counts too."""
+    source = write_photographs(folder / "in")
+    with one_core():
+        (seconds,) = least_seconds(job(source, folder), rounds=3)
+    return {"batch.free_model_images_per_s_core": NUM_IMAGES / seconds}
+
+
+def sync_share(folder: Path) -> dict[str, float]:
+    """Of the same job over more images, the share of its time in which it waits for the disk before it saves rows."""
+    source, shares, sync = write_photographs(folder / "in", NUM_SYNCED), [], Folder.sync
+    waited: list[float] = []
+
+    def timed(sink: Folder) -> None:
+        started = time.perf_counter()
+        sync(sink)
+        waited.append(time.perf_counter() - started)
+
+    run = job(source, folder)
+    with one_core(), patch.object(Folder, "sync", timed):
+        for _ in range(3):
+            waited.clear()
+            started = time.perf_counter()
+            run()
+            shares.append(sum(waited) / (time.perf_counter() - started))
+    return {"batch.sync_share": min(shares)}
+
+
+def job(source: Path, folder: Path):
+    """A job with the free model; each call has an output of its own."""
+    outputs = (str(folder / f"out{n}") for n in count())
+    params, pipe = Predict(gallery=0), FreePipe()
+    return lambda: predict_all(params, folder / "none", str(source), next(outputs), model_name="free", pipe=pipe)
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process on one core. CannotRun where the system cannot."""
     if not hasattr(os, "sched_setaffinity"):
         raise CannotRun("this system cannot keep a process on one core")
-    source = write_photographs(folder / "in")
-    outputs = (str(folder / f"out{n}") for n in count())
-    params, pipe, cores = Predict(gallery=0), FreePipe(), os.sched_getaffinity(0)
+    cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        (seconds,) = least_seconds(
-            lambda: predict_all(params, folder / "none", str(source), next(outputs), model_name="free", pipe=pipe),
-            rounds=3,
-        )
+        yield
     finally:
         os.sched_setaffinity(0, cores)
-    return {"batch.free_model_images_per_s_core": NUM_IMAGES / seconds}
 
 
 def write_photographs(folder: Path, num: int = NUM_IMAGES) -> Path:
