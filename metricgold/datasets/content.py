@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,32 +51,29 @@ def contents_by_scene(raw: Path, frames: Sequence[FrameRef]) -> dict[str, dict[s
 
 def read_contents(raw: Path, paths: Iterable[Path]) -> dict[str, Content]:
     """Name below `raw` -> content of each of these files; read by threads, as far as the cache does not know them."""
-    names, contents, fresh = sorted(_names(raw, paths)), {}, {}
-    with closing(_open_cache(raw)) as cache:
-        known = {name: _Seen(*row) for name, *row in cache.execute("SELECT * FROM files")}
+    names, known = sorted(_names(raw, paths)), _load_cache(raw)
+    contents: dict[str, Content] = {}
+    fresh: dict[str, _Seen] = {}
 
-        def look(name: str) -> tuple[Content, _Seen | None]:
-            try:
-                stat = (raw / name).stat()
-                seen = known.get(name)
-                if seen is None or seen[:3] != (stat.st_size, stat.st_mtime_ns, stat.st_ino):
-                    is_settled = time.time() - stat.st_mtime > SETTLED_S  # before it is read
-                    crc32 = digest_crc32(raw / name)
-                    seen = _Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino, crc32)
-                    return Content(seen.bytes, crc32), seen if is_settled else None
-            except OSError:  # its reader will say so
-                return Content(0, None), None
-            return Content(seen.bytes, seen.crc32), None
+    def look(name: str) -> tuple[Content, _Seen | None]:
+        try:
+            stat = (raw / name).stat()
+            seen = known.get(name)
+            if seen is not None and seen[:3] == (stat.st_size, stat.st_mtime_ns, stat.st_ino):
+                return Content(seen.bytes, seen.crc32), None
+            is_settled = time.time() - stat.st_mtime > SETTLED_S  # before it is read
+            seen = _Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino, digest_crc32(raw / name))
+            return Content(seen.bytes, seen.crc32), seen if is_settled else None
+        except OSError:  # its reader will say so
+            return Content(0, None), None
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(f"content of {raw.name}", len(names), "file") as bar:
-            for name, (content, seen) in zip(names, pool.map(look, names), strict=True):
-                contents[name] = content
-                if seen is not None:
-                    fresh[name] = seen
-                bar.advance()
-        with cache:
-            rows = [(name, *seen) for name, seen in fresh.items()]
-            cache.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(f"content of {raw.name}", len(names), "file") as bar:
+        for name, (content, seen) in zip(names, pool.map(look, names), strict=True):
+            contents[name] = content
+            if seen is not None:
+                fresh[name] = seen
+            bar.advance()
+    _save_cache(raw, fresh)
     return contents
 
 
@@ -84,13 +81,23 @@ def _names(raw: Path, paths: Iterable[Path]) -> list[str]:
     return [path.relative_to(raw).as_posix() for path in paths]
 
 
-def _open_cache(raw: Path) -> sqlite3.Connection:
-    """What earlier looks know of a raw folder; nothing where its file is broken or the folder is read-only."""
-    cache = sqlite3.connect(raw / CACHE, timeout=60)
+def _load_cache(raw: Path) -> dict[str, _Seen]:
+    """What earlier looks have seen; nothing where the cache is broken or cannot be opened."""
     try:
+        with closing(sqlite3.connect(raw / CACHE, timeout=60)) as cache:
+            cache.execute(_TABLE)
+            return {name: _Seen(*row) for name, *row in cache.execute("SELECT * FROM files")}
+    except sqlite3.OperationalError:  # locked, or a folder that may only be read
+        return {}
+    except (sqlite3.Error, TypeError):  # not what was written here
+        with suppress(OSError):
+            (raw / CACHE).unlink()
+        return {}
+
+
+def _save_cache(raw: Path, seen: dict[str, _Seen]) -> None:
+    """Add what was seen; a cache that cannot be written is done without."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(raw / CACHE, timeout=60)) as cache, cache:
         cache.execute(_TABLE)
-    except sqlite3.DatabaseError:
-        cache.close()
-        cache = sqlite3.connect(":memory:")
-        cache.execute(_TABLE)
-    return cache
+        rows = [(name, *row) for name, row in seen.items()]
+        cache.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)

@@ -154,10 +154,10 @@ def refs_of_folders(dataset: str, raw: Path, statement: Statement, gaps: Mapping
     for folder in scenes:
         scene, files = folder.name, {kind: files_by_id(folder / kind) for kind in kinds_of(statement)}
         for number in paired_ids(set(files["rgb"]), set(files["depth"]), gaps[scene]):
-            paths = {f"{kind}_path": by_id.get(number) for kind, by_id in files.items()}
-            if None in paths.values():
+            if any(number not in by_id for by_id in files.values()):
                 gaps[scene]["mask missing"] += 1
                 continue
+            paths = {f"{kind}_path": by_id[number] for kind, by_id in files.items()}
             yield FrameRef(dataset, scene, f"{scene}/{number}", camera=recording, **paths)
 
 

@@ -57,7 +57,7 @@ def read_mask(path: Path, sizes: tuple[Size, ...]) -> np.ndarray:
     if mask.dtype.kind not in "bui" or mask.shape not in sizes:
         expected = " or ".join(sorted({str(list(size)) for size in sizes}))
         raise ValueError(f"{path}: expected a mask {expected}, got {mask.dtype} {list(mask.shape)}")
-    return mask != 0
+    return np.asarray(mask != 0)
 
 
 # Formats
@@ -173,10 +173,9 @@ def read_moge(path: Path) -> np.ndarray:
 
     code = read_png(path)
     with naming(path), Image.open(path) as image:
-        texts = {name: image.info.get(name) for name in ("near", "far")}
-        if None in texts.values():
+        if not {"near", "far"} <= image.info.keys():
             raise ValueError("expected a PNG whose texts near and far say what its codes mean")
-        near, far, unit = float(texts["near"]), float(texts["far"]), float(image.info.get("unit", 1))
+        near, far, unit = (float(image.info.get(name, 1)) for name in ("near", "far", "unit"))
     share = (code - 1.0) / 65533
     metres = near ** (1 - share) * far**share * unit
     return np.select([code == 0, code == 65535], [np.nan, np.inf], metres)
@@ -190,7 +189,7 @@ def read_carla(path: Path) -> np.ndarray:
     with naming(path), Image.open(path) as image:
         mode = image.mode
     red, green, blue = np.moveaxis(read_pixels(path, "RGBA" if mode == "RGBA" else "RGB").astype(np.float64), 2, 0)[:3]
-    return (red + 256 * green + 65536 * blue) / (256**3 - 1) * 1000
+    return np.asarray((red + 256 * green + 65536 * blue) / (256**3 - 1) * 1000)
 
 
 CODINGS: dict[Coding, Callable[[Path], np.ndarray]] = {

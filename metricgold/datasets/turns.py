@@ -42,8 +42,10 @@ def tiff_orientation(path: Path) -> int:
 
 def heif_turn(path: Path) -> str:
     """How a HEIF or AVIF file turns or mirrors what it stores; empty where it does not, and for other files."""
-    data = path.read_bytes()
-    for kind, content in _properties(data) if data[4:8] == b"ftyp" else ():
+    with path.open("rb") as file:
+        head = file.read(8)
+        data = head + file.read() if head[4:] == b"ftyp" else b""
+    for kind, content in _properties(data):
         if kind == b"irot" and content[0] & 3:
             return f"irot of {90 * (content[0] & 3)} degrees"
         if kind == b"imir":

@@ -53,6 +53,12 @@ def test_a_broken_cache_is_no_cache(raw, hashed):
     first = look(raw)
     (raw / CACHE).write_bytes(b"not a database" * 100)
     assert look(raw) == first and len(hashed) == 4
+    assert look(raw) == first and len(hashed) == 4, "another has taken its place"
+
+
+def test_a_cache_that_cannot_be_opened_is_done_without(raw, hashed):
+    (raw / CACHE).mkdir()
+    assert look(raw) == look(raw) and len(hashed) == 4
 
 
 def test_an_unreadable_file_has_no_checksum_until_it_can_be_read(raw):

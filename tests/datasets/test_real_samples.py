@@ -12,6 +12,7 @@ from PIL import Image
 from metricgold.datasets.arrays import read_depth_png, read_hdf5, read_npy, read_pixels
 from metricgold.datasets.manifest import load_manifest, read_split_csv
 from metricgold.datasets.readers import FrameRef, hypersim, list_frames, open_dataset, read_frame
+from metricgold.storage import write_yaml
 from tests.support import SHARED
 from tests.support.hypersim import NOMINAL_CAMERA
 
@@ -220,3 +221,32 @@ def test_a_png_with_a_wrong_checksum_is_refused():
         image.load()
     with pytest.raises(ValueError, match=r"xcsn0g01\.png: cannot be read: broken PNG file"):
         read_pixels(path, image.mode)
+
+
+def write_own(raw, rgb, depth, camera, **stated):
+    for kind, path in (("rgb", rgb), ("depth", depth)):
+        (raw / "s" / kind).mkdir(parents=True)
+        shutil.copy(SAMPLES / path, raw / "s" / kind / f"1{path[-4:]}")
+    depth_stated = {"unit": "millimetre", "kind": "planar", "invalid": 0, "far": None} | stated
+    write_yaml(raw / "dataset.yaml", {"depth": depth_stated, "intrinsics": {"first_pixel": 0} | camera})
+    (frame,) = open_dataset("mine", raw)
+    return frame
+
+
+def test_rotated_bits_of_a_sun_rgbd_pair(tmp_path):
+    camera = {"fx": 529.5, "fy": 529.5, "cx": 319.5, "cy": 239.5}
+    pair = "sunrgbd/open3d/SUN_color.jpg", "sunrgbd/open3d/SUN_depth.png"
+    depth_m = write_own(tmp_path, *pair, camera, coding="sunrgbd").planar_depth_m
+    assert (depth_m[depth_m > 0].min(), depth_m.max()) == (np.float32(1.057), np.float32(9.87))
+
+
+def test_lidar_of_a_phone_beside_its_photograph(tmp_path):
+    """256 x 192 beside 1920 x 1440, with the camera of the small one."""
+    camera = {"fx": 200.0, "fy": 200.0, "cx": 127.5, "cy": 95.5, "width": 256, "height": 192}
+    pair = "arkit_lidar/promptda/image.jpg", "arkit_lidar/promptda/arkit_depth.png"
+    frame = write_own(tmp_path, *pair, camera, resize="nearest")
+    assert frame.rgb.shape == (1440, 1920, 3) and frame.valid_mask.all()
+    np.testing.assert_allclose(frame.intrinsics, [[1500, 0, 960], [0, 1500, 720], [0, 0, 1]])
+    stored = read_pixels(SAMPLES / "arkit_lidar/promptda/arkit_depth.png", "I;16")
+    np.testing.assert_allclose(frame.planar_depth_m[::15, ::15], stored[::2, ::2] / 1000, rtol=1e-6)
+    assert np.unique(frame.planar_depth_m).size == np.unique(stored).size
