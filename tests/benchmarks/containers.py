@@ -257,9 +257,8 @@ def open_records(path: Path) -> PlacedRecords:
 @cache
 def _places(path: Path) -> tuple[np.dtype, int, int, list[int]]:
     with h5py.File(path) as file:
-        (group,) = file.values()  # frames of one size
-        frame, masks = group["frame"], group["valid_mask"]
-        return frame.dtype, frame.id.get_offset(), masks.id.get_offset(), group["valid_mask_begin"][:].tolist()
+        frame, masks = file["frame"], file["valid_mask"]
+        return frame.dtype, frame.id.get_offset(), masks.id.get_offset(), file["valid_mask_begin"][:].tolist()
 
 
 # safetensors
