@@ -25,7 +25,7 @@
 3. Write frames.csv: columns rgb, depth (paths below the folder) and scene; fx, fy, cx, cy if they differ from row
    to row, and width, height of the image that they belong to if that is not the rgb; name if a frame is not to be
    called like its rgb without the suffix. Not needed where the files are called <scene>/rgb/<id>.* and
-   <scene>/depth/<id>.*.
+   <scene>/depth/<id>.*. For recordings of some apps and sensors `metricgold import-frames` writes both files.
 4. `metricgold inspect <name>`, look at the page, and put the name under `datasets` in params.yaml.
 
 Depth may be a 16-bit grey PNG or PGM, .npy, .npz (one array, or `array: its name` under depth), TIFF (float or 16-bit
