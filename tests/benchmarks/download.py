@@ -84,7 +84,7 @@ def rate(folder: Path) -> dict[str, float]:
         of_file = manifest_of(mirror, archives=[{"path": "blob.bin", "sha256": sha256}])
         of_zip = manifest_of(mirror, archives=[{"path": "scene.zip"}])
         file_s, zip_s, *clients_s, verified_s = least_seconds(
-            # Ours are deleted later, with the folder: what has reached the disk takes longer to delete than to rename.
+            # Ours are deleted later, with the folder: what has reached the disk takes long to delete.
             lambda: _download(of_file, next(outputs)),
             lambda: _download(of_zip, next(outputs)),
             *(partial(_copy, client, server.url, folder / "copy") for client in (curl, boto3, urllib)),
