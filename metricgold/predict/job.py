@@ -10,7 +10,7 @@ import numpy as np
 from metricgold.log_depth import LogDepth
 from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.outputs import DEFAULT
-from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_json, open_bucket
+from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_folder, digest_json, open_bucket
 
 if TYPE_CHECKING:
     from metricgold.model import Prediction
@@ -66,10 +66,16 @@ class BatchJob:
         return self.lease.fence(sink) if self.lease else sink
 
     def load_model(self) -> DepthModel:
-        """The pipeline in the folder `model`. Raises ValueError where it is not a complete checkpoint."""
+        """The pipeline in the folder `model`.
+
+        Raises ValueError where it is not a complete checkpoint, or not the one whose digest every row will name.
+        """
         from metricgold.model import load_pipeline
 
-        return load_pipeline(self.model, dtype=self.params.dtype, compile=self.params.compile)
+        pipe = load_pipeline(self.model, dtype=self.params.dtype, compile=self.params.compile)
+        if digest_folder(self.model) != self.model_sha256:  # after it: a model is replaced at any moment
+            raise ValueError(f"{self.model} was replaced while the job started; run it again")
+        return pipe
 
     def check_model(self, model: DepthModel) -> None:
         """Raise ValueError where the model cannot do what the params ask: every image would fail for that reason."""

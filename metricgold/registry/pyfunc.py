@@ -12,14 +12,26 @@ import numpy as np
 
 from metricgold.params import Params
 from metricgold.registry.mlflow_client import NAME, find_version, open_client
-from metricgold.storage import digest_folder, digest_json, read_json, read_yaml, remove, write_aside, write_json
+from metricgold.storage import (
+    digest_folder,
+    digest_json,
+    has_ended,
+    read_json,
+    read_yaml,
+    remove,
+    this_writer,
+    write_aside,
+    write_json,
+)
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.models.model import ModelInfo
 
 log = logging.getLogger(__name__)
 
 DIGEST = "digest.json"  # of the checkpoint, beside a copy of a version
+WRITER = "metricgold.writer"  # tag of a copy: the process that logged it
 PACKAGES = (  # that a logged model needs to run
     "torch",
     "diffusers",
@@ -59,8 +71,20 @@ def log_model(params: Params, model: Path) -> "ModelInfo":
             code_paths=[str(Path(__file__).parents[1])],  # the folder metricgold/, with the .pyi that faces read
             signature=ModelSignature(outputs=outputs, params=options),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+            tags={WRITER: this_writer()},
             metadata={"input": "uint8 [H, W, 3] or [N, H, W, 3]", "output": "planar depth in metres, float32"},
         )
+
+
+def clear_copies(client: "MlflowClient", experiment: str, run_id: str) -> None:
+    """Delete the copies that killed calls on this machine logged into a run of which there is no version yet."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for logged in client.search_logged_models([experiment], f"source_run_id = '{run_id}'"):
+        files = logged.artifact_location.rstrip("/")
+        if has_ended(logged.tags.get(WRITER, "")) and f"/{logged.model_id}/" in f"{files}/":
+            get_artifact_repository(files).delete_artifacts()
+            client.delete_logged_model(logged.model_id)
 
 
 def _load_pyfunc(path: str) -> "PyfuncModel":

@@ -20,8 +20,8 @@ from metricgold.registry.mlflow_client import (
     open_client,
     version_of_alias,
 )
-from metricgold.registry.pyfunc import log_model
-from metricgold.storage import digest_folder, digest_json, read_json, read_rows
+from metricgold.registry.pyfunc import clear_copies, log_model
+from metricgold.storage import digest_folder, digest_json, only_writer, read_json, read_rows
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,13 +46,17 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
     scores = read_json(metrics)
     if not isinstance(scores, dict) or not isinstance(scores.get("abs_rel"), float | int):
         raise ValueError(f"{metrics}: no number abs_rel in it, expected the figures of `metricgold evaluate`")
-    digest = digest_folder(model)
-    with open_client() as client:
-        same = client.search_model_versions(f"name = '{NAME}' and tags.model_digest = '{digest}'")
-        version = max(same, key=lambda version: int(version.version), default=None)
+    with only_writer(model, model.with_name(f".{model.name}.register.lock"), waits=True), open_client() as client:
+        digest = digest_folder(model)
+        version = first_version(client, digest)
         created = version is None
         if version is None:
-            version = create_version(client, params, model, scores, digest)
+            mine = create_version(client, params, model, scores, digest)
+            # Another machine may have done the same meanwhile; both see both now, and keep the first.
+            version = first_version(client, digest) or mine
+            created = version.version == mine.version
+            if not created:
+                client.delete_model_version(NAME, mine.version)
         elif version.tags.get("scores_digest") != digest_json(scores):
             _log_scores(client, version.run_id, scores)
             for key, value in score_tags(scores).items():
@@ -69,11 +73,18 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
     }
 
 
+def first_version(client: "MlflowClient", digest: str) -> "ModelVersion | None":
+    """The version of a checkpoint's bytes, the first of several; None without one."""
+    same = client.search_model_versions(f"name = '{NAME}' and tags.model_digest = '{digest}'")
+    return min(same, key=lambda version: int(version.version), default=None)
+
+
 def create_version(
     client: "MlflowClient", params: Params, model: Path, scores: dict[str, Any], digest: str
 ) -> "ModelVersion":
     """Log params, scores, curve and files into one run, that of the training if it was tracked; register its model."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     tags = {**lineage_tags(params, model), **score_tags(scores), "model_digest": digest}
     experiment = mlflow.set_experiment(NAME).experiment_id
@@ -81,6 +92,7 @@ def create_version(
     runs = client.search_runs([experiment], f"tags.model_digest = '{digest}'", max_results=1)
     with mlflow.start_run(runs[0].info.run_id if runs else None, tags=tags) as run:
         run_id = run.info.run_id
+        clear_copies(client, experiment, run_id)
         log_params(client, run_id, flat(params.model_dump(mode="json")))
         _log_scores(client, run_id, scores)
         if "train/loss" not in client.get_run(run_id).data.metrics:  # trained elsewhere, or while MLflow was away
@@ -91,8 +103,11 @@ def create_version(
         for file in filter(Path.is_file, (Path("dvc.lock"), Path("params.yaml"))):
             mlflow.log_artifact(str(file))
         logged = log_model(params, model)
-    if not client.search_registered_models(f"name = '{NAME}'"):
+    try:
         client.create_registered_model(NAME, description="Depth in metres from one image.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
     # Tags go in with the version: a kill in between leaves a run behind, never a version without its digest.
     return client.create_model_version(NAME, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id)
 

@@ -7,6 +7,7 @@ from .files import (
     digest_file as digest_file,
     digest_folder as digest_folder,
     digest_json as digest_json,
+    has_ended as has_ended,
     machine as machine,
     make_folder as make_folder,
     new_hash as new_hash,
@@ -22,6 +23,7 @@ from .files import (
     sync as sync,
     sync_disk as sync_disk,
     sync_tree as sync_tree,
+    this_writer as this_writer,
     write_aside as write_aside,
     write_json as write_json,
 )

@@ -23,7 +23,7 @@ from typing import Any
 BLOCK_BYTES = 1 << 20
 SYNCS_AT_ONCE = 16
 LEFT_S = 86_400.0  # a temporary file of another machine is treated as abandoned after this age
-_ASIDE = re.compile(r"\..+\.(?P<pid>\d+)-(?P<tag>[0-9a-f]{8})\.(part|old)", re.DOTALL)
+_ASIDE = re.compile(r"\..+\.(?P<writer>\d+-[0-9a-f]{8})\.(part|old)", re.DOTALL)
 _AT_WORKING_FOLDER, _EXCHANGE = -100, 2  # of Linux's renameat2
 
 
@@ -43,7 +43,7 @@ def write_aside(path: Path, *, durable: bool = True, marks: Iterable[str] = ()) 
     if marks:
         clear_left(path)
         require_ours(path, marks)
-    aside = path.with_name(f".{_short(path.name)}.{os.getpid()}-{_machine_tag()}.part")
+    aside = path.with_name(f".{_short(path.name)}.{this_writer()}.part")
     remove(aside)
     try:
         yield aside
@@ -188,13 +188,21 @@ def _is_left(path: Path) -> bool:
     That is a process of this machine that has ended; of another one, which may be at work on a shared disk, what is
     LEFT_S old.
     """
+    writer = _ASIDE.fullmatch(path.name)
+    return bool(writer) and (has_ended(writer["writer"]) or time.time() - path.lstat().st_mtime > LEFT_S)
+
+
+def this_writer() -> str:
+    """This process, for what it leaves if it is killed: see has_ended."""
+    return f"{os.getpid()}-{_machine_tag()}"
+
+
+def has_ended(writer: str) -> bool:
+    """Whether a writer was a process of this machine that has ended."""
     import psutil
 
-    if not (writer := _ASIDE.fullmatch(path.name)):
-        return False
-    if writer["tag"] == _machine_tag() and not psutil.pid_exists(int(writer["pid"])):
-        return True
-    return time.time() - path.lstat().st_mtime > LEFT_S
+    pid, _, tag = writer.partition("-")
+    return tag == _machine_tag() and not psutil.pid_exists(int(pid))
 
 
 @cache
@@ -322,19 +330,19 @@ def _raise(error: OSError) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
+def only_writer(folder: Path, lock_path: Path | None = None, *, waits: bool = False) -> Iterator[None]:
     """Hold the lock of an output folder, so that no second process writes into it.
 
     The lock file is stored beside the folder if no other path is given; the kernel frees it even after kill -9. What
     killed writers of the folder left beside it is cleared.
-    Raises BlockingIOError naming the folder when another process holds it.
+    Raises BlockingIOError naming the folder when another process holds it, unless it `waits` for that one.
     """
     from filelock import FileLock, Timeout
 
     folder = Path(folder)
     lock_path = lock_path or folder.with_name(f".{folder.name}.lock")
     lock_path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path, timeout=0)
+    lock = FileLock(lock_path, timeout=-1 if waits else 0)
     try:
         lock.acquire()
     except Timeout as error:

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
 from metricgold.predict.stage import over_budget, predict_all
 from metricgold.storage.buckets import Folder, StoredObject, StoreLost, open_bucket
+from metricgold.storage.files import digest_folder
 from metricgold.storage.output_lock import LEASE, LOCK
 from tests.support import SHARED
 from tests.support.pipes import FakePipe
@@ -1122,3 +1124,12 @@ def test_the_real_pipeline(tiny_model, tiny, tmp_path):
     assert float(attributes["near_m"]) <= depth_m.min() <= depth_m.max() <= float(attributes["far_m"])
     again = predict_all(tiny.predict, tiny_model, str(source), str(tmp_path / "out"), model_name="tiny")
     assert again["images_kept"] == 4
+
+
+def test_a_model_replaced_while_the_job_starts_is_not_named_by_another_s_digest(tiny_model, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    job = BatchJob(Predict(), "in", "out", model, "model", digest_folder(model), (), ())
+    assert job.load_model()
+    (model / "lineage.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"{model} was replaced while the job started; run it again"):
+        job.load_model()

@@ -1,6 +1,9 @@
 """The registry against a real MLflow on SQLite: versions, gate and aliases."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from metricgold.cli import main
 from metricgold.registry.pyfunc import fetch_model
 from metricgold.registry.versions import promote, register, rollback
 from tests.registry.project import GATE, PARAMS, change_model, mlflow_client, register_scores
+from tests.support import ROOT
 
 
 def test_first_use_by_two_processes_at_once(first_use):
@@ -44,6 +48,88 @@ def test_same_bytes_give_the_same_version_with_the_newest_scores(project):
     assert mlflow_client().get_run(first["run_id"]).data.metrics["abs_rel"] == 0.15
     change_model()
     assert register_scores()["version"] != first["version"]
+
+
+def versions():
+    return mlflow_client().search_model_versions("name = 'metricgold'")
+
+
+def candidate():
+    return mlflow_client().get_model_version_by_alias("metricgold", "candidate").version
+
+
+def copies():
+    """Folders of models in MLflow's store."""
+    return sorted(path.name for path in Path("mlruns").glob("*/models/m-*") if any(path.rglob("*.safetensors")))
+
+
+REGISTER = "from tests.registry.project import register_scores; import json; print(json.dumps(register_scores()))"
+KILLED = """
+import os, signal, sys
+from mlflow import MlflowClient
+import mlflow.pyfunc
+from tests.registry.project import register_scores
+
+def killed(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+name, before = sys.argv[1], sys.argv[2] == "before"
+owner = mlflow.pyfunc if name == "log_model" else MlflowClient
+call = getattr(owner, name)
+setattr(owner, name, killed if before else lambda *args, **options: (call(*args, **options), killed()))
+register_scores()
+"""
+
+
+def child(code, *words, cwd=None):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{Path.cwd() / 'mlflow.db'}"}
+    return subprocess.Popen([sys.executable, "-c", code, *words], env=env, cwd=cwd, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_three_at_once_make_one_version(project, tmp_path_factory, elsewhere):
+    """Of one folder, or of equal ones as on several machines, which share no lock."""
+    folders = [project] * 3
+    if elsewhere:
+        folders = [tmp_path_factory.mktemp("other") / "project" for _ in range(3)]
+        for folder in folders:
+            shutil.copytree(project / "models", folder / "models")
+    children = [child(REGISTER, cwd=folder) for folder in folders]
+    said = [json.loads(one.communicate()[0].splitlines()[-1]) for one in children]
+    assert [one.returncode for one in children] == [0, 0, 0]
+    (version,) = versions()
+    assert {one["version"] for one in said} == {str(version.version)} and sum(one["created"] for one in said) == 1
+    assert version.tags["model_digest"] == said[0]["model_digest"] and candidate() == version.version
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("create_run", "after"),
+        ("log_batch", "after"),
+        ("log_model", "before"),
+        ("finalize_logged_model", "before"),
+        ("log_model", "after"),
+        ("create_registered_model", "after"),
+        ("create_model_version", "before"),
+        ("create_model_version", "after"),
+        ("set_registered_model_alias", "before"),
+    ],
+    ids="-".join,
+)
+def test_killed_anywhere_the_next_call_makes_one_version(project, call):
+    killed = child(KILLED, *call)
+    killed.communicate()
+    assert killed.returncode == -9
+    answer = register_scores()
+    (version,) = versions()
+    assert str(version.version) == answer["version"] and candidate() == version.version
+    assert len(copies()) == 1
+    folder, _ = fetch_model("models:/metricgold@candidate")
+    assert (folder / "model_index.json").is_file()
+    assert not list(project.glob(".*.part"))
 
 
 @pytest.mark.parametrize(
