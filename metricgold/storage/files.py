@@ -189,7 +189,7 @@ def _is_left(path: Path) -> bool:
     LEFT_S old.
     """
     writer = _ASIDE.fullmatch(path.name)
-    return bool(writer) and (has_ended(writer["writer"]) or time.time() - path.lstat().st_mtime > LEFT_S)
+    return writer is not None and (has_ended(writer["writer"]) or time.time() - path.lstat().st_mtime > LEFT_S)
 
 
 def this_writer() -> str:
