@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from metricgold.storage import buckets
@@ -32,10 +33,15 @@ class PowerCut:
                 self.bytes_on_disk.add(state(path))
 
         def watched_sync_disk(folder):
+            present = [Path(folder), *Path(folder).rglob("*")]  # what comes during the sync may not be on the disk
+            states = []
+            for path in present:
+                with suppress(FileNotFoundError):  # written aside, and renamed by another thread meanwhile
+                    states.append((path, state(path)))
             sync_disk(folder)
-            for path in [Path(folder), *Path(folder).rglob("*")]:
-                self.names_on_disk.add((path.parent, path.name, path.stat().st_ino))
-                self.bytes_on_disk.add(state(path))
+            for path, (inode, *rest) in states:
+                self.names_on_disk.add((path.parent, path.name, inode))
+                self.bytes_on_disk.add((inode, *rest))
 
         monkeypatch.setattr(os, "fsync", watched_fsync)
         monkeypatch.setattr(buckets, "sync_disk", watched_sync_disk)
