@@ -9,11 +9,12 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from threading import Lock
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -44,6 +45,9 @@ class FetchedImage:
     data: bytes
     decoding_bytes: int  # that decoding will take, by the size in the file's head
     seconds: float
+
+
+Fetching = Future[FetchedImage | ReceiptRow]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,30 +114,52 @@ def read_ahead(
     Fewer if they are large: HELD_BYTES bounds the files, and what decoding takes by the sizes in their heads. One image
     that is larger goes alone.
     """
-    most, coming = job.images_at_once + job.params.num_threads, iter(entries)
-    fetching: deque[tuple[int, Future[FetchedImage | ReceiptRow]]] = deque()  # with the bytes of the file
+    most, coming, lock = job.images_at_once + job.params.num_threads, iter(entries), Lock()
+    fetching: deque[Fetching] = deque()
     decoding: deque[tuple[int, Future[ReadImage | ReceiptRow]]] = deque()  # with the bytes that it takes
 
-    def start_decoding(*, wait: bool) -> None:
-        while fetching and (fetching[0][1].done() or (wait and not decoding)):
-            fetched = fetching[0][1].result()
-            size = fetched.decoding_bytes if isinstance(fetched, FetchedImage) else 0
-            if decoding and sum(size for size, _ in decoding) + size > HELD_BYTES:
-                return
-            fetching.popleft()
-            decoding.append((size, pool.submit(decode_image, job, fetched)))
+    def start_decoding() -> None:
+        with lock:
+            while fetching and fetching[0].done() and not fetching[0].cancelled():
+                size = decoding_bytes(fetching[0])
+                if decoding and sum(size for size, _ in decoding) + size > HELD_BYTES:
+                    return
+                decoding.append((size, pool.submit(decode_image, job, fetching[0])))
+                fetching.popleft()
 
+    def fetched(file: Fetching) -> None:
+        """In the thread that has fetched it: so images are decoded beside the model too."""
+        if not file.cancelled():  # by a pool that is shutting down, which holds the lock of `submit`
+            with suppress(RuntimeError):  # of a pool that has been shut down
+                start_decoding()
+
+    held: deque[int] = deque()  # bytes of the files that are not yielded yet
     while True:
-        while len(fetching) + len(decoding) < most and sum(size for size, _ in fetching) <= HELD_BYTES:
-            if (entry := next(coming, None)) is None:
-                break
-            fetching.append((entry.bytes, pool.submit(fetch_image, job, source, entry)))
-        start_decoding(wait=True)
-        if not decoding:
+        while len(held) < most and sum(held) <= HELD_BYTES and (entry := next(coming, None)) is not None:
+            held.append(entry.bytes)
+            file = pool.submit(fetch_image, job, source, entry)
+            with lock:
+                fetching.append(file)
+            file.add_done_callback(fetched)
+        if not held:
             return
-        image = decoding.popleft()[1].result()
-        start_decoding(wait=False)  # beside the model, which takes this image
+        with lock:
+            first = None if decoding else fetching[0]
+        if first is not None:
+            wait([first])
+            start_decoding()
+        image = decoding[0][1].result()
+        with lock:
+            decoding.popleft()
+        held.popleft()
+        start_decoding()
         yield image
+
+
+def decoding_bytes(file: Fetching) -> int:
+    """What decoding a file that was fetched will take."""
+    fetched = None if file.exception() else file.result()
+    return fetched.decoding_bytes if isinstance(fetched, FetchedImage) else 0
 
 
 def fetch_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -> FetchedImage | ReceiptRow:
@@ -150,8 +176,9 @@ def fetch_image(job: BatchJob, source: Folder | S3Prefix, entry: StoredObject) -
     return or_its_row(job, entry, started, fetch)
 
 
-def decode_image(job: BatchJob, fetched: FetchedImage | ReceiptRow) -> ReadImage | ReceiptRow:
-    """The photograph in a file, or the row of one that has none."""
+def decode_image(job: BatchJob, file: Fetching) -> ReadImage | ReceiptRow:
+    """The photograph in a file that was fetched, or the row of one that has none."""
+    fetched = file.result()
     if not isinstance(fetched, FetchedImage):
         return fetched
     entry, started = fetched.entry, time.perf_counter() - fetched.seconds
