@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from threading import Event
 from urllib.parse import unquote
 
 import numpy as np
@@ -488,6 +489,29 @@ def test_images_that_unpack_to_much_are_not_decoded_in_numbers(tmp_path, monkeyp
             time.sleep(0.01)  # while the model works, all that may be decoded is
             held[0] -= n != 5
     assert (n, max(most)) == (11, 3)  # two, beside the one in use
+
+
+def test_images_are_decoded_while_the_model_works(tmp_path, monkeypatch):
+    source, decoded, arrived = fill(tmp_path / "in", 6), [], Event()
+
+    def read(self, key, *args, **options):
+        if key != "0.png":
+            assert arrived.wait(30)
+        return (source / key).read_bytes()
+
+    def counting(job, data, key):
+        decoded.append(key)
+        return read_job_photo(job, data, key)
+
+    monkeypatch.setattr(Folder, "read", read)
+    monkeypatch.setattr(entries_module, "read_job_photo", counting)
+    job = BatchJob(PARAMS.model_copy(update={"num_threads": 6}), str(source), "out", tmp_path, "m", "")
+    with ThreadPoolExecutor(6) as pool:
+        images = read_ahead(pool, job, Folder(source), Folder(source).entries())
+        first = next(images).entry.key  # with which the model is at work from here on
+        arrived.set()
+        wait_until(lambda: len(decoded) == 6, within_s=30)
+        assert [first, *(image.entry.key for image in images)] == sorted(decoded)
 
 
 def test_large_images_share_no_batch(monkeypatch):
