@@ -2,7 +2,6 @@ import errno
 import json
 import multiprocessing
 import os
-import pickle
 import textwrap
 import time
 import tracemalloc
@@ -31,6 +30,7 @@ from metricgold.shards import (
     write_shard,
 )
 from metricgold.storage.files import digest_folder, read_json, write_json
+from tests.support.workers import sent
 
 COMMON = {"vae": "abc", "log_depth": {"near_m": 0.5, "far_m": 80.0}}
 
@@ -281,7 +281,7 @@ def test_workers_get_handles_of_their_own(tmp_path):
     expected = _names(cache)  # handles are open here
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(_names, [cache, cache]) == [expected, expected]
-    assert _names(pickle.loads(pickle.dumps(cache))) == expected
+    assert _names(sent(cache)) == expected
 
 
 def test_few_shards_are_open_at_once_and_all_are_read(tmp_path, monkeypatch):

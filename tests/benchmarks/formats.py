@@ -7,7 +7,6 @@ dependencies of the project: install them beside it, or their rows are left out.
 import json
 import multiprocessing
 import os
-import pickle
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+
+from tests.support.workers import sent
 
 from . import least_seconds
 from .containers import CONTAINERS, RECORD, Container, Sample, make_shards, open_zarr
@@ -69,10 +70,10 @@ def measure(folder: Path, containers: Sequence[Container]) -> list[dict[str, str
         check(written, shards)
     order = np.random.default_rng(1).permutation(NUM_SHARDS * SAMPLES_PER_SHARD)
     rows = [divmod(int(i), SAMPLES_PER_SHARD) for i in order]
-    read_s, latent_s, forked, pickled = _measure_open(places, rows[:NUM_READS], shards[0])
+    read_s, latent_s, forked, spawned = _measure_open(places, rows[:NUM_READS], shards[0])
     first_s = least_seconds(*(partial(_open_and_read, written) for written in places), rounds=ROUNDS)
     cold_s = _cold_seconds(places, rows[-NUM_COLD_READS:])
-    columns = zip(places, write_s, read_s, latent_s, first_s, cold_s, forked, pickled, strict=True)
+    columns = zip(places, write_s, read_s, latent_s, first_s, cold_s, forked, spawned, strict=True)
     return [
         {
             "container": written.container.name,
@@ -107,7 +108,7 @@ def _measure_open(
     read_s = least_seconds(*(partial(_read, readers, rows) for readers in opened), rounds=ROUNDS)
     latent_s = least_seconds(*(partial(_read, readers, rows, pixels=False) for readers in opened), rounds=ROUNDS)
     forked = [after_fork(readers[0], samples) for readers in opened]
-    return read_s, latent_s, forked, [_pickled(readers[0]) for readers in opened]
+    return read_s, latent_s, forked, [_sent(readers[0]) for readers in opened]
 
 
 def _read(readers: Sequence[Callable[..., Sample]], places: Iterable[tuple[int, int]], **options: bool) -> None:
@@ -178,13 +179,13 @@ def _all_right(reader: Callable[..., Sample], samples: Sequence[Sample]) -> bool
     return all(_same(reader(row), sample) for row, sample in enumerate(samples))
 
 
-def _pickled(reader: Callable[..., Sample]) -> str:
+def _sent(reader: Callable[..., Sample]) -> str:
     """Whether an open shard can be sent to a spawned process; else that one must open it anew."""
     try:
-        sent = pickle.loads(pickle.dumps(reader))
+        copy = sent(reader)
     except TypeError:
         return "opened anew"
-    return "right" if _same(sent(0), reader(0)) else "WRONG"
+    return "right" if _same(copy(0), reader(0)) else "WRONG"
 
 
 # The index of many samples

@@ -2,7 +2,6 @@
 
 import gzip
 import os
-import pickle
 import socketserver
 import threading
 import time
@@ -26,6 +25,7 @@ from metricgold.download.transport import (
 )
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401 - fixtures
 from tests.support.server import FaultServer
+from tests.support.workers import sent
 
 TRUTH = bytes(range(256)) * 12_000  # 3 MB
 
@@ -110,7 +110,7 @@ def test_faults(folder, fault, kind, message):
         assert type(caught.value) is kind
         assert "secret" not in str(caught.value)
         assert caught.value.wait_s == (0.0 if fault in ("503", "429") else None)
-        copy = pickle.loads(pickle.dumps(caught.value))
+        copy = sent(caught.value)
         assert (type(copy), str(copy), copy.wait_s) == (kind, str(caught.value), caught.value.wait_s)
 
 

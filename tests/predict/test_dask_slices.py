@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import pickle
 import random
 import signal
 import threading
@@ -28,6 +27,7 @@ from metricgold.storage.buckets import StoredObject, open_bucket
 from metricgold.storage.output_lock import LEASE, Holder, OutputLost, hold_output
 from tests.support.pipes import NotingPipe, PlainPipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
+from tests.support.workers import sent
 
 distributed = pytest.importorskip("distributed")
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, batch_size=8, num_threads=2, gallery=5)
@@ -324,7 +324,7 @@ def test_a_worker_whose_job_lost_the_output_writes_nothing_more(tmp_path):
     job = BatchJob(PARAMS, str(source), str(out), Path("none"), "plain", "")
     first, second = source.entries()
     with hold_output(out, 60) as lease:
-        carried = pickle.loads(pickle.dumps(replace(job, lease=lease).elsewhere()))
+        carried = sent(replace(job, lease=lease).elsewhere())
         (row,), _, _ = slices.predict_slice(carried, [first], frozenset(), PlainPipe())
         assert row["status"] == "done"
         out.write(LEASE, Holder.of_this_process(60).model_dump_json().encode())  # the job has died, another one began

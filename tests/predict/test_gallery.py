@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -29,6 +28,7 @@ from metricgold.predict.gallery import (
     sample_keys,
 )
 from tests.support.browser import NAMES, Browser, find_browser
+from tests.support.workers import sent
 
 SURROGATES = st.text(st.characters(), max_size=30)
 THUMBNAIL = Thumbnail(1, 1, b"photograph", b"depth", (1.0, 2.0), 1, 1, 1.0, 1.0, b"\1\0")
@@ -109,7 +109,7 @@ def test_the_pictures_of_a_thumbnail_are_small_and_of_the_image_s_shape():
         with Image.open(io.BytesIO(picture)) as image:
             assert (image.format, image.size) == ("JPEG", (320, 240))
     assert len(thumbnail.photograph) + len(thumbnail.depth) <= 13_000
-    assert pickle.loads(pickle.dumps(thumbnail)) == thumbnail == make_thumbnail(rgb, depth_m)
+    assert sent(thumbnail) == thumbnail == make_thumbnail(rgb, depth_m)
 
 
 def test_the_photograph_of_a_thumbnail_is_the_photograph():

@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
 import signal
 import subprocess
@@ -45,6 +44,7 @@ from tests.support import SHARED
 from tests.support.pipes import FakePipe
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 from tests.support.waiting import wait_until
+from tests.support.workers import sent
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, batch_size=6, num_threads=2, gallery=0)
@@ -554,9 +554,9 @@ def test_entries_are_taken_only_as_fast_as_they_are_done(tmp_path):
 def test_a_job_travels(tmp_path):
     source = fill(tmp_path / "in", 3)
     job = BatchJob(PARAMS, str(source), str(tmp_path / "out"), tmp_path, "m", "", exclude=("1.*",))
-    copy = pickle.loads(pickle.dumps(job))
+    copy = sent(job)
     assert copy == job and copy.identity == job.identity
-    entries = pickle.loads(pickle.dumps(list(copy.open_source().entries())))
+    entries = sent(list(copy.open_source().entries()))
     rows = list(predict_entries(copy, entries, pipe=FakePipe()))
     assert sorted(row["output"] for row in rows) == ["0.png.depth.png", "2.png.depth.png"]
 

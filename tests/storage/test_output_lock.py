@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from tests.support import server
 from tests.support.s3 import s3_bucket, s3_environment  # noqa: F401
 from tests.support.server import FaultServer
 from tests.support.waiting import wait_until
+from tests.support.workers import sent
 
 HOLDER = """
 import sys, time
@@ -220,7 +220,7 @@ def test_a_write_that_freezes_on_its_way_to_the_store_does_not_arrive(sink):
 
 def test_a_worker_looks_whether_its_job_still_has_the_output(output):
     with hold_output(output, 60) as held:
-        worker = pickle.loads(pickle.dumps(held.me)).fence(output)
+        worker = sent(held.me).fence(output)
         worker.write("a", b"1")
     time.sleep(output_lock.LOOK_S)
     with pytest.raises(OutputLost, match="was given to another job"):
