@@ -270,7 +270,7 @@ def is_whole(cache: Path, record: dict[str, Any]) -> bool:
     try:
         paths = paths_below(cache, (shard["file"] for shard in record["shards"]))
         return all(digest_file(path) == shard["sha256"] for path, shard in zip(paths, record["shards"], strict=True))
-    except (OSError, ValueError, KeyError, TypeError):  # of a record that nobody here wrote
+    except (OSError, ValueError, KeyError, TypeError):  # of a record that was not written here
         return False
 
 

@@ -70,7 +70,7 @@ class Frame:
 def fit_frame(frame: Frame, grid: NetworkGrid) -> Frame:
     """A frame in the pixels in which the network sees it; intrinsics go along, depth stays in metres.
 
-    Colours are averaged, depth and mask are those of the nearest pixel. In the grid's padding they go on as at the
+    Colours are averaged, depth and mask are those of the nearest pixel. In the grid's padding they continue as at the
     frame's edge, the mask too: what is learnt there is that copies of an edge are as far away as the edge.
     """
     return replace(

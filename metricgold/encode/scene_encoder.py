@@ -135,7 +135,7 @@ class SceneEncoder:
     def clear(self) -> None:
         """Remove the index, what killed runs left and all files of another identity.
 
-        ValueError where the folder is no cache's.
+        ValueError where the folder is not a cache.
         """
         present = cache_files(self.out)
         remove(self.out / INDEX)

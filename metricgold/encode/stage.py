@@ -41,7 +41,7 @@ def encode(
     executor  encodes scenes in other processes, which see the same folders
 
     A frame that cannot be read or has too few valid latents is dropped and counted by reason. Raises ValueError when
-    the size or the dtype does not suit the VAE, a camera of own data cannot be right, `out` holds what is no latent
+    the size or the dtype does not suit the VAE, a camera of own data cannot be right, `out` holds what is not a latent
     cache, or no frame is left, BlockingIOError when another run writes to `out`, and OSError when the disk is full. The
     next run resumes.
     """

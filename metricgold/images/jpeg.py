@@ -1,6 +1,6 @@
 """JPEG, decoded strictly: lost data are an error, while bytes that belong to no pixel are passed over.
 
-libjpeg fills what is missing with grey, goes on behind damage with wrong pixels, and only warns. Pillow drops the
+libjpeg fills what is missing with grey, continues behind damage with wrong pixels, and only warns. Pillow drops the
 warning; simplejpeg, the same decoder, raises it.
 """
 

@@ -106,7 +106,7 @@ class NetworkGrid:
         return np.pad(np.asarray(seen), padding, mode="edge")
 
     def sample(self, pixels: np.ndarray) -> np.ndarray:
-        """A map of the image [H, W] in the grid, each pixel the nearest one: a mean of two depths is no surface."""
+        """A map of the image [H, W] in the grid, each pixel the nearest one: a mean of two depths is not a surface."""
         if self._is_the_image:
             return pixels
         rows = self._nearest(self.height, self.top, self.image_height)
@@ -121,7 +121,7 @@ class NetworkGrid:
         if self._is_the_image:
             return maps
         (first, last), (begin, end) = self._rows, self._columns
-        # Beyond its last pixels the map goes on as it ends; two more are enough for any part of one.
+        # Beyond its last pixels the map continues as it ends; two more are enough for any part of one.
         inner = functional.pad(maps[None, :, first:last, begin:end], (0, 2, 0, 2), mode="replicate")
         grown = functional.interpolate(inner, scale_factor=1 / self.scale, mode="bilinear", align_corners=False)
         return grown[0, :, : self.image_height, : self.image_width]

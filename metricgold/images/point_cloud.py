@@ -19,7 +19,7 @@ def write_ply(
     """Write points_m [N, 3], metres in the camera's axes, and colours rgb uint8 [N, 3] to target as a binary PLY.
 
     x is right, y down, z forward; comments in the head say so, and hold the attributes as JSON strings. A long one
-    goes on in further comments of its name, because MeshLab refuses lines above 500 bytes and Open3D ends its process
+    continues in further comments of its name, because MeshLab refuses lines above 500 bytes and Open3D ends its process
     at one above 1,000. Points that are not finite are left out. Raises ValueError for points and colours of other
     shapes.
     """

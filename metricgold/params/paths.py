@@ -23,7 +23,7 @@ def require_dataset_name(name: str) -> str:
 class Folders:
     """The files and folders of the project at `root`, the working folder if not given.
 
-    Those of one data set raise ValueError for what is no data set's name.
+    Those of one data set raise ValueError for what cannot name a data set.
     """
 
     root: Path = Path()

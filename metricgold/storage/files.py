@@ -239,7 +239,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes | str, name: object) -> Any:
-    """The value of JSON from elsewhere; ValueError with its name where it is none, or nested a thousand levels deep."""
+    """The value of JSON from elsewhere. ValueError naming it where it is not JSON or is nested too deep."""
     try:
         return json.loads(data)
     except ValueError as error:  # also of bytes that are not UTF-8, and of numbers with thousands of digits

@@ -157,7 +157,7 @@ class HeldLease(NamedTuple):
 
 
 def read_lease(sink: Folder | S3Prefix) -> HeldLease | None:
-    """The lease of an output, None where there is none yet. ValueError naming the key where it is none of ours."""
+    """The lease of an output, None where there is none yet. ValueError naming the key where the file is not ours."""
     try:
         data, tag, age_s = sink.read_tagged(LEASE, MAX_BYTES)
         return HeldLease(Holder.model_validate_json(data), tag, age_s)

@@ -127,7 +127,9 @@ def _check_answer(model: Any, parsed: dict[str, Any], **_: Any) -> None:
     if missing:
         if "Body" in parsed:
             parsed["Body"].close()
-        raise ResponseParserError(f"what answers is no S3 store, or not all of its answer: no {missing[0]}")
+        raise ResponseParserError(
+            f"what answers is not an S3 store, or its answer is not complete: {missing[0]} is missing"
+        )
 
 
 def parse_time(text: str) -> datetime:

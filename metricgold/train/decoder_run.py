@@ -91,7 +91,7 @@ class DecoderRun(ResumableRun[Crops]):
         """Log depth and valid mask [h, w] of a random crop of the frame that was drawn."""
         frame = self.readable_frame(draw)
         grid = self.size.grid(*frame.valid_mask.shape)
-        # A strip that is smaller than the crop goes on as at its edge.
+        # A strip that is smaller than the crop continues as at its edge.
         room = (max(0, side - part) + 1 for side, part in zip(grid.size, self.crop, strict=True))
         window = grid.window(*(int(rng.integers(places)) for places in room), *self.crop)
         depth_m, valid = window.sample(frame.planar_depth_m), window.sample(frame.valid_mask)

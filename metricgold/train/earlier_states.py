@@ -56,9 +56,9 @@ def _move_aside(state: Path, kept: Path) -> None:
         remove(kept)
         state.rename(kept)
         os.utime(kept)
-        log.warning("a run with other params or data is moved to %s; with those it goes on from there", kept)
+        log.warning("a run with other params or data is moved to %s; with those it resumes", kept)
     else:
-        remove(state)  # nothing to go on from
+        remove(state)  # nothing to resume from
 
 
 def _keep_newest(earlier: Path) -> None:
