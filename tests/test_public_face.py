@@ -19,7 +19,7 @@ FACE = {
     "open_dataset": "metricgold.datasets.readers",
     "LogDepth": "metricgold.log_depth",
     "LatentCache": "metricgold.shards",
-    "depth_metrics": "metricgold.metrics",
+    "depth_metrics": "metricgold.metrics.figures",
     "read_depth": "metricgold.images.depth_files",
     "DepthFile": "metricgold.images.depth_files",
     "read_rgb": "metricgold.images.photo",
