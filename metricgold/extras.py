@@ -13,6 +13,7 @@ EXTRA_OF = {
     "prefect": "pipeline",
     "dvc": "pipeline",
     "py7zr": "pipeline",
+    "pyarrow": "benchmark",
     "OpenEXR": "exr",
     "bitsandbytes": "adam8bit",
 }

@@ -1,4 +1,6 @@
 from .depth_ranges import range_edges_m as range_edges_m
+from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method as Method
+from .rows import Rows as Rows, read_rows_files as read_rows_files, write_rows_file as write_rows_file
 from .stage import evaluate as evaluate
 from .vae_floor import (
     Encoding as Encoding,
