@@ -1,6 +1,7 @@
 """The form in which the images of every data set leave their reader."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +17,8 @@ class Frame:
     valid_mask      bool    [H, W]
     intrinsics      float64 [3, 3], pixels of this rgb, pixel centres at +0.5
     scene, name     the scene it belongs to; its own name, unique within the data set
+    layers          what a benchmark tells of the image besides, by name, each [H, W]: bool or integers for masks and
+                    ids of instances, float32 for another map of depth in metres, finite and 0 where it has none
 
     Raises ValueError naming the frame and what is wrong with it.
     """
@@ -26,6 +29,7 @@ class Frame:
     intrinsics: np.ndarray
     scene: str
     name: str
+    layers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         size = self.rgb.shape[:2]
@@ -38,6 +42,14 @@ class Frame:
             raise ValueError(f"frame {self.name}: valid depth must be finite and > 0 m")
         if not np.isfinite(self.planar_depth_m).all() or self.planar_depth_m[~self.valid_mask].any():
             raise ValueError(f"frame {self.name}: invalid depth must be stored as 0")
+        for name, layer in self.layers.items():
+            if layer.shape != size or (layer.dtype.kind not in "biu" and layer.dtype != np.float32):
+                raise ValueError(
+                    f"frame {self.name}: layer {name} must be bool, integers or float32 {list(size)}, "
+                    f"got {layer.dtype} {list(layer.shape)}"
+                )
+            if layer.dtype == np.float32 and not (np.isfinite(layer).all() and (layer >= 0).all()):
+                raise ValueError(f"frame {self.name}: depth of layer {name} must be finite and > 0 m, or 0 for none")
 
     @classmethod
     def from_arrays(
@@ -48,15 +60,17 @@ class Frame:
         intrinsics: np.ndarray,
         scene: str,
         name: str,
+        layers: Mapping[str, np.ndarray] | None = None,
     ) -> "Frame":
         """Build a frame from raw arrays of the shapes above, of any number type where that loses nothing.
 
-        Depth in metres that is not finite or not positive becomes invalid, and invalid depth 0. Raises as the class.
+        Depth in metres that is not finite or not positive becomes invalid, and invalid depth 0; so does that of
+        layers of floating point numbers. Raises as the class.
         """
-        depth_m = np.asarray(planar_depth_m, dtype=np.float32)
-        valid_mask = np.asarray(valid_mask, dtype=bool) & np.isfinite(depth_m) & (depth_m > 0)
-        depth_m = np.where(valid_mask, depth_m, np.float32(0))
-        return cls(np.asarray(rgb), depth_m, valid_mask, np.asarray(intrinsics, np.float64), scene, name)
+        depth_m = np.where(np.asarray(valid_mask, dtype=bool), _depth_or_0(planar_depth_m), np.float32(0))
+        arrays = {key: np.asarray(layer) for key, layer in (layers or {}).items()}
+        layers = {key: _depth_or_0(array) if array.dtype.kind == "f" else array for key, array in arrays.items()}
+        return cls(np.asarray(rgb), depth_m, depth_m > 0, np.asarray(intrinsics, np.float64), scene, name, layers)
 
     def _expect(self, field: str, dtype: type, shape: tuple[int, ...]) -> None:
         array = getattr(self, field)
@@ -67,11 +81,17 @@ class Frame:
             )
 
 
+def _depth_or_0(depth_m: np.ndarray) -> np.ndarray:
+    """float32, and 0 for what is no depth."""
+    depth_m = np.asarray(depth_m, dtype=np.float32)
+    return np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.float32(0))
+
+
 def fit_frame(frame: Frame, grid: NetworkGrid) -> Frame:
     """A frame in the pixels in which the network sees it; intrinsics go along, depth stays in metres.
 
-    Colours are averaged, depth and mask are those of the nearest pixel. In the grid's padding they continue as at the
-    frame's edge, the mask too: what is learnt there is that copies of an edge are as far away as the edge.
+    Colours are averaged; depth, mask and layers are those of the nearest pixel. In the grid's padding they continue as
+    at the frame's edge, the mask too: what is learnt there is that copies of an edge are as far away as the edge.
     """
     return replace(
         frame,
@@ -79,6 +99,7 @@ def fit_frame(frame: Frame, grid: NetworkGrid) -> Frame:
         planar_depth_m=grid.sample(frame.planar_depth_m),
         valid_mask=grid.sample(frame.valid_mask),
         intrinsics=grid.intrinsics(frame.intrinsics),
+        layers={name: grid.sample(layer) for name, layer in frame.layers.items()},
     )
 
 
@@ -90,4 +111,5 @@ def mirror_frame(frame: Frame) -> Frame:
         planar_depth_m=np.ascontiguousarray(frame.planar_depth_m[:, ::-1]),
         valid_mask=np.ascontiguousarray(frame.valid_mask[:, ::-1]),
         intrinsics=mirror_intrinsics(frame.intrinsics, frame.rgb.shape[1]),
+        layers={name: np.ascontiguousarray(layer[:, ::-1]) for name, layer in frame.layers.items()},
     )
