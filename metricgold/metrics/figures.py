@@ -1,33 +1,45 @@
-"""How far a depth map is from the truth. Plain numpy, metres in, no alignment of scale or shift.
+"""How far a depth map is from the truth: figures of one image, in float64, each by its formula.
 
-Formulas with p the predicted and g the true planar depth in metres, e = ln p - ln g, means over the valid
-pixels of one image (Eigen et al., arXiv 1406.2283, section 4.2, as used by ZoeDepth and Marigold):
+With p the predicted and g the true planar depth in metres, e = ln p - ln g, means over the N valid pixels:
 
-abs_rel    mean |p - g| / g
-sq_rel     mean (p - g)^2 / g, metres
-rmse_m     sqrt mean (p - g)^2, metres
-mae_m      mean |p - g|, metres
-rmse_log   sqrt mean e^2, natural logarithm (Metric3D's figure of that name takes log10)
-log10      mean |log10 p - log10 g|
-silog      100 sqrt(mean e^2 - (mean e)^2)
-delta1..3  share of pixels with max(p/g, g/p) < 1.25, 1.25^2, 1.25^3
+abs_rel           mean |p - g| / g                     } Eigen et al., arXiv 1406.2283, section 4.2,
+sq_rel            mean (p - g)^2 / g, metres           } as ZoeDepth and Marigold have them; sq_rel by KITTI's
+rmse_m            sqrt mean (p - g)^2, metres          } depth benchmark is with g^2
+rmse_log          sqrt mean e^2, natural logarithm     } (Metric3D's figure of that name takes log10)
+delta1..3         share with max(p/g, g/p) < 1.25, 1.25^2, 1.25^3
+delta_half        the same with 1.25^0.5 (Wang et al., UniDepth and Metric3D report it as delta 0.5)
+mae_m             mean |p - g|, metres
+log10             mean |log10 p - log10 g| (Saxena et al., Make3D)
 
-Three things are called SILog in public code and cannot be compared: this one (Marigold, ZoeDepth; UniDepth's
-100 std(e) with n - 1 is the same but for the count), and Depth-Anything-V2's sqrt(mean e^2 - 0.5 (mean e)^2),
-which is not times 100 and keeps half of the bias; Eigen's loss has that half and no root.
+Three things are called SILog in public code and cannot be compared:
+
+silog             100 sqrt(mean e^2 - (mean e)^2): KITTI's depth benchmark, ZoeDepth, Marigold
+silog_unidepth    100 sqrt(sum (e - mean e)^2 / (N - 1)): torch.std, as UniDepth has it; not defined for one pixel
+silog_dav2        sqrt(mean e^2 - 0.5 (mean e)^2): Depth Anything V2; not times 100, and half of the bias stays
+
+Eigen's loss of that name is the last one's square. One scale for all depths changes neither of the first two, so that
+they are named for `metric` and left out for `scale`.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from metricgold.metrics.alignment import ALIGNMENTS, Alignment, Limits, aligned, alignments_of
+from metricgold.metrics.calibration import CALIBRATION, calibration
+from metricgold.metrics.pairs import Kind, Pairs, sum_of_products
+
 LOWER_IS_BETTER = ("abs_rel", "sq_rel", "rmse_m", "mae_m", "rmse_log", "log10", "silog")
 HIGHER_IS_BETTER = ("delta1", "delta2", "delta3")
 METRICS = LOWER_IS_BETTER + HIGHER_IS_BETTER
 
+FIGURES = (*LOWER_IS_BETTER, "silog_unidepth", "silog_dav2", "delta_half", *HIGHER_IS_BETTER)
+THRESHOLDS = {"delta_half": 1.25**0.5, "delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
+SAME_AT_ANY_SCALE = ("silog", "silog_unidepth")
+
 
 def depth_metrics(pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """The ten figures of one image (Eigen et al., arXiv 1406.2283), keys as in METRICS.
+    """The ten figures of one image (Eigen et al., arXiv 1406.2283), keys as in METRICS; no alignment.
 
     pred_m, true_m  [H, W] (or any one shape), planar depth in metres
     valid           bool, same shape; other pixels are not read
@@ -35,23 +47,85 @@ def depth_metrics(pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> 
     rmse_m, mae_m and sq_rel are in metres, silog is times 100, all others are plain ratios or logarithms.
     Raises ValueError when the shapes differ, when no pixel is valid, or when a valid value is not finite and > 0.
     """
-    p, g = _valid_pairs(pred_m, true_m, valid)
-    error_m, e = p - g, np.log(p) - np.log(g)
-    ratio = np.maximum(p / g, g / p)
-    # Rounding may put the variance a hair below zero when e is constant.
-    variance = max(np.mean(e**2) - np.mean(e) ** 2, 0.0)
+    pairs = Pairs(pred_m, true_m, valid)
+    figures = _figures(pairs, pairs.pred)
+    return {key: figures[key] for key in METRICS}
+
+
+def image_figures(
+    pred: np.ndarray,
+    true_m: np.ndarray,
+    valid: np.ndarray,
+    *,
+    uncertainty: np.ndarray | None = None,
+    kind: Kind = "depth_m",
+    limits_m: Limits = None,
+) -> dict[str, float]:
+    """All figures of one image in one pass, keys as in FIGURE_KEYS; NaN where a figure is not defined.
+
+    pred         [H, W] (or any one shape): planar depth in metres, or what `kind` says
+    true_m       same shape, planar depth in metres
+    valid        bool, same shape; other pixels are not read
+    uncertainty  same shape: standard deviation of ln depth, as Prediction.uncertainty; without it the figures of
+                 CALIBRATION are NaN
+    kind         depth_m, disparity_per_m, relative_depth or relative_disparity; a relative prediction has the
+                 figures of the one alignment that fits it, all others are NaN
+    limits_m     nearest and farthest depth in metres to which aligned depth is clipped
+
+    `<alignment>/<figure>` for ALIGNMENTS and FIGURES, the medians of truth and prediction in metres, num_pixels and
+    CALIBRATION. Raises ValueError when the shapes differ, when no pixel is valid, when a valid depth is not finite
+    and > 0 (finite, for a relative prediction), or a valid uncertainty not finite and >= 0.
+    """
+    pairs = Pairs(pred, true_m, valid, kind)
+    row = dict.fromkeys(FIGURE_KEYS, float("nan")) | {"num_pixels": float(pairs.num_pixels)}
+    row |= {"median_true_m": pairs.median_true_m, "median_pred_m": pairs.median_pred_m}
+    for alignment in alignments_of(kind):
+        figures = _figures(pairs, aligned(pairs, alignment, limits_m))
+        row |= {key: figures[figure] for figure in FIGURES if (key := f"{alignment}/{figure}") in row}
+    if uncertainty is not None and pairs.is_metric:
+        row |= calibration(pairs, np.asarray(uncertainty), np.asarray(valid))
+    return row
+
+
+def _keys(alignment: Alignment) -> list[str]:
+    left_out = SAME_AT_ANY_SCALE if alignment == "scale" else ()
+    return [f"{alignment}/{figure}" for figure in FIGURES if figure not in left_out]
+
+
+FIGURE_KEYS = (
+    "num_pixels",
+    "median_true_m",
+    "median_pred_m",
+    *(key for alignment in ALIGNMENTS for key in _keys(alignment)),
+    *CALIBRATION,
+)
+
+
+def _figures(pairs: Pairs, pred_m: np.ndarray) -> dict[str, float]:
+    """FIGURES of aligned depth; float64 metres [N]."""
+    n = pairs.num_pixels
+    error_m = pred_m - pairs.true_m
+    size_m = np.abs(error_m)
+    squared = sum_of_products(error_m, error_m)
+    log_pred = pairs.log_pred if pred_m is pairs.pred else np.log(pred_m)
+    e = log_pred - pairs.log_true
+    mean_e = float(e.mean())
+    log10 = float(np.abs(e).mean() / np.log(10))
+    e -= mean_e  # from its mean, which keeps the digits that mean e^2 - (mean e)^2 loses
+    spread = sum_of_products(e, e)
+    ratio = np.maximum(pred_m / pairs.true_m, pairs.true_m / pred_m)
     figures = {
-        "abs_rel": np.mean(np.abs(error_m) / g),
-        "sq_rel": np.mean(error_m**2 / g),
-        "rmse_m": np.sqrt(np.mean(error_m**2)),
-        "mae_m": np.mean(np.abs(error_m)),
-        "rmse_log": np.sqrt(np.mean(e**2)),
-        "log10": np.mean(np.abs(e)) / np.log(10),
-        "silog": 100 * np.sqrt(variance),
-        "delta1": np.mean(ratio < 1.25),
-        "delta2": np.mean(ratio < 1.25**2),
-        "delta3": np.mean(ratio < 1.25**3),
+        "abs_rel": sum_of_products(size_m, pairs.inverse_true) / n,
+        "sq_rel": sum_of_products(error_m, error_m * pairs.inverse_true) / n,
+        "rmse_m": np.sqrt(squared / n),
+        "mae_m": size_m.mean(),
+        "rmse_log": np.sqrt(spread / n + mean_e**2),
+        "log10": log10,
+        "silog": 100 * np.sqrt(spread / n),
+        "silog_unidepth": 100 * np.sqrt(spread / (n - 1)) if n > 1 else np.nan,
+        "silog_dav2": np.sqrt(spread / n + 0.5 * mean_e**2),
     }
+    figures |= {key: np.count_nonzero(ratio < threshold) / n for key, threshold in THRESHOLDS.items()}
     return {key: float(value) for key, value in figures.items()}
 
 
@@ -63,24 +137,3 @@ def mean_metrics(images: Sequence[dict[str, float]]) -> dict[str, float]:
     if any(image.keys() != keys for image in images):
         raise ValueError(f"every image needs the same metrics {sorted(keys)}")
     return {key: float(np.mean([image[key] for image in images])) for key in keys}
-
-
-def _valid_pairs(pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true depth of the valid pixels, float64 [N] each, checked."""
-    pred_m, true_m, valid = np.asarray(pred_m), np.asarray(true_m), np.asarray(valid)
-    if not pred_m.shape == true_m.shape == valid.shape:
-        shapes = f"{list(pred_m.shape)}, {list(true_m.shape)}, {list(valid.shape)}"
-        raise ValueError(f"prediction, truth and valid mask must have one shape, got {shapes}")
-    if valid.dtype != np.bool_:
-        raise ValueError(f"valid mask must be bool, got {valid.dtype}")
-    if not valid.any():
-        raise ValueError("no valid pixel to measure")
-    p, g = pred_m[valid].astype(np.float64), true_m[valid].astype(np.float64)
-    for name, depth_m in (("predicted", p), ("true", g)):
-        wrong = ~(np.isfinite(depth_m) & (depth_m > 0))
-        if wrong.any():
-            raise ValueError(
-                f"{name} depth must be finite and > 0 m where valid, got {depth_m[wrong][0]} "
-                f"at {np.count_nonzero(wrong)} of {wrong.size} pixels"
-            )
-    return p, g

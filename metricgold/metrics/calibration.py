@@ -1,0 +1,116 @@
+"""Whether an uncertainty tells where depth is wrong, and by how much.
+
+Uncertainty u is the standard deviation of ln depth. With e = ln p - ln g:
+
+coverage50, 80, 95   share of pixels with |e| <= z u, z = 0.674, 1.282, 1.960: of a normal distribution as many per cent
+                     lie within; less is overconfident (Kuleshov et al., arXiv 1807.00263, section 3)
+ause_abs_rel, _rmse  area between two sparsification curves (Ilg et al., arXiv 1802.07095, section 5; in Poggi et al.'s
+                     form, arXiv 2005.06209: steps of 2 %, not divided by the error of all pixels). Each curve is the
+                     error of the pixels that stay when a share is removed, the most uncertain first, or, for the
+                     oracle, the worst first. 0 is a perfect order. Pixels of equal uncertainty at the limit stay in
+                     equal parts, so that the curve depends on no order of pixels; when nothing stays, the error is 0.
+"""
+
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from metricgold.metrics.pairs import Pairs
+
+COVERAGES = {"coverage50": 0.50, "coverage80": 0.80, "coverage95": 0.95}
+CALIBRATION = ("ause_abs_rel", "ause_rmse", *COVERAGES)
+STEPS = 50
+
+
+class Sparsification(NamedTuple):
+    """Errors of what stays, float64 [STEPS] each, with 0, 2, ..., 98 % removed; abs_rel, and metres for rmse."""
+
+    removed: np.ndarray
+    abs_rel: np.ndarray
+    abs_rel_oracle: np.ndarray
+    rmse_m: np.ndarray
+    rmse_m_oracle: np.ndarray
+
+
+def sparsification(
+    pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray, uncertainty: np.ndarray
+) -> Sparsification:
+    """Curves of one image over the share of pixels removed; the module's docstring says what they are.
+
+    pred_m, true_m  [H, W] (or any one shape), planar depth in metres
+    valid           bool, same shape; other pixels are not read
+    uncertainty     same shape, any number that grows with the expected error
+
+    Raises ValueError as image_figures does.
+    """
+    pairs = Pairs(pred_m, true_m, valid)
+    return _sparsification(pairs, _checked(uncertainty, valid))
+
+
+def calibration(pairs: Pairs, uncertainty: np.ndarray, valid: np.ndarray) -> dict[str, float]:
+    """The figures of CALIBRATION; `uncertainty` and `valid` as the image has them."""
+    u = _checked(uncertainty, valid)
+    curves = _sparsification(pairs, u)
+    e = np.abs(pairs.log_pred - pairs.log_true)
+    figures = {
+        "ause_abs_rel": area(curves.abs_rel - curves.abs_rel_oracle),
+        "ause_rmse": area(curves.rmse_m - curves.rmse_m_oracle),
+    }
+    for key, share in COVERAGES.items():
+        z = NormalDist().inv_cdf((1 + share) / 2)
+        figures[key] = np.count_nonzero(e <= z * u) / u.size
+    return figures
+
+
+def area(between: np.ndarray) -> float:
+    """Area by trapezoids of a difference of two curves that meet at both ends."""
+    return float(np.trapezoid([*between, 0.0], dx=1 / STEPS))
+
+
+def _checked(uncertainty: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    uncertainty, valid = np.asarray(uncertainty), np.asarray(valid)
+    if uncertainty.shape != valid.shape:
+        shapes = f"{list(uncertainty.shape)} and {list(valid.shape)}"
+        raise ValueError(f"uncertainty and valid mask must have one shape, got {shapes}")
+    u = uncertainty[valid]
+    wrong = ~(np.isfinite(u) & (u >= 0))
+    if wrong.any():
+        raise ValueError(
+            f"uncertainty must be finite and >= 0 where valid, got {u[wrong][0]} "
+            f"at {np.count_nonzero(wrong)} of {wrong.size} pixels"
+        )
+    return u
+
+
+def _sparsification(pairs: Pairs, u: np.ndarray) -> Sparsification:
+    n = pairs.num_pixels
+    removed = np.arange(STEPS) / STEPS
+    stay = n - n * np.arange(STEPS) // STEPS  # at least one pixel
+    error_m = np.abs(pairs.pred - pairs.true_m)
+    relative = error_m * pairs.inverse_true
+    order = np.argsort(u)
+    ordered = u[order]
+    least, until = (np.searchsorted(ordered, ordered[stay - 1], side) for side in ("left", "right"))
+
+    def of_most_certain(errors: np.ndarray) -> np.ndarray:
+        """Mean error of the `stay` pixels of least uncertainty; those that tie with the last have equal parts in it."""
+        sums = np.concatenate([[0.0], np.cumsum(errors[order])])
+        tied = (sums[until] - sums[least]) / (until - least)
+        return (sums[least] + (stay - least) * tied) / stay
+
+    return Sparsification(
+        removed,
+        of_most_certain(relative),
+        _of_least_errors(relative, stay),
+        np.sqrt(of_most_certain(error_m**2)),
+        np.sqrt(_of_least_errors(error_m, stay, power=2)),
+    )
+
+
+def _of_least_errors(errors: np.ndarray, stay: np.ndarray, power: int = 1) -> np.ndarray:
+    """Mean of the `stay` least errors, to this power."""
+    limits = np.unique(stay)
+    parts = np.partition(errors, limits[:-1])[: limits[-1]] ** power
+    sums = np.cumsum(np.add.reduceat(parts, np.concatenate([[0], limits[:-1]])))
+    return sums[np.searchsorted(limits, stay)] / stay
