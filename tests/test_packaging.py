@@ -267,12 +267,12 @@ def installed(wheel, tmp_path_factory) -> dict[str, str]:
 
 
 def test_the_wheel_holds_one_package_whole(wheel):
-    """Code, stubs, templates, py.typed, and below project/ what `metricgold init` lays out and the profiles."""
+    """Code, stubs, templates, protocols, py.typed, and below project/ what `metricgold init` lays out and the profiles."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "metricgold").rglob("*") if path.is_file()}
     code = {name for name in code if "__pycache__" not in name}
-    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".j2", ".typed"}
+    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".j2", ".typed", ".yaml"}
     shipped = {f"{folder}/{path.name}" for folder in (*FOLDERS, "profiles") for path in (ROOT / folder).glob("*.*")}
     assert names == code | {f"metricgold/project/{name}" for name in (*FILES, *shipped)}
 
