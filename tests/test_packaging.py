@@ -267,7 +267,7 @@ def installed(wheel, tmp_path_factory) -> dict[str, str]:
 
 
 def test_the_wheel_holds_one_package_whole(wheel):
-    """Code, stubs, templates, protocols, py.typed, and below project/ what `metricgold init` lays out and the profiles."""
+    """Code, stubs, templates, protocols, and below project/ what `metricgold init` lays out and the profiles."""
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "metricgold").rglob("*") if path.is_file()}
