@@ -141,12 +141,9 @@ class Protocol(_Closed):
             counted &= self._layer(frame, name).astype(bool)
         return true_m, counted & self.crop.mask(counted.shape)
 
-    def view(self, frame: Frame) -> tuple[np.ndarray, np.ndarray | None]:
-        """What a model is to see of a frame: uint8 [h, w, 3], and intrinsics [3, 3] or None where they are withheld."""
-        rows, columns = self.crop.window_of(frame.valid_mask.shape)
-        intrinsics = frame.intrinsics.copy()
-        intrinsics[:2, 2] -= columns.start, rows.start
-        return frame.rgb[rows, columns], intrinsics if self.camera == "given" else None
+    def window(self, shape: Size) -> Window:
+        """Rows and columns of a frame [H, W] that a model is to see; predictions of them are what `fit` takes."""
+        return self.crop.window_of(shape)
 
     def fit(self, pred_m: np.ndarray, shape: Size) -> np.ndarray:
         """A prediction in metres as large as the frame's truth [H, W], clipped as the protocol says, float32.
@@ -164,7 +161,7 @@ class Protocol(_Closed):
         values = np.asarray(values, np.float32)
         if values.shape == tuple(shape):
             return values
-        window = self.crop.window_of(shape)
+        window = self.window(shape)
         whole = np.full(shape, np.nan, np.float32)
         size = whole[window].shape
         if values.ndim != 2 or not values.size:
