@@ -1,5 +1,12 @@
 from . import own_data as own_data
-from .content import contents_by_scene as contents_by_scene
+from .content import (
+    CONTENT_CACHE as CONTENT_CACHE,
+    Content as Content,
+    contents_by_scene as contents_by_scene,
+    note_contents as note_contents,
+    read_contents as read_contents,
+    settle as settle,
+)
 from .frame import Frame as Frame, fit_frame as fit_frame, mirror_frame as mirror_frame
 from .import_frames import import_frames as import_frames
 from .inspect.page import inspect_dataset as inspect_dataset

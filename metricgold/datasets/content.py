@@ -1,14 +1,15 @@
-"""Which bytes the frames of a raw folder have, for folders that no archive vouches for.
+"""Which bytes the frames of a raw folder have.
 
-Sizes and names stay when a team exports its depth again in place, so every file is read and gets a CRC-32, as members
-of archives have. A file whose size, time and inode are those of the last look is not read again.
+Sizes and names stay when depth is exported again in place, so every file is read and gets a CRC-32, as members of
+archives have. A file whose size, time and inode are those of the last look is not read again; a download notes its
+members as they arrive.
 """
 
 import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from metricgold.datasets.listing import FrameRef
 from metricgold.storage import Progress, digest_crc32
 
-CACHE = ".content.sqlite"  # in the raw folder; may be deleted at any time
+CONTENT_CACHE = ".content.sqlite"  # in the raw folder; may be deleted at any time
 SETTLED_S = 2.0  # a younger file may be written once more within one tick of its disk's clock: it is not cached
 _TABLE = """
 CREATE TABLE IF NOT EXISTS files (
@@ -38,6 +39,10 @@ class _Seen(NamedTuple):
     mtime_ns: int
     inode: int
     crc32: int
+
+    @classmethod
+    def of(cls, stat: os.stat_result, crc32: int) -> "_Seen":
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, crc32)
 
 
 def contents_by_scene(raw: Path, frames: Sequence[FrameRef]) -> dict[str, dict[str, Content]]:
@@ -62,7 +67,7 @@ def read_contents(raw: Path, paths: Iterable[Path]) -> dict[str, Content]:
             if seen is not None and seen[:3] == (stat.st_size, stat.st_mtime_ns, stat.st_ino):
                 return Content(seen.bytes, seen.crc32), None
             is_settled = time.time() - stat.st_mtime > SETTLED_S  # before it is read
-            seen = _Seen(stat.st_size, stat.st_mtime_ns, stat.st_ino, digest_crc32(raw / name))
+            seen = _Seen.of(stat, digest_crc32(raw / name))
             return Content(seen.bytes, seen.crc32), seen if is_settled else None
         except OSError:  # its reader will say so
             return Content(0, None), None
@@ -77,6 +82,17 @@ def read_contents(raw: Path, paths: Iterable[Path]) -> dict[str, Content]:
     return contents
 
 
+def settle(path: Path) -> None:
+    """Set a new file's time back, so that a write within the same tick of its disk's clock shows."""
+    settled_s = time.time() - 2 * SETTLED_S
+    os.utime(path, (settled_s, settled_s))
+
+
+def note_contents(raw: Path, arrived: Mapping[str, tuple[os.stat_result, int]]) -> None:
+    """Note files whose CRC-32 is known without reading them: name below `raw` -> stat of the settled file, CRC-32."""
+    _save_cache(raw, {name: _Seen.of(stat, crc32) for name, (stat, crc32) in arrived.items()})
+
+
 def _names(raw: Path, paths: Iterable[Path]) -> list[str]:
     return [path.relative_to(raw).as_posix() for path in paths]
 
@@ -84,20 +100,20 @@ def _names(raw: Path, paths: Iterable[Path]) -> list[str]:
 def _load_cache(raw: Path) -> dict[str, _Seen]:
     """What earlier looks have seen; nothing where the cache is broken or cannot be opened."""
     try:
-        with closing(sqlite3.connect(raw / CACHE, timeout=60)) as cache:
+        with closing(sqlite3.connect(raw / CONTENT_CACHE, timeout=60)) as cache:
             cache.execute(_TABLE)
             return {name: _Seen(*row) for name, *row in cache.execute("SELECT * FROM files")}
     except sqlite3.OperationalError:  # locked, or a folder that may only be read
         return {}
     except (sqlite3.Error, TypeError):  # not what was written here
         with suppress(OSError):
-            (raw / CACHE).unlink()
+            (raw / CONTENT_CACHE).unlink()
         return {}
 
 
 def _save_cache(raw: Path, seen: dict[str, _Seen]) -> None:
     """Add what was seen; a cache that cannot be written is done without."""
-    with suppress(sqlite3.Error), closing(sqlite3.connect(raw / CACHE, timeout=60)) as cache, cache:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(raw / CONTENT_CACHE, timeout=60)) as cache, cache:
         cache.execute(_TABLE)
         rows = [(name, *row) for name, row in seen.items()]
         cache.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", rows)

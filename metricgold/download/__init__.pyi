@@ -1,3 +1,4 @@
+from .edits import refuse_edited as refuse_edited, unedited_frames as unedited_frames
 from .ledger import DONE as DONE, DROPPED as DROPPED
 from .licence import check_licence as check_licence
 from .raw_folder import RawFolder as RawFolder, ledger_entry as ledger_entry

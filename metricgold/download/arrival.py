@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from metricgold.datasets import is_archive
+from metricgold.datasets import is_archive, settle
 from metricgold.download.archives import extract
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.gate import Extracted
@@ -75,6 +75,8 @@ class Arrival:
                 with closing(self._open([*urls[turn:], *urls[:turn]])) as remote:
                     remove(self.staged)  # what a killed run extracted is extracted again
                     members = self._receive(remote, only)
+                    for name in members:
+                        settle(self.staged / self.source.into / name)
                     sync_tree(self.staged)  # before anything vouches for them
                     origin = remote.url
             except ValueError as error:

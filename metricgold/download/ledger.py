@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from metricgold.storage import digest_json
 
+LEDGER = ".ledger/ledger.sqlite"  # below the raw folder
 LISTED, FETCHING, PLACING, DONE, DROPPED, FAILED = "listed", "fetching", "placing", "done", "dropped", "failed"
 
 _TABLES = """

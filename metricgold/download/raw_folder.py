@@ -4,6 +4,7 @@
     into/.ledger/ledger.sqlite    archives and members: state, bytes, CRC, source, time; what a rerun trusts
     into/.ledger/licence.json     the licence as accepted, with the date and the user
     into/.ledger/passing.json     archives that `encode --from-remote` will delete again
+    into/.content.sqlite          size, time, inode and CRC of each member as it arrived (metricgold.datasets.content)
     into/.part/                   archives and members on their way; gone after a run that fetched everything
     into/ledger.json              written last: all that was requested is here; equal data give equal bytes
 
@@ -16,7 +17,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from metricgold.datasets import Manifest
+from metricgold.datasets import CONTENT_CACHE, Manifest, note_contents
 from metricgold.download.arrival import Arrival, Cost, remove_parts
 from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow, not_a_ledger
@@ -26,7 +27,7 @@ from metricgold.storage import digest_crc32, digest_json, paths_below, read_json
 
 log = logging.getLogger(__name__)
 
-RESERVED = ("manifest.yaml", "ledger.json", ".ledger", ".part")
+RESERVED = ("manifest.yaml", "ledger.json", ".ledger", ".part", CONTENT_CACHE)
 PASSING = ".ledger/passing.json"
 WORTH_A_LINE_BYTES = 10_000_000  # hundreds of small archives would drown a log; the ledger names each of them
 
@@ -207,15 +208,18 @@ class RawFolder:
     def move_in(self, arrival: Arrival, rows: Sequence[MemberRow]) -> None:
         """Rename staged members into the folder; those that a killed run has moved are left alone.
 
-        Their new names are on the disk when this returns.
+        Their new names are on the disk when this returns. What they hold is noted, so that nobody has to read them to
+        know that they were not edited.
         """
-        paths = self._paths(row.name for row in rows)
+        paths, arrived = self._paths(row.name for row in rows), {}
         for row, target in zip(rows, paths, strict=True):
             staged = arrival.staged / row.name
             with self._placing:  # no other thread takes the folder away in between
                 if staged.exists():
                     target.parent.mkdir(parents=True, exist_ok=True)
+                    arrived[row.name] = staged.stat(), row.crc32
                     staged.replace(target)
+        note_contents(self.into, arrived)
         for folder in _folders_of(paths, self.into) | {self.into}:
             sync(folder)
 

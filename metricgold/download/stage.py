@@ -17,7 +17,7 @@ from metricgold.datasets import Manifest
 from metricgold.download.archives import require_unpackers
 from metricgold.download.arrival import Cost
 from metricgold.download.fetcher import Fetcher
-from metricgold.download.ledger import DONE, Ledger
+from metricgold.download.ledger import DONE, LEDGER, Ledger
 from metricgold.download.licence import check_licence, is_accepted
 from metricgold.download.progress import Advance, ByteProgress, show_bytes
 from metricgold.download.raw_folder import RawFolder
@@ -29,7 +29,6 @@ from metricgold.storage import Lines, only_writer, remove, write_yaml
 
 log = logging.getLogger(__name__)
 
-LEDGER = ".ledger/ledger.sqlite"
 MANY_ARCHIVES = 20  # asking so many for their sizes deserves a line
 
 

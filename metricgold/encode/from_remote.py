@@ -25,6 +25,7 @@ from metricgold.download import (
     ledger_entry,
     open_raw_folder,
     raise_together,
+    refuse_edited,
     wanted_groups,
 )
 from metricgold.encode.scene_encoder import SPLIT, SceneEncoder, open_encoder
@@ -56,6 +57,7 @@ def encode_from_remote(
         open_raw_folder(manifest, raw, params.download, accept_licence=accept_licence, is_whole_stage=False) as folder,
         open_encoder(manifest.name, params.encode, params.log_depth, backbone, out, device=device) as encoder,
     ):
+        refuse_edited(folder.into)  # what was here before
         splits_of = scene_splits(manifest, folder.into)
         groups = [
             (group, [scene for scene in group.scenes if SPLIT in splits_of(scene)])

@@ -16,6 +16,7 @@ from metricgold.datasets import (
     read_manifest,
     scene_splits,
 )
+from metricgold.download import refuse_edited
 from metricgold.encode.scene_encoder import SPLIT, SceneJob, open_encoder
 from metricgold.params import Encode, LogDepthRange
 from metricgold.storage import Progress, digest_json, read_json
@@ -41,9 +42,9 @@ def encode(
     executor  encodes scenes in other processes, which see the same folders
 
     A frame that cannot be read or has too few valid latents is dropped and counted by reason. Raises ValueError when
-    the size or the dtype does not suit the VAE, a camera of own data cannot be right, `out` holds what is not a latent
-    cache, or no frame is left, BlockingIOError when another run writes to `out`, and OSError when the disk is full. The
-    next run resumes.
+    the size or the dtype does not suit the VAE, a camera of own data cannot be right, a downloaded file was edited,
+    `out` holds what is not a latent cache, or no frame is left, BlockingIOError when another run writes to `out`, and
+    OSError when the disk is full. The next run resumes.
     """
     raw, backbone, out = (Path(path).absolute() for path in (raw, backbone, out))
     listing = list_frames(dataset, raw, split=SPLIT)
@@ -92,15 +93,24 @@ def read_archives(raw: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def source_digests(raw: Path, listing: Listing) -> Callable[[str], str]:
-    """A function scene -> digest of its source: downloaded archives, or its files where no archive vouches for them.
+    """A function scene -> digest of its source: downloaded archives, and its files where no archive vouches for them.
 
-    That is a team's own data, whose statement counts too, and a raw folder that was filled by hand.
+    That is a team's own data, whose statement counts too, and what was put into a raw folder by hand. ValueError names
+    a downloaded file that was edited.
     """
     archives, is_own = read_archives(raw), own_data.has_statement(raw)
-    if archives is not None and not is_own:
-        return lambda scene: source_digest(archives, scene)
-    scenes, stated = contents_by_scene(raw, listing.frames), own_data.digest(raw) if is_own else None
-    return lambda scene: digest_json([stated, scenes.get(scene)])
+    if archives is None or is_own:
+        contents, stated = contents_by_scene(raw, listing.frames), own_data.digest(raw) if is_own else None
+        return lambda scene: digest_json([stated, contents.get(scene)])
+    vouched = refuse_edited(raw)
+    added = [ref for ref in listing.frames if vouched is not None and not vouched.issuperset(ref.paths)]
+    by_hand = contents_by_scene(raw, added)
+
+    def digest_of(scene: str) -> str:
+        downloaded = source_digest(archives, scene)
+        return digest_json([downloaded, by_hand[scene]]) if scene in by_hand else downloaded
+
+    return digest_of
 
 
 def source_digest(archives: Mapping[str, Mapping[str, Any]], scene: str) -> str:

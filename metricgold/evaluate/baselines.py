@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from metricgold.datasets import Frame, FrameRef, evenly_spaced, list_frames, readable_frames
+from metricgold.download import refuse_edited
 from metricgold.log_depth import LogDepth
 
 BIN_NATS = 1e-3  # of the histogram that finds the best constant: its depth is off by 0.05 % at most
@@ -77,6 +78,7 @@ def mean_depth_map(raw_folders: dict[str, Path], log_depth: LogDepth) -> np.ndar
     for name, raw in raw_folders.items():
         refs = list_frames(name, raw, split="train").frames
         sample = [refs[i] for i in evenly_spaced(len(refs), MEAN_MAP_FRAMES)]
+        refuse_edited(raw, sample)
         for _, frame in readable_frames(sample, {}):
             valid = in_range(frame, log_depth)
             y, x = np.nonzero(valid)

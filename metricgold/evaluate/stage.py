@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricgold.datasets import Frame, evenly_spaced, frame_batches, some_frames
+from metricgold.datasets import Frame, evenly_spaced, frame_batches
+from metricgold.download import unedited_frames
 from metricgold.evaluate.baselines import Baselines, best_constant, in_range, mean_depth_map
 from metricgold.evaluate.depth_ranges import (
     ByDepth,
@@ -71,7 +72,7 @@ def evaluate(
     measured = {name: Measured(ByDepth(range_edges_m(pipe.log_depth))) for name in raw_folders}
     left_out = {name: of_dataset.left_out for name, of_dataset in measured.items()}
     held_out = {
-        name: some_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
+        name: unedited_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
     }
     held_out, constant_m = best_constant(held_out, pipe.log_depth, left_out)
     baselines = Baselines(constant_m, mean_depth_map(raw_folders, pipe.log_depth))

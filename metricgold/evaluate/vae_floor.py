@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from metricgold.datasets import Frame, frame_batches, some_frames
+from metricgold.datasets import Frame, frame_batches
+from metricgold.download import unedited_frames
 from metricgold.evaluate.depth_ranges import (
     ByDepth,
     RangeRow,
@@ -121,7 +122,7 @@ def measure_vae_floor(
     edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
     measured, flips = {}, {}
     for name, raw in raw_folders.items():
-        refs = some_frames(name, raw, params.split, params.frames_per_dataset)
+        refs = unedited_frames(name, raw, params.split, params.frames_per_dataset)
         flip = FlipAsymmetry(Encoding("log", range_m.near_m, range_m.far_m), edges_m)
         batches = frame_batches(refs, seen, params.batch_size, f"vae-floor {name}")
         measured[name] = measure_floor(vae, batches, encodings, edges_m, beside=flip.add)

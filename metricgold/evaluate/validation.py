@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from metricgold.datasets import Frame, read_frame, some_frames
+from metricgold.datasets import Frame, read_frame
+from metricgold.download import unedited_frames
 from metricgold.evaluate.baselines import in_range
 from metricgold.images import COLUMNS, Example, write_panels
 from metricgold.metrics import depth_metrics, mean_metrics
@@ -22,7 +23,7 @@ def held_out_validation(
     log_depth = range_m.to_log_depth()
     held_out: dict[str, list[Frame]] = {}
     for name, raw in raw_folders.items():
-        frames = [read_frame(ref) for ref in some_frames(name, raw, params.split, params.frames_per_dataset)]
+        frames = [read_frame(ref) for ref in unedited_frames(name, raw, params.split, params.frames_per_dataset)]
         held_out[name] = [frame for frame in frames if in_range(frame, log_depth).any()]
         if not held_out[name]:
             raise ValueError(f"{name}: no frame of split {params.split} with depth in range to validate on")

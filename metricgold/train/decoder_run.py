@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from metricgold.datasets import Frame, list_frames, readable
+from metricgold.download import refuse_edited
 from metricgold.images import TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.model import encode_log_depth, filled_log_depth
@@ -66,6 +67,7 @@ class DecoderRun(ResumableRun[Crops]):
         for name, refs in zip(raw_folders, self.frames, strict=True):
             if not refs:
                 raise ValueError(f"{name}: no frame of split {SPLIT!r} in {raw_folders[name]} to fine-tune on")
+            refuse_edited(raw_folders[name], refs)
         self.mixture = Mixture([len(refs) for refs in self.frames], [1.0] * len(self.frames), params.seed, flip=True)
         vae.requires_grad_(False)
         self.weights = {

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from diffusers import AutoencoderKL
 
-from metricgold.datasets import FrameRef, frame_batches, some_frames
+from metricgold.datasets import FrameRef, frame_batches
+from metricgold.download import unedited_frames
 from metricgold.evaluate import Encoding, Floor, measure_floor, range_edges_m
 from metricgold.images import TrainingSize
 from metricgold.model import check_size, default_device, load_vae, vae_digest, vae_factor
@@ -64,7 +65,8 @@ def train_depth_vae(
     seen = TrainingSize(*size, vae_factor(vae))
     with only_writer(state):
         held_out = {
-            name: some_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
+            name: unedited_frames(name, raw, params.split, params.frames_per_dataset)
+            for name, raw in raw_folders.items()
         }
         before = _floors(vae, held_out, params, range_m, seen, "before")
         after = before

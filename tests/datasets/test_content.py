@@ -5,7 +5,7 @@ import os
 import pytest
 
 from metricgold.datasets import content
-from metricgold.datasets.content import CACHE, read_contents
+from metricgold.datasets.content import CONTENT_CACHE, read_contents
 
 
 @pytest.fixture
@@ -51,13 +51,13 @@ def test_a_file_written_just_now_is_not_trusted_by_its_time(raw, hashed):
 
 def test_a_broken_cache_is_no_cache(raw, hashed):
     first = look(raw)
-    (raw / CACHE).write_bytes(b"not a database" * 100)
+    (raw / CONTENT_CACHE).write_bytes(b"not a database" * 100)
     assert look(raw) == first and len(hashed) == 4
     assert look(raw) == first and len(hashed) == 4, "another has taken its place"
 
 
 def test_a_cache_that_cannot_be_opened_is_done_without(raw, hashed):
-    (raw / CACHE).mkdir()
+    (raw / CONTENT_CACHE).mkdir()
     assert look(raw) == look(raw) and len(hashed) == 4
 
 

@@ -93,7 +93,7 @@ def contents(raw):
 
 def data(raw):
     """Bytes of all data files by name."""
-    own = ("manifest.yaml", "ledger.json")
+    own = ("manifest.yaml", "ledger.json", ".content.sqlite")
     files = {path.relative_to(raw).as_posix(): path for path in raw.rglob("*") if path.is_file()}
     return {
         name: path.read_bytes()

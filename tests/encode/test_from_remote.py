@@ -9,7 +9,7 @@ import pytest
 
 from metricgold.datasets.manifest import Manifest, read_manifest
 from metricgold.download.raw_folder import RawFolder
-from metricgold.download.stage import download
+from metricgold.download.stage import download, verify
 from metricgold.encode.from_remote import encode_from_remote
 from metricgold.encode.scene_encoder import SceneEncoder
 from metricgold.encode.stage import encode
@@ -176,3 +176,45 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_bytes(tiny, tiny_bac
     encode_from_remote(*args)
     assert bytes_of(tmp_path / "out") == expected
     assert not [path for path in (tmp_path / "raw").glob("env*")]
+
+
+def edit(path):
+    """Other depth in the same file."""
+    with path.open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(np.float32(7).tobytes())
+
+
+DEPTH = "env101/Easy/P000/depth_left/000001_left_depth.npy"
+
+
+def test_downloaded_depth_that_was_edited_in_place_is_refused(tiny, tiny_backbone, manifest, stream, tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    download(manifest, raw)
+    encode(tiny.datasets[0], tiny.encode, tiny.log_depth, raw, tiny_backbone, out)
+    before = bytes_of(out)
+    edit(raw / DEPTH)
+    for call in (lambda: encode(tiny.datasets[0], tiny.encode, tiny.log_depth, raw, tiny_backbone, out), stream):
+        with pytest.raises(ValueError, match=rf"{DEPTH}: not what was downloaded .*download raw --verify"):
+            call()
+    verify(manifest, raw)
+    encode(tiny.datasets[0], tiny.encode, tiny.log_depth, raw, tiny_backbone, out)
+    assert bytes_of(out) == before, "the digest is the ledger's again"
+
+
+def test_a_frame_put_beside_downloaded_ones_counts_by_its_content(tiny, tiny_backbone, manifest, expected, tmp_path):
+    raw, out = tmp_path / "whole", tmp_path / "expected"
+    folder = raw / DEPTH.rpartition("/depth_left")[0]
+    added = folder / "depth_left/000009_left_depth.npy"
+    shutil.copy(raw / DEPTH, added)
+    shutil.copy(folder / "image_left/000001_left.png", folder / "image_left/000009_left.png")
+
+    def records():
+        encode(tiny.datasets[0], tiny.encode, tiny.log_depth, raw, tiny_backbone, out)
+        return {path.name: path.read_bytes() for path in out.glob("*.scene.json")}
+
+    first = records()
+    edit(added)
+    second = records()
+    assert first["env101.scene.json"] != second["env101.scene.json"]
+    assert first["env102.scene.json"] == second["env102.scene.json"] == expected["env102.scene.json"]
