@@ -12,12 +12,13 @@ never below the nearest true depth. With `limits_m` aligned depth is clipped to 
 alignment (Marigold clips to the benchmark's range). Where the prediction is constant, s is 0.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from metricgold.metrics.pairs import Kind, Pairs, sum_of_products
+from metricgold.metrics.pairs import Block, Kind, Moments, Pairs
 
 Alignment = Literal["metric", "scale", "affine_depth", "affine_disparity", "affine_log_depth"]
 ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
@@ -26,28 +27,6 @@ ALIGNMENT_OF_RELATIVE: dict[Kind, Alignment] = {
     "relative_disparity": "affine_disparity",
 }
 Limits = tuple[float, float] | None
-
-
-class Line(NamedTuple):
-    """y = mean_y + scale (x - mean_x), which loses less in rounding than scale and shift."""
-
-    scale: float
-    mean_x: float
-    mean_y: float
-
-    def of(self, x: np.ndarray) -> np.ndarray:
-        """Y of x, any shape."""
-        return (x - self.mean_x) * self.scale + self.mean_y
-
-
-def least_squares(x: np.ndarray, y: np.ndarray) -> Line:
-    """The line that minimises the sum of (mean_y + scale (x - mean_x) - y)^2, from sums; float64 [N] each."""
-    mean_x, mean_y = float(x.mean()), float(y.mean())
-    from_mean = x - mean_x
-    spread = sum_of_products(from_mean, from_mean)
-    if spread <= x.size * (8 * np.finfo(float).eps * mean_x) ** 2:  # nothing but rounding
-        return Line(0.0, mean_x, mean_y)
-    return Line(sum_of_products(from_mean, y - mean_y) / spread, mean_x, mean_y)
 
 
 def alignments_of(kind: Kind) -> tuple[Alignment, ...]:
@@ -77,48 +56,77 @@ def align(
     """
     if alignment not in alignments_of(kind):
         raise ValueError(f"alignment of {kind} is {alignment!r}, expected one of {', '.join(alignments_of(kind))}")
-    pairs = Pairs(pred, true_m, valid, kind)
+    (fit,) = fit_alignments(Pairs(pred, true_m, valid, kind), [alignment], limits_m)
     whole = np.asarray(pred, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # pixels that are not valid may hold anything
-        return aligned(pairs, alignment, limits_m, 1 / whole if kind == "disparity_per_m" else whole)
+        return fit.depth_m(Block(1 / whole if kind == "disparity_per_m" else whole, whole))
 
 
-def aligned(pairs: Pairs, alignment: Alignment, limits_m: Limits, whole: np.ndarray | None = None) -> np.ndarray:
-    """Float64 metres of the valid pixels [N], or of a whole prediction in the unit of pairs.pred."""
-    depth_m = _ALIGNED[alignment](pairs, pairs.pred if whole is None else whole, limits_m)
-    return depth_m if limits_m is None else np.clip(depth_m, *limits_m)
+class Line(NamedTuple):
+    """y = mean_y + scale (x - mean_x), which loses less in rounding than scale and shift."""
+
+    scale: float
+    mean_x: float
+    mean_y: float
+
+    @classmethod
+    def of(cls, moments: Moments) -> "Line":
+        """By least squares."""
+        _, mean_x, mean_y, sum_xx, sum_xy = moments
+        is_rounding = sum_xx <= moments.count * (8 * np.finfo(float).eps * mean_x) ** 2
+        return cls(0.0 if is_rounding else sum_xy / sum_xx, mean_x, mean_y)
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """Y of x, any shape."""
+        y = x - self.mean_x
+        y *= self.scale
+        y += self.mean_y
+        return y
 
 
-def _metric(pairs: Pairs, pred: np.ndarray, limits_m: Limits) -> np.ndarray:
-    return pred
+class Space(NamedTuple):
+    """Where a line is fitted: the prediction's and the truth's values there, and the way back to metres."""
+
+    x: Callable[[Block], np.ndarray]
+    y: Callable[[Block], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
 
 
-def _scale(pairs: Pairs, pred: np.ndarray, limits_m: Limits) -> np.ndarray:
-    return pred * (pairs.median_true_m / pairs.median_pred_m)
+_DEPTH = Space(attrgetter("pred"), attrgetter("true_m"), np.asarray)
+_DISPARITY = Space(attrgetter("inverse_pred"), attrgetter("inverse_true"), np.reciprocal)
+_LOG_DEPTH = Space(attrgetter("log_pred"), attrgetter("log_true"), np.exp)
+SPACES = {"affine_depth": _DEPTH, "affine_disparity": _DISPARITY, "affine_log_depth": _LOG_DEPTH}
 
 
-def _affine_depth(pairs: Pairs, pred: np.ndarray, limits_m: Limits) -> np.ndarray:
-    depth_m = least_squares(pairs.pred, pairs.true_m).of(pred)
-    return depth_m if limits_m else np.maximum(depth_m, pairs.true_m.min())
+class Fit(NamedTuple):
+    """One alignment of one image; `least` bounds the line's values, in their own space."""
+
+    space: Space
+    line: Line | None
+    least: float
+    limits_m: Limits
+
+    def depth_m(self, block: Block) -> np.ndarray:
+        """Aligned depth in metres; the prediction itself where nothing changes it."""
+        if self.line is None:
+            depth_m = block.pred
+        else:
+            depth_m = self.space.back(np.maximum(self.line.at(self.space.x(block)), self.least))
+        return depth_m if self.limits_m is None else np.clip(depth_m, *self.limits_m)
 
 
-def _affine_disparity(pairs: Pairs, pred: np.ndarray, limits_m: Limits) -> np.ndarray:
-    is_disparity = pairs.kind == "relative_disparity"
-    x = pairs.pred if is_disparity else pairs.inverse_pred
-    at = x if pred is pairs.pred else pred if is_disparity else 1 / pred
-    farthest_m = limits_m[1] if limits_m else pairs.true_m.max()
-    return 1 / np.maximum(least_squares(x, pairs.inverse_true).of(at), 1 / farthest_m)
-
-
-def _affine_log_depth(pairs: Pairs, pred: np.ndarray, limits_m: Limits) -> np.ndarray:
-    line = least_squares(pairs.log_pred, pairs.log_true)
-    return np.exp(line.of(pairs.log_pred if pred is pairs.pred else np.log(pred)))
-
-
-_ALIGNED: dict[Alignment, Callable[[Pairs, np.ndarray, Limits], np.ndarray]] = {
-    "metric": _metric,
-    "scale": _scale,
-    "affine_depth": _affine_depth,
-    "affine_disparity": _affine_disparity,
-    "affine_log_depth": _affine_log_depth,
-}
+def fit_alignments(pairs: Pairs, alignments: Sequence[Alignment], limits_m: Limits) -> list[Fit]:
+    """The fit of each alignment, all of them from one pass over the image."""
+    spaces: dict[str, Space] = {name: SPACES.get(name, _DEPTH) for name in alignments}
+    if pairs.kind == "relative_disparity":
+        spaces = {"affine_disparity": _DISPARITY._replace(x=_DEPTH.x)}
+    moments: dict[str, list[Moments]] = {name: [] for name in alignments if name in SPACES}
+    for block in pairs.blocks() if moments else ():
+        for name, parts in moments.items():
+            parts.append(Moments.of(spaces[name].x(block), spaces[name].y(block)))
+    lines = {name: Line.of(Moments.merged(parts)) for name, parts in moments.items()}
+    if "scale" in alignments:
+        lines["scale"] = Line(pairs.median_true_m / pairs.median_pred_m, 0.0, 0.0)
+    nearest_m, farthest_m = limits_m or (float(pairs.true_m.min()), float(pairs.true_m.max()))
+    least = {"affine_depth": nearest_m, "affine_disparity": 1 / farthest_m}
+    return [Fit(spaces[name], lines.get(name), least.get(name, -np.inf), limits_m) for name in alignments]

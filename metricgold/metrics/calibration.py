@@ -52,7 +52,7 @@ def calibration(pairs: Pairs, uncertainty: np.ndarray, valid: np.ndarray) -> dic
     """The figures of CALIBRATION; `uncertainty` and `valid` as the image has them."""
     u = _checked(uncertainty, valid)
     curves = _sparsification(pairs, u)
-    e = np.abs(pairs.log_pred - pairs.log_true)
+    e = np.abs(np.log(pairs.pred, dtype=np.float64) - np.log(pairs.true_m, dtype=np.float64))
     figures = {
         "ause_abs_rel": area(curves.abs_rel - curves.abs_rel_oracle),
         "ause_rmse": area(curves.rmse_m - curves.rmse_m_oracle),
@@ -87,8 +87,8 @@ def _sparsification(pairs: Pairs, u: np.ndarray) -> Sparsification:
     n = pairs.num_pixels
     removed = np.arange(STEPS) / STEPS
     stay = n - n * np.arange(STEPS) // STEPS  # at least one pixel
-    error_m = np.abs(pairs.pred - pairs.true_m)
-    relative = error_m * pairs.inverse_true
+    error_m = np.abs(np.subtract(pairs.pred, pairs.true_m, dtype=np.float64))
+    relative = error_m / pairs.true_m
     order = np.argsort(u)
     ordered = u[order]
     least, until = (np.searchsorted(ordered, ordered[stay - 1], side) for side in ("left", "right"))

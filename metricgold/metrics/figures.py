@@ -25,9 +25,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from metricgold.metrics.alignment import ALIGNMENTS, Alignment, Limits, aligned, alignments_of
+from metricgold.metrics.alignment import ALIGNMENTS, Alignment, Limits, alignments_of, fit_alignments
 from metricgold.metrics.calibration import CALIBRATION, calibration
-from metricgold.metrics.pairs import Kind, Pairs, sum_of_products
+from metricgold.metrics.pairs import Block, Kind, Moments, Pairs
 
 LOWER_IS_BETTER = ("abs_rel", "sq_rel", "rmse_m", "mae_m", "rmse_log", "log10", "silog")
 HIGHER_IS_BETTER = ("delta1", "delta2", "delta3")
@@ -48,7 +48,7 @@ def depth_metrics(pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> 
     Raises ValueError when the shapes differ, when no pixel is valid, or when a valid value is not finite and > 0.
     """
     pairs = Pairs(pred_m, true_m, valid)
-    figures = _figures(pairs, pairs.pred)
+    (figures,) = _figures(pairs, ["metric"], None)
     return {key: figures[key] for key in METRICS}
 
 
@@ -79,8 +79,8 @@ def image_figures(
     pairs = Pairs(pred, true_m, valid, kind)
     row = dict.fromkeys(FIGURE_KEYS, float("nan")) | {"num_pixels": float(pairs.num_pixels)}
     row |= {"median_true_m": pairs.median_true_m, "median_pred_m": pairs.median_pred_m}
-    for alignment in alignments_of(kind):
-        figures = _figures(pairs, aligned(pairs, alignment, limits_m))
+    alignments = alignments_of(kind)
+    for alignment, figures in zip(alignments, _figures(pairs, alignments, limits_m), strict=True):
         row |= {key: figures[figure] for figure in FIGURES if (key := f"{alignment}/{figure}") in row}
     if uncertainty is not None and pairs.is_metric:
         row |= calibration(pairs, np.asarray(uncertainty), np.asarray(valid))
@@ -101,32 +101,53 @@ FIGURE_KEYS = (
 )
 
 
-def _figures(pairs: Pairs, pred_m: np.ndarray) -> dict[str, float]:
-    """FIGURES of aligned depth; float64 metres [N]."""
-    n = pairs.num_pixels
-    error_m = pred_m - pairs.true_m
+def _figures(pairs: Pairs, alignments: Sequence[Alignment], limits_m: Limits) -> list[dict[str, float]]:
+    """FIGURES under each alignment, all of them of one block of pixels before the next."""
+    fits = fit_alignments(pairs, alignments, limits_m)
+    sums = np.zeros((len(alignments), 5 + len(THRESHOLDS)))
+    moments: list[list[Moments]] = [[] for _ in alignments]
+    for block in pairs.blocks():
+        for number, fit in enumerate(fits):
+            some, of_e = _block_sums(block, fit.depth_m(block))
+            sums[number] += some
+            moments[number].append(of_e)
+    return [_from_sums(some, Moments.merged(parts)) for some, parts in zip(sums, moments, strict=True)]
+
+
+def _block_sums(block: Block, pred_m: np.ndarray) -> tuple[list[float], Moments]:
+    """Sums over one block, the last of them counts below THRESHOLDS, and the moments of e."""
+    error_m = pred_m - block.true_m
     size_m = np.abs(error_m)
-    squared = sum_of_products(error_m, error_m)
-    log_pred = pairs.log_pred if pred_m is pairs.pred else np.log(pred_m)
-    e = log_pred - pairs.log_true
-    mean_e = float(e.mean())
-    log10 = float(np.abs(e).mean() / np.log(10))
-    e -= mean_e  # from its mean, which keeps the digits that mean e^2 - (mean e)^2 loses
-    spread = sum_of_products(e, e)
-    ratio = np.maximum(pred_m / pairs.true_m, pairs.true_m / pred_m)
-    figures = {
-        "abs_rel": sum_of_products(size_m, pairs.inverse_true) / n,
-        "sq_rel": sum_of_products(error_m, error_m * pairs.inverse_true) / n,
-        "rmse_m": np.sqrt(squared / n),
-        "mae_m": size_m.mean(),
-        "rmse_log": np.sqrt(spread / n + mean_e**2),
-        "log10": log10,
-        "silog": 100 * np.sqrt(spread / n),
-        "silog_unidepth": 100 * np.sqrt(spread / (n - 1)) if n > 1 else np.nan,
-        "silog_dav2": np.sqrt(spread / n + 0.5 * mean_e**2),
-    }
-    figures |= {key: np.count_nonzero(ratio < threshold) / n for key, threshold in THRESHOLDS.items()}
-    return {key: float(value) for key, value in figures.items()}
+    e = (block.log_pred if pred_m is block.pred else np.log(pred_m)) - block.log_true
+    ratio = np.maximum(pred_m / block.true_m, block.true_m / pred_m)
+    hits = [np.count_nonzero(ratio < threshold) for threshold in THRESHOLDS.values()]
+    relative = size_m * block.inverse_true
+    return [
+        relative.sum(),
+        size_m @ relative,
+        error_m @ error_m,
+        size_m.sum(),
+        np.abs(e).sum(),
+        *hits,
+    ], Moments.of(e, e)
+
+
+def _from_sums(sums: np.ndarray, e: Moments) -> dict[str, float]:
+    means = sums / e.count
+    variance = e.sum_xx / e.count  # about the mean: mean e^2 - (mean e)^2 would lose the digits of a nearly constant e
+    values = (
+        means[0],
+        means[1],
+        np.sqrt(means[2]),
+        means[3],
+        np.sqrt(variance + e.mean_x**2),
+        means[4] / np.log(10),
+        100 * np.sqrt(variance),
+        100 * np.sqrt(e.sum_xx / (e.count - 1)) if e.count > 1 else np.nan,
+        np.sqrt(variance + 0.5 * e.mean_x**2),
+        *means[5:],
+    )
+    return {key: float(value) for key, value in zip(FIGURES, values, strict=True)}
 
 
 def mean_metrics(images: Sequence[dict[str, float]]) -> dict[str, float]:

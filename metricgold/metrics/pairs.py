@@ -1,55 +1,72 @@
-"""Predicted and true values of the valid pixels of one image, checked, and what figures and fits share of them."""
+"""Predicted and true values of the valid pixels of one image, checked, and the sums that fits and figures are made of.
 
+Everything is computed in float64 on blocks of pixels: their arrays stay in the processor's cache and are taken from the
+heap again and again, where whole images would be given back to the system and cleared at every step. A block is shorter
+than what BLAS shares between threads, so that a sum depends on no number of threads.
+"""
+
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 Kind = Literal["depth_m", "disparity_per_m", "relative_depth", "relative_disparity"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-# Below the length from which BLAS shares a product between threads: a sum then depends on no number of threads, and
-# images measured side by side do not wait for each other.
-_BLOCK = 8192
+BLOCK = 8192
+_NAME_AND_UNIT = {"depth_m": ("predicted depth", "m"), "disparity_per_m": ("predicted disparity", "1/m")}
 
 
-def sum_of_products(a: np.ndarray, b: np.ndarray) -> float:
-    """Sum of a b over float64 [N] each."""
-    whole = a.size - a.size % _BLOCK
-    blocks = np.vecdot(a[:whole].reshape(-1, _BLOCK), b[:whole].reshape(-1, _BLOCK))
-    return float(blocks.sum() + a[whole:] @ b[whole:])
+class Block:
+    """Some valid pixels, float64 [N <= BLOCK]; logarithms and inverses are taken once.
 
+    pred    depth in metres, or a relative depth or disparity of any scale and shift
+    true_m  planar depth in metres
+    """
 
-def median(values: np.ndarray) -> float:
-    """Median in float64 of [N]. One selection instead of numpy's three, and of stored float32 as they are."""
-    middle = values.size // 2
-    halves = np.partition(values, middle)
-    upper = float(halves[middle])
-    return upper if values.size % 2 else (float(halves[:middle].max()) + upper) / 2
+    def __init__(self, pred: np.ndarray, true_m: np.ndarray) -> None:
+        self.pred, self.true_m = pred, true_m
+
+    @cached_property
+    def log_pred(self) -> np.ndarray:
+        """Natural logarithm of the prediction."""
+        return np.log(self.pred)
+
+    @cached_property
+    def log_true(self) -> np.ndarray:
+        """Natural logarithm of metres."""
+        return np.log(self.true_m)
+
+    @cached_property
+    def inverse_pred(self) -> np.ndarray:
+        """1 / the prediction."""
+        return 1 / self.pred
+
+    @cached_property
+    def inverse_true(self) -> np.ndarray:
+        """1 / metres."""
+        return 1 / self.true_m
 
 
 class Pairs:
-    """The N valid pixels of one image, float64; logarithms and inverses are taken once.
+    """All valid pixels of one image: prediction and truth as they are stored, [N] each.
 
-    pred       depth in metres, or what `kind` says: a relative depth or disparity of any scale and shift
-    true_m     planar depth in metres
+    A disparity in 1 / metres becomes depth, so that `pred` is in metres or relative.
     """
 
     def __init__(self, pred: np.ndarray, true_m: np.ndarray, valid: np.ndarray, kind: Kind = "depth_m") -> None:
         if kind not in KINDS:
             raise ValueError(f"kind of prediction is {kind!r}, expected one of {', '.join(KINDS)}")
-        self._stored_pred, self._stored_true = _valid_values(pred, true_m, valid)
         self.kind = kind
-        self.pred = self._stored_pred.astype(np.float64)
-        self.true_m = self._stored_true.astype(np.float64)
-        _check_positive("true", self.true_m)
+        self.pred, self.true_m = _valid_values(pred, true_m, valid)
+        _check_positive("true depth", "m", self.true_m)
         if self.is_metric:
-            _check_positive("predicted", self.pred)
-        elif not np.isfinite(self.pred).all():
-            wrong = self.pred[~np.isfinite(self.pred)]
-            raise ValueError(f"prediction must be finite where valid, got {wrong[0]} at {wrong.size} pixels")
+            _check_positive(*_NAME_AND_UNIT[kind], self.pred)
+        else:
+            _check_finite(self.pred)
         if kind == "disparity_per_m":
-            self.pred = self._stored_pred = 1 / self.pred
+            self.pred = 1 / self.pred.astype(np.float64)
 
     @property
     def is_metric(self) -> bool:
@@ -62,34 +79,59 @@ class Pairs:
         return self.true_m.size
 
     @cached_property
-    def log_true(self) -> np.ndarray:
-        """Natural logarithm of metres."""
-        return np.log(self.true_m)
-
-    @cached_property
-    def log_pred(self) -> np.ndarray:
-        """Natural logarithm of the prediction."""
-        return np.log(self.pred)
-
-    @cached_property
-    def inverse_pred(self) -> np.ndarray:
-        """1 / the prediction."""
-        return 1 / self.pred
-
-    @cached_property
-    def inverse_true(self) -> np.ndarray:
-        """1 / metres."""
-        return 1 / self.true_m
-
-    @cached_property
     def median_true_m(self) -> float:
         """Of all valid pixels, metres."""
-        return median(self._stored_true)
+        return median(self.true_m)
 
     @cached_property
     def median_pred_m(self) -> float:
         """Of all valid pixels, metres; NaN for a relative prediction."""
-        return median(self._stored_pred) if self.is_metric else float("nan")
+        return median(self.pred) if self.is_metric else float("nan")
+
+    def blocks(self) -> Iterator[Block]:
+        """All pixels, in order."""
+        for start in range(0, self.num_pixels, BLOCK):
+            some = slice(start, start + BLOCK)
+            yield Block(self.pred[some].astype(np.float64), self.true_m[some].astype(np.float64))
+
+
+class Moments(NamedTuple):
+    """Count, means and sums about the means of x and y; those of blocks are merged without loss of digits.
+
+    Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
+    """
+
+    count: float
+    mean_x: float
+    mean_y: float
+    sum_xx: float
+    sum_xy: float
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray) -> "Moments":
+        """Of one block."""
+        mean_x, mean_y = x.sum() / x.size, y.sum() / y.size
+        from_mean = x - mean_x
+        return cls(x.size, mean_x, mean_y, from_mean @ from_mean, from_mean @ (y - mean_y))
+
+    @classmethod
+    def merged(cls, blocks: list["Moments"]) -> "Moments":
+        """Of all blocks."""
+        count, mean_x, mean_y, sum_xx, sum_xy = np.transpose(blocks)
+        total = count.sum()
+        x, y = count @ mean_x / total, count @ mean_y / total
+        from_x = mean_x - x
+        return cls(
+            *map(float, (total, x, y, sum_xx.sum() + count @ from_x**2, sum_xy.sum() + count * from_x @ (mean_y - y)))
+        )
+
+
+def median(values: np.ndarray) -> float:
+    """Median in float64 of [N]. One selection instead of numpy's three, and of stored float32 as they are."""
+    middle = values.size // 2
+    halves = np.partition(values, middle)
+    upper = float(halves[middle])
+    return upper if values.size % 2 else (float(halves[:middle].max()) + upper) / 2
 
 
 def _valid_values(pred: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,12 +147,20 @@ def _valid_values(pred: np.ndarray, true_m: np.ndarray, valid: np.ndarray) -> tu
     return pred.ravel().take(where), true_m.ravel().take(where)
 
 
-def _check_positive(name: str, depth: np.ndarray) -> None:
-    # The extremes tell: a NaN makes either of them NaN.
-    if depth.min() > 0 and depth.max() < np.inf:
+def _check_positive(name: str, unit: str, values: np.ndarray) -> None:
+    if values.min() > 0 and values.max() < np.inf:  # a NaN makes either of them NaN
         return
-    wrong = ~(np.isfinite(depth) & (depth > 0))
+    wrong = ~(np.isfinite(values) & (values > 0))
     raise ValueError(
-        f"{name} depth must be finite and > 0 m where valid, got {depth[wrong][0]} "
+        f"{name} must be finite and > 0 {unit} where valid, got {float(values[wrong][0])} "
         f"at {np.count_nonzero(wrong)} of {wrong.size} pixels"
     )
+
+
+def _check_finite(values: np.ndarray) -> None:
+    wrong = ~np.isfinite(values)
+    if wrong.any():
+        raise ValueError(
+            f"relative prediction must be finite where valid, got {float(values[wrong][0])} "
+            f"at {np.count_nonzero(wrong)} of {wrong.size} pixels"
+        )
