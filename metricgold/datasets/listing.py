@@ -29,12 +29,15 @@ class FrameRef:
     depth_path: Path
     entity_path: Path | None = None  # HyperSim's ids of what each pixel shows
     mask_path: Path | None = None  # where own data keep apart which depth is valid
+    filled_path: Path | None = None  # SUN RGB-D's depth whose holes are filled in
     camera: tuple[Any, ...] = ()
+    index: int | None = None  # of the frame, from 0, where its files hold many: NYU Depth v2
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files that it is decoded from."""
-        return tuple(path for path in (self.rgb_path, self.depth_path, self.entity_path, self.mask_path) if path)
+        paths = (self.rgb_path, self.depth_path, self.entity_path, self.mask_path, self.filled_path)
+        return tuple(path for path in paths if path)
 
 
 Gaps = Counter[str]  # of one scene: reason -> frames left out

@@ -157,8 +157,10 @@ def refs_of_folders(dataset: str, raw: Path, statement: Statement, gaps: Mapping
             if any(number not in by_id for by_id in files.values()):
                 gaps[scene]["mask missing"] += 1
                 continue
-            paths = {f"{kind}_path": by_id[number] for kind, by_id in files.items()}
-            yield FrameRef(dataset, scene, f"{scene}/{number}", camera=recording, **paths)
+            rgb_path, depth_path = files["rgb"][number], files["depth"][number]
+            mask_path = files["mask"][number] if "mask" in files else None
+            name = f"{scene}/{number}"
+            yield FrameRef(dataset, scene, name, rgb_path, depth_path, mask_path=mask_path, camera=recording)
 
 
 def kinds_of(statement: Statement) -> tuple[str, ...]:

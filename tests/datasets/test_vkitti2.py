@@ -133,7 +133,9 @@ def test_references_travel_between_processes(tmp_path):
 
 
 def test_unknown_names(tmp_path):
-    with pytest.raises(ValueError, match="unknown data set 'kitti'; known: hypersim, vkitti2, tartanair, tartanair2"):
-        open_dataset("kitti", tmp_path)
+    with pytest.raises(
+        ValueError, match="unknown data set 'cityscapes'; known: hypersim, vkitti2, tartanair, tartanair2"
+    ):
+        open_dataset("cityscapes", tmp_path)
     with pytest.raises(ValueError, match="no frames of vkitti2; metricgold download vkitti2 fills it"):
         open_dataset("vkitti2", tmp_path)

@@ -136,7 +136,7 @@ def equal_file_suspicions(frames: Sequence[FrameRef], heads: Sequence[Head]) -> 
     by_mark: dict[tuple[Any, ...], list[tuple[str, Path]]] = defaultdict(list)
     for kind in ("duplicate rgb", "duplicate depth"):
         for ref, head in zip(frames, heads, strict=True):
-            if head.error:
+            if head.error or ref.index is not None:
                 continue
             if kind == "duplicate rgb":
                 by_mark[kind, head.rgb_mark].append((ref.name, ref.rgb_path))

@@ -78,7 +78,9 @@ def read_heads(frames: Sequence[FrameRef]) -> list[Head]:
 
 
 def read_head(ref: FrameRef) -> Head:
-    """Sizes and marks of a frame's two files, without decoding them."""
+    """Sizes and marks of a frame's two files, without decoding them; none of a file that holds many frames."""
+    if ref.index is not None:
+        return Head()
     try:
         rgb_size, depth_size = read_size(ref.rgb_path), read_size(ref.depth_path)
         return Head(rgb_size, depth_size, read_mark(ref.rgb_path), read_mark(ref.depth_path))
