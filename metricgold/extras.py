@@ -16,6 +16,7 @@ EXTRA_OF = {
     "pyarrow": "benchmark",
     "OpenEXR": "exr",
     "bitsandbytes": "adam8bit",
+    "torchvision": "peers",
 }
 
 
