@@ -1,0 +1,169 @@
+"""Rows in heaps that compare: one ruler each, and within it a method's figures frame by frame."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from metricgold.evaluate.protocols import load_protocol
+from metricgold.evaluate.rows import Rows
+from metricgold.metrics import Interval, interval_by_scene, mean_by_scene, paired_interval, scene_weights
+
+SHORT = 12  # hex digits of a digest on the page
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One method's rows under one ruler, in the order of the frames.
+
+    average  over what the protocol takes means: image, pixel or scene
+    """
+
+    title: str
+    rows: Rows
+    average: str
+
+    @cached_property
+    def num_frames(self) -> int:
+        """Frames with figures; the others have a reason."""
+        return int(np.count_nonzero(self.rows["reason"] == ""))
+
+    @property
+    def is_floor(self) -> bool:
+        """Whether these rows are of the truth through a VAE and back: a bound, no method."""
+        return self.rows["method"][0].startswith("vae_floor")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether these rows are of a map that does not look at the image."""
+        return self.rows["method"][0].startswith(("best_constant", "mean_map"))
+
+    def values(self, figure: str) -> np.ndarray:
+        """A figure of each frame [N], NaN where it is not defined; all NaN where these rows do not have it."""
+        if figure not in self.rows.columns:
+            return np.full(len(self.rows), np.nan)
+        return np.where(self.rows["reason"] == "", self.rows[figure], np.nan)
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """What each frame [N] weighs in a mean."""
+        if self.average == "pixel":
+            return np.nan_to_num(self.values("num_pixels"))
+        return scene_weights(self.rows["scene"]) if self.average == "scene" else np.ones(len(self.rows))
+
+    def interval(self, figure: str) -> Interval | None:
+        """The mean as the protocol takes it, with its 95 % interval by scene; None where no frame has the figure."""
+        interval = interval_by_scene(self.values(figure), self.rows["scene"], weights=self.weights)
+        return interval if np.isfinite(interval.mean) else None
+
+    @cached_property
+    def is_metric(self) -> bool:
+        """Whether its depth is in metres."""
+        return bool(np.isfinite(self.values("metric/abs_rel")).any())
+
+    @cached_property
+    def medians_m(self) -> tuple[np.ndarray, np.ndarray]:
+        """Median true and predicted depth of each frame [N], metres; NaN where the depth is not metric."""
+        known = np.isfinite(self.values("metric/abs_rel"))
+        true_m, pred_m = (np.where(known, self.values(name), np.nan) for name in ("median_true_m", "median_pred_m"))
+        return true_m, pred_m
+
+    @cached_property
+    def log_ratios(self) -> np.ndarray:
+        """ln of the median predicted over the median true depth, by frame [N]; NaN where depth is not metric."""
+        true_m, pred_m = self.medians_m
+        return np.log(pred_m) - np.log(true_m)
+
+    def by_scene(self, values: np.ndarray) -> np.ndarray:
+        """Means of values [N] by scene, in the order of the scenes' names; those that have none are left out."""
+        means = np.array(list(mean_by_scene(values, self.rows["scene"]).values()))
+        return means[np.isfinite(means)]
+
+    @property
+    def focal_widths(self) -> np.ndarray:
+        """Focal length of each frame [N] in image widths, so that images of several sizes compare."""
+        widths: np.ndarray = self.rows["focal_px"] / self.rows["width"]
+        return widths
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """What was measured in one way: protocol, data set and frames are equal, so that means compare."""
+
+    benchmark: str
+    protocol: str
+    digest: str
+    average: str
+    methods: tuple[Measured, ...]
+
+    @cached_property
+    def num_frames(self) -> int:
+        """Frames that any method has figures for."""
+        return len({frame for method in self.methods for frame in frames_of(method)})
+
+    @cached_property
+    def num_scenes(self) -> int:
+        """Scenes of these frames."""
+        return len({scene for method in self.methods for scene in method.rows["scene"].tolist()})
+
+    def complete(self, method: Measured) -> bool:
+        """Whether the method has figures for every frame that any of them has."""
+        return method.num_frames == self.num_frames
+
+    @property
+    def has_all(self) -> bool:
+        """Whether all methods do, so that all rows of a table compare."""
+        return all(map(self.complete, self.methods))
+
+
+def frames_of(method: Measured) -> set[str]:
+    """Names of the frames for which a method has figures."""
+    return set(method.rows["frame"][method.rows["reason"] == ""].tolist())
+
+
+def rulers_of(rows: Rows) -> list[Ruler]:
+    """The rows by ruler, sorted by benchmark and protocol; methods in the order in which they come first.
+
+    A name that stands for several digests is followed by each one's first digits.
+    """
+    return sorted(_rulers(rows), key=lambda ruler: (ruler.benchmark, ruler.protocol, ruler.digest))
+
+
+def _rulers(rows: Rows) -> Iterator[Ruler]:
+    for digest in rows.unique("ruler_digest"):
+        of_ruler = rows.where(ruler_digest=digest)
+        protocol = of_ruler["protocol"][0]
+        average = average_of(protocol, of_ruler["protocol_digest"][0])
+        methods = []
+        for name in of_ruler.unique("method"):
+            of_name = of_ruler.where(method=name)
+            digests = of_name.unique("method_digest")
+            for one in digests:
+                title = name if len(digests) == 1 else f"{name} {one[:SHORT]}"
+                of_method = of_name.where(method_digest=one)
+                order = np.argsort(of_method["frame"].astype(str), kind="stable")
+                in_order = Rows({key: column[order] for key, column in of_method.columns.items()})
+                methods.append(Measured(title, in_order, average))
+        yield Ruler(of_ruler["benchmark"][0], protocol, digest, average, tuple(methods))
+
+
+def average_of(name: str, digest: str) -> str:
+    """Over what a protocol takes means; over images for one of another installation, whose rules are not known here."""
+    try:
+        protocol = load_protocol(name)
+    except ValueError:
+        return "image"
+    return protocol.average if protocol.digest == digest else "image"
+
+
+def paired_difference(a: Measured, b: Measured, figure: str) -> tuple[Interval, int] | None:
+    """Mean of a - b over the frames that both have the figure for, its interval by scene, and how many they are."""
+    _, at_a, at_b = np.intersect1d(
+        a.rows["frame"].astype(str), b.rows["frame"].astype(str), assume_unique=True, return_indices=True
+    )
+    ours, theirs = a.values(figure)[at_a], b.values(figure)[at_b]
+    num_frames = int(np.count_nonzero(np.isfinite(ours) & np.isfinite(theirs)))
+    if not num_frames:
+        return None
+    return paired_interval(ours, theirs, a.rows["scene"][at_a], weights=a.weights[at_a]), num_frames
