@@ -83,6 +83,10 @@ class Peer:
         with naming(self.folder, self.family):
             return FAMILIES[self.family].load(self.folder, self.config)
 
+    def unload(self) -> None:
+        """Free the weights; the next estimate reads them again."""
+        self.__dict__.pop("predict", None)
+
     def estimate(self, rgbs: Sequence[np.ndarray], intrinsics: Sequence[np.ndarray] | None) -> list[Estimate]:
         """One image after the other: the models differ too much in what they can take at once."""
         cameras = intrinsics if intrinsics is not None else [None] * len(rgbs)
