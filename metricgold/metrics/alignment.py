@@ -84,6 +84,17 @@ class Line(NamedTuple):
         return y
 
 
+class Proportion(NamedTuple):
+    """y = x true / pred, in this order: of depths in round numbers, such as millimetres, the product is exact."""
+
+    true_m: float
+    pred_m: float
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """Y of x, any shape."""
+        return x * self.true_m / self.pred_m
+
+
 class Space(NamedTuple):
     """Where a line is fitted: the prediction's and the truth's values there, and the way back to metres."""
 
@@ -102,7 +113,7 @@ class Fit(NamedTuple):
     """One alignment of one image; `least` bounds the line's values, in their own space."""
 
     space: Space
-    line: Line | None
+    line: Line | Proportion | None
     least: float
     limits_m: Limits
 
@@ -124,9 +135,9 @@ def fit_alignments(pairs: Pairs, alignments: Sequence[Alignment], limits_m: Limi
     for block in pairs.blocks() if moments else ():
         for name, parts in moments.items():
             parts.append(Moments.of(spaces[name].x(block), spaces[name].y(block)))
-    lines = {name: Line.of(Moments.merged(parts)) for name, parts in moments.items()}
+    lines: dict[str, Line | Proportion] = {name: Line.of(Moments.merged(parts)) for name, parts in moments.items()}
     if "scale" in alignments:
-        lines["scale"] = Line(pairs.median_true_m / pairs.median_pred_m, 0.0, 0.0)
+        lines["scale"] = Proportion(pairs.median_true_m, pairs.median_pred_m)
     nearest_m, farthest_m = limits_m or (float(pairs.true_m.min()), float(pairs.true_m.max()))
     least = {"affine_depth": nearest_m, "affine_disparity": 1 / farthest_m}
     return [Fit(spaces[name], lines.get(name), least.get(name, -np.inf), limits_m) for name in alignments]
