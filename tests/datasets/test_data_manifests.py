@@ -16,7 +16,7 @@ LISTS = SHARED / "samples" / "metadata"
 beside_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="the publishers' lists lie beside the project, not in it")
 
 NAMES = sorted(path.stem for path in MANIFESTS.glob("*.yaml"))
-BENCHMARKS = {"nyuv2", "kitti", "eth3d", "diode", "ibims1"}
+BENCHMARKS = {"nyuv2", "kitti", "eth3d", "diode", "ibims1", "sunrgbd"}
 
 
 def rows(name: str) -> list[list[str]]:
