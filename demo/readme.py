@@ -25,7 +25,8 @@ def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
     unknown = sorted(set(names) - set(with_truth))
     if unknown or not names:
         raise ValueError(f"no demo image with truth named {', '.join(unknown)}; there are: {', '.join(with_truth)}")
-    examples = [read_predicted(root, predicted[name]).example for name in names]
+    metrics = read_metrics(root)
+    examples = [read_predicted(root, predicted[name], metrics).example for name in names]
     return write_panels(root / PICTURE, examples, ("photograph", "depth", "error"), width_px=800)
 
 
@@ -44,7 +45,7 @@ def results_table(metrics: dict[str, Any]) -> str:
         results_row("**mean**", metrics, others),
         "",
         f"Split `{params['split']}`, {params['num_inference_steps']} steps x {params['ensemble_size']} runs, "
-        f"truth from {metrics['near_m']:g} to {metrics['far_m']:g} m, no alignment.",
+        f"truth from {metrics['min_m']:g} to {metrics['max_m']:g} m, no alignment.",
     ]
     return "\n".join(lines)
 

@@ -137,7 +137,7 @@ def write_demo_report(
     receipt = read_receipt(root)
     done = [row for row in receipt if row["status"] == "done"]
     done.sort(key=lambda row: not row["input"].startswith("yours-"))  # the user's own images first
-    shown = [image_card(read_predicted(root, row)) for row in done[:MAX_SHOWN]]
+    shown = [image_card(read_predicted(root, row, metrics)) for row in done[:MAX_SHOWN]]
     by_depth = folders.plots / "evaluate.png"
     page = load_template(Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format}).render(
         summary=summary,
@@ -189,11 +189,11 @@ class Predicted:
     frame: str | None  # the data set's own name of the image
 
 
-def read_predicted(root: Path, row: dict[str, Any]) -> Predicted:
-    """One `done` row of the demo's receipt with its files."""
+def read_predicted(root: Path, row: dict[str, Any], metrics: dict[str, Any]) -> Predicted:
+    """One `done` row of the demo's receipt with its files; truth counts as in the figures of `evaluate`."""
     name, output = row["input"], row["output"].removesuffix(".depth.png")
     rgb = read_rgb(root / IMAGES / name, max_pixels=MAX_PIXELS)
-    depth_m, attributes = read_log_depth_png(root / DEPTH / f"{output}.depth.png")
+    depth_m, _ = read_log_depth_png(root / DEPTH / f"{output}.depth.png")
     uncertainty, _ = read_uncertainty_png(root / DEPTH / f"{output}.uncertainty.png")
     truth = root / TRUTH / f"{Path(name).stem}.npz"
     if not truth.exists():
@@ -201,9 +201,7 @@ def read_predicted(root: Path, row: dict[str, Any]) -> Predicted:
         return Predicted(Example(name, rgb, depth_m, depth_m, nowhere), uncertainty, None)
     with np.load(truth, allow_pickle=False) as stored:
         true_m = stored["planar_depth_m"]
-        # Measured as evaluate does: only where the true depth is within the model's range.
-        near_m, far_m = float(attributes["near_m"]), float(attributes["far_m"])
-        valid = stored["valid_mask"] & (true_m >= near_m) & (true_m <= far_m)
+        valid = stored["valid_mask"] & (true_m >= metrics["min_m"]) & (true_m <= metrics["max_m"])
         return Predicted(Example(name, rgb, depth_m, true_m, valid), uncertainty, str(stored["frame"]))
 
 

@@ -30,14 +30,14 @@ class Baselines:
         return np.exp(np.asarray(ln.resize((size[1], size[0]), Image.Resampling.BILINEAR)))
 
 
-def in_range(frame: Frame, log_depth: LogDepth) -> np.ndarray:
-    """Pixels that count, bool [H, W]: valid, and true depth between near_m and far_m."""
+def in_range(frame: Frame, ruler: LogDepth) -> np.ndarray:
+    """Pixels that count, bool [H, W]: valid, and true depth between the ends of the ruler, which count too."""
     depth_m = frame.planar_depth_m
-    return frame.valid_mask & (depth_m >= log_depth.near_m) & (depth_m <= log_depth.far_m)
+    return frame.valid_mask & (depth_m >= ruler.near_m) & (depth_m <= ruler.far_m)
 
 
 def best_constant(
-    held_out: dict[str, list[FrameRef]], log_depth: LogDepth, left_out: dict[str, dict[str, str]]
+    held_out: dict[str, list[FrameRef]], ruler: LogDepth, left_out: dict[str, dict[str, str]]
 ) -> tuple[dict[str, list[FrameRef]], float]:
     """The frames that can be measured, and the one depth in metres that gives them the lowest AbsRel.
 
@@ -46,17 +46,17 @@ def best_constant(
     weighted by w; it is found in a histogram of ln g with bins of BIN_NATS. Frames that cannot be read, or have
     no depth in range, go into `left_out` with the reason. ValueError names a data set with no frame left.
     """
-    num_bins = ceil(log_depth.ln_range / BIN_NATS)
+    num_bins = ceil(ruler.ln_range / BIN_NATS)
     usable: dict[str, list[FrameRef]] = {}
     weights = np.zeros(num_bins)
     for name, refs in held_out.items():
         usable[name], of_dataset = [], np.zeros(num_bins)
         for ref, frame in readable_frames(refs, left_out[name]):
-            true_m = frame.planar_depth_m[in_range(frame, log_depth)].astype(np.float64)
+            true_m = frame.planar_depth_m[in_range(frame, ruler)].astype(np.float64)
             if not true_m.size:
-                left_out[name][ref.name] = f"no valid depth between {log_depth.near_m:g} and {log_depth.far_m:g} m"
+                left_out[name][ref.name] = f"no valid depth between {ruler.near_m:g} and {ruler.far_m:g} m"
                 continue
-            bins = (np.log(true_m / log_depth.near_m) / BIN_NATS).astype(int).clip(0, num_bins - 1)
+            bins = (np.log(true_m / ruler.near_m) / BIN_NATS).astype(int).clip(0, num_bins - 1)
             of_dataset += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=num_bins)
             usable[name].append(ref)
         if not usable[name]:
@@ -64,10 +64,10 @@ def best_constant(
             raise ValueError(f"{name}: no frame with depth in range to measure: {reasons}")
         weights += of_dataset / len(usable[name])
     median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
-    return usable, float(log_depth.near_m * np.exp((median + 0.5) * BIN_NATS))
+    return usable, float(ruler.near_m * np.exp((median + 0.5) * BIN_NATS))
 
 
-def mean_depth_map(raw_folders: dict[str, Path], log_depth: LogDepth) -> np.ndarray:
+def mean_depth_map(raw_folders: dict[str, Path], ruler: LogDepth) -> np.ndarray:
     """Geometric mean of planar depth over training frames on a small grid, metres MEAN_MAP_GRID.
 
     MEAN_MAP_FRAMES frames of each data set, evenly spaced. A cell that no frame fills gets the mean of all.
@@ -80,7 +80,7 @@ def mean_depth_map(raw_folders: dict[str, Path], log_depth: LogDepth) -> np.ndar
         sample = [refs[i] for i in evenly_spaced(len(refs), MEAN_MAP_FRAMES)]
         refuse_edited(raw, sample)
         for _, frame in readable_frames(sample, {}):
-            valid = in_range(frame, log_depth)
+            valid = in_range(frame, ruler)
             y, x = np.nonzero(valid)
             cells = y * rows // valid.shape[0] * columns + x * columns // valid.shape[1]
             sums += np.bincount(cells, weights=np.log(frame.planar_depth_m[valid]), minlength=sums.size)

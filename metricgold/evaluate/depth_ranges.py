@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from math import ceil, log
+from math import ceil, floor, log2
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ RangeRow = dict[str, float]  # of one range: from_m, to_m, means over its pixels
 
 
 def range_edges_m(log_depth: LogDepth) -> np.ndarray:
-    """Edges in metres of the depth ranges: near_m doubled again and again, and far_m.
+    """Edges in metres of the depth ranges: near_m, the powers of two between, and far_m.
 
-    A last range narrower than half a doubling joins the one before.
+    The first and the last range join their neighbour where they are narrower than half a doubling.
     """
-    doublings = log(log_depth.far_m / log_depth.near_m) / log(2)
-    inner = np.arange(1, ceil(doublings - 0.5))
-    return np.array([log_depth.near_m, *(log_depth.near_m * 2.0**inner), log_depth.far_m])
+    first, last = ceil(log2(log_depth.near_m) + 0.5), floor(log2(log_depth.far_m) - 0.5)
+    return np.array([log_depth.near_m, *(2.0 ** np.arange(first, last + 1)), log_depth.far_m])
 
 
 def range_index(true_m: np.ndarray, edges_m: np.ndarray) -> np.ndarray:

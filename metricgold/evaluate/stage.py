@@ -2,17 +2,18 @@
 
 For every data set: the model; two baselines that never see the image and do not know the data set it is from (one
 best constant, one mean depth map for all); and the VAE floor, the truth through the VAE and back without the
-U-Net. One protocol for all four: every frame at its own size, valid pixels with near_m <= truth <= far_m of the
-model, no alignment of scale or shift, ten metrics per image, then the mean over images. In the figures on top every
-data set weighs the same.
+U-Net. One protocol for all four: every frame at its own size, valid pixels with min_m <= truth <= max_m of the
+params, no alignment of scale or shift, ten metrics per image, then the mean over images. In the figures on top every
+data set weighs the same. Which pixels count, the model has no say in: where its own range ends before, it is wrong.
 
 Held-out frames are read twice in a stream, once for the best constant and once to predict: memory does not grow
 with the data set.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,11 @@ from metricgold.evaluate.depth_ranges import (
     save_figure,
     write_table,
 )
+from metricgold.evaluate.rows import Row, require_parquet, write_rows_file
 from metricgold.images import COLUMNS, Example, write_panels
-from metricgold.log_depth import LogDepth
-from metricgold.metrics import depth_metrics, mean_metrics
+from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene, mean_metrics
 from metricgold.params import Evaluate, Inference
-from metricgold.storage import digest_json, write_json
+from metricgold.storage import digest_folder, digest_json, write_json
 
 if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 4  # rows of each data set's panel
+ROWS = ".rows.parquet"  # in place of .json, beside the figures
+PROTOCOL = "evaluate"  # as rows name it
+GEOMETRY = "own size"  # of predictions: what decides figures beside frames and ruler, whatever the model
 METHODS = ("model", "constant", "mean_map", "vae_floor")
 
 
@@ -60,22 +64,30 @@ def evaluate(
     pipe: the same model where the caller has loaded it, to measure it in several ways; the folder is not read then.
 
     Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names. `plots`
-    receives evaluate_by_depth.csv, evaluate.png (AbsRel by depth) and examples/<data set>.png. The JSON holds
-    the means over data sets, `datasets` with every figure, near_m and far_m, the params, and `digest`, which
-    names what was measured (frames, split, range): two reports compare only where it is equal. Equal inputs
-    give equal bytes. The JSON is written last. Raises ValueError naming a data set without a frame to measure.
+    receives evaluate_by_depth.csv, evaluate.png (AbsRel by depth) and examples/<data set>.png. Beside `out`,
+    <stem>.rows.parquet has a row for each frame and method, see metricgold.evaluate.rows.
+
+    The JSON holds the means over data sets, `interval95` of each by scene, `datasets` with every figure and the frames
+    left out, min_m and max_m, the params, `model_digest` (empty where `pipe` has no folder), and `digest`, which names
+    what was to be measured (frames asked for, split, ruler): two reports compare only where it is equal. Equal inputs
+    give equal bytes. The JSON is written last. Raises ValueError naming a data set without a frame to measure, and
+    where pyarrow is not installed.
     """
+    require_parquet()
     if pipe is None:
         from metricgold.model import load_pipeline
 
         pipe = load_pipeline(model, dtype=params.dtype)
-    measured = {name: Measured(ByDepth(range_edges_m(pipe.log_depth))) for name in raw_folders}
-    left_out = {name: of_dataset.left_out for name, of_dataset in measured.items()}
-    held_out = {
+    ruler = params.ruler
+    asked = {
         name: unedited_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
     }
-    held_out, constant_m = best_constant(held_out, pipe.log_depth, left_out)
-    baselines = Baselines(constant_m, mean_depth_map(raw_folders, pipe.log_depth))
+    measured = {
+        name: Measured(name, ByDepth(range_edges_m(ruler)), [ref.name for ref in refs]) for name, refs in asked.items()
+    }
+    left_out = {name: of_dataset.left_out for name, of_dataset in measured.items()}
+    held_out, constant_m = best_constant(asked, ruler, left_out)
+    baselines = Baselines(constant_m, mean_depth_map(raw_folders, ruler))
     for name, refs in held_out.items():
         shown = {refs[i].name for i in evenly_spaced(len(refs), NUM_EXAMPLES)}
         examples: list[Example] = []
@@ -83,32 +95,53 @@ def evaluate(
             scored = score(frames, params, pipe, baselines, measured[name])
             examples += [example for example in scored if example.name in shown]
         write_panels(Path(plots) / "examples" / f"{name}.png", examples, COLUMNS, width_px=1200)
-    report = _report(params, pipe.log_depth, constant_m, measured)
+    has_folder = (Path(model) / "model_index.json").is_file()
+    report = _report(params, constant_m, measured) | {"model_digest": digest_folder(model) if has_folder else ""}
     _plot_by_depth(Path(plots), measured)
+    write_rows_file(Path(out).with_suffix(ROWS), _rows(params, report["model_digest"], measured))
     write_json(out, report)
     return report
 
 
 @dataclass(slots=True)
 class Measured:
-    """What is known of one data set; only `images` and `names` grow, by a few numbers per frame."""
+    """What is known of one data set; only `images` grows, by a few numbers per frame and method."""
 
+    dataset: str
     by_depth: ByDepth
-    names: list[str] = field(default_factory=list)
+    asked: list[str]  # names of frames
+    images: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # frame name -> reason
-    images: dict[str, list[dict[str, float]]] = field(default_factory=lambda: {method: [] for method in METHODS})
 
     def add(self, frame: Frame, valid: np.ndarray, maps_m: dict[str, np.ndarray]) -> None:
         """Score one image by every method. ValueError naming the frame for a prediction that is not a depth map."""
+        height, width = valid.shape
+        image = {"frame": frame.name, "scene": frame.scene, "focal_px": float(frame.intrinsics[0, 0])}
+        image |= {"width": width, "height": height, "num_pixels": int(valid.sum())}
+        image["median_true_m"] = float(np.median(frame.planar_depth_m[valid]))
         for method, pred_m in maps_m.items():
             try:
-                self.images[method].append(depth_metrics(pred_m, frame.planar_depth_m, valid))
+                figures = depth_metrics(pred_m, frame.planar_depth_m, valid)
             except ValueError as error:
                 raise ValueError(f"{frame.name}, {method}: {error}") from error
-        self.names.append(frame.name)
+            self.images.append(image | {"method": method, "median_pred_m": float(np.median(pred_m[valid]))} | figures)
         true_m = frame.planar_depth_m[valid].astype(np.float64)
         model, floor = (np.abs(maps_m[method][valid] - true_m) / true_m for method in ("model", "vae_floor"))
         self.by_depth.add(range_index(true_m, self.by_depth.edges_m), abs_rel=model, vae_floor_abs_rel=floor)
+
+    def of(self, method: str) -> list[Row]:
+        """The images as this method has them."""
+        return [image for image in self.images if image["method"] == method]
+
+    def means(self, method: str) -> dict[str, float]:
+        """METRICS over images."""
+        return mean_metrics([{key: image[key] for key in METRICS} for image in self.of(method)])
+
+    def intervals(self) -> dict[str, Interval]:
+        """Of the model's METRICS, by scene."""
+        images = self.of("model")
+        scenes = [image["scene"] for image in images]
+        return {key: interval_by_scene([image[key] for image in images], scenes) for key in METRICS}
 
 
 def score(
@@ -123,7 +156,7 @@ def score(
     predictions = pipe([frame.rgb for frame in frames], **options)
     floors_m = through_vae(pipe, frames)
     for frame, prediction, floor_m in zip(frames, predictions, floors_m, strict=True):
-        valid = in_range(frame, pipe.log_depth)
+        valid = in_range(frame, params.ruler)
         maps_m = {
             "model": prediction.planar_depth_m,
             "constant": np.full(valid.shape, baselines.constant_m),
@@ -142,33 +175,72 @@ def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.
     return [pipe.encode_decode_depth(depth_m[None])[0] for depth_m in filled_m]
 
 
-def _report(params: Evaluate, log_depth: LogDepth, constant_m: float, measured: dict[str, Measured]) -> dict[str, Any]:
+def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) -> dict[str, Any]:
     """The JSON: means over data sets on top, every figure of each data set below."""
-    datasets: dict[str, dict[str, Any]] = {}
-    for name, of_dataset in measured.items():
-        means = {method: mean_metrics(images) for method, images in of_dataset.images.items()}
-        datasets[name] = {
-            **means["model"],
-            **{method: means[method] for method in METHODS[1:]},
+    intervals = {name: of_dataset.intervals() for name, of_dataset in measured.items()}
+    datasets: dict[str, dict[str, Any]] = {
+        name: {
+            **of_dataset.means("model"),
+            **{method: of_dataset.means(method) for method in METHODS[1:]},
+            "interval95": _ends(intervals[name]),
             "by_depth": of_dataset.by_depth.rows(),
-            "num_frames": len(of_dataset.names),
+            "num_frames": len(of_dataset.of("model")),
             "left_out": of_dataset.left_out,
         }
+        for name, of_dataset in measured.items()
+    }
     each = list(datasets.values())
-    of_model = mean_metrics([{key: one[key] for key in one["constant"]} for one in each])
+    overall = {key: mean_interval([one[key] for one in intervals.values()]) for key in METRICS}
     others = {f"{method}_abs_rel": float(np.mean([one[method]["abs_rel"] for one in each])) for method in METHODS[1:]}
-    frames = {name: of_dataset.names for name, of_dataset in measured.items()}
-    of_range = {"near_m": log_depth.near_m, "far_m": log_depth.far_m}
     return {
-        **of_model,
+        **{key: interval.mean for key, interval in overall.items()},
         **others,
-        **of_range,
+        "interval95": _ends(overall),
+        "min_m": params.min_m,
+        "max_m": params.max_m,
         "constant_m": constant_m,
         "num_frames": sum(one["num_frames"] for one in each),
+        "num_left_out": sum(len(one["left_out"]) for one in each),
         "datasets": datasets,
         "params": params.model_dump(),
-        "digest": digest_json({"frames": frames, "split": params.split, **of_range}),
+        "digest": digest_json({name: _ruler(params, of_dataset) for name, of_dataset in measured.items()}),
     }
+
+
+def _ruler(params: Evaluate, measured: Measured) -> dict[str, Any]:
+    """All that decides which pixels of which frames of a data set are asked for: never what a model can do."""
+    range_m = [params.min_m, params.max_m]
+    frames = {"dataset": measured.dataset, "split": params.split, "frames": measured.asked}
+    return {**frames, "range_m": range_m, "geometry": GEOMETRY}
+
+
+def mean_interval(intervals: Sequence[Interval]) -> Interval:
+    """Of the mean of independent figures, each with an interval of its own (Zou and Donner, Construction of confidence
+    limits about effect measures, Statistics in Medicine 27, 2008); NaN ends where one has none.
+    """
+    mean, low, high = np.array(intervals).T
+    below, above = (float(np.sqrt(np.sum((end - mean) ** 2))) / len(mean) for end in (low, high))
+    return Interval(float(mean.mean()), float(mean.mean()) - below, float(mean.mean()) + above)
+
+
+def _ends(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float] | None]:
+    """low and high by figure; None where there are none, with a single scene."""
+    return {key: None if isnan(one.low) else {"low": one.low, "high": one.high} for key, one in intervals.items()}
+
+
+def _rows(params: Evaluate, model_digest: str, measured: dict[str, Measured]) -> Iterator[Row]:
+    """A row for each frame asked for and each method, with the reason where the frame was left out."""
+    protocol_digest = digest_json({"range_m": [params.min_m, params.max_m], "geometry": GEOMETRY})
+    for name, of_dataset in measured.items():
+        common = {"benchmark": name, "protocol": PROTOCOL, "protocol_digest": protocol_digest}
+        common |= {"ruler_digest": digest_json(_ruler(params, of_dataset)), "method_digest": model_digest}
+        for image in of_dataset.images:
+            figures = {f"metric/{key}": image[key] for key in METRICS}
+            yield common | {key: value for key, value in image.items() if key not in METRICS} | figures | {"reason": ""}
+        nothing = dict.fromkeys(("focal_px", "width", "height"), float("nan"))
+        for frame, reason in of_dataset.left_out.items():
+            for method in METHODS:
+                yield common | nothing | {"method": method, "frame": frame, "scene": "", "reason": reason}
 
 
 def _plot_by_depth(plots: Path, measured: dict[str, Measured]) -> None:

@@ -11,7 +11,8 @@ and far in metres
 
 One protocol for all of them: frames at the size at which `encode` reads them, figures per image, then the mean over
 images, then over data sets. Every valid pixel inside the widest of all ranges counts: what a narrower range
-clips counts with its error, so that no range wins by ignoring pixels. The best range is the one with the smallest
+clips counts with its error, so that no range wins by ignoring pixels. The ruler of `metricgold evaluate` would hide
+what the widest range is for. The best range is the one with the smallest
 AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE trained on
 photographs compares encodings fairly.)
 """

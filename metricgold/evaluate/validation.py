@@ -1,4 +1,8 @@
-"""Validation while training: few held-out frames, always the same, by the protocol of `metricgold evaluate`."""
+"""Validation while training: few held-out frames, always the same, by the protocol of `metricgold evaluate`.
+
+But for the ruler: truth counts within the model's own range. The figures choose among the weights of one run, which
+share that range, and a ruler from the params of evaluate would train anew whenever it is changed.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -286,12 +286,28 @@ class Inference(Section):
 
 
 class Evaluate(Inference):
-    """Benchmarks: which frames, predicted how."""
+    """The measurement on held-out scenes of the training sets: which frames, predicted how, and the ruler."""
 
     version: PositiveInt = 1
     split: Literal["val", "test"] = "test"
     frames_per_dataset: PositiveInt | None = None  # None: all
     batch_size: PositiveInt = 8
+    # Truth that counts, whatever a model's own range is: a wider or narrower log_depth is measured on the same pixels.
+    # 0.1 m is nearer than what photographs show sharply, and than rooms of HyperSim come often; 80 m is where LiDAR and
+    # the tables of outdoor sets end, beyond which VKITTI2 and TartanAir hold mostly backdrop.
+    min_m: PositiveFloat = 0.1
+    max_m: PositiveFloat = 80.0
+
+    @model_validator(mode="after")
+    def _min_is_smaller(self) -> "Evaluate":
+        if self.min_m >= self.max_m:
+            raise ValueError(f"min_m {self.min_m} must be below max_m {self.max_m}")
+        return self
+
+    @property
+    def ruler(self) -> LogDepth:
+        """min_m and max_m: both ends count."""
+        return LogDepth(self.min_m, self.max_m)
 
 
 class Predict(Inference):

@@ -211,7 +211,7 @@ def test_results_table_into_the_readme(demo, tmp_path):
     once = readme.read_text()
     assert once == f"before\n<!-- results -->\n{results_table(metrics)}\n<!-- /results -->\nafter\n"
     assert f"| {NAME} | 6 | {metrics['abs_rel']:.3f} |" in once
-    assert "1 steps x 1 runs, truth from 0.5 to 80 m" in once
+    assert "1 steps x 1 runs, truth from 0.1 to 80 m" in once
     fill_results(readme, metrics)
     assert readme.read_text() == once
     readme.write_text("no markers")

@@ -72,7 +72,7 @@ def test_all_see_what_training_saw(pipe, seen, monkeypatch, tmp_path, shape):
     frame = make_frame(*shape)
     trained = encoded(frame, monkeypatch)
     baselines = Baselines(5.0, np.full((2, 2), 5.0))
-    measured = evaluation.Measured(ByDepth(range_edges_m(pipe.log_depth)))
+    measured = evaluation.Measured("d", ByDepth(range_edges_m(pipe.log_depth)), [])
     options = {"num_inference_steps": 1, "ensemble_size": 1}
     list(evaluation.score([frame], Evaluate(**options), pipe, baselines, measured))
     validation._predict(pipe, [frame], Validation())

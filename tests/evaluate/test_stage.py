@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +14,12 @@ from metricgold.datasets.readers import list_frames
 from metricgold.datasets.sampling import evenly_spaced
 from metricgold.evaluate.baselines import best_constant, mean_depth_map
 from metricgold.evaluate.depth_ranges import range_edges_m
-from metricgold.evaluate.stage import evaluate, through_vae
+from metricgold.evaluate.rows import read_rows_files
+from metricgold.evaluate.stage import METHODS, evaluate, mean_interval, through_vae
 from metricgold.log_depth import LogDepth
-from metricgold.metrics import METRICS, depth_metrics
+from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene
 from metricgold.params.sections import Evaluate
+from metricgold.storage import digest_folder
 
 NAME = "tartanair-synthetic"
 RANGE = LogDepth(0.5, 80.0)
@@ -48,10 +51,10 @@ def write_scene(raw, scene, depths_m):
 
 
 def random_depths(seed, count=6, size=(16, 24)):
-    """Floors of a few metres, a patch too far for the model and one too near."""
+    """Floors of a few metres, a patch too far for the ruler and one too near."""
     rng = np.random.default_rng(seed)
     depths_m = rng.uniform(1, 20, (count, *size))
-    depths_m[:, :3], depths_m[:, 3:5, :4] = 200.0, 0.1
+    depths_m[:, :3], depths_m[:, 3:5, :4] = 200.0, 0.05
     return depths_m
 
 
@@ -97,7 +100,7 @@ def test_known_answers(raw, tmp_path):
     assert report["delta1"] == 1.0
     assert report["vae_floor_abs_rel"] == found["vae_floor"]["abs_rel"] == pytest.approx(0.02, abs=1e-6)
     assert report["num_frames"] == found["num_frames"] == 6
-    assert (report["near_m"], report["far_m"]) == (0.5, 80.0)
+    assert (report["min_m"], report["max_m"]) == (0.1, 80.0)
     assert set(METRICS) <= set(report)
     assert set(METRICS) == set(found["constant"]) == set(found["mean_map"]) == set(found["vae_floor"])
     for one in found["by_depth"]:
@@ -122,7 +125,7 @@ def test_known_answers(raw, tmp_path):
 
 
 def test_pixels_out_of_range_never_count(raw, tmp_path):
-    """Rows 0 to 2 are at 200 m and a patch at 0.1 m: what is predicted there changes nothing."""
+    """Rows 0 to 2 are at 200 m and a patch at 0.05 m: what is predicted there changes nothing."""
     depths_m = random_depths(2)
     clean, _ = run(raw, tmp_path, FakeModel(depths_m))
     depths_m[:, :3], depths_m[:, 3:5, :4] = 1.0, 60.0
@@ -186,7 +189,7 @@ def test_equal_inputs_equal_bytes(raw, tmp_path):
     for place in ("one", "two"):
         run(raw, tmp_path, FakeModel(random_depths(2), 1.2), place=place)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) == 4
+    assert len(files) == 5
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
@@ -208,7 +211,7 @@ def test_broken_and_empty_frames_are_left_out_with_their_reason(raw, tmp_path):
     left_out = report["datasets"][NAME]["left_out"]
     assert report["num_frames"] == 4
     assert set(left_out) == {"hall_b/Easy/P000/000001", "hall_b/Easy/P000/000004"}
-    assert left_out["hall_b/Easy/P000/000004"] == "no valid depth between 0.5 and 80 m"
+    assert left_out["hall_b/Easy/P000/000004"] == "no valid depth between 0.1 and 80 m"
 
 
 def test_a_model_that_answers_no_depth_is_named(raw, tmp_path):
@@ -221,9 +224,99 @@ def test_a_model_that_answers_no_depth_is_named(raw, tmp_path):
 
 def test_nothing_to_measure(raw, tmp_path):
     with pytest.raises(ValueError, match="no frame with depth in range"):
-        pipe = FakeModel(random_depths(2))
-        pipe.log_depth = LogDepth(30, 40)
+        narrow = PARAMS.model_copy(update={"min_m": 30.0, "max_m": 40.0})
+        run(raw, tmp_path, FakeModel(random_depths(2)), narrow)
+
+
+def test_equal_predictions_score_alike_whatever_the_models_range(raw, tmp_path):
+    """Truth is from 1 to 20 m: a model that ends at 2 and 10 m is measured on all of it."""
+    reports = []
+    for near_m, far_m in ((0.5, 80.0), (2.0, 10.0)):
+        pipe = FakeModel(random_depths(2), 1.1)
+        pipe.log_depth = LogDepth(near_m, far_m)
+        reports.append(run(raw, tmp_path, pipe, place=f"{near_m}")[0])
+    assert reports[0] == reports[1]
+
+
+def test_a_prediction_that_saturates_is_wrong_and_counts(raw, tmp_path):
+    depths_m = random_depths(2)
+    report, _ = run(raw, tmp_path, FakeModel(depths_m.clip(5, 10)))
+    counted = (depths_m >= 0.1) & (depths_m <= 80)
+    errors = np.abs(depths_m.clip(5, 10) - depths_m) / depths_m
+    assert report["abs_rel"] == pytest.approx(errors[counted].reshape(6, -1).mean(axis=1).mean(), rel=1e-6)
+    assert report["abs_rel"] > 0.2
+
+
+def test_the_digest_moves_with_frames_split_and_ruler(raw, tmp_path):
+    pipe = FakeModel(random_depths(2))
+    digests = [run(raw, tmp_path, pipe, place="all")[0]["digest"]]
+    for update in ({"min_m": 0.2}, {"max_m": 70.0}, {"frames_per_dataset": 5}):
+        digests.append(run(raw, tmp_path, pipe, PARAMS.model_copy(update=update), f"{update}")[0]["digest"])
+    assert len(set(digests)) == len(digests)
+    faster = PARAMS.model_copy(update={"num_inference_steps": 4, "batch_size": 1, "seed": 3})
+    assert run(raw, tmp_path, pipe, faster, "faster")[0]["digest"] == digests[0]
+
+
+def test_a_frame_that_cannot_be_read_is_reported_and_leaves_the_digest(raw, tmp_path):
+    whole, _ = run(raw, tmp_path, FakeModel(random_depths(2)))
+    (raw / "hall_b/Easy/P000/depth_left/000001_left_depth.npy").write_bytes(b"not an array")
+    rest, _ = run(raw, tmp_path, FakeModel(random_depths(2)), place="two")
+    assert rest["digest"] == whole["digest"]
+    assert (whole["num_left_out"], rest["num_left_out"]) == (0, 1)
+    assert (whole["num_frames"], rest["num_frames"]) == (6, 5)
+    rows = read_rows_files([tmp_path / "two/metrics/evaluate.rows.parquet"])
+    broken = rows.where(frame="hall_b/Easy/P000/000001")
+    assert sorted(broken["method"]) == sorted(METHODS) and np.isnan(broken["metric/abs_rel"]).all()
+    assert all("000001_left_depth.npy" in reason for reason in broken["reason"])
+    paired = read_rows_files([tmp_path / "one/metrics/evaluate.rows.parquet"])
+    assert rows.unique("ruler_digest") == paired.unique("ruler_digest")
+
+
+def test_rows_hold_every_frame_by_every_method(raw, tmp_path):
+    report, _ = run(raw, tmp_path, FakeModel(random_depths(2), 1.1))
+    rows = read_rows_files([tmp_path / "one/metrics/evaluate.rows.parquet"])
+    assert len(rows) == 6 * 4
+    for method in METHODS:
+        of_method = rows.where(method=method)
+        figures = report["datasets"][NAME] if method == "model" else report["datasets"][NAME][method]
+        assert of_method["frame"].tolist() == [f"hall_b/Easy/P000/{i:06d}" for i in range(6)]
+        for key in METRICS:
+            assert of_method[f"metric/{key}"].mean() == pytest.approx(figures[key], rel=1e-12)
+    first = rows.where(method="model", frame="hall_b/Easy/P000/000000")
+    true_m = random_depths(2)[0].astype(np.float32)
+    counted = true_m[(true_m >= 0.1) & (true_m <= 80)]
+    found = [first[name][0] for name in ("width", "height", "focal_px", "num_pixels", "median_true_m")]
+    assert found == [24, 16, 12, counted.size, pytest.approx(np.median(counted))]  # TartanAir: 90 degrees
+    assert first["median_pred_m"][0] == pytest.approx(1.1 * np.median(counted))
+    assert (first["benchmark"][0], first["protocol"][0], first["scene"][0]) == (NAME, "evaluate", "hall_b")
+
+
+def test_intervals_are_by_scene(raw, tmp_path):
+    """One scene has no interval; of two, images of a scene are drawn together."""
+    alone, _ = run(raw, tmp_path, FakeModel(random_depths(2), 1.1))
+    assert alone["interval95"]["abs_rel"] is None and alone["datasets"][NAME]["interval95"]["abs_rel"] is None
+    write_scene(raw, "hall_c", random_depths(3))
+    both, _ = run(raw, tmp_path, FakeModel(random_depths(2), 1.1), place="two")
+    rows = read_rows_files([tmp_path / "two/metrics/evaluate.rows.parquet"]).where(method="model")
+    expected = interval_by_scene(rows["metric/abs_rel"], rows["scene"].tolist())
+    ends = both["datasets"][NAME]["interval95"]["abs_rel"]
+    assert (both["abs_rel"], ends["low"], ends["high"]) == pytest.approx(expected)
+    assert ends["low"] == pytest.approx(0.1) and ends["high"] > 0.3  # the model answers hall_b's depth for hall_c
+    assert both["interval95"]["abs_rel"] == pytest.approx(ends)
+
+
+def test_the_interval_of_a_mean_of_data_sets():
+    """Half-widths of 0.3 and 0.4 below, 0.6 and 0.8 above: of the mean of two 0.5 / 2 and 1 / 2."""
+    combined = mean_interval([Interval(1.0, 0.7, 1.6), Interval(2.0, 1.6, 2.8)])
+    assert combined == pytest.approx((1.5, 1.25, 2.0))
+
+
+def test_without_pyarrow_one_line_names_the_extra_before_anything_is_measured(raw, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    pipe = FakeModel(random_depths(2))
+    with pytest.raises(ValueError, match=r"^pyarrow is not installed, .*'metricgold\[benchmark\]'$"):
         run(raw, tmp_path, pipe)
+    assert not pipe.asked
 
 
 @pytest.mark.parametrize(("count", "limit"), [(10, None), (10, 10), (10, 99), (10, 3), (1000, 7), (1, 1), (0, 5)])
@@ -238,6 +331,8 @@ def test_evenly_spaced(count, limit):
 
 
 def test_range_edges_m():
+    assert range_edges_m(LogDepth(0.1, 80)).tolist() == [0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 80]
+    assert range_edges_m(LogDepth(0.3, 150)).tolist() == [0.3, 0.5, 1, 2, 4, 8, 16, 32, 64, 150]
     assert range_edges_m(LogDepth(0.5, 80)).tolist() == [0.5, 1, 2, 4, 8, 16, 32, 80]
     assert range_edges_m(LogDepth(1, 64)).tolist() == [1, 2, 4, 8, 16, 32, 64]
     assert range_edges_m(LogDepth(1, 1.2)).tolist() == [1, 1.2]
@@ -251,6 +346,7 @@ def test_with_a_trained_pipeline(tiny_raw, tiny_model, tmp_path):
     assert reports[0] == reports[1]
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
     assert reports[0]["num_frames"] == 4
+    assert reports[0]["model_digest"] == digest_folder(tiny_model)
     assert all(np.isfinite(reports[0][key]) for key in METRICS)
 
 
