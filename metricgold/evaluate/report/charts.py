@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 LEVELS = (50, 80, 95)
-THEMES = {"light": ("#1d2530", "#5d6b7c", "#dfe5ec"), "dark": ("#e6ebf1", "#9aa7b6", "#313b47")}  # ink, soft, line
+# Ink, soft ink and lines of the page; nothing else in a chart has these colours.
+LIGHT, DARK = ("#1d2530", "#5d6b7c", "#dfe5ec"), ("#e6ebf1", "#9aa7b6", "#313b47")
 SIZE_IN = (4.8, 3.2)  # without the legend
 
 
@@ -43,14 +44,18 @@ def charts(ruler: Ruler) -> list[Chart]:
 
 def chart(title: str, alt: str, draw: Draw) -> Chart:
     """The chart that `draw` draws. Equal drawings give equal bytes."""
-    return Chart(title, alt, *(_svg(theme, draw) for theme in THEMES))
+    light = _svg(draw)
+    dark = light
+    for of_light, of_dark in zip(LIGHT, DARK, strict=True):
+        dark = dark.replace(of_light, of_dark)
+    return Chart(title, alt, *(data_uri(svg.encode(), "image/svg+xml") for svg in (light, dark)))
 
 
-def _svg(theme: str, draw: Draw) -> str:
+def _svg(draw: Draw) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    ink, soft, line = THEMES[theme]
+    ink, soft, line = LIGHT
     settings = {
         **{"svg.hashsalt": "metricgold", "svg.fonttype": "none", "font.size": 9.5, "text.color": ink},
         **{"axes.labelcolor": ink, "axes.edgecolor": soft, "xtick.color": soft, "ytick.color": soft},
@@ -65,8 +70,8 @@ def _svg(theme: str, draw: Draw) -> str:
         ax.set_axisbelow(True)
         draw(ax)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return data_uri(buffer.getvalue(), "image/svg+xml")
+        figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().decode()
 
 
 def style(ruler: Ruler, method: Measured) -> dict[str, Any]:
@@ -88,6 +93,8 @@ def legend(ax: "Axes") -> None:
 
 def alignments(ruler: Ruler) -> Chart | None:
     """AbsRel by alignment: what is left of the error once scale, or scale and shift, are given."""
+    if not any(method.interval(f"{name}/abs_rel") for method in ruler.methods for name in ALIGNED):
+        return None
 
     def draw(ax: "Axes") -> None:
         for offset, method in spread_out(ruler):
@@ -105,11 +112,8 @@ def alignments(ruler: Ruler) -> Chart | None:
         ax.set_xlim(left=0)
         legend(ax)
 
-    alt = f"AbsRel of each method by alignment, with intervals; the table {ACCURACY_TABLE} has the figures."
+    alt = "AbsRel of each method by alignment, with intervals; the table “Accuracy by alignment” has the figures."
     return chart("AbsRel by alignment", alt, draw)
-
-
-ACCURACY_TABLE = "“Accuracy by alignment”"
 
 
 def spread_out(ruler: Ruler) -> Iterator[tuple[float, Measured]]:
@@ -126,14 +130,14 @@ def by_range(ruler: Ruler) -> Chart | None:
         return None
 
     def draw(ax: "Axes") -> None:
-        middles_m = np.array([(max(from_m, to_m / 100) * to_m) ** 0.5 for from_m, to_m, _ in ranges])
+        middles_m = np.array([((from_m or to_m / 2) * to_m) ** 0.5 for from_m, to_m, _ in ranges])
         for method in ruler.methods:
             found = [method.interval(column) for _, _, column in ranges]
             means = [interval.mean if interval else np.nan for interval in found]
             if np.isfinite(means).any():
                 ax.plot(middles_m, means, label=method.title, linewidth=1.4, **style(ruler, method))
         ax.set(xscale="log", xlabel="true planar depth, m", ylabel="AbsRel")
-        plain_ticks(ax.xaxis, [from_m for from_m, _, _ in ranges] + [ranges[-1][1]])
+        plain_ticks(ax.xaxis, [from_m for from_m, _, _ in ranges if from_m] + [ranges[-1][1]])
         ax.set_ylim(bottom=0)
         legend(ax)
 
@@ -177,7 +181,7 @@ def of_medians(ruler: Ruler, method: Measured) -> Chart:
         ax.plot(ends_m, ends_m, color="#808080", linewidth=1, label="right scale")
         for factor in (0.8, 1.25):
             ax.plot(ends_m, [end * factor for end in ends_m], color="#808080", linewidth=0.8, linestyle=":")
-        ax.scatter(true_m, pred_m, s=8, color=look["color"], alpha=0.4, linewidths=0)
+        ax.scatter(true_m, pred_m, s=8, color=look["color"], alpha=0.4, linewidths=0, rasterized=True)
         ax.scatter(scenes_true, scenes_pred, s=26, color=look["color"], marker=look["marker"], label="scene")
         ax.set(xscale="log", yscale="log", xlim=ends_m, ylim=ends_m, xlabel="median true depth, m")
         ax.set(ylabel="median predicted depth, m", box_aspect=1)
@@ -234,7 +238,7 @@ def ratio_by_focal(ruler: Ruler) -> Chart | None:
         for method in methods:
             known = np.isfinite(method.log_ratios)
             x, y, look = np.log(method.focal_widths[known]), method.log_ratios[known], style(ruler, method)
-            ax.plot(np.exp(x), np.exp(y), linestyle="none", alpha=0.3, **(look | {"markersize": 3}))
+            ax.plot(np.exp(x), np.exp(y), linestyle="none", alpha=0.3, rasterized=True, **(look | {"markersize": 3}))
             slope, start = np.polyfit(x, y, 1)
             ends = np.array([x.min(), x.max()])
             ax.plot(np.exp(ends), np.exp(start + slope * ends), label=method.title, linewidth=1.6, **look)

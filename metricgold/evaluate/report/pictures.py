@@ -8,7 +8,7 @@ import numpy as np
 
 from metricgold.evaluate.report.rulers import Measured, Ruler, rulers_of
 from metricgold.evaluate.rows import Row, Rows
-from metricgold.images import Example, colour_depth, colour_error, data_uri, depth_scale, png_bytes
+from metricgold.images import Example, colour_depth, colour_error, data_uri, depth_scale
 from metricgold.metrics import ALIGNMENTS
 from metricgold.storage import digest_json, read_json, write_aside, write_json
 
@@ -31,9 +31,11 @@ class Pictured:
 
 
 def pictured(ruler: Ruler) -> list[Pictured]:
-    """Best, median and worst image of each method, by the AbsRel of the first alignment that the method has."""
+    """Best, median and worst image by AbsRel of each method that looks at images."""
     found = []
     for method in ruler.methods:
+        if method.is_baseline:
+            continue
         column = ranking_column(method)
         values = method.values(column)
         order = [index for index in np.argsort(values, kind="stable") if np.isfinite(values[index])]
@@ -68,6 +70,8 @@ def picture_folder(pictures: Path, row: Row) -> Path:
 
 def write_pictures(pictures: Path, row: Row, example: Example) -> Path:
     """Write photograph, truth, prediction (in metres, aligned where it is relative) and error of a row's image."""
+    from PIL import Image
+
     height, width = example.pred_m.shape
     step = max(1, -(-max(height, width) // SHOWN_PX))
     drawn = {
@@ -78,8 +82,8 @@ def write_pictures(pictures: Path, row: Row, example: Example) -> Path:
     }
     folder = picture_folder(pictures, row)
     for name, picture in drawn.items():
-        with write_aside(folder / f"{name}.png") as aside:
-            aside.write_bytes(png_bytes(np.ascontiguousarray(picture[::step, ::step])))
+        with write_aside(folder / f"{name}.jpg") as aside:
+            Image.fromarray(picture[::step, ::step]).save(aside, "JPEG", quality=85, subsampling="4:4:4")
     write_json(folder / SCALE, {"near_m": example.range_m[0], "far_m": example.range_m[1]})
     return folder
 
@@ -95,6 +99,6 @@ def picture_card(pictures: Path, ruler: Ruler, one: Pictured) -> dict[str, Any] 
     if not (folder / SCALE).is_file():
         return None
     range_m = read_json(folder / SCALE)
-    views = {name: data_uri((folder / f"{name}.png").read_bytes(), "image/png") for name in KINDS}
+    views = {name: data_uri((folder / f"{name}.jpg").read_bytes(), "image/jpeg") for name in KINDS}
     scale = depth_scale((range_m["near_m"], range_m["far_m"]), max_ticks=4)
     return {"pictured": one, "views": views, "scale": scale}

@@ -54,8 +54,14 @@ class Measured:
 
     def interval(self, figure: str) -> Interval | None:
         """The mean as the protocol takes it, with its 95 % interval by scene; None where no frame has the figure."""
-        interval = interval_by_scene(self.values(figure), self.rows["scene"], weights=self.weights)
-        return interval if np.isfinite(interval.mean) else None
+        if figure not in self._intervals:
+            interval = interval_by_scene(self.values(figure), self.rows["scene"], weights=self.weights)
+            self._intervals[figure] = interval if np.isfinite(interval.mean) else None
+        return self._intervals[figure]
+
+    @cached_property
+    def _intervals(self) -> dict[str, Interval | None]:
+        return {}  # tables, charts and failures ask for the same ones
 
     @cached_property
     def is_metric(self) -> bool:
@@ -123,7 +129,7 @@ def frames_of(method: Measured) -> set[str]:
 
 
 def rulers_of(rows: Rows) -> list[Ruler]:
-    """The rows by ruler, sorted by benchmark and protocol; methods in the order in which they come first.
+    """The rows by ruler, sorted by benchmark and protocol; of its methods models, then floors, then baselines.
 
     A name that stands for several digests is followed by each one's first digits.
     """
@@ -145,6 +151,7 @@ def _rulers(rows: Rows) -> Iterator[Ruler]:
                 order = np.argsort(of_method["frame"].astype(str), kind="stable")
                 in_order = Rows({key: column[order] for key, column in of_method.columns.items()})
                 methods.append(Measured(title, in_order, average))
+        methods.sort(key=lambda method: (method.is_baseline, method.is_floor))  # models first, floors, baselines
         yield Ruler(of_ruler["benchmark"][0], protocol, digest, average, tuple(methods))
 
 

@@ -263,7 +263,11 @@ def others(ruler: Ruler) -> Table:
         for column in ruler.methods[0].rows.figures
         if column not in known and column.partition("/")[0] not in {*ALIGNED, "range", "sparsification"}
     ]
-    figures = [Figure(column, column.replace("_", " ").replace("/", " "), 4, better=0) for column in columns]
+    better = {"boundary": HIGHER, "planarity": LOWER, "edges": LOWER}
+    figures = [
+        Figure(column, column.replace("_", " ").replace("/", " "), better=better.get(re.split("[/_]", column)[0], 0))
+        for column in columns
+    ]
     figures = [figure for figure in figures if any(method.interval(figure.column) for method in ruler.methods)]
-    note = "Figures of boundaries, planes and edges that this protocol asks for."
+    note = "Figures that this protocol asks for besides."
     return figures_table(ruler, "Boundaries, planes and edges", note, figures)
