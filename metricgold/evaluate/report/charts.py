@@ -163,8 +163,9 @@ def metric_methods(ruler: Ruler) -> list[Measured]:
 
 
 def medians(ruler: Ruler) -> list[Chart]:
-    """For each metric method, median predicted against median true depth: one point a scene, faint ones for images."""
-    return [of_medians(ruler, method) for method in metric_methods(ruler)]
+    """For each metric model, median predicted against median true depth: one point a scene, faint ones for images."""
+    models = [method for method in metric_methods(ruler) if not (method.is_floor or method.is_baseline)]
+    return [of_medians(ruler, method) for method in models]
 
 
 def of_medians(ruler: Ruler, method: Measured) -> Chart:
