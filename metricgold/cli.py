@@ -72,9 +72,21 @@ def main(ctx: click.Context, params_path: Path) -> None:
 
 
 def _params(ctx: click.Context) -> "Params":
+    from metricgold.datasets import refuse_benchmarks
     from metricgold.params import load_params
 
-    return load_params(ctx.obj)
+    params = load_params(ctx.obj)
+    refuse_benchmarks(FOLDERS.raw_of(params.datasets), f"{ctx.obj}: datasets")
+    return params
+
+
+def _training(params: "Params") -> dict[str, Path]:
+    """Raw folders of the data sets that train, by name; the others are only measured."""
+    from metricgold.datasets import training_sets
+
+    phases = [phase.weights for phase in params.train.curriculum or ()]
+    weighted = {name for weights in (params.train.weights, *phases) for name in weights}
+    return training_sets(FOLDERS.raw_of(params.datasets), weighted)
 
 
 def _print(answer: dict[str, Any], as_json: bool) -> None:
@@ -245,7 +257,7 @@ def backbone(ctx: click.Context) -> None:
     from metricgold.model import prepare_backbone
 
     params = _params(ctx)
-    prepare_backbone(params.backbone, params.log_depth, FOLDERS.raw_of(params.datasets), FOLDERS.backbone)
+    prepare_backbone(params.backbone, params.log_depth, _training(params), FOLDERS.backbone)
 
 
 @main.command()
@@ -255,7 +267,9 @@ def backbone(ctx: click.Context) -> None:
 @click.option("--dask", metavar="ADDRESS", help="Scenes on a Dask cluster: tcp://host:port, or local:N processes here.")
 @click.pass_context
 def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: bool, dask: str | None) -> None:
-    """Stream DATASET's frames through the VAE into data/latents/DATASET."""
+    """Stream DATASET's frames through the VAE into data/latents/DATASET; nothing of own data that have no train."""
+    from metricgold.datasets import why_only_measured
+
     params = _params(ctx)
     raw, backbone, out = FOLDERS.raw(dataset), FOLDERS.backbone, FOLDERS.latents(dataset)
     from_remote = from_remote or dataset in (params.download.streamed or ())
@@ -266,6 +280,11 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
         from metricgold.encode import encode_from_remote
 
         encode_from_remote(load_manifest(dataset), params, raw, backbone, out, accept_licence=accept_licence)
+    elif FOLDERS.has_own_data(dataset) and (reason := why_only_measured(dataset, raw)):
+        from metricgold.encode import leave_empty
+
+        leave_empty(out)
+        logging.getLogger(__name__).info("%s is only measured, nothing to encode: %s", dataset, reason)
     else:
         from metricgold.encode import encode
         from metricgold.predict import open_executor
@@ -281,7 +300,7 @@ def vae_floor(ctx: click.Context) -> None:
     from metricgold.evaluate import measure_vae_floor
 
     params = _params(ctx)
-    raw_folders, size = FOLDERS.raw_of(params.datasets), (params.encode.height, params.encode.width)
+    raw_folders, size = _training(params), (params.encode.height, params.encode.width)
     metrics, plots = FOLDERS.metrics("vae_floor"), FOLDERS.plots
     measure_vae_floor(params.vae_floor, params.log_depth, raw_folders, FOLDERS.backbone, metrics, plots, size=size)
 
@@ -293,7 +312,7 @@ def depth_vae(ctx: click.Context) -> None:
     from metricgold.train import train_depth_vae
 
     params = _params(ctx)
-    raw_folders, size = FOLDERS.raw_of(params.datasets), (params.encode.height, params.encode.width)
+    raw_folders, size = _training(params), (params.encode.height, params.encode.width)
     backbone, out, metrics = FOLDERS.backbone, FOLDERS.depth_vae, FOLDERS.metrics("depth_vae")
     train_depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
 
@@ -333,7 +352,9 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
     """Count parameters, operations, memory, hours and disk of `metricgold train` before it starts."""
     from metricgold.train import plan as counting
 
-    answer = counting.plan_training(_params(ctx), FOLDERS.backbone, FOLDERS.caches, card=card)
+    params = _params(ctx)
+    training = params.model_copy(update={"datasets": list(_training(params))})
+    answer = counting.plan_training(training, FOLDERS.backbone, FOLDERS.caches, card=card)
     click.echo(json.dumps(answer, sort_keys=True) if as_json else counting.describe(answer))
     if reason := counting.refusal(answer):
         raise click.ClickException(reason)
@@ -350,18 +371,18 @@ def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     from metricgold.train import only_job, train
 
     params = _params(ctx)
+    training = _training(params)
     # Without steps the depth VAE is the backbone's own decoder, and a training by hand needs no copy of it.
     depth_vae = FOLDERS.depth_vae if FOLDERS.depth_vae.exists() or params.depth_vae.num_steps else None
     validate = None
     if params.train.validation:
-        raw_folders = FOLDERS.raw_of(params.datasets)
-        validate = held_out_validation(params.train.validation, params.log_depth, raw_folders, FOLDERS.samples)
+        validate = held_out_validation(params.train.validation, params.log_depth, training, FOLDERS.samples)
     device, is_first = _device_and_first()
     with only_job(device), track(params, FOLDERS.state) if is_first and not no_track else nullcontext() as report:
         train(
             params.train,
             params.log_depth,
-            FOLDERS.latents_of(params.datasets),
+            FOLDERS.latents_of(training),
             FOLDERS.backbone,
             FOLDERS.model,
             depth_vae=depth_vae,

@@ -32,6 +32,12 @@ from .readers import (
     open_dataset as open_dataset,
     read_frame as read_frame,
 )
+from .roles import (
+    refuse_benchmarks as refuse_benchmarks,
+    require_training as require_training,
+    training_sets as training_sets,
+    why_only_measured as why_only_measured,
+)
 from .sampling import (
     evenly_spaced as evenly_spaced,
     frame_batches as frame_batches,

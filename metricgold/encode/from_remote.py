@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-from metricgold.datasets import Listing, Manifest, NoFramesError, list_frames, scene_splits
+from metricgold.datasets import Listing, Manifest, NoFramesError, list_frames, require_training, scene_splits
 from metricgold.download import (
     DONE,
     DROPPED,
@@ -52,6 +52,7 @@ def encode_from_remote(
     that cannot be fetched does not hold up the others; then no index is written, and the next run tries it again.
     Raises as download and encode do.
     """
+    require_training(manifest.name, raw)
     errors: list[Exception] = []
     with (
         open_raw_folder(manifest, raw, params.download, accept_licence=accept_licence, is_whole_stage=False) as folder,

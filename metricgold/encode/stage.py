@@ -14,12 +14,14 @@ from metricgold.datasets import (
     list_frames,
     own_data,
     read_manifest,
+    require_training,
     scene_splits,
 )
 from metricgold.download import refuse_edited
 from metricgold.encode.scene_encoder import SPLIT, SceneJob, open_encoder
 from metricgold.params import Encode, LogDepthRange
-from metricgold.storage import Progress, digest_json, read_json
+from metricgold.shards import cache_files
+from metricgold.storage import Progress, digest_json, only_writer, read_json, remove
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +44,12 @@ def encode(
     executor  encodes scenes in other processes, which see the same folders
 
     A frame that cannot be read or has too few valid latents is dropped and counted by reason. Raises ValueError when
-    the size or the dtype does not suit the VAE, a camera of own data cannot be right, a downloaded file was edited,
-    `out` holds what is not a latent cache, or no frame is left, BlockingIOError when another run writes to `out`, and
-    OSError when the disk is full. The next run resumes.
+    the size or the dtype does not suit the VAE, the data set never trains, a camera of own data cannot be right, a
+    downloaded file was edited, `out` holds what is not a latent cache, or no frame is left, BlockingIOError when
+    another run writes to `out`, and OSError when the disk is full. The next run resumes.
     """
     raw, backbone, out = (Path(path).absolute() for path in (raw, backbone, out))
+    require_training(dataset, raw)
     listing = list_frames(dataset, raw, split=SPLIT)
     by_scene = groupby(sorted(listing.frames, key=lambda ref: ref.scene), key=lambda ref: ref.scene)
     refs = {scene: list(of_scene) for scene, of_scene in by_scene}
@@ -68,6 +71,14 @@ def encode(
             for scene in encoder.encode_on(executor, jobs):
                 progress.advance(len(refs.get(scene, [])))
         return encoder.finish()
+
+
+def leave_empty(out: Path) -> None:
+    """Leave a cache's folder without a cache: of a data set that never trains, DVC expects the stage's output too."""
+    with only_writer(out):
+        for path in cache_files(out):
+            remove(path)
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def training_scenes(listing: Listing) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets import Frame, FrameRef, evenly_spaced, list_frames, readable_frames
+from metricgold.datasets import Frame, FrameRef, evenly_spaced, list_frames, readable_frames, why_only_measured
 from metricgold.download import refuse_edited
 from metricgold.log_depth import LogDepth
 
@@ -70,12 +70,14 @@ def best_constant(
 def mean_depth_map(raw_folders: dict[str, Path], ruler: LogDepth) -> np.ndarray:
     """Geometric mean of planar depth over training frames on a small grid, metres MEAN_MAP_GRID.
 
-    MEAN_MAP_FRAMES frames of each data set, evenly spaced. A cell that no frame fills gets the mean of all.
+    MEAN_MAP_FRAMES frames of each data set that trains, evenly spaced. A cell that no frame fills gets the mean of all.
     Raises ValueError when no data set has a training frame with depth in range.
     """
     rows, columns = MEAN_MAP_GRID
     sums, counts = np.zeros(rows * columns), np.zeros(rows * columns)
     for name, raw in raw_folders.items():
+        if why_only_measured(name, raw):
+            continue
         refs = list_frames(name, raw, split="train").frames
         sample = [refs[i] for i in evenly_spaced(len(refs), MEAN_MAP_FRAMES)]
         refuse_edited(raw, sample)
