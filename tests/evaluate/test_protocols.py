@@ -11,6 +11,9 @@ import pytest
 from metricgold.datasets import Frame, FrameRef
 from metricgold.evaluate import protocols
 from metricgold.evaluate.protocols import Crop, Protocol, load_protocol, names_digest, protocol_names, protocols_of
+from tests.support import SHARED
+
+LISTS = SHARED / "samples" / "metadata"
 
 KITTI_SIZES = ((375, 1242), (370, 1224), (374, 1238), (370, 1226), (376, 1241))
 
@@ -207,7 +210,7 @@ def test_truth_counts_between_the_ends_of_the_range(name):
         middle = (slice(height // 2 + 60, height // 2 + 60 + len(depths_m)), width // 2)
     depth_m[middle] = depths_m
     good = np.ones(depth_m.shape, bool)
-    layers = {"filled_depth_m": depth_m, "mask_invalid": good, "mask_transp": good}
+    layers = {"filled_depth_m": depth_m, "unmasked_depth_m": depth_m, "mask_invalid": good, "mask_transp": good}
     true_m, counted = load_protocol(name).counted(frame_of(depth_m, layers=layers))
     assert counted[middle].tolist() == expected
     assert counted.sum() == sum(expected)
@@ -226,6 +229,13 @@ def test_filled_truth_counts_where_the_sensor_has_none():
     assert pixels("nyuv2-eigen", frame) == 238_560 - 200
     true_m, counted = load_protocol("nyuv2-filled").counted(frame)
     assert counted.sum() == 238_560 and true_m[105, 110] == 3
+
+
+def test_marigold_counts_what_the_mask_images_of_eth3d_hide():
+    depth_m = np.full((6, 8), 2.0, np.float32)
+    frame = frame_of(depth_m, valid=np.arange(48).reshape(6, 8) >= 8, layers={"unmasked_depth_m": depth_m})
+    assert pixels("eth3d-depthpro", frame) == 40
+    assert pixels("eth3d-marigold", frame) == 48
 
 
 def test_both_masks_of_ibims_must_be_good():
@@ -337,3 +347,21 @@ def test_parts_of_diode_are_chosen_by_name():
     assert [one.name for one in load_protocol("diode-indoor").select(refs)] == ["indoors/s/1", "indoors/s/2"]
     assert [one.name for one in load_protocol("diode-outdoor").select(refs)] == ["outdoor/s/1"]
     assert len(load_protocol("diode-all").select(refs)) == 3
+
+
+@pytest.mark.skipif(not LISTS.is_dir(), reason="the publishers' lists lie beside the project, not in it")
+@pytest.mark.parametrize(
+    ("benchmark", "path", "name"),
+    [
+        ("diode", "marigold/diode_depth/diode_val_all_filename_list.txt", r"(\S+)\.png "),
+        ("eth3d", "marigold/eth3d_depth/eth3d_filename_list.txt", r"rgb/(\w+)/images/dslr_images(/\w+)\.JPG "),
+        ("ibims1", "ibims/ibims_100.txt", r"ibims/(\w+)_img\.png"),
+    ],
+)
+def test_the_official_frames_are_pinned(benchmark, path, name):
+    refs = [ref(benchmark, "".join(re.match(name, line).groups())) for line in (LISTS / path).read_text().splitlines()]
+    for protocol in protocols_of(benchmark):
+        protocol.check_frames(refs)
+        left_out = protocol.select(refs)[-1]
+        with pytest.raises(ValueError, match=rf"^protocol {protocol.name} measures \d+ frames of {benchmark}"):
+            protocol.check_frames([one for one in refs if one is not left_out])
