@@ -39,21 +39,30 @@ def naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def read_pixels(path: Path, mode: str) -> np.ndarray:
-    """Pixels of a PNG or JPEG that must have this Pillow mode, e.g. RGB: uint8 [H, W, 3], I;16: uint16 [H, W].
+def read_pixels(path: Path, *modes: str) -> np.ndarray:
+    """Pixels of a PNG, JPEG or TIFF that must have one of these Pillow modes.
 
-    A PNG's checksums are compared first: Pillow reads pixels whose checksum is wrong without a warning.
+    RGB gives uint8 [H, W, 3], I;16 uint16 [H, W], F float32 [H, W]. A PNG's checksums are compared first: Pillow reads
+    pixels whose checksum is wrong without a warning.
     """
     from PIL import Image
 
+    formats = ["PNG", "JPEG", "TIFF"]
     with naming(path):
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             image.verify()
-        with Image.open(io.BytesIO(data), formats=["PNG", "JPEG"]) as image:
-            if image.mode != mode:
-                raise ValueError(f"expected mode {mode}, got {image.mode}")
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            if image.mode not in modes:
+                raise ValueError(f"expected mode {' or '.join(modes)}, got {image.mode}")
             return np.array(image)
+
+
+def read_labels(path: Path, size: tuple[int, ...]) -> np.ndarray:
+    """Ids of a PNG of one channel that must have this size, uint8 or uint16 [H, W], bool where it has 1 bit."""
+    labels = read_pixels(path, "1", "L", "P", "I;16")
+    expect_shape(path, labels, size)
+    return labels
 
 
 def read_depth_png(path: Path, units_per_metre: float, no_depth: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ from metricgold.datasets.listing import (
     no_gaps,
     paired_ids,
 )
-from metricgold.images import pixel_centres, planar_from_ray_distance
+from metricgold.images import fit_pinhole, pixel_centres, planar_from_ray_distance
 
 log = logging.getLogger(__name__)
 
@@ -137,16 +137,6 @@ def rays_from_camera(camera: tuple[float, ...], height: int, width: int) -> np.n
     x_right_y_up_z_back = uv @ np.reshape(camera, (3, 3)).T
     rays: np.ndarray = x_right_y_up_z_back * [1, -1, -1]
     return rays
-
-
-def fit_pinhole(rays: np.ndarray) -> np.ndarray:
-    """Intrinsics [3, 3] without skew that best map rays [H, W, 3] to their pixels (least squares)."""
-    x, y = pixel_centres(*rays.shape[:2])
-    ahead = rays[..., 2] > 0
-    tangents = rays[ahead][:, :2] / rays[ahead][:, 2:]  # [N, 2]
-    fx, cx = np.polyfit(tangents[:, 0], x[ahead], 1)
-    fy, cy = np.polyfit(tangents[:, 1], y[ahead], 1)
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 
 def tone_map(colour: np.ndarray, known: np.ndarray) -> np.ndarray:

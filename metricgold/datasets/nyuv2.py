@@ -14,14 +14,17 @@ import numpy as np
 from metricgold.datasets.arrays import MAX_BYTES, naming
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing
+from metricgold.images import resize_intrinsics
 from metricgold.storage import dataset_within
 
 if TYPE_CHECKING:
     import h5py
 
 LABELLED = "nyu_depth_v2/nyu_depth_v2_labeled.mat"
-# Of the colour camera, from the data set's own toolbox (camera_params.m), counted from 0 at the first pixel's centre.
+# Of the colour camera at 480 x 640, from the data set's own toolbox (camera_params.m), in which pixels count from 0.
+HEIGHT, WIDTH = 480, 640
 FX, FY, CX, CY = 518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465
+INTRINSICS = np.array([[FX, 0, CX + 0.5], [0, FY, CY + 0.5], [0, 0, 1]])
 
 
 def list_frames(dataset: str, raw: Path) -> Listing:
@@ -58,7 +61,10 @@ def read_texts(file: "h5py.File", name: str) -> list[str]:
 
 
 def read_frame(ref: FrameRef) -> Frame:
-    """Raw depth, 0 invalid, and the filled one as a layer. ValueError names a broken file."""
+    """Raw depth, 0 invalid, and the filled one as a layer. ValueError names a broken file.
+
+    Frames of another size, as twins have, are seen by the same camera.
+    """
     import h5py
 
     path = ref.depth_path
@@ -68,7 +74,7 @@ def read_frame(ref: FrameRef) -> Frame:
         if rgb.dtype != np.uint8 or not rgb.shape[:2] == raw_m.shape == filled_m.shape:
             shapes = f"{rgb.dtype} {list(rgb.shape)}, {list(raw_m.shape)} and {list(filled_m.shape)}"
             raise ValueError(f"expected uint8 [H, W, 3] and two depth maps [H, W], got {shapes}")
-    intrinsics = np.array([[FX, 0, CX + 0.5], [0, FY, CY + 0.5], [0, 0, 1]])
+    intrinsics = resize_intrinsics(INTRINSICS, raw_m.shape[1] / WIDTH, raw_m.shape[0] / HEIGHT)
     layers = {"filled_depth_m": filled_m}
     return Frame.from_arrays(rgb, raw_m, raw_m > 0, intrinsics, ref.scene, ref.name, layers)
 

@@ -9,7 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from metricgold.datasets import hypersim, kitti, nyuv2, own_data, tartanair, tartanair2, vkitti2
+from metricgold.datasets import (
+    diode,
+    eth3d,
+    flsea,
+    hypersim,
+    ibims1,
+    kitti,
+    nyuv2,
+    own_data,
+    sunrgbd,
+    tartanair,
+    tartanair2,
+    vkitti2,
+)
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, no_gaps
 from metricgold.datasets.manifest import Manifest, load_manifest, read_manifest
@@ -34,7 +47,7 @@ class Reader(NamedTuple):
 
 READERS: dict[str, Reader] = {
     module.__name__.rpartition(".")[2]: Reader(module.list_frames, module.read_frame)
-    for module in (hypersim, vkitti2, tartanair, tartanair2, nyuv2, kitti)
+    for module in (hypersim, vkitti2, tartanair, tartanair2, nyuv2, kitti, sunrgbd, eth3d, diode, ibims1, flsea)
 }
 OWN = Reader(own_data.list_frames, own_data.read_frame)  # of every name that has no reader of its own
 

@@ -1,6 +1,7 @@
 from .camera import (
     FOV_DEG as FOV_DEG,
     crop_intrinsics as crop_intrinsics,
+    fit_pinhole as fit_pinhole,
     focal_px_from_fov as focal_px_from_fov,
     mirror_intrinsics as mirror_intrinsics,
     normals_from_depth as normals_from_depth,

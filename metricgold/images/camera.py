@@ -55,6 +55,16 @@ def rays_from_intrinsics(intrinsics: np.ndarray, height: int, width: int) -> np.
     return rays
 
 
+def fit_pinhole(rays: np.ndarray) -> np.ndarray:
+    """Intrinsics [3, 3] without skew that best map rays [H, W, 3] to their pixels (least squares)."""
+    x, y = pixel_centres(*rays.shape[:2])
+    ahead = rays[..., 2] > 0
+    tangents = rays[ahead][:, :2] / rays[ahead][:, 2:]  # [N, 2]
+    fx, cx = np.polyfit(tangents[:, 0], x[ahead], 1)
+    fy, cy = np.polyfit(tangents[:, 1], y[ahead], 1)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
 def inverse_intrinsics(intrinsics: np.ndarray | None) -> np.ndarray:
     """Pixels to rays, [3, 3]. Raises ValueError where the intrinsics are not a finite, invertible [3, 3]."""
     camera = np.asarray(intrinsics, np.float64)  # None becomes NaN

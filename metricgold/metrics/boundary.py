@@ -4,7 +4,8 @@ Of two neighbouring pixels the nearer one occludes the other where the ratio of 
 counted in each of four directions (the occluder left, right, above or below); precision and recall are the means over
 directions of |both| / |predicted| and |both| / |true|. F1 = 2 P R / (P + R) is averaged over ten thresholds from 1.05
 to 1.25 with weights in proportion to t. A ratio of depths is one of inverse depths the other way round, and no scale
-changes it; a shift does.
+changes it; a shift does. A direction without a contour counts as 0, so that even the truth has 1 only where all four
+have one.
 
 Where there is a valid mask both pixels must be valid, as in MoGe's form of the figure. An image whose truth has no
 contour has no figure (NaN), where Depth Pro's code has 0.

@@ -40,7 +40,7 @@ def sparsification(
 
     pred_m, true_m  [H, W] (or any one shape), planar depth in metres
     valid           bool, same shape; other pixels are not read
-    uncertainty     same shape, any number that grows with the expected error
+    uncertainty     same shape, finite and >= 0, growing with the expected error; its unit does not matter
 
     Raises ValueError as image_figures does.
     """

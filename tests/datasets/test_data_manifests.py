@@ -16,7 +16,7 @@ LISTS = SHARED / "samples" / "metadata"
 beside_lists = pytest.mark.skipif(not LISTS.is_dir(), reason="the publishers' lists lie beside the project, not in it")
 
 NAMES = sorted(path.stem for path in MANIFESTS.glob("*.yaml"))
-BENCHMARKS = {"nyuv2", "kitti", "eth3d", "diode", "ibims1"}
+BENCHMARKS = {"nyuv2", "kitti", "eth3d", "diode", "ibims1", "sunrgbd", "flsea"}
 
 
 def rows(name: str) -> list[list[str]]:
@@ -189,14 +189,15 @@ def test_kitti_drives_are_at_the_listed_addresses():
 
 
 @beside_lists
-def test_eth3d_has_photographs_and_depth_of_every_scene():
+def test_eth3d_has_photographs_depth_and_masks_of_every_scene(tmp_path):
     listed = [row[0].split("/")[1] for row in rows("marigold/eth3d_depth/eth3d_filename_list.txt")]
     manifest = load_manifest("eth3d")
     assert len(listed) == 454
     assert scenes_of(manifest) == set(listed)
     assert {archive.path: archive.scenes[0] for archive in manifest.archives} == {
-        f"{scene}_dslr_{kind}.7z": scene for scene in listed for kind in ("jpg", "depth")
+        f"{scene}_dslr_{kind}.7z": scene for scene in listed for kind in ("jpg", "depth", "occlusion")
     }
+    assert split_counts(manifest, tmp_path) == {"test": 13}
 
 
 @beside_lists

@@ -22,7 +22,7 @@ from tests.support.hypersim import NOMINAL_CAMERA
 
 HEIGHT, WIDTH = 24, 32
 NUM_PER_DATASET = 250
-DATASETS = ("hypersim", "vkitti2", "tartanair", "tartanair2")
+DATASETS = ("hypersim", "vkitti2", "tartanair", "tartanair2", "nyuv2", "kitti", "sunrgbd")
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -58,11 +58,11 @@ def _outcome(ref: FrameRef, path: Path) -> str:
 
 def damaged(ref: FrameRef, chance: Random) -> tuple[FrameRef, Path]:
     """The frame with one of its files in a damaged copy."""
-    field = chance.choice([field for field in ("rgb_path", "depth_path", "entity_path") if getattr(ref, field)])
-    whole = getattr(ref, field)
+    fields = [field for field in ("rgb_path", "depth_path", "entity_path", "filled_path") if getattr(ref, field)]
+    whole = getattr(ref, chance.choice(fields))
     path = whole.with_name(f"damaged{whole.suffix}")
     path.write_bytes(chance.choice(DAMAGES)(whole.read_bytes(), chance))
-    return replace(ref, **{field: path}), path
+    return replace(ref, **{field: path for field in fields if getattr(ref, field) == whole}), path
 
 
 # Damages: bytes and chance to bytes
@@ -116,7 +116,15 @@ def write_frame(dataset: str, folder: Path) -> FrameRef:
     rng = np.random.default_rng(0)
     depth_m = rng.uniform(1, 9, (HEIGHT, WIDTH)).astype(np.float16)
     rgb = rng.integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
-    write = {"hypersim": _write_hdf5, "vkitti2": _write_jpeg_png, "tartanair": _write_npy, "tartanair2": _write_png}
+    write = {
+        "hypersim": _write_hdf5,
+        "vkitti2": _write_jpeg_png,
+        "tartanair": _write_npy,
+        "tartanair2": _write_png,
+        "nyuv2": _write_mat,
+        "kitti": _write_two_png,
+        "sunrgbd": _write_capture,
+    }
     return write[dataset](folder, rgb, depth_m)
 
 
@@ -147,3 +155,28 @@ def _write_png(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameRef:
     bgra = depth_m.astype("<f4").view(np.uint8).reshape(HEIGHT, WIDTH, 4)
     Image.fromarray(np.ascontiguousarray(bgra[..., [2, 1, 0, 3]])).save(folder / "depth.png")
     return FrameRef("tartanair2", "s", "s/0", folder / "rgb.png", folder / "depth.png")
+
+
+def _write_mat(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameRef:
+    path = folder / "labeled.mat"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in {"images": rgb, "rawDepths": depth_m, "depths": depth_m}.items():
+            numbers = (array if name == "images" else array.astype(np.float32)).T[None]
+            file.create_dataset(name, data=numbers, chunks=numbers.shape, compression="gzip")
+    return FrameRef("nyuv2", "s", "s/0001", path, path, index=0)
+
+
+def _write_two_png(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameRef:
+    Image.fromarray(rgb).save(folder / "rgb.png")
+    Image.fromarray((depth_m * 256).astype(np.uint16)).save(folder / "depth.png")
+    return FrameRef("kitti", "s", "s/0", folder / "rgb.png", folder / "depth.png", camera=(25.0, 25.0, 15.5, 11.5))
+
+
+def _write_capture(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameRef:
+    for name in ("image", "depth", "depth_bfx"):
+        (folder / name).mkdir()
+        picture = rgb if name == "image" else (depth_m * 1000).astype(np.uint16) << 3
+        Image.fromarray(picture).save(folder / name / ("1.jpg" if name == "image" else "1.png"))
+    (folder / "intrinsics.txt").write_text("25 0 16 0 25 12 0 0 1")
+    paths = folder / "image/1.jpg", folder / "depth/1.png"
+    return FrameRef("sunrgbd", "s", "s/1", *paths, filled_path=folder / "depth_bfx/1.png")

@@ -1,5 +1,6 @@
 """NYU Depth v2's reader on miniature MATLAB 7.3 files: a text header, then HDF5; columns first, texts by reference."""
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from metricgold.datasets import nyuv2
 from metricgold.datasets.inspect.findings import equal_file_suspicions
 from metricgold.datasets.inspect.summary import read_heads
 from metricgold.datasets.readers import list_frames, open_dataset, read_frame
+from tests.support import SHARED
 
 HEIGHT, WIDTH = 6, 8
 
@@ -48,8 +50,9 @@ def test_depth_mask_rgb_and_camera_by_hand(tmp_path):
     assert list(frame.layers) == ["filled_depth_m"]
     assert frame.layers["filled_depth_m"].sum() == HEIGHT * WIDTH + 0.5 + 3.25
     assert frame.layers["filled_depth_m"][0, 7] == 4.25
-    expected = [[518.857901, 0, 326.082449], [0, 519.469611, 254.236166], [0, 0, 1]]
-    np.testing.assert_allclose(frame.intrinsics, expected, atol=1e-6)
+    # The published camera of 480 x 640, its centre moved by half a pixel, in an image of an 80th of that.
+    expected = [[518.857901 / 80, 0, 326.082449 / 80], [0, 519.469611 / 80, 254.236166 / 80], [0, 0, 1]]
+    np.testing.assert_allclose(frame.intrinsics, expected, atol=1e-7)
 
 
 def test_frames_are_numbered_from_1_in_the_order_of_the_file(tmp_path):
@@ -154,3 +157,48 @@ def test_frames_of_one_file_are_no_duplicates_of_each_other(tmp_path):
     write_labelled(tmp_path, ["kitchen_0004"] * 3)
     frames = list_frames("nyuv2", tmp_path).frames
     assert list(equal_file_suspicions(frames, read_heads(frames))) == []
+
+
+beside_samples = pytest.mark.skipif(
+    not (SHARED / "samples").is_dir(), reason="the real samples lie beside the project, not in it"
+)
+
+
+@beside_samples
+def test_split_test_is_the_official_654(tmp_path):
+    """A file with the real scenes of all 1,449, by a public list that names scene and number of each frame."""
+    lists = SHARED / "samples/metadata/marigold/nyu_depth/labeled"
+    rows = {side: (lists / f"filename_list_{side}.txt").read_text().split()[::3] for side in ("train", "test")}
+    official = {
+        side: {name.split("/", 1)[1].replace("rgb_", "").removesuffix(".png") for name in names}
+        for side, names in rows.items()
+    }
+    scenes = dict(reversed(name.split("/")) for names in official.values() for name in names)
+    assert len(scenes) == 1449
+    pixel = np.ones((1, 1, 1449), np.float32)
+    rgb = np.zeros((1, 1, 3, 1449), np.uint8)
+    write_labelled(tmp_path, [scenes[f"{index + 1:04d}"] for index in range(1449)], rgb=rgb, raw_m=pixel)
+    listing = list_frames("nyuv2", tmp_path, split="test")
+    assert {ref.name for ref in listing.frames} == official["test"] and len(listing.frames) == 654
+    assert listing.gaps == {"in no split": 795}
+
+
+@beside_samples
+def test_real_frames_against_opencv(tmp_path):
+    """Two real frames in a file of the upstream's layout: border, holes and numbers as OpenCV reads the originals."""
+    samples = SHARED / "samples/nyuv2/metric3d_demo"
+    rgbs = [cv2.imread(str(samples / f"rgb/rgb_{number}.jpg"))[..., ::-1] for number in ("00000", "00050")]
+    units = [
+        cv2.imread(str(samples / f"depth/sync_depth_{number}.png"), cv2.IMREAD_UNCHANGED)
+        for number in ("00000", "00050")
+    ]
+    raw_m = np.stack(units, axis=-1).astype(np.float32) / 1000
+    write_labelled(tmp_path, ["office_0005", "office_0007"], rgb=np.stack(rgbs, axis=-1), raw_m=raw_m)
+    frames = list(open_dataset("nyuv2", tmp_path, split="test"))
+    for frame, rgb, stored, num_valid in zip(frames, rgbs, units, (225_121, 230_598), strict=True):
+        np.testing.assert_array_equal(frame.rgb, rgb)
+        np.testing.assert_array_equal(frame.valid_mask, stored > 0)
+        np.testing.assert_array_equal(frame.planar_depth_m, stored.astype(np.float32) / 1000)
+        assert frame.valid_mask.shape == (480, 640) and frame.valid_mask.sum() == num_valid
+        assert frame.rgb[:5].mean() > 250 and not frame.valid_mask[:5].any()  # the white border
+        np.testing.assert_allclose(frame.intrinsics[:2, 2], [326.08244941, 254.23616633], atol=1e-8)
