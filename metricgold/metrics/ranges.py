@@ -28,10 +28,12 @@ def range_sums(
     sums = np.zeros((len(SUMS), edges.size + 1))
     for block in Pairs(pred_m, true_m, valid).blocks():
         p, g = block.pred, block.true_m
-        number = np.searchsorted(edges, g, side="right")
+        number = np.zeros(g.size, np.intp)
+        for edge_m in edges:  # for a dozen edges faster than to search
+            number += g >= edge_m
         error_m, e = p - g, block.log_pred - block.log_true
         within = np.maximum(p / g, g / p) < 1.25
-        figures = (np.ones_like(g), np.abs(error_m) / g, error_m**2, np.abs(e), e, e**2, within)
+        figures = (np.ones_like(g), np.abs(error_m) / g, error_m * error_m, np.abs(e), e, e * e, within)
         sums += [np.bincount(number, figure, edges.size + 1) for figure in figures]
     return dict(zip(SUMS, sums[:, 1:-1], strict=True))
 

@@ -47,6 +47,8 @@ BOUNDS = {
     "batch.sync_share": Bound("<=", 0.03),  # of that job's time, spent waiting for the disk
     "batch.s3_rate_vs_boto3": Bound(">=", 0.8),  # the same on S3 over a bare boto3 loop
     "batch.rss_growth_mb": Bound("<=", 50),  # 100,000 listed keys minus 1,000
+    "evaluate.speedup_vs_script": Bound(">=", 5),  # all figures of an image against a pass for each of them
+    "evaluate.rss_growth_mb": Bound("<=", 50),  # 10,000 images measured minus 100
     "dask.speedup_2": Bound(">=", 1.8),  # two workers over one
     "dask.predict_speedup_2": Bound(">=", 1.8),  # the same of a batch job that its model bounds
 }
