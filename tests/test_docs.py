@@ -22,7 +22,7 @@ from PIL import Image
 
 from metricgold.cli import main
 from metricgold.datasets import READERS, list_frames
-from metricgold.metrics import METRICS
+from metricgold.metrics import ALIGNMENTS, CALIBRATION, FIGURES, METRICS
 from metricgold.params import Params, load_params
 
 ROOT = Path(__file__).parents[1]
@@ -298,6 +298,8 @@ def test_what_the_manual_names_exists():
     assert "MetricGoldPipeline" in metricgold.__all__
     assert {"hypersim", "vkitti2", "tartanair"} <= set(READERS)
     assert {name for name in METRICS if f"`{name}`" not in TEXTS["docs/evaluation.md"]} == set()
+    figures = (*FIGURES, *ALIGNMENTS, *CALIBRATION)
+    assert {name for name in figures if f"`{name}`" not in TEXTS["docs/figures.md"]} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)
