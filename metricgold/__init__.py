@@ -16,6 +16,7 @@ timestep       integer of the noise schedule, as in diffusers
 step           one optimiser update
 ensemble       several predictions of one image, merged
 manifest       reviewed list of what exists upstream
+twin           scenes rendered here in the formats of a published data set
 index, receipt written last, says what a stage produced
 checkpoint     folder that fully restores a model (and, with state, a run)
 report, check  evaluated numbers; a named pass or fail with a note

@@ -132,12 +132,16 @@ def init(folder: Path) -> None:
 @click.pass_context
 def synthesize(ctx: click.Context, dataset: str) -> None:
     """Render DATASET-synthetic and pack it into the data set's own archives; a real data set leaves a note."""
-    from metricgold.datasets import load_manifest, synthesize
+    from metricgold.datasets import load_manifest, synthesize, synthesize_benchmark
     from metricgold.storage import write_json
 
     out = FOLDERS.synthetic(dataset)
-    if not FOLDERS.has_own_data(dataset) and load_manifest(dataset).name.endswith("-synthetic"):
-        synthesize(dataset, _params(ctx).synthesize, out)
+    manifest = None if FOLDERS.has_own_data(dataset) else load_manifest(dataset)
+    if manifest and manifest.name.endswith("-synthetic"):
+        if manifest.role == "evaluate":
+            synthesize_benchmark(dataset, _params(ctx).synthesize_benchmark, out)
+        else:
+            synthesize(dataset, _params(ctx).synthesize, out)
     else:
         # DVC has the same stages for every data set, whether there is something to render or not.
         write_json(out / "note.json", {"dataset": dataset, "note": "real data: nothing to render"})

@@ -47,3 +47,4 @@ from .sampling import (
 )
 from .splits import matches_name as matches_name
 from .synthetic.synthesize import synthesize as synthesize
+from .synthetic.synthesize_benchmark import synthesize_benchmark as synthesize_benchmark

@@ -22,6 +22,7 @@ from .sections import (
     Promote as Promote,
     StandIn as StandIn,
     Synthesize as Synthesize,
+    SynthesizeBenchmark as SynthesizeBenchmark,
     Train as Train,
     VaeFloor as VaeFloor,
     Validation as Validation,

@@ -60,6 +60,21 @@ class Synthesize(Section):
     num_test_scenes: PositiveInt = 8
     frames_per_scene: PositiveInt = 10
 
+    @property
+    def num_scenes(self) -> int:
+        """Of both splits."""
+        return self.num_train_scenes + self.num_test_scenes
+
+
+class SynthesizeBenchmark(Section):
+    """Twins of the benchmarks to render; each keeps its benchmark's own camera, and so its own width."""
+
+    version: PositiveInt = 1
+    seed: Count = 0
+    height: Annotated[int, Field(ge=24)] = 120
+    num_scenes: Annotated[int, Field(ge=1, le=900)] = 14  # per benchmark, all for test
+    frames_per_scene: PositiveInt = 2
+
 
 class Download(Section):
     """Which parts of the data sets to fetch, and how patiently."""
@@ -343,6 +358,7 @@ class Params(Section):
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     log_depth: LogDepthRange = LogDepthRange()
     synthesize: Synthesize = Synthesize()
+    synthesize_benchmark: SynthesizeBenchmark = SynthesizeBenchmark()
     download: Download = Download()
     inspect: Inspect = Inspect()
     backbone: Backbone = Backbone()

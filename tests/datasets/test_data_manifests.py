@@ -10,6 +10,8 @@ from metricgold.datasets.manifest import MANIFESTS, load_manifest, read_split_cs
 from metricgold.datasets.manifest_check import check_manifest
 from metricgold.datasets.readers import READERS
 from metricgold.datasets.splits import exclusion_reason
+from metricgold.datasets.synthetic.synthesize import RECIPES
+from metricgold.datasets.synthetic.synthesize_benchmark import BENCHMARK_RECIPES
 from tests.support import SHARED
 
 LISTS = SHARED / "samples" / "metadata"
@@ -41,7 +43,7 @@ def test_the_projects_manifests_pass_the_review(name):
 def test_role_and_licence(name):
     manifest = load_manifest(name)
     is_twin = name.endswith("-synthetic")
-    assert manifest.role == ("evaluate" if name in BENCHMARKS else "train")
+    assert manifest.role == ("evaluate" if name.removesuffix("-synthetic") in BENCHMARKS else "train")
     assert manifest.licence.needs_acceptance is not is_twin
     assert manifest.mirrors or all(archive.url for archive in manifest.archives)
     assert is_twin == (manifest.checksums is not None)
@@ -50,6 +52,7 @@ def test_role_and_licence(name):
 def test_every_reader_has_a_manifest_and_a_twin():
     wanted = set(READERS) - BENCHMARKS
     assert set(NAMES) >= wanted | {f"{name}-synthetic" for name in wanted} | BENCHMARKS
+    assert {name for name in NAMES if name.endswith("-synthetic")} == RECIPES.keys() | BENCHMARK_RECIPES.keys()
 
 
 # What is trained on

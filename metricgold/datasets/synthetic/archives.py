@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from metricgold.datasets.synthetic.render import Recipe, RenderedFrame, render_scene
-from metricgold.datasets.synthetic.worlds import Pose
+from metricgold.datasets.synthetic.world import Pose
 from metricgold.params import Synthesize
 from metricgold.storage import Progress, digest_file
 
@@ -27,6 +27,7 @@ VKITTI2_FOCAL_WIDTHS = 725.0087 / 1242  # focal length in image widths
 VKITTI2_SKY_CM = 65535
 TARTANAIR_SKY_M = 4100.0  # a sphere around the camera
 TARTANAIR2_SKY_M = 10_000.0
+DATED = 1_577_836_800  # 1 January 2020
 APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058").ljust(4096, b"\0")
 
 
@@ -37,7 +38,7 @@ def write_hypersim(recipe: Recipe, params: Synthesize, out: Path) -> None:
     """One zip a scene, and the two csv files of the data set: splits and cameras."""
     split_rows: list[dict[str, Any]] = []
     camera_rows = []
-    for index in scene_indices(recipe, params):
+    for index in scene_indices(recipe.dataset, params.num_scenes):
         scene = recipe.scene_name(params, index)
         split = "test" if index >= params.num_train_scenes else "train"
         released = {hypersim_frame_id(number) for number in range(params.frames_per_scene)}
@@ -159,7 +160,7 @@ def write_vkitti2(recipe: Recipe, params: Synthesize, out: Path) -> None:
         file = stack.enter_context((out / "vkitti_2.0.3_textgt.tar.gz").open("wb"))
         packed = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0))
         text = stack.enter_context(tarfile.open(fileobj=packed, mode="w"))
-        for index in scene_indices(recipe, params):
+        for index in scene_indices(recipe.dataset, params.num_scenes):
             scene = recipe.scene_name(params, index)
             num_frames = dict.fromkeys(recipe.variations, 0)
             for frame in render_scene(recipe, params, index):
@@ -188,7 +189,7 @@ def vkitti2_intrinsics(num_frames: int, height: int, width: int) -> bytes:
 
 def write_tartanair(recipe: Recipe, params: Synthesize, out: Path) -> None:
     """A zip of photographs and one of float32 depth for each environment, under one trajectory."""
-    for index in scene_indices(recipe, params):
+    for index in scene_indices(recipe.dataset, params.num_scenes):
         environment = recipe.scene_name(params, index)
         folder, poses = f"{environment}/{environment}/Easy/P000", ""
         with (
@@ -211,7 +212,7 @@ def write_tartanair(recipe: Recipe, params: Synthesize, out: Path) -> None:
 
 def write_tartanair2(recipe: Recipe, params: Synthesize, out: Path) -> None:
     """A zip of photographs and one of depth for each environment; an RGBA pixel's bytes are a float32."""
-    for index in scene_indices(recipe, params):
+    for index in scene_indices(recipe.dataset, params.num_scenes):
         environment = recipe.scene_name(params, index)
         folder, poses = f"{environment}/Data_easy/P000", ""
         with (
@@ -275,7 +276,7 @@ class ZipOfBytes:
 def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     """Append one member without owner, dated 1 January 2020."""
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = len(data), 0o644, 1_577_836_800
+    info.size, info.mode, info.mtime = len(data), 0o644, DATED
     tar.addfile(info, io.BytesIO(data))
 
 
@@ -321,10 +322,9 @@ def write_checksums(folder: Path, name: str, algorithm: str) -> None:
     (folder / name).write_text("".join(lines))
 
 
-def scene_indices(recipe: Recipe, params: Synthesize) -> Iterator[int]:
-    """0.. over the scenes of both splits, while progress is shown."""
-    num_scenes = params.num_train_scenes + params.num_test_scenes
-    with Progress(recipe.dataset, num_scenes, "scene") as progress:
+def scene_indices(dataset: str, num_scenes: int) -> Iterator[int]:
+    """0.. over the scenes, while progress is shown."""
+    with Progress(dataset, num_scenes, "scene") as progress:
         for index in range(num_scenes):
             yield index
             progress.advance()

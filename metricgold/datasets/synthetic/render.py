@@ -10,7 +10,7 @@ import numpy as np
 
 from metricgold.datasets.synthetic.raycast import NOTHING, Floats, Hits
 from metricgold.datasets.synthetic.shading import Air, shade, through_air
-from metricgold.datasets.synthetic.worlds import Pose, World
+from metricgold.datasets.synthetic.world import Pose, World
 from metricgold.params import Synthesize
 
 FOG_PER_M = 0.035
@@ -82,23 +82,10 @@ def render_scene(recipe: Recipe, params: Synthesize, scene_index: int) -> Iterat
     for pose_number in range(num_poses):
         pose = world.pose(np.random.default_rng([*seed, pose_number]))
         capture = Capture.take(world, camera, pose)
-        solid = capture.centres.hits.solid
-        entity = np.where(solid == NOTHING, -1, solid + 1).astype(np.int32)
         first = pose_number * len(recipe.variations)
         for number, variation in enumerate(recipe.variations[: params.frames_per_scene - first], first):
             air = world.in_fog(FOG_PER_M) if variation == "fog" else world.air
-            yield RenderedFrame(
-                scene,
-                number,
-                pose_number,
-                variation,
-                pose,
-                radiance=capture.radiance(air).reshape(*size, 3),
-                planar_depth_m=capture.centres.hits.distances.reshape(size),
-                ray_distance_m=capture.ray_distance_m.reshape(size),
-                entity=entity.reshape(size),
-                rays=camera.centres.reshape(*size, 3),
-            )
+            yield capture.frame(air, scene, number, pose_number, variation)
 
 
 class CameraRays:
@@ -131,6 +118,7 @@ class Capture:
     """What a camera met from one pose, before the air: at pixel centres, and at subpixels where two solids meet."""
 
     camera: CameraRays
+    pose: Pose
     centres: Sighting  # of N pixels
     edges: np.ndarray  # [E], those of them where two solids meet
     subpixels: Sighting  # of len(SUBPIXELS) * E rays
@@ -148,7 +136,7 @@ class Capture:
 
         centres = sight(camera.centres)
         edges = np.flatnonzero(solid_borders(centres.hits.solid.reshape(camera.size)))
-        return cls(camera, centres, edges, sight(camera.subpixels[:, edges].reshape(-1, 3)))
+        return cls(camera, pose, centres, edges, sight(camera.subpixels[:, edges].reshape(-1, 3)))
 
     @property
     def ray_distance_m(self) -> Floats:
@@ -163,6 +151,22 @@ class Capture:
         samples = np.concatenate([radiance[None, self.edges], finer.reshape(len(SUBPIXELS), -1, 3)])
         radiance[self.edges] = samples.mean(axis=0)
         return radiance
+
+    def frame(self, air: Air, scene: str, number: int, pose_number: int, variation: str = "clone") -> RenderedFrame:
+        """What was captured, seen through the air."""
+        size, hits = self.camera.size, self.centres.hits
+        return RenderedFrame(
+            scene,
+            number,
+            pose_number,
+            variation,
+            self.pose,
+            radiance=self.radiance(air).reshape(*size, 3),
+            planar_depth_m=hits.distances.reshape(size),
+            ray_distance_m=self.ray_distance_m.reshape(size),
+            entity=np.where(hits.solid == NOTHING, -1, hits.solid + 1).astype(np.int32).reshape(size),
+            rays=self.camera.centres.reshape(*size, 3),
+        )
 
 
 def solid_borders(solid: np.ndarray) -> np.ndarray:

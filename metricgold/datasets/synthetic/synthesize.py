@@ -17,7 +17,8 @@ from metricgold.datasets.synthetic.archives import (
     write_vkitti2,
 )
 from metricgold.datasets.synthetic.render import Recipe
-from metricgold.datasets.synthetic.worlds import World, draw_garden, draw_hall, draw_room, draw_street
+from metricgold.datasets.synthetic.training_worlds import draw_garden, draw_hall, draw_room, draw_street
+from metricgold.datasets.synthetic.world import World
 from metricgold.images import focal_px_from_fov, pinhole
 from metricgold.params import Synthesize
 from metricgold.storage import only_writer, write_aside

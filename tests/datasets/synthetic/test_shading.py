@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from metricgold.datasets.synthetic.patterns import pulse
 from metricgold.datasets.synthetic.raycast import NOTHING, Box, Ground, Hits, Solids
-from metricgold.datasets.synthetic.shading import MATERIALS, Air, Light, _pulse, shade, through_air
-from metricgold.datasets.synthetic.worlds import draw_garden, draw_hall, draw_room, draw_street
+from metricgold.datasets.synthetic.shading import MATERIALS, Air, Light, shade, through_air
+from metricgold.datasets.synthetic.training_worlds import draw_garden, draw_hall, draw_room, draw_street
 
 SUN = Light((0.0, 0.0, 1000.0), (1.0, 1.0, 1.0), (0.2, 0.2, 0.2))
 
@@ -17,7 +18,7 @@ def test_pattern_is_the_mean_over_its_footprint():
     x, footprint_m = np.array([0.03, 0.49, 7.2, -3.3]), 0.37
     fine = x[:, None] + np.linspace(-0.5, 0.5, 100_001) * footprint_m
     expected = ((fine % 0.5) < 0.08).mean(axis=1)
-    np.testing.assert_allclose(_pulse(x, 0.5, 0.08, np.full(4, footprint_m)), expected, atol=1e-4)
+    np.testing.assert_allclose(pulse(x, 0.5, 0.08, np.full(4, footprint_m)), expected, atol=1e-4)
 
 
 def test_shadow_falls_where_the_sun_is_hidden():

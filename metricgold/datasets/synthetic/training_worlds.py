@@ -1,90 +1,19 @@
-"""Scenes drawn from a seed: rooms, streets, gardens and halls, with furniture of its usual size.
+"""Training worlds drawn from a seed: rooms, streets, gardens and halls, with furniture of its usual size.
 
 x and y on the ground, z up, metres. Colours are sRGB values in [0, 1].
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
-
 import numpy as np
 
-from metricgold.datasets.synthetic.raycast import (
-    NOTHING,
-    Box,
-    Cylinder,
-    Floats,
-    Ground,
-    Point,
-    Shell,
-    Solid,
-    Solids,
-    Sphere,
-)
+from metricgold.datasets.synthetic.raycast import Box, Cylinder, Ground, Point, Shell, Solid, Solids, Sphere
 from metricgold.datasets.synthetic.shading import Air, Light
+from metricgold.datasets.synthetic.world import SUN_M, Pose, Rng, World, pick
 
-Rng = np.random.Generator
-T = TypeVar("T")
 WOOD = (0.55, 0.36, 0.20)
 WHITE = (0.85, 0.85, 0.82)
 PAINTS = ((0.80, 0.15, 0.12), (0.12, 0.30, 0.75), (0.90, 0.70, 0.10), (0.12, 0.55, 0.25), (0.85, 0.85, 0.85))
 FABRICS = ((0.45, 0.20, 0.20), (0.20, 0.30, 0.50), (0.35, 0.42, 0.30), (0.50, 0.45, 0.40))
 FACADES = ((0.72, 0.60, 0.45), (0.62, 0.35, 0.27), (0.70, 0.70, 0.66), (0.75, 0.68, 0.50), (0.50, 0.55, 0.60))
-SUN_M = 1000.0  # as far as the sun needs to be for parallel shadows
-
-
-@dataclass(frozen=True, slots=True)
-class Pose:
-    """Where a camera stands. `yaw` turns left from +y, `pitch` up; radians."""
-
-    position_m: Point
-    yaw: float
-    pitch: float
-
-    def world_from_camera(self) -> Floats:
-        """Rotation [3, 3] from camera axes (x right, y down, z along the axis) to the world's."""
-        sine, cosine = np.sin(self.yaw), np.cos(self.yaw)
-        up, level = np.sin(self.pitch), np.cos(self.pitch)
-        right = np.array([cosine, sine, 0])
-        forward = np.array([-sine * level, cosine * level, up])
-        return np.stack([right, np.cross(forward, right), forward], axis=1)
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """Solids, light and air, and `draw_pose` for one more place of the camera."""
-
-    solids: Solids
-    light: Light
-    air: Air
-    draw_pose: Callable[[Rng], Pose]
-
-    def in_fog(self, haze_per_m: float) -> Air:
-        """The same air, thicker, with a sky as grey as the haze."""
-        return Air(haze_per_m, self.air.horizon, self.air.horizon)
-
-    def pose(self, rng: Rng) -> Pose:
-        """A pose with nothing above, below or within 0.55 m ahead, and with a view of 1.8 m or more in the middle."""
-        for _ in range(50):
-            pose = self.draw_pose(rng)
-            if self.has_room_at(pose):
-                break
-        return pose
-
-    def has_room_at(self, pose: Pose) -> bool:
-        """Whether nothing is above, below or near ahead of the camera, and the middle of its view is far enough."""
-        x, y, _ = pose.position_m
-        plumb = self.solids.cast(np.array([x, y, 100.0]), np.array([[0.0, 0.0, -1.0]]), bounded_only=True)
-        if plumb.solid[0] != NOTHING:
-            return False
-        across, down = np.meshgrid(np.linspace(-0.7, 0.7, 9), np.linspace(-0.5, 0.5, 7))
-        rays = np.stack([across, down, np.ones_like(across)], axis=-1).reshape(-1, 3) @ pose.world_from_camera().T
-        planar_depth_m = self.solids.cast(np.array(pose.position_m), rays).distances
-        return bool(planar_depth_m.min() > 0.55 and np.median(planar_depth_m) > 1.8)
-
-
-def _pick(rng: Rng, choices: Sequence[T]) -> T:
-    return choices[int(rng.integers(len(choices)))]
 
 
 def _sun(rng: Rng, haze_per_m: float) -> tuple[Light, Air]:
@@ -145,13 +74,13 @@ def draw_furniture(x: float, y: float, rng: Rng) -> list[Solid]:
     if kind == 0:
         return _table(x, y, yaw)
     if kind == 1:
-        return _seat(x, y, yaw, (0.95, 0.42, 0.22), (0.35, 0.12, 0.45), _pick(rng, FABRICS))  # a sofa
+        return _seat(x, y, yaw, (0.95, 0.42, 0.22), (0.35, 0.12, 0.45), pick(rng, FABRICS))  # a sofa
     if kind == 2:
-        return _seat(x, y, yaw, (0.22, 0.22, 0.23), (0.2, 0.03, 0.47), _pick(rng, FABRICS))  # a chair
+        return _seat(x, y, yaw, (0.22, 0.22, 0.23), (0.2, 0.03, 0.47), pick(rng, FABRICS))  # a chair
     if kind == 3:
         return [Sphere((x, y, 0.3), 0.3, "plain", PAINTS[0])]
     if kind == 4:
-        return [Box((x, y, 0.25), (0.25, 0.25, 0.25), yaw, "plain", _pick(rng, PAINTS[1:4]))]
+        return [Box((x, y, 0.25), (0.25, 0.25, 0.25), yaw, "plain", pick(rng, PAINTS[1:4]))]
     return [
         Cylinder((x, y, 0), 0.04, 1.5, "plain", (0.2, 0.2, 0.2)),
         Sphere((x, y, 1.6), 0.18, "plain", (1, 0.95, 0.8)),
@@ -205,10 +134,10 @@ def draw_shell(rng: Rng, half_x_m: float, half_y_m: float, height_m: float, wind
     """Floor, walls with a window, and ceiling."""
     low, high = (-half_x_m, -half_y_m, 0.0), (half_x_m, half_y_m, height_m)
     floor_material, floor_colour = (
-        _pick(rng, ("tiles", "planks")),
-        _pick(rng, ((0.75, 0.70, 0.62), (0.62, 0.42, 0.25))),
+        pick(rng, ("tiles", "planks")),
+        pick(rng, ((0.75, 0.70, 0.62), (0.62, 0.42, 0.25))),
     )
-    paint = _pick(rng, ((0.85, 0.82, 0.72), (0.72, 0.80, 0.82), (0.82, 0.76, 0.78), (0.78, 0.83, 0.74)))
+    paint = pick(rng, ((0.85, 0.82, 0.72), (0.72, 0.80, 0.82), (0.82, 0.76, 0.78), (0.78, 0.83, 0.74)))
     pane = _against_wall(window_side, rng.uniform(-0.8, 0.8), half_x_m, half_y_m, (0.7, 0.05, 0.6), 1.5)
     (x, y, z), (half_width_m, half_depth_m, half_height_m) = pane.centre_m, pane.half_size_m
     opening = (
@@ -230,7 +159,7 @@ def draw_wall_pieces(rng: Rng, half_x_m: float, half_y_m: float, window_side: in
         if rng.random() < 0.7:
             pieces.append(_against_wall(side, rng.uniform(-1.2, 1.2), *room, (0.6, 0.18, 1.0), 1.0, "shelf", WOOD))
         else:
-            paint = _pick(rng, PAINTS[:4])
+            paint = pick(rng, PAINTS[:4])
             pieces.append(_against_wall(side, rng.uniform(-1, 1), *room, (0.5, 0.02, 0.35), 1.6, "plain", paint))
     return pieces
 
@@ -244,7 +173,7 @@ def draw_street(rng: Rng) -> World:
     for y in np.arange(-30, 160, 25):
         if rng.random() < 0.7:
             lane = rng.choice([-1.75, 1.75])
-            solids += _car(lane, y + rng.uniform(0, 12), _pick(rng, PAINTS))
+            solids += _car(lane, y + rng.uniform(0, 12), pick(rng, PAINTS))
     light, air = _sun(rng, haze_per_m=0.006)
 
     def draw_pose(rng: Rng) -> Pose:
@@ -262,7 +191,7 @@ def draw_houses(rng: Rng, side: int) -> list[Solid]:
         length_m, height_m = 3.0 * rng.integers(3, 7), 3.0 * rng.integers(2, 6)
         x = side * (6.5 + rng.uniform(0, 1.5) + 5)
         half_size_m = (5, length_m / 2, height_m / 2)
-        houses.append(Box((x, y + length_m / 2, height_m / 2), half_size_m, 0.0, "facade", _pick(rng, FACADES)))
+        houses.append(Box((x, y + length_m / 2, height_m / 2), half_size_m, 0.0, "facade", pick(rng, FACADES)))
         y += length_m + rng.choice([0.0, 0.0, 4.0, 9.0])
     return houses
 
@@ -279,7 +208,7 @@ def draw_pavement(rng: Rng, side: int) -> list[Solid]:
         elif kind == 2:
             things.append(Cylinder((side * 3.8, y, 0), 0.10, 6.0, "plain", (0.45, 0.45, 0.48)))
         elif side > 0 or rng.random() < 0.5:
-            things += _car(side * 4.6, y, _pick(rng, PAINTS))
+            things += _car(side * 4.6, y, pick(rng, PAINTS))
     return things
 
 
@@ -295,7 +224,7 @@ def draw_garden(rng: Rng) -> World:
             solids.append(Box((side * rng.uniform(3.5, 8), y, 0.75), (0.15, 8, 0.75), 0.0, "brick", (0.62, 0.33, 0.25)))
         for y in (rng.uniform(0, 12), rng.uniform(28, 45)):
             x, storeys = side * rng.uniform(14, 18), rng.integers(1, 4)
-            solids.append(Box((x, y, 1.5 * storeys), (4.5, 6.0, 1.5 * storeys), 0.0, "facade", _pick(rng, FACADES)))
+            solids.append(Box((x, y, 1.5 * storeys), (4.5, 6.0, 1.5 * storeys), 0.0, "facade", pick(rng, FACADES)))
     solids += [Box((0, 62, 1.5), (30, 0.2, 1.5), 0.0, "brick", (0.62, 0.33, 0.25))]
     light, air = _sun(rng, haze_per_m=0.010)
 
