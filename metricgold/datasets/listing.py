@@ -29,7 +29,6 @@ class FrameRef:
     depth_path: Path
     entity_path: Path | None = None  # HyperSim's ids of what each pixel shows
     mask_path: Path | None = None  # where it is kept apart which depth is valid
-    filled_path: Path | None = None  # SUN RGB-D's depth whose holes are filled in
     layer_paths: tuple[tuple[str, Path], ...] = ()  # a benchmark's images beside, each with its layer's name
     camera: tuple[Any, ...] = ()
     index: int | None = None  # of the frame, from 0, where its files hold many: NYU Depth v2
@@ -37,7 +36,7 @@ class FrameRef:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files that it is decoded from."""
-        paths = (self.rgb_path, self.depth_path, self.entity_path, self.mask_path, self.filled_path)
+        paths = (self.rgb_path, self.depth_path, self.entity_path, self.mask_path)
         return tuple(path for path in (*paths, *(path for _, path in self.layer_paths)) if path)
 
 

@@ -50,7 +50,8 @@ def ref_of_capture(dataset: str, scene: str, name: str, folder: Path, gaps: Gaps
     if rgb is None or depth is None:
         gaps["depth missing" if rgb else "rgb missing"] += 1
         return None
-    return FrameRef(dataset, scene, name, rgb, depth, filled_path=only_file(folder / "depth_bfx", ".png"))
+    filled = only_file(folder / "depth_bfx", ".png")
+    return FrameRef(dataset, scene, name, rgb, depth, layer_paths=(("filled_depth_m", filled),) if filled else ())
 
 
 def only_file(folder: Path, suffix: str) -> Path | None:
@@ -65,7 +66,7 @@ def read_frame(ref: FrameRef) -> Frame:
     """Measured depth, 0 invalid, and the filled one as a layer. ValueError names a broken member."""
     rgb = read_pixels(ref.rgb_path, "RGB")
     planar_depth_m = read_depth(ref.depth_path, rgb.shape[:2])
-    layers = {"filled_depth_m": read_depth(ref.filled_path, rgb.shape[:2])} if ref.filled_path else None
+    layers = {layer: read_depth(path, rgb.shape[:2]) for layer, path in ref.layer_paths}
     intrinsics = read_intrinsics(ref.rgb_path.parents[1] / "intrinsics.txt")
     return Frame.from_arrays(rgb, planar_depth_m, planar_depth_m > 0, intrinsics, ref.scene, ref.name, layers)
 

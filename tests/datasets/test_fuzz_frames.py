@@ -58,7 +58,7 @@ def _outcome(ref: FrameRef, path: Path) -> str:
 
 def damaged(ref: FrameRef, chance: Random) -> tuple[FrameRef, Path]:
     """The frame with one of its files in a damaged copy."""
-    fields = [field for field in ("rgb_path", "depth_path", "entity_path", "filled_path") if getattr(ref, field)]
+    fields = [field for field in ("rgb_path", "depth_path", "entity_path") if getattr(ref, field)]
     whole = getattr(ref, chance.choice(fields))
     path = whole.with_name(f"damaged{whole.suffix}")
     path.write_bytes(chance.choice(DAMAGES)(whole.read_bytes(), chance))
@@ -179,4 +179,4 @@ def _write_capture(folder: Path, rgb: np.ndarray, depth_m: np.ndarray) -> FrameR
         Image.fromarray(picture).save(folder / name / ("1.jpg" if name == "image" else "1.png"))
     (folder / "intrinsics.txt").write_text("25 0 16 0 25 12 0 0 1")
     paths = folder / "image/1.jpg", folder / "depth/1.png"
-    return FrameRef("sunrgbd", "s", "s/1", *paths, filled_path=folder / "depth_bfx/1.png")
+    return FrameRef("sunrgbd", "s", "s/1", *paths, layer_paths=(("filled_depth_m", folder / "depth_bfx/1.png"),))
