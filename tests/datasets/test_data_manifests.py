@@ -9,7 +9,7 @@ import pytest
 from metricgold.datasets.manifest import MANIFESTS, load_manifest, read_split_csv
 from metricgold.datasets.manifest_check import check_manifest
 from metricgold.datasets.readers import READERS
-from metricgold.datasets.splits import exclusion_reason
+from metricgold.datasets.splits import exclusion_reason, matches_name
 from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.datasets.synthetic.synthesize_benchmark import BENCHMARK_RECIPES
 from tests.support import SHARED
@@ -147,6 +147,49 @@ def test_tartanair2_is_the_front_left_camera_of_the_list(tmp_path):
 
 
 # What is measured on
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "unwanted"),
+    [
+        (
+            "eth3d",
+            [
+                "pipes/images/dslr_images/DSC_0634.JPG",
+                "pipes/ground_truth_depth/dslr_images/DSC_0634.JPG",
+                "pipes/masks_for_images/dslr_images/DSC_0634.png",
+                "pipes/dslr_calibration_jpg/cameras.txt",
+                "pipes/dslr_calibration_jpg/images.txt",
+            ],
+            ["pipes/occlusion/splats.ply", "pipes/dslr_calibration_jpg/points3D.txt"],
+        ),
+        (
+            "ibims1",
+            [
+                *(
+                    f"ibims1_core_raw/{kind}/corridor_01.png"
+                    for kind in ("rgb", "depth", "mask_invalid", "mask_transp")
+                ),
+                *(f"ibims1_core_raw/mask_{kind}/corridor_01.png" for kind in ("wall", "floor", "table")),
+                "ibims1_core_raw/edges/corridor_01.png",
+                "ibims1_core_raw/calib/corridor_01.txt",
+            ],
+            [],
+        ),
+        (
+            "flsea",
+            [
+                "canyons/u_canyon/u_canyon/imgs/16233043763678300.tiff",
+                "canyons/u_canyon/u_canyon/depth/16233043763678300_SeaErra_abs_depth.tif",
+            ],
+            ["canyons/u_canyon/u_canyon/seaErra/16233043763678300_SeaErra.tiff", "canyons/u_canyon/u_canyon/imu.txt"],
+        ),
+    ],
+)
+def test_what_the_readers_need_is_extracted(name, wanted, unwanted):
+    globs = load_manifest(name).members
+    assert [path for path in wanted if not any(matches_name(path, glob) for glob in globs)] == []
+    assert [path for path in unwanted if any(matches_name(path, glob) for glob in globs)] == []
 
 
 @beside_lists
