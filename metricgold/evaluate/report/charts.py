@@ -13,6 +13,7 @@ from metricgold.images import data_uri
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours without the yellow, which is not seen on white; each method has a shape of its own too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -69,6 +70,7 @@ def _svg(draw: Draw) -> str:
         ax.grid(linewidth=0.8)
         ax.set_axisbelow(True)
         draw(ax)
+        add_legend(figure, ax)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
     return buffer.getvalue().decode()
@@ -80,12 +82,14 @@ def style(ruler: Ruler, method: Measured) -> dict[str, Any]:
     return {"color": COLOURS[place % len(COLOURS)], "marker": SHAPES[place % len(SHAPES)], "markersize": 5}
 
 
-def legend(ax: "Axes") -> None:
-    """The methods below the chart, where they cover nothing."""
+def add_legend(figure: "Figure", ax: "Axes") -> None:
+    """What has a label, below the chart, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
-    columns = 1 if max(map(len, labels), default=0) > 22 else 2
-    ax.figure.set_figheight(SIZE_IN[1] + 0.19 * -(-len(labels) // columns))
-    ax.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
+    if not labels:
+        return
+    columns = 1 if max(map(len, labels)) > 22 else 2
+    figure.set_figheight(SIZE_IN[1] + 0.19 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 # Accuracy
@@ -110,7 +114,6 @@ def alignments(ruler: Ruler) -> Chart | None:
         ax.set_ylim(len(ALIGNED) - 0.5, -0.5)
         ax.set(xlabel="AbsRel, with 95 % interval by scene")
         ax.set_xlim(left=0)
-        legend(ax)
 
     alt = "AbsRel of each method by alignment, with intervals; the table “Accuracy by alignment” has the figures."
     return chart("AbsRel by alignment", alt, draw)
@@ -139,7 +142,6 @@ def by_range(ruler: Ruler) -> Chart | None:
         ax.set(xscale="log", xlabel="true planar depth, m", ylabel="AbsRel")
         plain_ticks(ax.xaxis, [from_m for from_m, _, _ in ranges if from_m] + [ranges[-1][1]])
         ax.set_ylim(bottom=0)
-        legend(ax)
 
     alt = "AbsRel of each method against true depth; the table “AbsRel by true depth” has the figures."
     return chart("AbsRel by true depth", alt, draw)
@@ -246,7 +248,6 @@ def ratio_by_focal(ruler: Ruler) -> Chart | None:
         ax.set(xscale="log", yscale="log", xlabel="focal length, image widths", ylabel="median ratio, predicted / true")
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
             plain_ticks(axis, [tick for tick in RATIO_TICKS if low <= tick <= high] or [low, high])
-        legend(ax)
 
     alt = "Median ratio of each image against focal length, with a line for each method; “Scale” has the trends."
     return chart("Median ratio by focal length", alt, draw)
@@ -271,7 +272,6 @@ def coverage(ruler: Ruler) -> Chart | None:
             measured = [100 * interval.mean if interval else np.nan for interval in intervals]
             ax.plot([0, *LEVELS], [0, *measured], label=method.title, linewidth=1.4, **style(ruler, method))
         ax.set(xlabel="pixels that should be covered, %", ylabel="pixels covered, %", xlim=(0, 100), ylim=(0, 100))
-        legend(ax)
 
     said = "; ".join(
         f"{method.title} {', '.join(f'{100 * one.mean:.0f}' for one in intervals if one)}"
@@ -292,7 +292,6 @@ def sparsification(ruler: Ruler) -> Chart | None:
             ax.plot(np.array(shares) * 100, errors, label=method.title, linewidth=1.4, **style(ruler, method))
         ax.set(xlabel="most uncertain pixels left out, %", ylabel="AbsRel of the rest", xlim=(0, 100))
         ax.set_ylim(bottom=0)
-        legend(ax)
 
     alt = "AbsRel of the pixels that are left against the share of most uncertain ones left out, method by method."
     return chart("Sparsification", alt, draw)

@@ -13,8 +13,6 @@ from metricgold.evaluate.report.signatures import RULES, signatures
 from metricgold.evaluate.report.tables import (
     CALIBRATION,
     METRIC,
-    NONE,
-    Table,
     accuracy,
     by_range,
     figures_table,
@@ -68,7 +66,7 @@ def section(ruler: Ruler, pictures: Path) -> dict[str, Any]:
     return {
         "ruler": ruler,
         "short": ruler.digest[:SHORT],
-        "tables": [table for table in tables if says_something(table)],
+        "tables": [table for table in tables if table.rows],
         "signatures": signatures(ruler),
         "charts": charts(ruler),
         "medians": medians(ruler),
@@ -80,14 +78,8 @@ def section(ruler: Ruler, pictures: Path) -> dict[str, Any]:
 
 CALIBRATION_NOTE = (
     "AUSE is the area between the sparsification curves by uncertainty and by true error; 0 is best. "
-    "Coverage is the share of pixels whose truth is within the interval that should hold so many; methods without "
-    "uncertainty have dashes."
+    "Coverage is the share of pixels whose truth is within the interval that should hold so many."
 )
-
-
-def says_something(table: Table) -> bool:
-    """Whether any cell beside method and frames has a figure."""
-    return any(cell.text != NONE for row in table.rows for cell in row[2:])
 
 
 def left_out(ruler: Ruler) -> list[tuple[str, str, str]]:

@@ -29,6 +29,12 @@ class Measured:
         """Frames with figures; the others have a reason."""
         return int(np.count_nonzero(self.rows["reason"] == ""))
 
+    @cached_property
+    def scenes(self) -> list[str]:
+        """The scene of each frame."""
+        scenes: list[str] = self.rows["scene"].tolist()
+        return scenes
+
     @property
     def is_floor(self) -> bool:
         """Whether these rows are of the truth through a VAE and back: a bound, no method."""
@@ -50,12 +56,12 @@ class Measured:
         """What each frame [N] weighs in a mean."""
         if self.average == "pixel":
             return np.nan_to_num(self.values("num_pixels"))
-        return scene_weights(self.rows["scene"]) if self.average == "scene" else np.ones(len(self.rows))
+        return scene_weights(self.scenes) if self.average == "scene" else np.ones(len(self.rows))
 
     def interval(self, figure: str) -> Interval | None:
         """The mean as the protocol takes it, with its 95 % interval by scene; None where no frame has the figure."""
         if figure not in self._intervals:
-            interval = interval_by_scene(self.values(figure), self.rows["scene"], weights=self.weights)
+            interval = interval_by_scene(self.values(figure), self.scenes, weights=self.weights)
             self._intervals[figure] = interval if np.isfinite(interval.mean) else None
         return self._intervals[figure]
 
@@ -83,7 +89,7 @@ class Measured:
 
     def by_scene(self, values: np.ndarray) -> np.ndarray:
         """Means of values [N] by scene, in the order of the scenes' names; those that have none are left out."""
-        means = np.array(list(mean_by_scene(values, self.rows["scene"]).values()))
+        means = np.array(list(mean_by_scene(values, self.scenes).values()))
         return means[np.isfinite(means)]
 
     @property
@@ -111,7 +117,7 @@ class Ruler:
     @cached_property
     def num_scenes(self) -> int:
         """Scenes of these frames."""
-        return len({scene for method in self.methods for scene in method.rows["scene"].tolist()})
+        return len({scene for method in self.methods for scene in method.scenes})
 
     def complete(self, method: Measured) -> bool:
         """Whether the method has figures for every frame that any of them has."""
@@ -173,4 +179,4 @@ def paired_difference(a: Measured, b: Measured, figure: str) -> tuple[Interval, 
     num_frames = int(np.count_nonzero(np.isfinite(ours) & np.isfinite(theirs)))
     if not num_frames:
         return None
-    return paired_interval(ours, theirs, a.rows["scene"][at_a], weights=a.weights[at_a]), num_frames
+    return paired_interval(ours, theirs, a.rows["scene"][at_a].tolist(), weights=a.weights[at_a]), num_frames

@@ -1,7 +1,7 @@
 """The tables of one ruler: cells with a mean and its 95 % interval by scene, for the page and for Markdown alike."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -104,30 +104,32 @@ def accuracy(ruler: Ruler) -> Table:
 def figures_table(
     ruler: Ruler, title: str, note: str, figures: Sequence[Figure], groups: Sequence[tuple[str, int]] = ()
 ) -> Table:
-    """Methods by figures. The best of a column is marked among the methods that have figures for all frames."""
-    intervals = [[method.interval(figure.column) for figure in figures] for method in ruler.methods]
+    """Methods that have any of the figures, by figures, with the best of each column."""
+    intervals = {method: [method.interval(figure.column) for figure in figures] for method in ruler.methods}
+    shown = {method: found for method, found in intervals.items() if any(found)}
     best = [
-        best_of(ruler, column, figure) for column, figure in zip(zip(*intervals, strict=True), figures, strict=True)
+        best_of(ruler, {method: found[place] for method, found in shown.items()}, figure)
+        for place, figure in enumerate(figures)
     ]
     rows = [
         [
             *named(ruler, method),
             *(
-                interval_cell(interval, figure.format, best=row == best_row)
-                for interval, figure, best_row in zip(of_method, figures, best, strict=True)
+                interval_cell(interval, figure.format, best=method is of_best)
+                for interval, figure, of_best in zip(found, figures, best, strict=True)
             ),
         ]
-        for row, (method, of_method) in enumerate(zip(ruler.methods, intervals, strict=True))
+        for method, found in shown.items()
     ]
     header = ["method", "frames", *(figure.heading for figure in figures)]
     return Table(title, note, header, rows, [("", 2), *groups] if groups else ())
 
 
-def best_of(ruler: Ruler, column: Iterable[Interval | None], figure: Figure) -> int | None:
-    """Index of the method that is best in a column; None where fewer than two can be compared."""
+def best_of(ruler: Ruler, column: Mapping[Measured, Interval | None], figure: Figure) -> Measured | None:
+    """The best of a column among those that have figures for all frames; None where fewer than two compare."""
     means = {
-        row: figure.better * interval.mean
-        for row, (method, interval) in enumerate(zip(ruler.methods, column, strict=True))
+        method: figure.better * interval.mean
+        for method, interval in column.items()
         if interval is not None and ruler.complete(method) and not method.is_floor
     }
     return max(means, key=means.__getitem__) if figure.better and len(means) > 1 else None
@@ -188,7 +190,7 @@ def scale(ruler: Ruler) -> Table:
             continue
         true_m, pred_m = method.medians_m
         scenes = method.by_scene(method.log_ratios)
-        ratio = scale_ratio(pred_m, true_m, method.rows["scene"])
+        ratio = scale_ratio(pred_m, true_m, method.scenes)
         ends = [Cell(f"{np.exp(end):.3f}") for end in (scenes.min(), scenes.max())]
         spread = Cell(f"{ratio.log_spread:.3f}" if np.isfinite(ratio.log_spread) else NONE)
         trend = interval_cell(trend_of(method), "{:+.2f}".format)
@@ -199,7 +201,7 @@ def scale(ruler: Ruler) -> Table:
 def trend_of(method: Measured) -> Interval | None:
     """Slope of ln ratio over ln focal length; None where it does not vary."""
     true_m, pred_m = method.medians_m
-    trend = focal_trend(pred_m, true_m, method.focal_widths, method.rows["scene"])
+    trend = focal_trend(pred_m, true_m, method.focal_widths, method.scenes)
     return trend if np.isfinite(trend.mean) else None
 
 
@@ -232,7 +234,7 @@ def pair_of(a: Measured, b: Measured) -> Pair:
         clear += excludes_zero
         which = (a if interval.mean * figure.better > 0 else b).title if excludes_zero else "no clear difference"
         cells = [interval_cell(method.interval(figure.column), figure.format) for method in (a, b)]
-        signed = interval_cell(interval, lambda value, figure=figure: f"{value:+.{figure.digits + 1}f}")
+        signed = interval_cell(interval, f"{{:+.{figure.digits + 1}f}}".format)
         rows.append(
             [
                 Cell(figure_title(figure)),
