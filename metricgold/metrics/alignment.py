@@ -72,8 +72,8 @@ class Line(NamedTuple):
     @classmethod
     def of(cls, moments: Moments) -> "Line":
         """By least squares."""
-        _, mean_x, mean_y, sum_xx, sum_xy = moments
-        is_rounding = sum_xx <= moments.count * (8 * np.finfo(float).eps * mean_x) ** 2
+        number, mean_x, mean_y, sum_xx, sum_xy = map(float, moments)
+        is_rounding = sum_xx <= number * (8 * np.finfo(float).eps * mean_x) ** 2
         return cls(0.0 if is_rounding else sum_xy / sum_xx, mean_x, mean_y)
 
     def at(self, x: np.ndarray) -> np.ndarray:

@@ -64,15 +64,15 @@ def boundary_recall(pred_m: np.ndarray, matte: np.ndarray) -> float:
         raise ValueError(f"depth must be finite, got {pred_m[~np.isfinite(pred_m)][0]}")
     is_object = matte if matte.dtype == np.bool_ else matte > MATTE_ABOVE
     depth_m = np.maximum(pred_m, _LEAST_DEPTH_M)
-    recalls = []
+    totals, recalls = [], []
     for number, (ratio, (first, second)) in enumerate(zip(_ratios(depth_m), _neighbours(is_object), strict=True)):
         outline = (first & ~second) if number % 2 == 0 else (second & ~first)
-        across = (lambda edge: edge) if number < 2 else np.transpose
-        found = [np.count_nonzero(across(_strongest(across(ratio), t)) & outline) for t in THRESHOLDS]
-        recalls.append((np.array(found), np.count_nonzero(outline)))
-    if not any(total for _, total in recalls):
-        return float("nan")
-    return float(WEIGHTS @ np.mean([found / max(total, 1) for found, total in recalls], axis=0))
+        if number >= 2:  # upper and lower: a run is along a column
+            ratio, outline = ratio.T, outline.T
+        total = int(np.count_nonzero(outline))
+        totals.append(total)
+        recalls.append([np.count_nonzero(_strongest(ratio, t) & outline) / max(total, 1) for t in THRESHOLDS])
+    return float(WEIGHTS @ np.mean(recalls, axis=0)) if any(totals) else float("nan")
 
 
 def _neighbours(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -80,7 +80,7 @@ def _checked(uncertainty: np.ndarray, valid: np.ndarray) -> np.ndarray:
             f"uncertainty must be finite and >= 0 where valid, got {u[wrong][0]} "
             f"at {np.count_nonzero(wrong)} of {wrong.size} pixels"
         )
-    return u
+    return np.asarray(u, np.float64)
 
 
 def _sparsification(pairs: Pairs, u: np.ndarray) -> Sparsification:
@@ -97,7 +97,7 @@ def _sparsification(pairs: Pairs, u: np.ndarray) -> Sparsification:
         """Mean error of the `stay` pixels of least uncertainty; those that tie with the last have equal parts in it."""
         sums = np.concatenate([[0.0], np.cumsum(errors[order])])
         tied = (sums[until] - sums[least]) / (until - least)
-        return (sums[least] + (stay - least) * tied) / stay
+        return np.asarray((sums[least] + (stay - least) * tied) / stay)
 
     return Sparsification(
         removed,
@@ -113,4 +113,4 @@ def _of_least_errors(errors: np.ndarray, stay: np.ndarray, power: int = 1) -> np
     limits = np.unique(stay)
     parts = np.partition(errors, limits[:-1])[: limits[-1]] ** power
     sums = np.cumsum(np.add.reduceat(parts, np.concatenate([[0], limits[:-1]])))
-    return sums[np.searchsorted(limits, stay)] / stay
+    return np.asarray(sums[np.searchsorted(limits, stay)] / stay)

@@ -67,7 +67,7 @@ def distances_px(to: np.ndarray, of: np.ndarray) -> np.ndarray:
         (squared[row[some]] + (column[some, None] - columns) ** 2).min(axis=1)
         for some in (slice(start, start + _ROWS_AT_ONCE) for start in range(0, row.size, _ROWS_AT_ONCE))
     ]
-    return np.sqrt(np.concatenate([np.empty(0), *nearest]))
+    return np.concatenate([np.empty(0), *map(np.sqrt, nearest)])
 
 
 def canny(image: np.ndarray) -> np.ndarray:
@@ -100,7 +100,7 @@ def _slopes(image: np.ndarray) -> np.ndarray:
     """Sobel's filter along columns: difference of the rows beside, smoothed by 1 2 1; the border is mirrored."""
     padded = np.pad(image, 1, mode="symmetric")
     change = padded[2:] - padded[:-2]
-    return change[:, :-2] + 2 * change[:, 1:-1] + change[:, 2:]
+    return np.asarray(change[:, :-2] + 2 * change[:, 1:-1] + change[:, 2:])
 
 
 def _is_ridge(down: np.ndarray, right: np.ndarray, steepness: np.ndarray) -> np.ndarray:

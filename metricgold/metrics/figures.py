@@ -102,52 +102,49 @@ FIGURE_KEYS = (
 
 
 def _figures(pairs: Pairs, alignments: Sequence[Alignment], limits_m: Limits) -> list[dict[str, float]]:
-    """FIGURES under each alignment, all of them of one block of pixels before the next."""
+    """FIGURES under each alignment: of one block of pixels all of them, before the next."""
     fits = fit_alignments(pairs, alignments, limits_m)
-    sums = np.zeros((len(alignments), 5 + len(THRESHOLDS)))
-    moments: list[list[Moments]] = [[] for _ in alignments]
-    for block in pairs.blocks():
-        for number, fit in enumerate(fits):
-            some, of_e = _block_sums(block, fit.depth_m(block))
-            sums[number] += some
-            moments[number].append(of_e)
-    return [_from_sums(some, Moments.merged(parts)) for some, parts in zip(sums, moments, strict=True)]
+    blocks = [_block_sums(block, np.stack([fit.depth_m(block) for fit in fits])) for block in pairs.blocks()]
+    sums, moments = zip(*blocks, strict=True)
+    return _from_sums(np.sum(sums, axis=0), Moments.merged(list(moments)))
 
 
-def _block_sums(block: Block, pred_m: np.ndarray) -> tuple[list[float], Moments]:
-    """Sums over one block, the last of them counts below THRESHOLDS, and the moments of e."""
+def _block_sums(block: Block, pred_m: np.ndarray) -> tuple[np.ndarray, Moments]:
+    """Of aligned depth [alignments, N] the sums over one block, the last of them counts, and the moments of e."""
     error_m = pred_m - block.true_m
     size_m = np.abs(error_m)
-    e = (block.log_pred if pred_m is block.pred else np.log(pred_m)) - block.log_true
-    ratio = np.maximum(pred_m / block.true_m, block.true_m / pred_m)
-    hits = [np.count_nonzero(ratio < threshold) for threshold in THRESHOLDS.values()]
-    relative = size_m * block.inverse_true
-    return [
-        relative.sum(),
-        size_m @ relative,
-        error_m @ error_m,
-        size_m.sum(),
-        np.abs(e).sum(),
-        *hits,
-    ], Moments.of(e, e)
+    ratio = pred_m / block.true_m
+    e = np.log(ratio)
+    np.maximum(ratio, block.true_m / pred_m, out=ratio)
+    sums = [
+        np.vecdot(size_m, block.inverse_true),
+        np.vecdot(error_m, error_m * block.inverse_true),
+        np.vecdot(error_m, error_m),
+        size_m.sum(axis=1),
+        np.abs(e).sum(axis=1),
+        *([np.count_nonzero(row) for row in ratio < threshold] for threshold in THRESHOLDS.values()),
+    ]
+    return np.array(sums), Moments.of(e, e)
 
 
-def _from_sums(sums: np.ndarray, e: Moments) -> dict[str, float]:
-    means = sums / e.count
-    variance = e.sum_xx / e.count  # about the mean: mean e^2 - (mean e)^2 would lose the digits of a nearly constant e
+def _from_sums(sums: np.ndarray, e: Moments) -> list[dict[str, float]]:
+    """Figures of each alignment from sums [:, alignments] over all pixels."""
+    means, mean_e = sums / e.number, e.mean_x
+    variance = e.sum_xx / e.number  # about the mean: mean e^2 - (mean e)^2 would lose the digits of a nearly constant e
+    unbiased = e.sum_xx / np.where(e.number > 1, e.number - 1, np.nan)
     values = (
         means[0],
         means[1],
         np.sqrt(means[2]),
         means[3],
-        np.sqrt(variance + e.mean_x**2),
+        np.sqrt(variance + mean_e**2),
         means[4] / np.log(10),
         100 * np.sqrt(variance),
-        100 * np.sqrt(e.sum_xx / (e.count - 1)) if e.count > 1 else np.nan,
-        np.sqrt(variance + 0.5 * e.mean_x**2),
+        100 * np.sqrt(unbiased),
+        np.sqrt(variance + 0.5 * mean_e**2),
         *means[5:],
     )
-    return {key: float(value) for key, value in zip(FIGURES, values, strict=True)}
+    return [dict(zip(FIGURES, column.tolist(), strict=True)) for column in np.transpose(values)]
 
 
 def mean_metrics(images: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -5,12 +5,13 @@ Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13; percentil
 scenes as there are, with replacement, and takes the mean over all images in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+Scenes = Sequence[str] | np.ndarray
 _DRAWN_AT_ONCE = 1_000_000  # scenes; memory does not grow with their number
 
 
@@ -24,7 +25,7 @@ class Interval(NamedTuple):
 
 def interval_by_scene(
     values: ArrayLike,
-    scenes: Sequence[str],
+    scenes: Scenes,
     *,
     weights: ArrayLike | None = None,
     level: float = 0.95,
@@ -61,7 +62,7 @@ def interval_by_scene(
 def paired_interval(
     values_a: ArrayLike,
     values_b: ArrayLike,
-    scenes: Sequence[str],
+    scenes: Scenes,
     *,
     weights: ArrayLike | None = None,
     level: float = 0.95,
@@ -79,7 +80,7 @@ def paired_interval(
     return interval_by_scene(a - b, scenes, weights=weights, level=level, samples=samples, seed=seed)
 
 
-def mean_by_scene(values: ArrayLike, scenes: Sequence[str]) -> dict[str, float]:
+def mean_by_scene(values: ArrayLike, scenes: Scenes) -> dict[str, float]:
     """Mean of a figure over the images of each scene, by name; NaN where no image of it has the figure."""
     values = np.asarray(values, np.float64)
     if values.shape != (len(scenes),):
@@ -92,14 +93,14 @@ def mean_by_scene(values: ArrayLike, scenes: Sequence[str]) -> dict[str, float]:
     return dict(zip(names.tolist(), means.tolist(), strict=True))
 
 
-def scene_weights(scenes: Sequence[str]) -> np.ndarray:
+def scene_weights(scenes: Scenes) -> np.ndarray:
     """Weights with which every scene counts the same: 1 / the number of its images, float64 [images]."""
     _, number, counts = np.unique(np.asarray(scenes, dtype=object).astype(str), return_inverse=True, return_counts=True)
     return 1 / counts[number]
 
 
 def _checked(
-    values: ArrayLike, scenes: Sequence[str], weights: ArrayLike | None, level: float, samples: int
+    values: ArrayLike, scenes: Scenes, weights: ArrayLike | None, level: float, samples: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Figures, weights and numbers of scenes of the images that count."""
     values = np.asarray(values, np.float64)
@@ -116,7 +117,7 @@ def _checked(
     return values[counts], weights[counts], np.unique(names, return_inverse=True)[1]
 
 
-def _draws(sums: np.ndarray, counts: np.ndarray, samples: int, seed: int):
+def _draws(sums: np.ndarray, counts: np.ndarray, samples: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Sums and counts of drawn scenes, some samples at a time."""
     rng = np.random.default_rng(seed)
     at_once = max(_DRAWN_AT_ONCE // sums.size, 1)

@@ -31,12 +31,12 @@ class Block:
     @cached_property
     def log_pred(self) -> np.ndarray:
         """Natural logarithm of the prediction."""
-        return np.log(self.pred)
+        return np.asarray(np.log(self.pred))
 
     @cached_property
     def log_true(self) -> np.ndarray:
         """Natural logarithm of metres."""
-        return np.log(self.true_m)
+        return np.asarray(np.log(self.true_m))
 
     @cached_property
     def inverse_pred(self) -> np.ndarray:
@@ -96,34 +96,39 @@ class Pairs:
 
 
 class Moments(NamedTuple):
-    """Count, means and sums about the means of x and y; those of blocks are merged without loss of digits.
+    """Number, means and sums about the means of x and y along the last axis; those of blocks merge without loss.
 
     Chan, Golub and LeVeque, Updating formulae and a pairwise algorithm for computing sample variances (1979).
     """
 
-    count: float
-    mean_x: float
-    mean_y: float
-    sum_xx: float
-    sum_xy: float
+    number: np.ndarray
+    mean_x: np.ndarray
+    mean_y: np.ndarray
+    sum_xx: np.ndarray
+    sum_xy: np.ndarray
 
     @classmethod
     def of(cls, x: np.ndarray, y: np.ndarray) -> "Moments":
-        """Of one block."""
-        mean_x, mean_y = x.sum() / x.size, y.sum() / y.size
-        from_mean = x - mean_x
-        return cls(x.size, mean_x, mean_y, from_mean @ from_mean, from_mean @ (y - mean_y))
+        """Of one block, float64 [..., N] each; the fields are [...]."""
+        mean_x, from_x = _centred(x)
+        mean_y, from_y = (mean_x, from_x) if y is x else _centred(y)
+        number = np.full(mean_x.shape, x.shape[-1])
+        return cls(number, mean_x, mean_y, np.vecdot(from_x, from_x), np.vecdot(from_x, from_y))
 
     @classmethod
     def merged(cls, blocks: list["Moments"]) -> "Moments":
         """Of all blocks."""
-        count, mean_x, mean_y, sum_xx, sum_xy = np.transpose(blocks)
-        total = count.sum()
-        x, y = count @ mean_x / total, count @ mean_y / total
-        from_x = mean_x - x
-        return cls(
-            *map(float, (total, x, y, sum_xx.sum() + count @ from_x**2, sum_xy.sum() + count * from_x @ (mean_y - y)))
-        )
+        number, mean_x, mean_y, sum_xx, sum_xy = map(np.array, zip(*blocks, strict=True))
+        total = number.sum(axis=0)
+        x, y = (number * mean_x).sum(axis=0) / total, (number * mean_y).sum(axis=0) / total
+        from_x = number * (mean_x - x)
+        sum_xx = (sum_xx + from_x * (mean_x - x)).sum(axis=0)
+        return cls(total, x, y, sum_xx, (sum_xy + from_x * (mean_y - y)).sum(axis=0))
+
+
+def _centred(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = np.asarray(values.sum(axis=-1) / values.shape[-1])
+    return mean, values - mean[..., None]
 
 
 def median(values: np.ndarray) -> float:

@@ -5,13 +5,12 @@ spread; a scale-inconsistent one is good after alignment and spreads. A model th
 depth in proportion to what it takes the camera for: ln ratio then falls with ln focal, down to a slope of -1.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from metricgold.metrics.intervals import Interval, mean_by_scene
+from metricgold.metrics.intervals import Interval, Scenes, mean_by_scene
 
 
 class ScaleRatio(NamedTuple):
@@ -21,7 +20,7 @@ class ScaleRatio(NamedTuple):
     log_spread: float
 
 
-def scale_ratio(median_pred_m: ArrayLike, median_true_m: ArrayLike, scenes: Sequence[str]) -> ScaleRatio:
+def scale_ratio(median_pred_m: ArrayLike, median_true_m: ArrayLike, scenes: Scenes) -> ScaleRatio:
     """Median over scenes of each scene's ratio, the geometric mean of its images' ratios, and how it spreads.
 
     median_pred_m, median_true_m  of each image, metres; NaN does not count
@@ -41,7 +40,7 @@ def focal_trend(
     median_pred_m: ArrayLike,
     median_true_m: ArrayLike,
     focal_px: ArrayLike,
-    scenes: Sequence[str],
+    scenes: Scenes,
     *,
     level: float = 0.95,
     samples: int = 2000,
