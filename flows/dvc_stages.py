@@ -20,13 +20,15 @@ from prefect.futures import PrefectFuture, as_completed
 from flows.child_processes import DVC, ChildFailed, end_children, is_ending, run_child
 from flows.gpu_slots import gpu_slot
 from flows.run_page import StagePage
-from metricgold.datasets import load_manifest
+from metricgold.datasets import load_manifest, raw_folder
 from metricgold.download import check_licence
 from metricgold.params import Folders
 from metricgold.storage import PROGRESS_FILE, STOPPED_AND_SAVED, read_progress, write_json
 
 SECONDS = Folders().reports / "seconds.json"
-ON_GPU = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate"})  # stages that use a GPU if there is one
+ON_GPU = frozenset(
+    {"encode", "vae-floor", "depth-vae", "train", "evaluate", "benchmark"}
+)  # stages that use a GPU if there is one
 RESUMES, RESUME_AFTER_S = 3, 5.0
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
 
@@ -99,7 +101,7 @@ def run_until_done(stage: str, command: list[str], log: Callable[[str], None], *
 
 def task_of(stage: str) -> Task[..., float]:
     """The task of a stage. Downloads are retried later: hosts of others make them fail."""
-    if stage.startswith("download@"):
+    if stage.startswith(("download@", "benchmark-data@")):
         return run_stage.with_options(retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S)
     return run_stage
 
@@ -109,7 +111,7 @@ def check_licences(datasets: list[str], *, accept: bool = False) -> None:
     folders = Folders()
     for name in datasets:
         if not folders.has_own_data(name):  # which have no manifest
-            check_licence(load_manifest(name), folders.raw(name), accept=accept)
+            check_licence(load_manifest(name), raw_folder(name, folders), accept=accept)
 
 
 def threads_of(stage: str, graph: Graph) -> int:

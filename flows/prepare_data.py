@@ -14,17 +14,20 @@ def prepare_data(datasets: list[str] | None = None, accept_licence: bool = False
 
     Command: prefect deployment run prepare-data -p 'datasets=["hypersim-synthetic"]' (or: metricgold download)
     Reads:   params.yaml, data_manifests/, the archives where the manifests say
-    Writes:  data/raw/<data set>/ with its ledger (synthetic ones: data/synthetic/<data set>/ too)
+    Writes:  data/raw/<data set>/ with its ledger, of benchmarks data/benchmarks/<data set>/ (synthetic ones:
+             data/synthetic/<data set>/ too)
     Hours:   seconds for the demo profile; for terabytes as long as the network takes
 
-    datasets        names that params.yaml lists; all of them if not given
+    datasets        names that params.yaml lists as datasets or benchmarks; all of them if not given
     accept_licence  accepts the data sets' licences, once for each raw folder
 
     A download that fails is retried after a minute, ten minutes and an hour; each attempt resumes the one before.
     """
-    names = datasets or load_params(Path("params.yaml")).datasets
+    params = load_params(Path("params.yaml"))
+    names = datasets or [*params.datasets, *params.benchmarks]
     check_licences(names, accept=accept_licence)
-    return run_stages(stage_graph([f"download@{name}" for name in names]))
+    word = {name: "benchmark-data" if name in params.benchmarks else "download" for name in names}
+    return run_stages(stage_graph([f"{word[name]}@{name}" for name in names]))
 
 
 if __name__ == "__main__":

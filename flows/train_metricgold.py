@@ -53,6 +53,29 @@ def show_metrics() -> dict[str, Any]:
     return scores
 
 
+def show_benchmarks(names: list[str]) -> dict[str, Any]:
+    """The figures of each benchmark by its default protocol, as a table on the run's page."""
+    scores = {name: read_json(Folders().metrics(f"benchmark/{name}")) for name in names}
+    columns = ("protocol", "num_frames", "abs_rel", "delta1")
+    lines = ["| benchmark | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in scores.items():
+        cells = [
+            str(row.get("protocol", "")),
+            str(row.get("num_frames", "")),
+            *(interval(row, key) for key in columns[2:]),
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if names:
+        create_markdown_artifact("\n".join(lines), key="benchmarks", description="benchmarks, 95 % intervals by scene")
+    return scores
+
+
+def interval(row: dict[str, Any], key: str) -> str:
+    """A figure with the ends of its interval, as far as they are there."""
+    values = [f"{row[name]:.4g}" for name in (key, f"{key}_low", f"{key}_high") if row.get(name) is not None]
+    return values[0] + (f" ({values[1]} to {values[2]})" if len(values) == 3 else "") if values else ""
+
+
 @flow(name="train-metricgold")
 def train_metricgold(overrides: dict[str, Value | list[Value]] | None = None, promote: bool = False) -> dict[str, Any]:
     """Bring every stage up to date, register the model as candidate and, with `promote`, promote it.
@@ -69,15 +92,16 @@ def train_metricgold(overrides: dict[str, Value | list[Value]] | None = None, pr
     next run resumes there. Where SIGTERM stops the trainer alone, it saves too, and the run starts it again, up to
     three times.
     """
-    check_licences(load_params(Path("params.yaml"), overrides).datasets)
+    params = load_params(Path("params.yaml"), overrides)
+    check_licences([*params.datasets, *params.benchmarks])
     graph = stage_graph()
     if overrides:
         run_experiment(overrides)
     else:
         run_stages(graph)
-    scores, registered = show_metrics(), register_version()
+    scores, benchmarks, registered = show_metrics(), show_benchmarks(params.benchmarks), register_version()
     promoted = promote_version(registered["version"], dry_run=False) if promote else None
-    return {"metrics": scores, "registered": registered, "promoted": promoted}
+    return {"metrics": scores, "benchmarks": benchmarks, "registered": registered, "promoted": promoted}
 
 
 if __name__ == "__main__":

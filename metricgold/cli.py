@@ -111,6 +111,8 @@ def dataset_argument(command: Callable[..., None]) -> Callable[..., None]:
     return named
 
 
+_REPORT_HELP = "Rebuild the page of these rows, without a model; repeatable."
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 
@@ -167,8 +169,13 @@ def download(
     limit_gb: float | None,
     as_json: bool,
 ) -> None:
-    """Fetch DATASET's archives, verify and extract them into data/raw/DATASET; of own data only list what is there."""
-    raw = FOLDERS.raw(dataset)
+    """Fetch DATASET's archives, verify and extract them; of own data only list what is there.
+
+    Into data/raw/DATASET, or data/benchmarks/DATASET for what only measures.
+    """
+    from metricgold.datasets import raw_folder
+
+    raw = raw_folder(dataset, FOLDERS)
     if FOLDERS.has_own_data(dataset):
         from metricgold.datasets import write_ledger
 
@@ -245,12 +252,12 @@ def import_frames(folder: Path, camera: str | None, unit: str | None, kind: str 
 @click.pass_context
 def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
     """Look at DATASET's frames: a page in reports/inspect, figures in metrics/inspect, a histogram in plots/inspect."""
-    from metricgold.datasets import inspect_dataset
+    from metricgold.datasets import inspect_dataset, raw_folder
 
     params = _params(ctx).inspect
     page = FOLDERS.reports / f"inspect/{dataset}.html"
     metrics, plot = FOLDERS.metrics(f"inspect/{dataset}"), FOLDERS.plots / f"inspect/{dataset}.csv"
-    raw, num_frames = FOLDERS.raw(dataset), params.num_frames
+    raw, num_frames = raw_folder(dataset, FOLDERS), params.num_frames
     _print(inspect_dataset(dataset, raw, page, metrics, plot, split=params.split, num_frames=num_frames), as_json)
 
 
@@ -414,6 +421,78 @@ def evaluate(ctx: click.Context) -> None:
     params = _params(ctx)
     raw_folders, metrics = FOLDERS.raw_of(params.datasets), FOLDERS.metrics("evaluate")
     evaluate(params.evaluate, raw_folders, FOLDERS.model, metrics, FOLDERS.plots)
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--dataset", "item", hidden=True)  # which is how DVC writes a stage's item, quoted for the shell
+@click.option("--protocol", "protocols", multiple=True, metavar="PROTOCOL", help="By its name, or all; repeatable.")
+@click.option("--model", "models", multiple=True, help="A folder or models:/name@alias; repeatable.")
+@click.option("--predictions", multiple=True, type=click.Path(path_type=Path), help="A folder of depth files.")
+@click.option("--peer", "peers", multiple=True, metavar="KIND:FOLDER", help="Another model from a local folder.")
+@click.option("--frames", type=click.IntRange(1), metavar="N", help="Only so many of each protocol, evenly spaced.")
+@click.option("--report", "rows", multiple=True, type=click.Path(path_type=Path), metavar="ROWS", help=_REPORT_HELP)
+@json_option
+@click.pass_context
+def benchmark(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    item: str | None,
+    models: tuple[str, ...],
+    rows: tuple[Path, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure models on benchmarks: their protocols, intervals, baselines, a page with tables and pictures.
+
+    NAME is a data set that only measures; if none is named, all of `benchmarks` in params. models/metricgold is
+    measured where nothing else is named. Figures go to metrics/benchmark, rows and the page to reports/benchmark.
+    """
+    if rows:
+        from metricgold.evaluate import rebuild_report
+
+        if names or item or models or any(options.values()):
+            raise click.UsageError("--report computes from rows alone: no NAME and no other option goes with it")
+        _print(rebuild_report(rows, FOLDERS.plots / "benchmark"), as_json)
+        return
+    from metricgold.registry import fetch_model
+
+    params = _params(ctx)
+    named = [require_dataset_name(name) for name in dict.fromkeys([*names, *([item] if item else [])])]
+    if not (named := named or params.benchmarks):
+        raise click.UsageError(f"no NAME, and {ctx.obj} lists no benchmarks")
+    others = options["predictions"] or options["peers"]
+    folders = dict(fetch_model(model)[::-1] for model in models or (() if others else (str(FOLDERS.model),)))
+    for name in named:
+        _print({"benchmark": name} | _measure(params, name, folders, **options), as_json)
+
+
+def _measure(
+    params: "Params",
+    name: str,
+    models: dict[str, Path],
+    *,
+    protocols: tuple[str, ...],
+    predictions: tuple[Path, ...],
+    peers: tuple[str, ...],
+    frames: int | None,
+) -> dict[str, Any]:
+    """Measure what the command line names on one benchmark; returns its figures."""
+    from metricgold.datasets import raw_folder
+    from metricgold.evaluate import BenchmarkOutputs, benchmark, open_peer
+
+    return benchmark(
+        params.benchmark if frames is None else params.benchmark.model_copy(update={"frames": frames}),
+        name,
+        raw_folder(name, FOLDERS),
+        BenchmarkOutputs.of(FOLDERS, name),
+        models=models,
+        predictions=predictions,
+        methods=[open_peer(peer) for peer in peers],
+        protocols=protocols,
+        training=FOLDERS.raw_of(params.datasets),
+        range_m=params.log_depth,
+    )
 
 
 class _EnsembleType(click.ParamType):

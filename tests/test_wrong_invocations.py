@@ -19,7 +19,8 @@ from tests.registry.conftest import random_model  # noqa: F401 - a fixture
 
 READING_PARAMS = (
     *("synthesize hypersim-synthetic", "download hypersim-synthetic", "inspect mine", "backbone", "encode mine"),
-    *("vae-floor", "depth-vae", "plan", "train", "evaluate", "register", "promote", "profile list", "profile use h100"),
+    *("vae-floor", "depth-vae", "plan", "train", "evaluate", "benchmark mine", "register", "promote", "profile list"),
+    "profile use h100",
 )
 PARAMS_FAULTS = {
     "given twice": ("datasets: [mine]\ntrain:\n  lr: 1e-5\n  lr: 1e-4\n", ["params.yaml", "line 4", "lr"]),
@@ -85,6 +86,14 @@ FRAME: dict[str, str | bytes] = {
     RAW + "s/rgb/1.png": png(np.zeros((48, 64, 3), np.uint8)),
     RAW + "s/depth/1.png": png(np.full((48, 64), 2000, np.uint16)),
 }
+TEST_FRAME = FRAME | {RAW + "dataset.yaml": STATEMENT.replace("train:", "test:")}
+PREDICTION: dict[str, str | bytes] = {"in/s/1.png": png(np.full((48, 64), 2000, np.uint16))}
+
+
+def stated(text: str) -> dict[str, str | bytes]:
+    return PREDICTION | {"in/predictions.yaml": text}
+
+
 ROW = "s/rgb/1.png,s/depth/1.png,s\n"
 CHECKPOINT = {"models/metricgold/model_index.json": "{}"}
 
@@ -100,7 +109,7 @@ CASES = [
     *(Case(f"{word} --nonsense", 2, ["--nonsense"]) for word in ("backbone", "encode", "vae-floor", "depth-vae")),
     *(Case(f"{word} --nonsense", 2, ["--nonsense"]) for word in ("train", "evaluate", "predict", "register")),
     *(Case(f"{word} --nonsense", 2, ["--nonsense"]) for word in ("promote", "rollback", "manifest check")),
-    *(Case(f"{word} --nonsense", 2, ["--nonsense"]) for word in ("profile list", "profile use")),
+    *(Case(f"{word} --nonsense", 2, ["--nonsense"]) for word in ("profile list", "profile use", "benchmark")),
     *(Case(word, 2, ["DATASET"]) for word in ("synthesize", "download", "inspect", "encode")),
     Case("init", 2, ["FOLDER"]),
     Case("import-frames", 2, ["FOLDER"]),
@@ -132,7 +141,7 @@ CASES = [
         for words in READING_PARAMS
         for text, names in PARAMS_FAULTS.values()
     ),
-    *(Case(words, 1, ["params.yaml"], {"params.yaml": None}) for words in READING_PARAMS[:12]),
+    *(Case(words, 1, ["params.yaml"], {"params.yaml": None}) for words in READING_PARAMS[:13]),
     *(Case(f"--params other.yaml {words}", 1, ["other.yaml"]) for words in ("train", "plan", "predict in out")),
     Case("--params data train", 1, ["data"], {"data/": ""}),
     Case("--params /dev/zero train", 1, ["/dev/zero", "4,194,304"]),
@@ -236,6 +245,50 @@ CASES = [
     Case("backbone", 1, ["revision"], params("backbone: {source: stabilityai/sd}")),
     Case("backbone", 1, ["here"], {**params("backbone: {source: here}"), "here/": ""}),
     Case("encode mine", 1, ["models/backbone", "config.json"], FRAME | {"models/backbone/vae/config.json": DEEP}),
+    # Benchmarks
+    Case("benchmark", 2, ["NAME", "params.yaml", "benchmarks"]),
+    Case("benchmark mine", 1, ["benchmarks", "None"], params("benchmarks:")),
+    Case("benchmark ../mine --model MODEL", 1, ["../mine"]),
+    Case("benchmark ''", 1, ["''"]),
+    Case("benchmark 'm\x1bi\nne'", 1, [r"m\x1bi\nne"]),
+    Case("benchmark mine", 1, ["models/metricgold"]),
+    Case("benchmark mine --model elsewhere", 1, ["elsewhere"]),
+    Case("benchmark mine --model models:/metricgold@nobody", 1, ["nobody"]),
+    Case("benchmark nothing --model MODEL", 1, ["nothing", "nyuv2"]),
+    Case("benchmark nyuv2 --model MODEL", 1, ["data/benchmarks/nyuv2"]),
+    Case("benchmark mine --model MODEL", 1, ["dataset.yaml", "splits", "test"], FRAME),
+    Case("benchmark mine --model MODEL --protocol nyuv2-eigen", 1, ["mine", "nyuv2-eigen", "whole"], TEST_FRAME),
+    Case("benchmark mine --frames 0", 2, ["--frames", "0"]),
+    Case("benchmark mine --peer moge", 1, ["'moge'", "KIND:FOLDER"], TEST_FRAME),
+    Case("benchmark mine --peer midas:in", 1, ["midas", "KIND"], TEST_FRAME),
+    Case("benchmark mine --peer marigold:in", 1, ["in", "model_index.json"], TEST_FRAME),
+    Case("benchmark mine --predictions in", 1, ["in", "no such folder"], TEST_FRAME),
+    Case("benchmark mine --predictions in", 1, ["in", "s/1", "1 of 1"], TEST_FRAME | {"in/": ""}),
+    Case("benchmark mine --predictions in", 1, ["1.png", "predictions.yaml"], TEST_FRAME | PREDICTION),
+    Case("benchmark mine --predictions in", 1, ["1.png", "scale"], TEST_FRAME | stated("kind: depth_m")),
+    Case("benchmark mine --predictions in", 1, ["predictions.yaml", "kind", "far"], TEST_FRAME | stated("kind: far")),
+    Case("benchmark mine --predictions in", 1, ["predictions.yaml", "line 1"], TEST_FRAME | stated("kind: depth_m: 3")),
+    Case(
+        "benchmark mine --predictions in",
+        1,
+        ["predictions.yaml", "col"],
+        TEST_FRAME | stated(r'{kind: depth_m, "col\nour": 3}'),
+    ),
+    Case(
+        "benchmark mine --predictions in",
+        1,
+        ["1.png", "64 x 24", "64 x 48", "resize"],
+        TEST_FRAME | stated("{kind: depth_m, scale: 0.001}") | {"in/s/1.png": png(np.full((24, 64), 2000, np.uint16))},
+    ),
+    Case("benchmark --report nowhere.parquet", 1, ["nowhere.parquet"]),
+    Case("benchmark --report nowhere.jsonl", 1, ["nowhere.jsonl"]),
+    Case("benchmark --report params.yaml", 1, ["params.yaml", "Parquet"]),
+    Case("benchmark --report x.jsonl", 1, ["x.jsonl", "line 1"], {"x.jsonl": "{}\n"}),
+    Case("benchmark --report x.jsonl", 1, ["x.jsonl", "deep"], {"x.jsonl": DEEP + "\n"}),
+    Case("benchmark --report x.jsonl", 1, ["x.jsonl", "0xff"], {"x.jsonl": b"\xff\n"}),
+    Case("benchmark --report x.jsonl", 1, ["no row"], {"x.jsonl": ""}),
+    Case("benchmark mine --report x.parquet", 2, ["--report", "NAME"]),
+    Case("benchmark --report x.parquet --frames 3", 2, ["--report"]),
     # Prediction
     Case("predict in out --steps 0", 2, ["--steps", "0"]),
     Case("predict in out --steps many", 2, ["--steps", "many"]),

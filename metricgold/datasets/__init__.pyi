@@ -19,6 +19,7 @@ from .manifest import (
     is_archive as is_archive,
     load_manifest as load_manifest,
     manifest_paths as manifest_paths,
+    raw_folder as raw_folder,
     read_manifest as read_manifest,
     scene_splits as scene_splits,
 )
@@ -45,6 +46,7 @@ from .sampling import (
     readable_frames as readable_frames,
     some_frames as some_frames,
 )
-from .splits import matches_name as matches_name
+from .splits import ClosedModel as ClosedModel, matches_name as matches_name
+from .stored_depth import read_stored_depth as read_stored_depth
 from .synthetic.synthesize import synthesize as synthesize
 from .synthetic.synthesize_benchmark import synthesize_benchmark as synthesize_benchmark

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
-from metricgold.params import MANIFESTS, DatasetName
+from metricgold.params import MANIFESTS, DatasetName, Folders
 from metricgold.storage import Lines, read_yaml
 
 SCHEMES = ("file", "http", "https", "s3")
@@ -186,6 +186,18 @@ def read_split_csv(path: Path) -> dict[str, str]:
 def manifest_paths() -> dict[str, Path]:
     """Manifest of each data set: those in the working folder's data_manifests/ come before those of the package."""
     return {path.stem: path for folder in (MANIFESTS, Path("data_manifests")) for path in sorted(folder.glob("*.yaml"))}
+
+
+def raw_folder(name: str, folders: Folders) -> Path:
+    """The raw folder of a data set: among the benchmarks where it is there already or its manifest's role is evaluate.
+
+    Raises ValueError for a name that cannot be one, and for a manifest that is not right.
+    """
+    raw, benchmark, manifest = folders.raw(name), folders.benchmark(name), manifest_paths().get(name)
+    if (raw / "dataset.yaml").is_file():
+        return raw
+    only_measures = manifest is not None and read_manifest(manifest).role == "evaluate"
+    return benchmark if only_measures or benchmark.is_dir() else raw
 
 
 def load_manifest(name: str) -> Manifest:

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 
-# depth_m             planar depth in metres
-# disparity_per_m     1 / planar depth, in 1 / metre
-# relative_depth      planar depth but for a scale and a shift that are not known
-# relative_disparity  disparity but for a scale and a shift that are not known
-Kind = Literal["depth_m", "disparity_per_m", "relative_depth", "relative_disparity"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from metricgold.datasets import Frame
+from metricgold.metrics import KINDS, Kind
+
+__all__ = ["KINDS", "Estimate", "FrameMethod", "Kind", "Method", "SeesImages"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +17,8 @@ class Estimate:
     """What a method says of one image.
 
     depth        float32 [h, w], numbers of this kind; of any size, each protocol says how it is fitted to the truth's
-    kind         one of KINDS; the relative ones have no metric figures
+    kind         depth_m, metres; disparity_per_m, 1 / metre; relative_depth and relative_disparity, the same but for a
+                 scale and a shift that are not known: these have no metric figures
     uncertainty  float32 [h, w], the standard deviation of ln depth (0.1 is about 10 % of the depth); None without one
     """
 
@@ -49,3 +48,52 @@ class Method(Protocol):
         rgbs        uint8 [H, W, 3], all of one size
         intrinsics  float64 [3, 3] of each, pixel centres at +0.5; None where the protocol withholds the camera
         """
+
+    def unload(self) -> None:
+        """Free its weights: it has been measured, and the next one needs the memory. A later estimate loads them."""
+
+
+class FrameMethod(Protocol):
+    """What the benchmark runs: it may look at a frame's name or truth, as predictions from files and baselines do."""
+
+    @property
+    def name(self) -> str:
+        """As of Method."""
+
+    @property
+    def digest(self) -> str:
+        """As of Method."""
+
+    @property
+    def takes_camera(self) -> bool:
+        """As of Method."""
+
+    def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
+        """One estimate for each frame, all of one size. ValueError names a frame or a file that cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeesImages:
+    """A Method as a FrameMethod: it gets images, and cameras where they are given, and nothing else."""
+
+    method: Method
+
+    @property
+    def name(self) -> str:
+        """The method's own."""
+        return self.method.name
+
+    @property
+    def digest(self) -> str:
+        """The method's own."""
+        return self.method.digest
+
+    @property
+    def takes_camera(self) -> bool:
+        """The method's own."""
+        return self.method.takes_camera
+
+    def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
+        """As of FrameMethod."""
+        intrinsics = [frame.intrinsics for frame in frames] if with_camera else None
+        return self.method.estimate([frame.rgb for frame in frames], intrinsics)

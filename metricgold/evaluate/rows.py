@@ -13,7 +13,6 @@ focal_px         focal length, pixels of the image along its width
 width, height    of the image, pixels
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ TEXTS = (
 )
 NUMBERS = ("focal_px", "width", "height")
 ORDER = ("benchmark", "protocol", "method", "frame")  # in which a Parquet file has its rows: equal rows, equal bytes
-KEY = ("ruler_digest", "method_digest", "method", "frame")  # of a row; the ruler names protocol and data set
+KEY = ("ruler_digest", "method_digest", "frame")  # of a row; the ruler is that of one protocol and data set
 
 Row = dict[str, Any]
 
@@ -58,6 +57,10 @@ class Rows:
         """Names of all figures, in the order of the file."""
         return [name for name in self.columns if name not in TEXTS + NUMBERS]
 
+    def column(self, name: str) -> np.ndarray:
+        """The column of this name [N]; NaN everywhere where these rows do not have it."""
+        return self.columns[name] if name in self.columns else np.full(len(self), np.nan)
+
     def where(self, keep: np.ndarray | None = None, **texts: str) -> "Rows":
         """The rows for which the mask `keep` [N] is true, if given, and whose texts are these: where(method="ours")."""
         chosen = np.ones(len(self), bool) if keep is None else keep
@@ -78,52 +81,62 @@ def require_parquet() -> None:
 def write_rows_file(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as a Parquet file, completely or not at all. Equal rows give equal bytes, whatever their order."""
     parquet = _parquet()
-    import pyarrow as pa
-
-    table = _table(rows).sort_by([(name, "ascending") for name in ORDER])
-    columns = [table[name].dictionary_encode() if name in TEXTS else table[name] for name in table.column_names]
+    unordered = to_rows(rows)
+    order = sorted(range(len(unordered)), key=lambda index: [unordered[name][index] for name in ORDER])
+    ordered = Rows({name: column[order] for name, column in unordered.columns.items()})
     with write_aside(path) as aside:
-        parquet.write_table(pa.table(columns, names=table.column_names), aside, compression="zstd")
+        parquet.write_table(_to_table(ordered), aside, compression="zstd")
 
 
 def read_rows_files(paths: Sequence[Path]) -> Rows:
     """The rows of Parquet files that write_rows_file wrote, or of journals (.jsonl), one file after the other.
 
-    A figure that a file does not have is NaN in its rows. Raises ValueError naming a file that is not one of rows, and
-    where two files hold the same row: frame, method and protocol by their digests.
+    A figure that a file does not have is NaN in its rows. A row that is in several files is taken once. Raises
+    ValueError naming a file that is not one of rows, and a frame whose figures are not the same in two rows of it.
     """
-    _parquet()
-    import pyarrow as pa
+    files = [
+        to_rows(read_journal(path)) if path.suffix == ".jsonl" else _read_parquet(path) for path in map(Path, paths)
+    ]
+    figures = sorted({name for file in files for name in file.figures})
+    columns = {name: np.concatenate([file.column(name) for file in files]) for name in (*TEXTS, *NUMBERS, *figures)}
+    first: dict[tuple[str, ...], int] = {}
+    for index, key in enumerate(zip(*(columns[name] for name in KEY), strict=True)):
+        pair = [index, first.setdefault(key, index)]
+        if pair[0] != pair[1] and not all(_equal(*columns[name][pair]) for name in figures):
+            raise ValueError(
+                f"{', '.join(map(str, paths))}: frame {key[-1]} of {columns['method'][index]} has two rows"
+            )
+    kept = sorted(first.values())
+    return Rows({name: column[kept] for name, column in columns.items()})
 
-    tables = [_table(read_journal(path)) if path.suffix == ".jsonl" else _read_table(path) for path in map(Path, paths)]
-    if not tables:
-        raise ValueError("no file of rows is named")
-    rows = _to_rows(pa.concat_tables(tables, promote_options="default"))
-    keys = Counter(zip(*(rows[name] for name in KEY), strict=True))
-    for (_, _, method, frame), count in keys.items():
-        if count > 1:
-            raise ValueError(f"{', '.join(map(str, paths))}: frame {frame} of {method} is there {count} times")
-    return rows
+
+def _equal(a: float, b: float) -> bool:
+    return a == b or (a != a and b != b)
 
 
 # The journal
 
 
 def read_journal(path: Path) -> Iterator[Row]:
-    """The rows of a journal one by one, none without the file; a last line cut short by a kill is left out.
+    """The rows of a journal one by one; a last line cut short by a kill is left out.
 
     Raises ValueError naming the file and the line that is not a row.
     """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             row = parse_json(line, f"{path}, line {number}")
-            if not isinstance(row, dict) or not set(TEXTS) | set(NUMBERS) <= row.keys():
+            if not isinstance(row, dict) or not _is_row(row):
                 raise ValueError(f"{path}, line {number} is not a row of a benchmark")
             yield row
+
+
+def _is_row(values: Row) -> bool:
+    """Whether all of TEXTS are texts, and all of NUMBERS and whatever else is there numbers."""
+    if not set(TEXTS) | set(NUMBERS) <= values.keys():
+        return False
+    return all(isinstance(value, str if name in TEXTS else (int, float)) for name, value in values.items())
 
 
 class Journal:
@@ -149,7 +162,37 @@ class Journal:
         self.file.close()
 
 
-# Between dicts, Arrow and numpy
+# Between rows, numpy and Arrow
+
+
+def to_rows(rows: Iterable[Row]) -> Rows:
+    """Rows as columns; a figure that a row does not have is NaN."""
+    same: dict[str, str] = {}  # equal texts are one object
+    texts: dict[str, list[str]] = {name: [] for name in TEXTS}
+    numbers: dict[str, np.ndarray] = {name: np.full(64, np.nan) for name in NUMBERS}
+    count = 0
+    for row in rows:
+        for name in TEXTS:
+            texts[name].append(same.setdefault(row[name], row[name]))
+        for name in row.keys() - TEXTS:
+            if name not in numbers:
+                numbers[name] = np.full(max(64, count + 1), np.nan)
+            elif count >= len(numbers[name]):
+                numbers[name] = np.concatenate([numbers[name], np.full(count, np.nan)])
+            numbers[name][count] = row[name]
+        count += 1
+    columns = {name: _objects(column) for name, column in texts.items()}
+    for name in (*NUMBERS, *sorted(numbers.keys() - set(NUMBERS))):
+        column = numbers[name][:count]
+        columns[name] = np.concatenate([column, np.full(count - len(column), np.nan)])
+    return Rows(columns)
+
+
+def _objects(texts: Sequence[str]) -> np.ndarray:
+    """Texts as an array [N] of objects, not of characters."""
+    column = np.empty(len(texts), object)
+    column[:] = texts
+    return column
 
 
 def _parquet() -> Any:
@@ -158,31 +201,15 @@ def _parquet() -> Any:
     return pyarrow.parquet
 
 
-def _table(rows: Iterable[Row]) -> "pa.Table":
-    """An Arrow table of rows: TEXTS as strings, all else as float64 in the order of first appearance."""
+def _to_table(rows: Rows) -> "pa.Table":
     import pyarrow as pa
 
-    texts: dict[str, list[str]] = {name: [] for name in TEXTS}
-    numbers: dict[str, Any] = {}
-    count = 0
-    for row in rows:
-        for name in TEXTS:
-            texts[name].append(row[name])
-        for name in row.keys() - numbers.keys() - texts.keys():
-            numbers[name] = np.full(max(count, 64), np.nan)
-        for name, column in numbers.items():
-            if count == len(column):
-                numbers[name] = column = np.concatenate([column, np.full(count, np.nan)])
-            column[count] = row.get(name, np.nan)
-        count += 1
-    names = [*NUMBERS, *sorted(numbers.keys() - set(NUMBERS))]
-    arrays = [pa.array(texts[name], pa.string()) for name in TEXTS]
-    arrays += [pa.array(numbers[name][:count] if name in numbers else np.empty(0)) for name in names]
-    return pa.table(arrays, names=[*TEXTS, *names])
+    arrays = {name: pa.array(column) for name, column in rows.columns.items()}
+    return pa.table({name: one.dictionary_encode() if name in TEXTS else one for name, one in arrays.items()})
 
 
-def _read_table(path: Path) -> "pa.Table":
-    """A Parquet file as _table makes it. ValueError naming one that is broken or holds something else."""
+def _read_parquet(path: Path) -> Rows:
+    """The rows of a Parquet file. ValueError naming one that is broken or holds something else."""
     parquet = _parquet()
     import pyarrow as pa
 
@@ -193,22 +220,17 @@ def _read_table(path: Path) -> "pa.Table":
     missing = [name for name in TEXTS + NUMBERS if name not in table.column_names]
     if missing:
         raise ValueError(f"{path} is not a file of rows of a benchmark: it has no column {missing[0]}")
-    schema = pa.schema([(name, pa.string() if name in TEXTS else pa.float64()) for name in table.column_names])
     try:
-        return table.cast(schema)
+        return Rows({name: _column(name, table[name].combine_chunks()) for name in table.column_names})
     except pa.ArrowException as error:
         raise ValueError(f"{path} is not a file of rows of a benchmark: {error}") from error
 
 
-def _to_rows(table: "pa.Table") -> Rows:
-    """An Arrow table as numpy columns; equal texts are one object."""
-    columns = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if name in TEXTS:
-            coded = column.dictionary_encode()
-            different = np.array([*coded.dictionary.to_pylist(), None], object)[:-1]
-            columns[name] = different[coded.indices.to_numpy()] if len(column) else different
-        else:
-            columns[name] = column.fill_null(np.nan).to_numpy()
-    return Rows(columns)
+def _column(name: str, array: Any) -> np.ndarray:
+    """A column of a table as Rows have it; equal texts are one object."""
+    import pyarrow as pa
+
+    if name not in TEXTS:
+        return np.asarray(array.cast(pa.float64()).fill_null(np.nan))
+    coded = array.cast(pa.string()).fill_null("").dictionary_encode()
+    return _objects(coded.dictionary.to_pylist())[coded.indices]

@@ -9,6 +9,7 @@ from .profiles import list_profiles as list_profiles, use_profile as use_profile
 from .project import lay_out_project as lay_out_project
 from .sections import (
     Backbone as Backbone,
+    Benchmark as Benchmark,
     DatasetName as DatasetName,
     DepthVae as DepthVae,
     Download as Download,

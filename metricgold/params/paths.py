@@ -38,6 +38,10 @@ class Folders:
         """Its frames in the publisher's layout, and the ledger."""
         return self.root / "data/raw" / require_dataset_name(dataset)
 
+    def benchmark(self, dataset: str) -> Path:
+        """The same of one that only measures: apart, so that no stage of training depends on it."""
+        return self.root / "data/benchmarks" / require_dataset_name(dataset)
+
     def latents(self, dataset: str) -> Path:
         """Its latent cache."""
         return self.caches / require_dataset_name(dataset)
@@ -51,8 +55,8 @@ class Folders:
         return {dataset: self.latents(dataset) for dataset in datasets}
 
     def has_own_data(self, dataset: str) -> bool:
-        """Whether its raw folder holds a team's own data, described by their dataset.yaml."""
-        return (self.raw(dataset) / "dataset.yaml").is_file()
+        """Whether its raw folder, or that of a benchmark, holds a team's own data, described by their dataset.yaml."""
+        return any((folder / "dataset.yaml").is_file() for folder in (self.raw(dataset), self.benchmark(dataset)))
 
     @property
     def caches(self) -> Path:

@@ -325,6 +325,15 @@ class Evaluate(Inference):
         return LogDepth(self.min_m, self.max_m)
 
 
+class Benchmark(Inference):
+    """What is measured on the data sets of `benchmarks`, and how the model predicts there."""
+
+    version: PositiveInt = 1
+    frames: PositiveInt | None = None  # of each protocol, evenly spaced; None: all, as tables to compare with need it
+    all_protocols: bool = False  # of each benchmark; else its default one, where the command line names none
+    batch_size: PositiveInt = 8
+
+
 class Predict(Inference):
     """Batch jobs: how to predict, what to write, which images to refuse."""
 
@@ -356,6 +365,7 @@ class Params(Section):
     """All of params.yaml."""
 
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
+    benchmarks: list[DatasetName] = []  # data sets that only measure; no null, of which DVC can make no stages
     log_depth: LogDepthRange = LogDepthRange()
     synthesize: Synthesize = Synthesize()
     synthesize_benchmark: SynthesizeBenchmark = SynthesizeBenchmark()
@@ -367,6 +377,7 @@ class Params(Section):
     depth_vae: DepthVae = DepthVae()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    benchmark: Benchmark = Benchmark()
     predict: Predict = Predict()
     promote: Promote = Promote()
 
@@ -384,7 +395,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _sampling_begins_where_noise_is_all(self) -> "Params":
-        for name, inference in (("evaluate", self.evaluate), ("predict", self.predict)):
+        sections = {"evaluate": self.evaluate, "benchmark": self.benchmark, "predict": self.predict}
+        for name, inference in sections.items():
             if self.train.zero_terminal_snr and inference.timestep_spacing == "leading":
                 raise ValueError(
                     f"{name}.timestep_spacing leading never visits the last timestep, where sampling begins with "
@@ -394,12 +406,16 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _one_step_is_measured_so(self) -> "Params":
-        policy = self.evaluate.num_inference_steps, self.evaluate.ensemble_size
-        if self.train.objective == "one-step" and policy != (1, 1):
-            raise ValueError(
-                "train.objective one-step needs evaluate.num_inference_steps 1 and ensemble_size 1, "
-                f"got {policy[0]} and {policy[1]}"
-            )
+        for name, inference in (
+            ("evaluate", self.evaluate),
+            ("benchmark", self.benchmark if self.benchmarks else None),
+        ):
+            policy = (inference.num_inference_steps, inference.ensemble_size) if inference else (1, 1)
+            if self.train.objective == "one-step" and policy != (1, 1):
+                raise ValueError(
+                    f"train.objective one-step needs {name}.num_inference_steps 1 and ensemble_size 1, "
+                    f"got {policy[0]} and {policy[1]}"
+                )
         return self
 
 

@@ -66,13 +66,15 @@ def test_a_journal_cut_short_goes_on_after_its_last_whole_line(tmp_path):
     assert len(read_rows_files([path])) == 3
 
 
-def test_several_files_are_read_as_one_and_the_same_row_twice_is_a_fault(tmp_path):
+def test_several_files_are_read_as_one_and_a_row_in_both_once(tmp_path):
     write_rows_file(tmp_path / "x.parquet", ROWS)
     write_rows_file(tmp_path / "y.parquet", [row("a/1", "theirs", sparse=1.0)])
     rows = read_rows_files([tmp_path / "x.parquet", tmp_path / "y.parquet"])
     assert rows.unique("method") == ["ours", "theirs"] and np.isnan(rows["sparse"]).sum() == 3
-    with pytest.raises(ValueError, match="frame a/1 of ours is there 2 times"):
-        read_rows_files([tmp_path / "x.parquet", tmp_path / "x.parquet"])
+    assert len(read_rows_files([tmp_path / "x.parquet", tmp_path / "x.parquet"])) == 3
+    write_rows_file(tmp_path / "y.parquet", [row("a/1", **{"metric/abs_rel": 0.2})])
+    with pytest.raises(ValueError, match="frame a/1 of ours has two rows"):
+        read_rows_files([tmp_path / "x.parquet", tmp_path / "y.parquet"])
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PAR1nonsensePAR1"])

@@ -9,6 +9,7 @@ import yaml
 
 from flows.child_processes import ChildFailed, ask_child, run_child
 from flows.dvc_stages import stage_graph
+from metricgold.params import load_params
 from tests.flows.toy import calls, make_project, quiet_environment
 
 DATASETS = ["hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic"]
@@ -79,6 +80,32 @@ def test_a_real_data_set_takes_the_same_row_of_stages(project):
         "depth-vae",
     ]
     assert sorted(_repro(project)) == sorted([*words, "train", "evaluate"])
+
+
+def test_a_benchmark_is_measured_after_the_model_and_makes_nothing_else_rerun(project):
+    _repro(project)
+    _change(project, benchmarks=["nyuv2-synthetic"])
+    assert _repro(project) == [f"{word} nyuv2-synthetic" for word in ("synthesize", "download", "benchmark")]
+    assert _repro(project) == []
+    _change(project, benchmark={"seed": 5})
+    assert _repro(project) == ["benchmark nyuv2-synthetic"]
+    graph = stage_graph()
+    assert graph["benchmark-data@nyuv2-synthetic"] == set() and "benchmark-data@nyuv2-synthetic" not in graph["train"]
+    assert {"train", "benchmark-data@nyuv2-synthetic"} <= graph["benchmark@nyuv2-synthetic"]
+    _change(project, benchmarks=[])
+    assert _repro(project) == [] and len(stage_graph()) == 4 * 3 + 5
+
+
+def test_an_experiment_keeps_the_empty_list_of_benchmarks(project):
+    _repro(project)
+    subprocess.run(["git", "add", "-A"], cwd=project, env=quiet_environment(), check=True)
+    subprocess.run(["git", "commit", "-qm", "measured"], cwd=project, env=quiet_environment(), check=True)
+    for seed in ("7", "8"):  # the second reads what the first has written
+        command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"++evaluate.seed={seed}"]
+        done = subprocess.run(command, cwd=project, env=quiet_environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert calls(project) == ["evaluate"]
+        assert load_params(project / "params.yaml").benchmarks == []
 
 
 def test_graph_is_dvcs_own_in_running_order(project):

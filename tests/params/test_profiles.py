@@ -43,6 +43,7 @@ def test_one_step_differs_from_diffusion_by_what_one_step_means():
     assert {line.partition(":")[0] for line in changed} == {
         "train.objective", "train.loss", "train.validation.num_inference_steps",
         "evaluate.num_inference_steps", "evaluate.ensemble_size",
+        "benchmark.num_inference_steps", "benchmark.ensemble_size",
         "predict.num_inference_steps", "predict.ensemble_size",
     }  # fmt: skip
 

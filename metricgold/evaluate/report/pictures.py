@@ -10,7 +10,7 @@ from metricgold.evaluate.report.rulers import Measured, Ruler, rulers_of
 from metricgold.evaluate.rows import Row, Rows
 from metricgold.images import Example, colour_depth, colour_error, data_uri, depth_scale
 from metricgold.metrics import ALIGNMENTS
-from metricgold.storage import digest_json, read_json, write_aside, write_json
+from metricgold.storage import digest_json, paths_below, read_json, write_aside, write_json
 
 KINDS = {"photograph": "photograph", "truth": "true depth", "depth": "predicted depth", "error": "relative error"}
 SHOWN_PX = 320  # long side of each
@@ -65,7 +65,8 @@ def frames_to_picture(rows: Rows) -> dict[tuple[str, str], set[str]]:
 
 def picture_folder(pictures: Path, row: Row) -> Path:
     """Where the pictures of a row are: a name by digest, since frames have slashes and methods have anything."""
-    return pictures / digest_json([row["ruler_digest"], row["method_digest"], row["frame"]])[:24]
+    name = digest_json([row["ruler_digest"], row["method_digest"], row["frame"]])[:24]
+    return paths_below(pictures, [f"{row['benchmark']}/{name}"])[0]
 
 
 def write_pictures(pictures: Path, row: Row, example: Example) -> Path:
@@ -91,6 +92,7 @@ def write_pictures(pictures: Path, row: Row, example: Example) -> Path:
 def picture_card(pictures: Path, ruler: Ruler, one: Pictured) -> dict[str, Any] | None:
     """What the page shows of an image; None where its pictures have not been written."""
     row = {
+        "benchmark": ruler.benchmark,
         "ruler_digest": ruler.digest,
         "method_digest": one.method.rows["method_digest"][0],
         "frame": one.frame,

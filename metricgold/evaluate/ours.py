@@ -1,0 +1,158 @@
+"""Our own checkpoints as methods, and what stands beside them: the VAE floor and baselines that never look."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from metricgold.datasets import Frame, FrameRef, readable_frames
+from metricgold.evaluate.baselines import BIN_NATS, Baselines
+from metricgold.evaluate.methods import Estimate
+from metricgold.evaluate.protocols import Protocol
+from metricgold.params import Inference
+from metricgold.storage import digest_folder, digest_json
+
+if TYPE_CHECKING:
+    from metricgold.model import MetricGoldPipeline
+
+SEARCHED_M = (1e-4, 1e5)  # in which the best constant is
+SIGMA_OF_MAD = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
+
+
+@dataclass(eq=False)
+class OurModel:
+    """A checkpoint folder. Its weights are read at the first estimate, so that finished rows cost no loading.
+
+    inference  steps, members, seed and dtype of each prediction
+    """
+
+    folder: Path
+    name: str
+    inference: Inference
+    takes_camera: bool = field(default=False, init=False)
+
+    @cached_property
+    def pipe(self) -> "MetricGoldPipeline":
+        """The pipeline, on the GPU if there is one."""
+        from metricgold.model import load_pipeline
+
+        return load_pipeline(self.folder, dtype=self.inference.dtype)
+
+    def unload(self) -> None:
+        """Free the weights until the next estimate."""
+        self.__dict__.pop("pipe", None)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """sha256 of the checkpoint, as the registry has it."""
+        return digest_folder(self.folder)
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint and of all that decides a prediction besides."""
+        return digest_json([self.model_digest, self.inference.model_dump(include=set(Inference.model_fields))])
+
+    def estimate(self, rgbs: Sequence[np.ndarray], intrinsics: Sequence[np.ndarray] | None) -> list[Estimate]:
+        """Depth in metres; uncertainty where the ensemble has members that differ."""
+        options = self.inference.model_dump(include=set(Inference.model_fields) - {"dtype"})
+        return [estimate_of(one.planar_depth_m, one.uncertainty) for one in self.pipe(list(rgbs), **options)]
+
+
+def estimate_of(planar_depth_m: np.ndarray, deviation: np.ndarray | None) -> Estimate:
+    """Depth in metres, with the median absolute deviation of its ln over an ensemble where every pixel has one."""
+    if deviation is None or not np.isfinite(deviation).all():
+        return Estimate(planar_depth_m, "depth_m")
+    return Estimate(planar_depth_m, "depth_m", deviation * np.float32(SIGMA_OF_MAD))
+
+
+@dataclass(frozen=True, eq=False)
+class VaeFloor:
+    """The truth of each frame through a model's VAE and back, without the U-Net: no prediction of it does better.
+
+    truth  planar_depth_m, or the layer of a frame that holds it
+    """
+
+    model: OurModel
+    truth: str = "planar_depth_m"
+    takes_camera: bool = False
+
+    @property
+    def name(self) -> str:
+        """Says which model it bounds."""
+        return f"vae_floor of {self.model.name}"
+
+    @property
+    def digest(self) -> str:
+        """Of the checkpoint."""
+        return digest_json(["vae_floor", self.model.model_digest, self.model.inference.dtype, self.truth])
+
+    def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
+        """Pixels without depth are filled with far_m."""
+        from metricgold.evaluate.stage import through_vae
+
+        if self.truth != "planar_depth_m":
+            maps_m = [frame.layers[self.truth] for frame in frames]
+            pairs = zip(frames, maps_m, strict=True)
+            frames = [replace(frame, planar_depth_m=map_m, valid_mask=map_m > 0) for frame, map_m in pairs]
+        return [Estimate(depth_m, "depth_m") for depth_m in through_vae(self.model.pipe, frames)]
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """One depth map for all images, metres, stretched to the size of each."""
+
+    name: str
+    map_m: np.ndarray
+    takes_camera: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of the map's numbers."""
+        return digest_json([self.name, self.map_m.tolist()])
+
+    def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
+        """The same for every frame of a size."""
+        height, width = frames[0].valid_mask.shape
+        return [Estimate(Baselines(np.nan, self.map_m).resized_mean_map_m((height, width)), "depth_m")] * len(frames)
+
+
+@dataclass(eq=False)
+class BestConstant:
+    """The one depth in metres that gives these frames the lowest AbsRel, as the mean over images.
+
+    AbsRel of a constant c, sum w |c - g| with w = 1/(g, pixels of its image), is least at the median of g weighted by
+    w; it is searched in a histogram of ln g, when it is first asked for. That decodes every frame, so the digest names
+    the constant by its ruler.
+    """
+
+    protocol: Protocol
+    refs: Sequence[FrameRef]
+    ruler_digest: str
+    name: str = "best_constant"
+    takes_camera: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Of the ruler."""
+        return digest_json(["best_constant", self.ruler_digest])
+
+    @cached_property
+    def depth_m(self) -> float:
+        """Metres; 1 where no pixel of any frame counts."""
+        low, high = np.log(SEARCHED_M)
+        weights = np.zeros(ceil((high - low) / BIN_NATS))
+        for _, frame in readable_frames(self.refs, {}):
+            depth_m, counted = self.protocol.counted(frame)
+            true_m = depth_m[counted].astype(np.float64)
+            bins = ((np.log(true_m) - low) / BIN_NATS).astype(int).clip(0, len(weights) - 1)
+            weights += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=len(weights))
+        median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
+        return float(np.exp(low + (median + 0.5) * BIN_NATS)) if weights.any() else 1.0
+
+    def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
+        """The constant everywhere."""
+        return [Estimate(np.full(frame.valid_mask.shape, self.depth_m, np.float32), "depth_m") for frame in frames]

@@ -1,0 +1,124 @@
+"""One estimate under one protocol: fitted to the truth, and every figure of the pixels that count."""
+
+from itertools import pairwise
+
+import numpy as np
+
+from metricgold.datasets import Frame
+from metricgold.evaluate.depth_ranges import range_index
+from metricgold.evaluate.methods import Estimate
+from metricgold.evaluate.protocols import Protocol
+from metricgold.metrics import (
+    align,
+    alignments_of,
+    boundary_f1,
+    edge_distances,
+    image_figures,
+    planarity,
+    sparsification,
+)
+
+NOTHING_COUNTS = "no pixel counts"
+EDGES_M = np.array([0.0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256])  # true depth beyond is in the last range
+PLANES = ("wall", "floor", "table")
+CURVE = slice(None, None, 5)  # of a sparsification curve's points those that rows keep: every 10 %
+
+
+def score(protocol: Protocol, frame: Frame, estimate: Estimate) -> tuple[str, dict[str, float]]:
+    """Why there are no figures, or an empty text and all of them by name.
+
+    Raises ValueError where the estimate has no depth at a pixel that counts.
+    """
+    true_m, counted = protocol.counted(frame)
+    if not counted.any():
+        return NOTHING_COUNTS, {}
+    fitted = fit(protocol, estimate, true_m.shape)
+    uncertainty, limits_m = fitted.uncertainty, limits_of(protocol)
+    figures = image_figures(fitted.depth, true_m, counted, uncertainty=uncertainty, kind=fitted.kind, limits_m=limits_m)
+    if fitted.kind == "depth_m":
+        figures |= by_range(fitted.depth[counted], true_m[counted])
+        for name in protocol.figures:
+            figures |= BESIDES[name](fitted.depth, true_m, counted, frame)
+    if fitted.kind == "depth_m" and uncertainty is not None:
+        curve = sparsification(fitted.depth, true_m, counted, uncertainty)
+        points = zip(curve.removed[CURVE].tolist(), curve.abs_rel[CURVE].tolist(), strict=True)
+        figures |= {f"sparsification/{share:g}": error for share, error in points}
+    return "", figures
+
+
+def fit(protocol: Protocol, estimate: Estimate, size: tuple[int, int]) -> Estimate:
+    """An estimate as large as the frame, height and width, and clipped: in metres where its kind has them.
+
+    Of a relative estimate the numbers are fitted as they are; it is clipped when it is aligned. Disparity that is not
+    positive is infinitely far.
+    """
+    if estimate.kind in ("relative_depth", "relative_disparity"):
+        return Estimate(protocol.resize_map(estimate.depth, size), estimate.kind)
+    depth_m = np.asarray(estimate.depth, np.float32)
+    if estimate.kind == "disparity_per_m":
+        depth_m = np.divide(1, depth_m, out=np.full_like(depth_m, np.inf), where=~(depth_m <= 0))
+    uncertainty = estimate.uncertainty
+    if uncertainty is not None:
+        uncertainty = protocol.resize_map(uncertainty, size)
+    return Estimate(protocol.fit(depth_m, size), "depth_m", uncertainty)
+
+
+def limits_of(protocol: Protocol) -> tuple[float, float] | None:
+    """Metres to which aligned depth is clipped; None where the protocol's clip is open on one side."""
+    clip_m = protocol.clip_m
+    return None if clip_m is None or clip_m[1] is None else (clip_m[0], clip_m[1])
+
+
+def in_metres(protocol: Protocol, estimate: Estimate, true_m: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """An estimate as pictures show it, [H, W]: metres, those of the alignment that fits where it is relative."""
+    fitted = fit(protocol, estimate, true_m.shape)
+    if fitted.kind == "depth_m":
+        return fitted.depth
+    (alignment,) = alignments_of(fitted.kind)
+    return align(fitted.depth, true_m, counted, alignment, kind=fitted.kind, limits_m=limits_of(protocol))
+
+
+def by_range(pred_m: np.ndarray, true_m: np.ndarray) -> dict[str, float]:
+    """AbsRel and number of pixels in each range of true depth, float [N] metres; NaN where a range has none."""
+    ranges = range_index(true_m, EDGES_M)
+    pixels = np.bincount(ranges, minlength=len(EDGES_M) - 1)
+    sums = np.bincount(ranges, weights=np.abs(pred_m / true_m.astype(np.float64) - 1), minlength=len(pixels))
+    figures = {}
+    for (low, high), total, count in zip(pairwise(EDGES_M), sums.tolist(), pixels.tolist(), strict=True):
+        figures[f"range/{low:g}-{high:g}/abs_rel"] = total / count if count else np.nan
+        figures[f"range/{low:g}-{high:g}/num_pixels"] = float(count)
+    return figures
+
+
+# Figures that only some protocols ask for
+
+
+def boundaries(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, frame: Frame) -> dict[str, float]:
+    """Depth Pro's F1 of occluding contours."""
+    return {"boundary_f1": boundary_f1(pred_m, true_m, counted)}
+
+
+def planes(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, frame: Frame) -> dict[str, float]:
+    """iBims-1's errors of planes, for each kind of plane."""
+    figures: dict[str, float] = {}
+    for kind in PLANES:
+        mask = np.where(counted, layer_of(frame, f"mask_{kind}"), 0)
+        found = planarity(pred_m, true_m, mask, frame.intrinsics)
+        figures |= {f"planarity/{kind}_cm": found.plan_cm, f"planarity/{kind}_deg": found.orientation_deg}
+    return figures
+
+
+def edges(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, frame: Frame) -> dict[str, float]:
+    """iBims-1's distances between predicted and true depth edges."""
+    found = edge_distances(pred_m, layer_of(frame, "edges"))
+    return {"edges/accuracy_px": found.accuracy_px, "edges/completeness_px": found.completeness_px}
+
+
+def layer_of(frame: Frame, name: str) -> np.ndarray:
+    """A layer [H, W]. ValueError for one that the frame does not have."""
+    if name not in frame.layers:
+        raise ValueError(f"the frame has no layer {name!r}, which this protocol measures by")
+    return frame.layers[name]
+
+
+BESIDES = {"boundary": boundaries, "planarity": planes, "edges": edges}
