@@ -17,10 +17,15 @@ MEAN_MAP_GRID = (24, 32)  # its cells, rows and columns
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """The two baselines: one constant in metres, and one map of metres on MEAN_MAP_GRID."""
+    """The two baselines: one constant in metres, and one map of metres on MEAN_MAP_GRID, None where nothing trains."""
 
     constant_m: float
-    mean_map_m: np.ndarray
+    mean_map_m: np.ndarray | None
+
+    def maps_m(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
+        """Their depth for an image of this size, [H, W], by name."""
+        maps_m = {"constant": np.full(size, self.constant_m)}
+        return maps_m if self.mean_map_m is None else maps_m | {"mean_map": self.resized_mean_map_m(size)}
 
     def resized_mean_map_m(self, size: tuple[int, int]) -> np.ndarray:
         """The mean depth map at an image's size [H, W], bilinear in log depth."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricgold.datasets import Frame, evenly_spaced, frame_batches
+from metricgold.datasets import Frame, FrameRef, evenly_spaced, frame_batches, why_only_measured
 from metricgold.download import unedited_frames
 from metricgold.evaluate.baselines import Baselines, best_constant, in_range, mean_depth_map
 from metricgold.evaluate.depth_ranges import (
@@ -46,8 +46,9 @@ log = logging.getLogger(__name__)
 NUM_EXAMPLES = 4  # rows of each data set's panel
 ROWS = ".rows.parquet"  # in place of .json, beside the figures
 PROTOCOL = "evaluate"  # as rows name it
+NAME_IN_ROWS = {"constant": "best_constant"}  # of methods, as the rows of benchmarks have it
 GEOMETRY = "own size"  # of predictions: what decides figures beside frames and ruler, whatever the model
-METHODS = ("model", "constant", "mean_map", "vae_floor")
+METHODS = ("model", "constant", "mean_map", "vae_floor")  # mean_map only where a data set trains
 
 
 def evaluate(
@@ -82,12 +83,13 @@ def evaluate(
     asked = {
         name: unedited_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
     }
-    measured = {
-        name: Measured(name, ByDepth(range_edges_m(ruler)), [ref.name for ref in refs]) for name, refs in asked.items()
-    }
+    measured = {name: Measured(name, ByDepth(range_edges_m(ruler)), refs) for name, refs in asked.items()}
     left_out = {name: of_dataset.left_out for name, of_dataset in measured.items()}
     held_out, constant_m = best_constant(asked, ruler, left_out)
-    baselines = Baselines(constant_m, mean_depth_map(raw_folders, ruler))
+    trains = not all(why_only_measured(name, raw) for name, raw in raw_folders.items())
+    if not trains:
+        log.warning("mean_map is left out: none of %s trains", ", ".join(raw_folders))
+    baselines = Baselines(constant_m, mean_depth_map(raw_folders, ruler) if trains else None)
     for name, refs in held_out.items():
         shown = {refs[i].name for i in evenly_spaced(len(refs), NUM_EXAMPLES)}
         examples: list[Example] = []
@@ -109,14 +111,14 @@ class Measured:
 
     dataset: str
     by_depth: ByDepth
-    asked: list[str]  # names of frames
+    asked: Sequence[FrameRef]
     images: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # frame name -> reason
 
     def add(self, frame: Frame, valid: np.ndarray, maps_m: dict[str, np.ndarray]) -> None:
         """Score one image by every method. ValueError naming the frame for a prediction that is not a depth map."""
         height, width = valid.shape
-        image = {"frame": frame.name, "scene": frame.scene, "focal_px": float(frame.intrinsics[0, 0])}
+        image = {"frame": frame.name, "scene": frame.scene, "reason": "", "focal_px": float(frame.intrinsics[0, 0])}
         image |= {"width": width, "height": height, "num_pixels": int(valid.sum())}
         image["median_true_m"] = float(np.median(frame.planar_depth_m[valid]))
         for method, pred_m in maps_m.items():
@@ -132,6 +134,14 @@ class Measured:
     def of(self, method: str) -> list[Row]:
         """The images as this method has them."""
         return [image for image in self.images if image["method"] == method]
+
+    def without_figures(self) -> Iterator[Row]:
+        """What is known of the frames that were left out, by every method that measured others."""
+        for ref in self.asked:
+            if ref.name in self.left_out:
+                image = {"frame": ref.name, "scene": ref.scene, "reason": self.left_out[ref.name]}
+                image |= dict.fromkeys(("focal_px", "width", "height"), float("nan"))
+                yield from (image | {"method": method} for method in METHODS if self.of(method))
 
     def means(self, method: str) -> dict[str, float]:
         """METRICS over images."""
@@ -159,8 +169,7 @@ def score(
         valid = in_range(frame, params.ruler)
         maps_m = {
             "model": prediction.planar_depth_m,
-            "constant": np.full(valid.shape, baselines.constant_m),
-            "mean_map": baselines.resized_mean_map_m(valid.shape),
+            **baselines.maps_m(valid.shape),
             "vae_floor": floor_m,
         }
         measured.add(frame, valid, maps_m)
@@ -178,10 +187,11 @@ def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.
 def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) -> dict[str, Any]:
     """The JSON: means over data sets on top, every figure of each data set below."""
     intervals = {name: of_dataset.intervals() for name, of_dataset in measured.items()}
+    beside = [method for method in METHODS[1:] if all(of_dataset.of(method) for of_dataset in measured.values())]
     datasets: dict[str, dict[str, Any]] = {
         name: {
             **of_dataset.means("model"),
-            **{method: of_dataset.means(method) for method in METHODS[1:]},
+            **{method: of_dataset.means(method) for method in beside},
             "interval95": _ends(intervals[name]),
             "by_depth": of_dataset.by_depth.rows(),
             "num_frames": len(of_dataset.of("model")),
@@ -191,7 +201,7 @@ def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) 
     }
     each = list(datasets.values())
     overall = {key: mean_interval([one[key] for one in intervals.values()]) for key in METRICS}
-    others = {f"{method}_abs_rel": float(np.mean([one[method]["abs_rel"] for one in each])) for method in METHODS[1:]}
+    others = {f"{method}_abs_rel": float(np.mean([one[method]["abs_rel"] for one in each])) for method in beside}
     return {
         **{key: interval.mean for key, interval in overall.items()},
         **others,
@@ -210,7 +220,7 @@ def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) 
 def _ruler(params: Evaluate, measured: Measured) -> dict[str, Any]:
     """All that decides which pixels of which frames of a data set are asked for: never what a model can do."""
     range_m = [params.min_m, params.max_m]
-    frames = {"dataset": measured.dataset, "split": params.split, "frames": measured.asked}
+    frames = {"dataset": measured.dataset, "split": params.split, "frames": [ref.name for ref in measured.asked]}
     return {**frames, "range_m": range_m, "geometry": GEOMETRY}
 
 
@@ -234,13 +244,9 @@ def _rows(params: Evaluate, model_digest: str, measured: dict[str, Measured]) ->
     for name, of_dataset in measured.items():
         common = {"benchmark": name, "protocol": PROTOCOL, "protocol_digest": protocol_digest}
         common |= {"ruler_digest": digest_json(_ruler(params, of_dataset)), "method_digest": model_digest}
-        for image in of_dataset.images:
-            figures = {f"metric/{key}": image[key] for key in METRICS}
-            yield common | {key: value for key, value in image.items() if key not in METRICS} | figures | {"reason": ""}
-        nothing = dict.fromkeys(("focal_px", "width", "height"), float("nan"))
-        for frame, reason in of_dataset.left_out.items():
-            for method in METHODS:
-                yield common | nothing | {"method": method, "frame": frame, "scene": "", "reason": reason}
+        for image in (*of_dataset.images, *of_dataset.without_figures()):
+            row = {f"metric/{key}" if key in METRICS else key: value for key, value in image.items()}
+            yield common | row | {"method": NAME_IN_ROWS.get(image["method"], image["method"])}
 
 
 def _plot_by_depth(plots: Path, measured: dict[str, Measured]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from metricgold.datasets.readers import list_frames
 from metricgold.datasets.sampling import evenly_spaced
+from metricgold.evaluate import stage
 from metricgold.evaluate.baselines import best_constant, mean_depth_map
 from metricgold.evaluate.depth_ranges import range_edges_m
 from metricgold.evaluate.rows import read_rows_files
@@ -266,7 +267,8 @@ def test_a_frame_that_cannot_be_read_is_reported_and_leaves_the_digest(raw, tmp_
     assert (whole["num_frames"], rest["num_frames"]) == (6, 5)
     rows = read_rows_files([tmp_path / "two/metrics/evaluate.rows.parquet"])
     broken = rows.where(frame="hall_b/Easy/P000/000001")
-    assert sorted(broken["method"]) == sorted(METHODS) and np.isnan(broken["metric/abs_rel"]).all()
+    assert sorted(broken["method"]) == ["best_constant", "mean_map", "model", "vae_floor"]
+    assert np.isnan(broken["metric/abs_rel"]).all() and broken.unique("scene") == ["hall_b"]
     assert all("000001_left_depth.npy" in reason for reason in broken["reason"])
     paired = read_rows_files([tmp_path / "one/metrics/evaluate.rows.parquet"])
     assert rows.unique("ruler_digest") == paired.unique("ruler_digest")
@@ -277,7 +279,7 @@ def test_rows_hold_every_frame_by_every_method(raw, tmp_path):
     rows = read_rows_files([tmp_path / "one/metrics/evaluate.rows.parquet"])
     assert len(rows) == 6 * 4
     for method in METHODS:
-        of_method = rows.where(method=method)
+        of_method = rows.where(method=method.replace("constant", "best_constant"))
         figures = report["datasets"][NAME] if method == "model" else report["datasets"][NAME][method]
         assert of_method["frame"].tolist() == [f"hall_b/Easy/P000/{i:06d}" for i in range(6)]
         for key in METRICS:
@@ -309,6 +311,16 @@ def test_the_interval_of_a_mean_of_data_sets():
     """Half-widths of 0.3 and 0.4 below, 0.6 and 0.8 above: of the mean of two 0.5 / 2 and 1 / 2."""
     combined = mean_interval([Interval(1.0, 0.7, 1.6), Interval(2.0, 1.6, 2.8)])
     assert combined == pytest.approx((1.5, 1.25, 2.0))
+
+
+def test_without_training_frames_there_is_no_mean_map_and_a_line_says_so(raw, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(stage, "why_only_measured", lambda name, raw: "it is a test of others")
+    report, _ = run(raw, tmp_path, FakeModel(random_depths(2)))
+    assert "mean_map" not in report["datasets"][NAME] and "mean_map_abs_rel" not in report
+    assert report["constant_abs_rel"] > 0 and report["vae_floor_abs_rel"] > 0
+    rows = read_rows_files([tmp_path / "one/metrics/evaluate.rows.parquet"])
+    assert rows.unique("method") == ["best_constant", "model", "vae_floor"]
+    assert f"mean_map is left out: none of {NAME} trains" in caplog.text
 
 
 def test_without_pyarrow_one_line_names_the_extra_before_anything_is_measured(raw, tmp_path, monkeypatch):
