@@ -143,7 +143,7 @@ def naming(folder: Path, kind: str) -> Iterator[None]:
         ValueError,
     ) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"{folder} cannot be used as a {kind} model: {first}") from error
+        raise ValueError(f"{folder} cannot be used as a {kind} model: {first[:300]}") from error
 
 
 def on_device(model: Any) -> Any:
@@ -221,7 +221,9 @@ def load_transformers(folder: Path, config: dict[str, Any]) -> Predict:
     import torch
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     local = {"local_files_only": True, "trust_remote_code": False}
     processor = AutoImageProcessor.from_pretrained(folder, **local)
     model, loaded = AutoModelForDepthEstimation.from_pretrained(

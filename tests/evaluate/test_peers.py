@@ -150,10 +150,30 @@ def test_what_needs_torchvision_says_so(folders, model):
         open_peer(f"transformers:{folders(model)}").estimate([RGB], None)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="no torchvision: ZoeDepth was not run")
+with_torchvision = pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="no torchvision: ZoeDepth and Depth Pro were not run whole"
+)
+
+
+@with_torchvision
 def test_zoedepth_gives_metres(folders):
     (estimate,) = open_peer(f"transformers:{folders('zoedepth')}").estimate([RGB], None)
     assert estimate.kind == "depth_m" and estimate.depth.shape == (40, 64) and (estimate.depth > 0).all()
+
+
+@with_torchvision
+def test_metres_of_depth_pro_are_in_proportion_to_the_focal_length(folders, tmp_path):
+    import transformers
+
+    shutil.copytree(folders("depth_pro"), tmp_path / "peer")
+    model = transformers.DepthProForDepthEstimation.from_pretrained(tmp_path / "peer")
+    with torch.no_grad():
+        model.head.layers[4].weight.zero_()
+        model.head.layers[4].bias.fill_(0.5)  # inverse depth at a focal length of one image width
+    model.save_pretrained(tmp_path / "peer")
+    transformers.DepthProImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path / "peer")
+    (estimate,) = open_peer(f"transformers:{tmp_path / 'peer'}").estimate([RGB], [CAMERA])
+    np.testing.assert_allclose(estimate.depth, 80 / 64 / 0.5, rtol=1e-5)
 
 
 # --- moge and unidepth, by modules of the same interface ---------------------------------------------------------
