@@ -13,7 +13,7 @@ from metricgold.datasets import Frame, FrameRef
 from metricgold.evaluate import protocols
 from metricgold.evaluate.protocols import Crop, Protocol, load_protocol, names_digest, protocol_names, protocols_of
 from metricgold.metrics import depth_metrics
-from tests.support import SHARED
+from tests.support import ROOT, SHARED
 
 LISTS = SHARED / "samples" / "metadata"
 
@@ -62,6 +62,13 @@ def test_every_protocol_names_its_source_and_there_is_one_default_for_each_bench
     assert all(re.search(r"https://\S+$", source) for one in every for source in one.source)
     assert len({one.digest for one in every}) == len(every)
     assert protocols_of("hypersim") == []
+
+
+def test_the_manual_lists_every_protocol_and_the_defaults_in_bold():
+    rows = [line for line in (ROOT / "docs/protocols.md").read_text().splitlines() if line.startswith("| ")]
+    names = [name for row in rows for name in re.findall(r"(\**)`([\w-]+)`", row.split("|")[2])]
+    assert sorted(name for _, name in names) == protocol_names()
+    assert {name for bold, name in names if bold} == {n for n in protocol_names() if load_protocol(n).default}
 
 
 def test_a_digest_covers_what_decides_figures_and_nothing_else():
@@ -202,14 +209,12 @@ RANGES = {
 def test_truth_counts_between_the_ends_of_the_range(name):
     """A column of depths in the middle of a frame that is large enough for every crop."""
     low, high = RANGES[name]
-    height, width = (375, 1242) if name.startswith("kitti") else (768, 1024) if "outdoor" in name else (480, 640)
+    height, width = (375, 1242) if name.startswith("kitti") else (768, 1024) if name.startswith("diode") else (480, 640)
     depths_m = [0.0, low / 2, low, low * 2, 3.0, high * 0.99, high, high * 1.01]
     expected = [False, False, False, low > 0, low < 3 < high, high < math.inf, False, False]
     depths_m = [0.0 if math.isinf(depth) else depth for depth in depths_m]
     depth_m = np.zeros((height, width), np.float32)
-    middle = (slice(round(height * 0.8), round(height * 0.8) + len(depths_m)), width // 2)
-    if "shares" in (load_protocol(name).crop.model_fields_set):
-        middle = (slice(height // 2 + 60, height // 2 + 60 + len(depths_m)), width // 2)
+    middle = (slice(height // 2 + 60, height // 2 + 60 + len(depths_m)), width // 2)
     depth_m[middle] = depths_m
     good = np.ones(depth_m.shape, bool)
     layers = {"filled_depth_m": depth_m, "unmasked_depth_m": depth_m, "mask_invalid": good, "mask_transp": good}
