@@ -72,13 +72,34 @@ def test_importing_the_package_loads_neither_torch_nor_diffusers():
     assert "metricgold" in loaded and not loaded & {"torch", "diffusers", "numpy", "PIL", "h5py", "pydantic"}
 
 
-WINGS = ["datasets", "download", "encode", "evaluate", "images", "model", "params", "predict", "registry", "storage"]
+WINGS = [
+    "datasets",
+    "download",
+    "encode",
+    "evaluate",
+    "images",
+    "metrics",
+    "model",
+    "params",
+    "predict",
+    "registry",
+    "storage",
+]
 
 
 @pytest.mark.parametrize("wing", [*WINGS, "train", "encode.crops"])
 def test_a_wing_loads_no_torch_before_it_is_used(wing):
     heavy = "{'torch', 'diffusers', 'transformers', 'accelerate', 'mlflow'}"
     done = run_python(f"import sys, metricgold.{wing}; print(sorted({heavy} & set(sys.modules)))")
+    assert done.stdout == "[]\n"
+
+
+def test_the_figures_need_numpy_only():
+    """Whoever measures with them in a script of their own installs nothing else."""
+    done = run_python(
+        "import sys; import metricgold.metrics as wing; [getattr(wing, name) for name in wing.__all__];"
+        "print(sorted({'torch', 'scipy', 'matplotlib', 'pydantic', 'PIL'} & set(sys.modules)))"
+    )
     assert done.stdout == "[]\n"
 
 

@@ -2,23 +2,23 @@
 
 With p the predicted and g the true planar depth in metres, e = ln p - ln g, means over the N valid pixels:
 
-abs_rel           mean |p - g| / g                     } Eigen et al., arXiv 1406.2283, section 4.2,
-sq_rel            mean (p - g)^2 / g, metres           } as ZoeDepth and Marigold have them; sq_rel by KITTI's
-rmse_m            sqrt mean (p - g)^2, metres          } depth benchmark is with g^2
-rmse_log          sqrt mean e^2, natural logarithm     } (Metric3D's figure of that name takes log10)
-delta1..3         share with max(p/g, g/p) < 1.25, 1.25^2, 1.25^3
-delta_half        the same with 1.25^0.5 (Wang et al., UniDepth and Metric3D report it as delta 0.5)
-mae_m             mean |p - g|, metres
-log10             mean |log10 p - log10 g| (Saxena et al., Make3D)
+abs_rel          mean |p - g| / g (Eigen et al., arXiv 1406.2283, section 4.2, as ZoeDepth and Marigold have it)
+sq_rel           mean (p - g)^2 / g, metres (the same; KITTI's depth benchmark divides by g^2)
+rmse_m           sqrt mean (p - g)^2, metres (the same)
+rmse_log         sqrt mean e^2, natural logarithm (the same; Metric3D's figure of that name takes log10)
+delta1..3        share with max(p/g, g/p) < 1.25, 1.25^2, 1.25^3 (the same)
+delta_half       share with max(p/g, g/p) < 1.25^0.5 (vis4d's d05)
+mae_m            mean |p - g|, metres
+log10            mean |log10 p - log10 g| (Saxena et al., Make3D, 2009)
 
 Three things are called SILog in public code and cannot be compared:
 
-silog             100 sqrt(mean e^2 - (mean e)^2): KITTI's depth benchmark, ZoeDepth, Marigold
-silog_unidepth    100 sqrt(sum (e - mean e)^2 / (N - 1)): torch.std, as UniDepth has it; not defined for one pixel
-silog_dav2        sqrt(mean e^2 - 0.5 (mean e)^2): Depth Anything V2; not times 100, and half of the bias stays
+silog            100 sqrt(mean e^2 - (mean e)^2) (KITTI's depth benchmark, ZoeDepth, Marigold)
+silog_unidepth   100 sqrt(sum (e - mean e)^2 / (N - 1)) (UniDepth, by torch.std; not defined for one pixel)
+silog_dav2       sqrt(mean e^2 - 0.5 (mean e)^2) (Depth Anything V2; not times 100, and half of the bias stays)
 
-Eigen's loss of that name is the last one's square. One scale for all depths changes neither of the first two, so that
-they are named for `metric` and left out for `scale`.
+Eigen's loss is the square of the last one. One factor on all depths changes neither of the first two, so that `scale`
+leaves them out.
 """
 
 from collections.abc import Sequence
