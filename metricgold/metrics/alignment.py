@@ -9,7 +9,8 @@ affine_log_depth  exp(s ln p + t) with least squares in ln metres
 Each fit is over the image's valid pixels. A fit in metres or in disparity may leave the positive numbers. Aligned
 disparity is never below 1 / the farthest true depth (MoGe clamps so), and, as its mirror image, depth aligned in metres
 never below the nearest true depth. With `limits_m` aligned depth is clipped to these two instead, whatever the
-alignment (Marigold clips to the benchmark's range). Where the prediction is constant, s is 0.
+alignment (Marigold clips to the benchmark's range); 0 or infinity leaves its side to the rule before. Where the
+prediction is constant, s is 0.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def align(
     valid      bool, same shape; pixels that count in the fit
     alignment  one of ALIGNMENTS; the module's docstring has the formulas and what becomes of depth <= 0
     kind       depth_m, disparity_per_m, relative_depth or relative_disparity
-    limits_m   nearest and farthest depth of the result, metres
+    limits_m   nearest and farthest depth of the result, metres; 0 and infinity leave a side open
 
     Raises ValueError as image_figures does, and for an alignment that is unknown or does not fit the kind.
     """
@@ -138,6 +139,10 @@ def fit_alignments(pairs: Pairs, alignments: Sequence[Alignment], limits_m: Limi
     lines: dict[str, Line | Proportion] = {name: Line.of(Moments.merged(parts)) for name, parts in moments.items()}
     if "scale" in alignments:
         lines["scale"] = Proportion(pairs.median_true_m, pairs.median_pred_m)
-    nearest_m, farthest_m = limits_m or (float(pairs.true_m.min()), float(pairs.true_m.max()))
+    nearest_m, farthest_m = limits_m or (0.0, np.inf)
+    if not 0 <= nearest_m < farthest_m:
+        raise ValueError(f"limits of aligned depth must be 0 <= nearest < farthest m, got {nearest_m} and {farthest_m}")
+    nearest_m = nearest_m or float(pairs.true_m.min())
+    farthest_m = farthest_m if farthest_m < np.inf else float(pairs.true_m.max())
     least = {"affine_depth": nearest_m, "affine_disparity": 1 / farthest_m}
     return [Fit(spaces[name], lines.get(name), least.get(name, -np.inf), limits_m) for name in alignments]

@@ -70,11 +70,11 @@ def image_figures(
                  CALIBRATION are NaN
     kind         depth_m, disparity_per_m, relative_depth or relative_disparity; a relative prediction has the
                  figures of the one alignment that fits it, all others are NaN
-    limits_m     nearest and farthest depth in metres to which aligned depth is clipped
+    limits_m     nearest and farthest depth in metres to which aligned depth is clipped; 0 and infinity are open
 
     `<alignment>/<figure>` for ALIGNMENTS and FIGURES, the medians of truth and prediction in metres, num_pixels and
     CALIBRATION. Raises ValueError when the shapes differ, when no pixel is valid, when a valid depth is not finite
-    and > 0 (finite, for a relative prediction), or a valid uncertainty not finite and >= 0.
+    and > 0 (finite, for a relative prediction), a valid uncertainty not finite and >= 0, or limits that are no range.
     """
     pairs = Pairs(pred, true_m, valid, kind)
     row = dict.fromkeys(FIGURE_KEYS, float("nan")) | {"num_pixels": float(pairs.num_pixels)}

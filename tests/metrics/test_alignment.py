@@ -58,6 +58,9 @@ def test_depth_that_a_fit_leaves_too_near_or_too_far_is_clipped_to_the_truth_or_
     np.testing.assert_allclose(align(1 / x, 1 / y, valid, "affine_disparity"), [1, *1 / by_hand[1:]])
     limited = align(1 / x, 1 / y, valid, "affine_disparity", limits_m=(0.3, 6))
     np.testing.assert_allclose(limited, [6, 0.3, 0.3])
+    np.testing.assert_allclose(align(x, y, valid, "affine_depth", limits_m=(0, 6)), [1, by_hand[1], 6])
+    open_far = align(1 / x, 1 / y, valid, "affine_disparity", limits_m=(0.3, np.inf))
+    np.testing.assert_allclose(open_far, [1, *np.maximum(1 / by_hand[1:], 0.3)])
 
 
 def test_limits_clip_every_alignment():
@@ -108,6 +111,7 @@ def test_relative_predictions_have_one_alignment(kind, alignment, relative):
     [
         ({"alignment": "affine"}, "alignment of depth_m is 'affine', expected one of metric, scale, affine_depth"),
         ({"kind": "relative_depth"}, "alignment of relative_depth is 'metric', expected one of affine_depth"),
+        ({"limits_m": (10.0, 1.0)}, "limits of aligned depth must be 0 <= nearest < farthest m, got 10.0 and 1.0"),
         ({"kind": "metres"}, "kind of prediction is 'metres', expected one of depth_m, disparity_per_m"),
     ],
 )
