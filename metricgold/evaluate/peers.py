@@ -80,8 +80,7 @@ class Peer:
     @cached_property
     def predict(self) -> Predict:
         """The loaded model, on the GPU if there is one."""
-        with naming(self.folder, self.family):
-            return FAMILIES[self.family].load(self.folder, self.config)
+        return FAMILIES[self.family].load(self.folder, self.config)
 
     def unload(self) -> None:
         """Free the weights; the next estimate reads them again."""
@@ -90,7 +89,8 @@ class Peer:
     def estimate(self, rgbs: Sequence[np.ndarray], intrinsics: Sequence[np.ndarray] | None) -> list[Estimate]:
         """One image after the other: the models differ too much in what they can take at once."""
         cameras = intrinsics if intrinsics is not None else [None] * len(rgbs)
-        found = [self.predict(rgb, camera).detach().float().cpu() for rgb, camera in zip(rgbs, cameras, strict=True)]
+        with naming(self.folder, self.family):
+            found = [self.predict(rgb, camera).detach().float().cpu() for rgb, camera in zip(rgbs, cameras, strict=True)]
         lowest = LOWEST_M if self.output == "depth_m" else None
         return [
             Estimate(one.numpy() if lowest is None else one.clamp(min=lowest).numpy(), self.output) for one in found
