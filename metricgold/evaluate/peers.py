@@ -90,7 +90,9 @@ class Peer:
         """One image after the other: the models differ too much in what they can take at once."""
         cameras = intrinsics if intrinsics is not None else [None] * len(rgbs)
         with naming(self.folder, self.family):
-            found = [self.predict(rgb, camera).detach().float().cpu() for rgb, camera in zip(rgbs, cameras, strict=True)]
+            found = [
+                self.predict(rgb, camera).detach().float().cpu() for rgb, camera in zip(rgbs, cameras, strict=True)
+            ]
         lowest = LOWEST_M if self.output == "depth_m" else None
         return [
             Estimate(one.numpy() if lowest is None else one.clamp(min=lowest).numpy(), self.output) for one in found

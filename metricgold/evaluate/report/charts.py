@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours without the yellow, which is not seen on white; each method has a shape of its own too.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+BESIDE = "#8a8f98"  # floors and baselines
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
 LEVELS = (50, 80, 95)
 # Ink, soft ink and lines of the page; nothing else in a chart has these colours.
@@ -77,9 +78,10 @@ def _svg(draw: Draw) -> str:
 
 
 def style(ruler: Ruler, method: Measured) -> dict[str, Any]:
-    """Colour and shape of a method, the same in all charts of a ruler."""
+    """Colour and shape of a method, the same in all charts of a ruler; what stands beside the models is grey."""
     place = ruler.methods.index(method)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": SHAPES[place % len(SHAPES)], "markersize": 5}
+    colour = BESIDE if method.is_floor or method.is_baseline else COLOURS[place % len(COLOURS)]
+    return {"color": colour, "marker": SHAPES[place % len(SHAPES)], "markersize": 5}
 
 
 def add_legend(figure: "Figure", ax: "Axes") -> None:
