@@ -41,9 +41,11 @@ def main(images: tuple[Path, ...]) -> None:
     finally:
         end_children()
     minutes = (time.monotonic() - started) / 60
+    zero_shot = ", ".join(f"{name} {row['abs_rel']:.3f}" for name, row in summary["benchmarks"].items()) or "none"
     click.echo(f"""
 Done in {minutes:.1f} minutes. On held-out scenes: AbsRel {summary["abs_rel"]:.3f}, delta1 {summary["delta1"]:.3f}
 (best constant depth: AbsRel {summary["constant_abs_rel"]:.3f}; VAE floor: {summary["vae_floor_abs_rel"]:.3f}).
+Zero-shot: {zero_shot}.
 Registered as metricgold/{summary["model_version"]}, alias {summary["alias"]}; \
 {summary["images_done"]} images done, {summary["images_failed"]} failed.
 
@@ -118,6 +120,7 @@ def run_end_to_end(images: list[Path], url: str) -> dict[str, Any]:
         registered=trained["registered"],
         promoted=trained["promoted"],
         predict_summary=predicted,
+        benchmarks=trained["benchmarks"],
     )
     return read_json(Folders().reports / "demo.json")
 

@@ -1,14 +1,24 @@
 """The README's picture and its tables of results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from demo.report import PICTURE, TRUTH, read_metrics, read_predicted, read_receipt
+from demo.report import (
+    PICTURE,
+    TRUTH,
+    in_domain_abs_rel,
+    read_metrics,
+    read_predicted,
+    read_receipt,
+    with_interval,
+    zero_shot_row,
+)
 from metricgold.images import write_panels
-from metricgold.storage import write_aside
+from metricgold.params import Folders, load_params
+from metricgold.storage import read_json, write_aside
 
 
 def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
@@ -45,21 +55,49 @@ def results_table(metrics: dict[str, Any]) -> str:
         results_row("**mean**", metrics, others),
         "",
         f"Split `{params['split']}`, {params['num_inference_steps']} steps x {params['ensemble_size']} runs, "
-        f"truth from {metrics['min_m']:g} to {metrics['max_m']:g} m, no alignment.",
+        f"truth from {metrics['min_m']:g} to {metrics['max_m']:g} m, no alignment; in brackets the "
+        "95 % interval by scene.",
     ]
     return "\n".join(lines)
 
 
 def results_row(name: str, scores: dict[str, Any], others: Iterable[float]) -> str:
     """One row of the results table; `others` are the AbsRel of both baselines and of the VAE floor."""
-    figures = [f"{scores['abs_rel']:.3f}", f"{scores['delta1']:.3f}", f"{scores['rmse_m']:.2f}"]
+    figures = [in_domain_abs_rel(scores), f"{scores['delta1']:.3f}", f"{scores['rmse_m']:.2f}"]
     figures += [f"{abs_rel:.3f}" for abs_rel in others]
     return f"| {name} | {scores['num_frames']} | " + " | ".join(figures) + " |"
 
 
-def fill_results(readme: Path, metrics: dict[str, Any]) -> None:
-    """Put the results table between the README's markers. ValueError where they are missing."""
+def zero_shot_table(benchmarks: Mapping[str, dict[str, Any]]) -> str:
+    """metrics/benchmark/*.json, by the benchmark's name, as a Markdown table."""
+    lines = [
+        "| data set | frames | AbsRel ↓ | δ1 ↑ | AbsRel: best constant | VAE floor |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, scores in benchmarks.items():
+        row = zero_shot_row(scores)
+        figures = [
+            with_interval(row["abs_rel"], row["abs_rel_low"], row["abs_rel_high"]),
+            with_interval(row["delta1"], row["delta1_low"], row["delta1_high"]),
+            with_interval(row["constant_abs_rel"]),
+            with_interval(row["vae_floor_abs_rel"]),
+        ]
+        lines.append(f"| {name} | {row['num_frames']} | " + " | ".join(figures) + " |")
+    return "\n".join([*lines, "", "Each by its benchmark's default protocol; in brackets the 95 % interval by scene."])
+
+
+def read_benchmarks(root: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Figures of `benchmark` in the project at `root`, by the benchmark's name. ValueError where some are missing."""
+    paths = {name: Folders(root).metrics(f"benchmark/{name}") for name in names}
+    if missing := [str(path) for path in paths.values() if not path.exists()]:
+        raise ValueError(f"{', '.join(missing)}: no such file; `dvc repro benchmark` writes it")
+    return {name: read_json(path) for name, path in paths.items()}
+
+
+def fill_results(readme: Path, metrics: dict[str, Any], benchmarks: Mapping[str, dict[str, Any]]) -> None:
+    """Put both tables of results between the README's markers. ValueError where they are missing."""
     fill_between(readme, "results", results_table(metrics))
+    fill_between(readme, "zero-shot", zero_shot_table(benchmarks))
 
 
 def fill_between(readme: Path, name: str, text: str) -> None:
@@ -87,8 +125,9 @@ def picture(names: tuple[str, ...]) -> None:
 
 @main.command()
 def results() -> None:
-    """Write metrics/evaluate.json into the README's table."""
-    fill_results(Path("README.md"), read_metrics(Path()))
+    """Write metrics/evaluate.json and metrics/benchmark/ into the README's tables."""
+    benchmarks = read_benchmarks(Path(), load_params().benchmarks)
+    fill_results(Path("README.md"), read_metrics(Path()), benchmarks)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The demo's images, and what it shows at its end: one self-contained page and one flat JSON."""
 
 import io
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -113,6 +114,7 @@ def write_demo_report(
     registered: dict[str, Any],
     promoted: dict[str, Any],
     predict_summary: dict[str, Any],
+    benchmarks: Mapping[str, dict[str, Any]],
 ) -> Path:
     """Write reports/demo.html, which needs no other file, and reports/demo.json below the project's root.
 
@@ -120,6 +122,7 @@ def write_demo_report(
     registered       answer of `metricgold register --json`
     promoted         answer of `metricgold promote --json`
     predict_summary  answer of `metricgold predict --json` over IMAGES into DEPTH
+    benchmarks       what `metricgold benchmark` wrote to metrics/benchmark, by the benchmark's name
 
     Reads metrics/evaluate.json, plots/evaluate.png, models/metricgold.state/metrics.jsonl, dvc.lock and the demo's
     images, truth and depth below `root`. Raises ValueError where the metrics or the receipt are missing.
@@ -129,9 +132,11 @@ def write_demo_report(
     metrics = read_metrics(root)
     summary = {
         **{key: metrics[key] for key in ("abs_rel", "delta1", "constant_abs_rel", "vae_floor_abs_rel")},
+        **{f"abs_rel_{end}": value for end, value in (metrics["interval95"]["abs_rel"] or {}).items()},
         **{key: predict_summary[key] for key in ("images_done", "images_failed")},
         "model_version": registered["version"],
         "alias": promoted["alias"],
+        "benchmarks": {name: zero_shot_row(scores) for name, scores in benchmarks.items()},
         "seconds": {stage: round(float(value), 1) for stage, value in seconds.items()},
     }
     receipt = read_receipt(root)
@@ -139,7 +144,9 @@ def write_demo_report(
     done.sort(key=lambda row: not row["input"].startswith("yours-"))  # the user's own images first
     shown = [image_card(read_predicted(root, row, metrics)) for row in done[:MAX_SHOWN]]
     by_depth = folders.plots / "evaluate.png"
-    page = load_template(Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format}).render(
+    page = load_template(
+        Path(__file__).with_name("report.html.j2"), {"percent": "{:.1%}".format, "with_interval": with_interval}
+    ).render(
         summary=summary,
         metrics=metrics,
         rows=metric_rows(metrics),
@@ -279,12 +286,44 @@ def metric_rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
     titles = {"constant": "best constant depth", "mean_map": "mean depth map", "vae_floor": "VAE floor"}
     rows = []
     for name, scores in metrics["datasets"].items():
-        rows.append({"dataset": name, "method": "model", "figures": scores, "num_frames": scores["num_frames"]})
+        row = {"dataset": name, "num_frames": scores["num_frames"], "abs_rel": in_domain_abs_rel(scores)}
+        rows.append(row | {"method": "model", "figures": scores})
         rows += [
-            {"dataset": name, "method": title, "figures": scores[key], "num_frames": None}
+            {"dataset": name, "num_frames": None, "abs_rel": with_interval(scores[key]["abs_rel"])}
+            | {"method": title, "figures": scores[key]}
             for key, title in titles.items()
         ]
     return rows
+
+
+def in_domain_abs_rel(scores: dict[str, Any]) -> str:
+    """AbsRel of metrics/evaluate.json, of all or of one data set, with its interval."""
+    ends = scores["interval95"]["abs_rel"] or {}
+    return with_interval(scores["abs_rel"], ends.get("low"), ends.get("high"))
+
+
+def zero_shot_row(scores: dict[str, Any]) -> dict[str, Any]:
+    """Figures of one benchmark by its default protocol: the model's with their intervals, the AbsRel of what bounds it.
+
+    `scores` is metrics/benchmark/<name>.json; what it does not hold, such as the interval of a single scene, is None.
+    """
+    protocol = scores["protocol"]
+    floor = next((key for key in scores if re.fullmatch(rf"{re.escape(protocol)}/vae_floor.*/abs_rel", key)), "")
+    figures = ("abs_rel", "abs_rel_low", "abs_rel_high", "delta1", "delta1_low", "delta1_high")
+    return {
+        "protocol": protocol,
+        "num_frames": scores["num_frames"],
+        **{key: scores.get(key) for key in figures},
+        "constant_abs_rel": scores.get(f"{protocol}/best_constant/abs_rel"),
+        "vae_floor_abs_rel": scores.get(floor),
+    }
+
+
+def with_interval(value: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A figure and its interval, 0.146 (0.138 to 0.156); as much of it as there is."""
+    if value is None:
+        return "none"
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def time_bars(seconds: dict[str, float]) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import yaml
 
 from metricgold.cli import main
 from metricgold.datasets.manifest import load_manifest
+from metricgold.datasets.synthetic.synthesize_benchmark import BENCHMARK_RECIPES
 from metricgold.params.sections import Params, load_params
 from metricgold.prefect_plugin import DEPLOYMENTS
 from tests.support import ROOT
@@ -19,7 +20,12 @@ DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
 def test_profiles_load_and_name_data_sets_with_manifests(path):
     params = load_params(path)
-    assert [load_manifest(name).name for name in params.datasets] == params.datasets
+    names = [*params.datasets, *params.benchmarks]
+    assert [load_manifest(name).name for name in names] == names
+
+
+def test_the_demo_measures_every_twin_of_a_benchmark():
+    assert set(load_params(ROOT / "params.yaml").benchmarks) == set(BENCHMARK_RECIPES)
 
 
 def test_params_are_written_in_block_style():

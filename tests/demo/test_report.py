@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from demo.readme import fill_results, results_table, write_picture
+from demo.readme import fill_results, read_benchmarks, results_table, write_picture, zero_shot_table
 from demo.report import DEPTH, IMAGES, PICTURE, TRUTH, collect_demo_images, write_demo_report
 from metricgold.evaluate.stage import evaluate
 from metricgold.images.depth_files import write_log_depth_png, write_uncertainty_png
@@ -25,6 +25,18 @@ PROMOTED = {
     "passed": True,
     "alias": "champion",
     "checks": [{"name": "max_abs_rel", "value": 0.1, "bound": 0.25, "passed": True}],
+}
+BENCHMARKS = {
+    "nyuv2-synthetic": {
+        "protocol": "nyuv2-eigen",
+        "num_frames": 28,
+        **{"abs_rel": 0.3554, "abs_rel_low": 0.2595, "abs_rel_high": 0.472},
+        **{"delta1": 0.488, "delta1_low": 0.4078, "delta1_high": 0.5618},
+        "nyuv2-eigen/best_constant/abs_rel": 0.297,
+        "nyuv2-eigen/metricgold/abs_rel": 0.3554,
+        "nyuv2-eigen/vae_floor of metricgold/abs_rel": 0.1027,
+    },
+    "eth3d-synthetic": {"protocol": "eth3d-depthpro", "num_frames": 1, "abs_rel": 0.5, "delta1": 0.25},  # one scene
 }
 MANIFEST = {
     "name": NAME,
@@ -112,7 +124,9 @@ def demo(tmp_path_factory) -> SimpleNamespace:
     Image.new("RGB", (20, 10)).save(root / IMAGES / HOSTILE.replace("/", "_"))
     summary = predict(root)
     seconds = {"synthesize": 12.3456, "train": 100.0}
-    page = write_demo_report(root, seconds, registered=REGISTERED, promoted=PROMOTED, predict_summary=summary)
+    page = write_demo_report(
+        root, seconds, registered=REGISTERED, promoted=PROMOTED, predict_summary=summary, benchmarks=BENCHMARKS
+    )
     return SimpleNamespace(
         root=root, raw=raw, own=own, images=images, page=page, html=page.read_text(), summary=summary
     )
@@ -152,9 +166,26 @@ def test_json_has_exactly_these_keys(demo):
     metrics = json.loads((demo.root / "metrics/evaluate.json").read_text())
     assert got == {
         "abs_rel": metrics["abs_rel"],
+        **{f"abs_rel_{end}": value for end, value in (metrics["interval95"]["abs_rel"] or {}).items()},
         "delta1": metrics["delta1"],
         "constant_abs_rel": metrics["constant_abs_rel"],
         "vae_floor_abs_rel": metrics["vae_floor_abs_rel"],
+        "benchmarks": {
+            "nyuv2-synthetic": {
+                "protocol": "nyuv2-eigen",
+                "num_frames": 28,
+                **{"abs_rel": 0.3554, "abs_rel_low": 0.2595, "abs_rel_high": 0.472},
+                **{"delta1": 0.488, "delta1_low": 0.4078, "delta1_high": 0.5618},
+                **{"constant_abs_rel": 0.297, "vae_floor_abs_rel": 0.1027},
+            },
+            "eth3d-synthetic": {
+                "protocol": "eth3d-depthpro",
+                "num_frames": 1,
+                **{"abs_rel": 0.5, "abs_rel_low": None, "abs_rel_high": None},
+                **{"delta1": 0.25, "delta1_low": None, "delta1_high": None},
+                **{"constant_abs_rel": None, "vae_floor_abs_rel": None},
+            },
+        },
         "images_done": demo.summary["images_done"],
         "images_failed": 1,
         "model_version": "3",
@@ -186,9 +217,26 @@ def test_page_escapes_names_and_reasons(demo):
     assert "yours-broken.jpg: empty &lt;file&gt;" in demo.html
 
 
+def test_page_shows_zero_shot_figures_with_their_intervals_beside_the_in_domain_ones(demo):
+    for text in ("nyuv2-eigen", "0.355 (0.260 to 0.472)", "0.488 (0.408 to 0.562)", "0.297", "0.103"):
+        assert f">{text}</td>" in demo.html
+    assert ">0.500</td>" in demo.html and "None" not in demo.html
+    in_domain, zero_shot = (demo.html.index(title) for title in ("Figures on held-out scenes", "Zero-shot: twins"))
+    assert in_domain < zero_shot
+
+
 def test_report_without_what_it_needs(tmp_path):
+    empty = {"registered": REGISTERED, "promoted": PROMOTED, "predict_summary": {}, "benchmarks": {}}
     with pytest.raises(ValueError, match=r"evaluate\.json: no such file"):
-        write_demo_report(tmp_path, {}, registered=REGISTERED, promoted=PROMOTED, predict_summary={})
+        write_demo_report(tmp_path, {}, **empty)
+
+
+def test_benchmarks_that_were_not_measured_are_named(tmp_path):
+    (tmp_path / "metrics/benchmark").mkdir(parents=True)
+    (tmp_path / "metrics/benchmark/a.json").write_text('{"protocol": "p"}')
+    assert read_benchmarks(tmp_path, ["a"]) == {"a": {"protocol": "p"}}
+    with pytest.raises(ValueError, match=r"benchmark/b\.json: no such file; `dvc repro benchmark`"):
+        read_benchmarks(tmp_path, ["a", "b"])
 
 
 def test_picture(demo):
@@ -206,14 +254,19 @@ def test_picture(demo):
 def test_results_table_into_the_readme(demo, tmp_path):
     metrics = json.loads((demo.root / "metrics/evaluate.json").read_text())
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    fill_results(readme, metrics)
+    marked = (
+        "before\n<!-- results -->\n{}\n<!-- /results -->\nbetween\n<!-- zero-shot -->\n{}\n<!-- /zero-shot -->\nafter\n"
+    )
+    readme.write_text(marked.format("old", "older"))
+    fill_results(readme, metrics, BENCHMARKS)
     once = readme.read_text()
-    assert once == f"before\n<!-- results -->\n{results_table(metrics)}\n<!-- /results -->\nafter\n"
+    assert once == marked.format(results_table(metrics), zero_shot_table(BENCHMARKS))
+    assert "| nyuv2-synthetic | 28 | 0.355 (0.260 to 0.472) | 0.488 (0.408 to 0.562) | 0.297 | 0.103 |\n" in once
+    assert "| eth3d-synthetic | 1 | 0.500 | 0.250 | none | none |\n" in once
     assert f"| {NAME} | 6 | {metrics['abs_rel']:.3f} |" in once
     assert "1 steps x 1 runs, truth from 0.1 to 80 m" in once
-    fill_results(readme, metrics)
+    fill_results(readme, metrics, BENCHMARKS)
     assert readme.read_text() == once
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
-        fill_results(readme, metrics)
+        fill_results(readme, metrics, BENCHMARKS)

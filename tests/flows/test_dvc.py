@@ -1,5 +1,6 @@
 """The real dvc.yaml: what reruns, what does not, and in which order. The stages are stand-ins."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from flows.child_processes import ChildFailed, ask_child, run_child
 from flows.dvc_stages import stage_graph
 from metricgold.params import load_params
 from tests.flows.toy import calls, make_project, quiet_environment
+from tests.support import ROOT
 
 DATASETS = ["hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic"]
 
@@ -121,6 +123,16 @@ def test_graph_is_dvcs_own_in_running_order(project):
     ]
     with pytest.raises(ValueError, match="download@kitti"):
         stage_graph(["download@kitti"])
+
+
+def test_graph_of_the_demo_measures_its_twins_last(project):
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    graph = stage_graph()
+    benchmarks = load_params(project / "params.yaml").benchmarks
+    assert len(benchmarks) == 5 and len(graph) == 4 * 3 + 5 + 2 * 5
+    for name in benchmarks:
+        assert graph[f"benchmark-data@{name}"] == set()
+        assert {"train", f"benchmark-data@{name}"} <= graph[f"benchmark@{name}"]
 
 
 def test_no_dvc_project_is_said_plainly(tmp_path, monkeypatch):

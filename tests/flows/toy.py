@@ -1,6 +1,7 @@
 """A toy project, the real dvc.yaml over a stand-in for the console script, and a Prefect server of its own."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,11 +25,15 @@ def quiet_environment(**more: str) -> dict[str, str]:
 
 
 def make_project(folder: Path) -> Path:
-    """A copy of what the outer rings read, in a repository of its own."""
+    """A copy of what the outer rings read, without benchmarks, in a repository of its own."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+    params = folder / "params.yaml"
+    params.write_text(
+        re.sub(r"^benchmarks:.*\n(?:  - .*\n)*", "benchmarks: []\n", params.read_text(), flags=re.MULTILINE)
+    )
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "toy"]):
         subprocess.run(["git", *command], cwd=folder, env=quiet_environment(), check=True)
     return folder
