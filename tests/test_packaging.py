@@ -117,6 +117,8 @@ def write_inputs(folder: Path, model: Path) -> None:
         ("register", "pipeline"),
         ("promote", "pipeline"),
         ("rollback", "pipeline"),
+        ("benchmark nyuv2 --model MODEL", "benchmark"),
+        ("benchmark --report one.parquet", "benchmark"),
         ("download seven --accept-licence", "pipeline"),
         ("download bucket --accept-licence", "s3"),
     ],

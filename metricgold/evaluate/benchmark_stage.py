@@ -26,6 +26,7 @@ from metricgold.evaluate.protocols import WITH_CAMERA, Protocol, load_protocol, 
 from metricgold.evaluate.report.pictures import SCALE, frames_to_picture, picture_folder, write_pictures
 from metricgold.evaluate.rows import (
     NUMBERS,
+    TEXTS,
     Journal,
     Row,
     read_journal,
@@ -36,6 +37,7 @@ from metricgold.evaluate.rows import (
 from metricgold.evaluate.scoring import in_metres, score
 from metricgold.evaluate.summary import BenchmarkOutputs, write_results
 from metricgold.images import Example, crop_intrinsics
+from metricgold.metrics import ALIGNMENTS
 from metricgold.params import Benchmark, LogDepthRange
 from metricgold.storage import digest_file, digest_json, only_writer, remove
 
@@ -303,7 +305,9 @@ def picture(run: Run, job: Job, journal: Path, pictures: Path) -> set[Path]:
     """
     rulers = {ruler.digest: ruler for ruler in job.rulers}
     method_digest = job.method.digest
-    rows = to_rows(row for row in rows_of(run, journal) if row["method_digest"] == method_digest)
+    mine = (row for row in rows_of(run, journal) if row["method_digest"] == method_digest)
+    ranking = {*TEXTS, *NUMBERS, *(f"{alignment}/abs_rel" for alignment in ALIGNMENTS)}
+    rows = to_rows({name: value for name, value in row.items() if name in ranking} for row in mine)
     folders: set[Path] = set()
     for (digest, _), names in frames_to_picture(rows).items():
         ruler = rulers[digest]

@@ -81,11 +81,13 @@ def require_parquet() -> None:
 def write_rows_file(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as a Parquet file, completely or not at all. Equal rows give equal bytes, whatever their order."""
     parquet = _parquet()
-    unordered = to_rows(rows)
-    order = sorted(range(len(unordered)), key=lambda index: [unordered[name][index] for name in ORDER])
-    ordered = Rows({name: column[order] for name, column in unordered.columns.items()})
+    columns = dict(to_rows(rows).columns)
+    keys = list(zip(*(columns[name] for name in ORDER), strict=True))
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    for name in columns:  # one by one: many rows are many bytes
+        columns[name] = columns[name][order]
     with write_aside(path) as aside:
-        parquet.write_table(_to_table(ordered), aside, compression="zstd")
+        parquet.write_table(_to_table(Rows(columns)), aside, compression="zstd")
 
 
 def read_rows_files(paths: Sequence[Path]) -> Rows:
@@ -183,7 +185,7 @@ def to_rows(rows: Iterable[Row]) -> Rows:
         count += 1
     columns = {name: _objects(column) for name, column in texts.items()}
     for name in (*NUMBERS, *sorted(numbers.keys() - set(NUMBERS))):
-        column = numbers[name][:count]
+        column = numbers.pop(name)[:count]
         columns[name] = np.concatenate([column, np.full(count - len(column), np.nan)])
     return Rows(columns)
 

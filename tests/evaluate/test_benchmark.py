@@ -42,7 +42,7 @@ def write_frames(raw: Path, scenes=("hall", "room"), per_scene=3) -> dict[str, n
         for kind in ("rgb", "depth"):
             (raw / scene / kind).mkdir(parents=True, exist_ok=True)
         rgb = np.zeros((*SIZE, 3), np.uint8)
-        rgb[..., 0] = number
+        rgb[..., 0] = number % 256
         Image.fromarray(rgb).save(raw / scene / "rgb" / f"{number}.png")
         np.save(raw / scene / "depth" / f"{number}.npy", depth_m)
         truths[name] = depth_m
