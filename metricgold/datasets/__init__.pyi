@@ -8,6 +8,7 @@ from .content import (
     settle as settle,
 )
 from .frame import Frame as Frame, fit_frame as fit_frame, mirror_frame as mirror_frame
+from .holes import fill_holes as fill_holes
 from .import_frames import import_frames as import_frames
 from .inspect.page import inspect_dataset as inspect_dataset
 from .listing import FrameRef as FrameRef, Listing as Listing, is_clutter as is_clutter

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metricgold.datasets import Frame, FrameRef, readable_frames
+from metricgold.datasets import Frame, FrameRef, fill_holes, readable_frames
 from metricgold.evaluate.baselines import BIN_NATS, Baselines
 from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
@@ -88,17 +88,17 @@ class VaeFloor:
     @property
     def digest(self) -> str:
         """Of the checkpoint."""
-        return digest_json(["vae_floor", self.model.model_digest, self.model.inference.dtype, self.truth])
+        return digest_json(["vae_floor of whole maps", self.model.model_digest, self.model.inference.dtype, self.truth])
 
     def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
-        """Pixels without depth are filled with far_m."""
+        """Holes are as far as what is beside them: no VAE brings a LiDAR's points back from among pixels at far_m."""
         from metricgold.evaluate.stage import through_vae
 
-        if self.truth != "planar_depth_m":
-            maps_m = [frame.layers[self.truth] for frame in frames]
-            pairs = zip(frames, maps_m, strict=True)
-            frames = [replace(frame, planar_depth_m=map_m, valid_mask=map_m > 0) for frame, map_m in pairs]
-        return [Estimate(depth_m, "depth_m") for depth_m in through_vae(self.model.pipe, frames)]
+        own = self.truth == "planar_depth_m"
+        maps_m = [fill_holes(frame.planar_depth_m if own else frame.layers[self.truth]) for frame in frames]
+        pairs = zip(frames, maps_m, strict=True)
+        whole = [replace(frame, planar_depth_m=map_m, valid_mask=map_m > 0) for frame, map_m in pairs]
+        return [Estimate(depth_m, "depth_m") for depth_m in through_vae(self.model.pipe, whole)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from metricgold.datasets.holes import fill_holes
 from metricgold.datasets.synthetic.archives import (
     DATED,
     ZipOfBytes,
@@ -32,7 +33,6 @@ from metricgold.datasets.synthetic.sensors import (
     Shot,
     border_px,
     depth_edges,
-    filled_depth_m,
     kinect_depth_m,
     lidar_depth_m,
     plane_ids,
@@ -79,7 +79,7 @@ def write_nyuv2(recipe: BenchmarkRecipe, params: SynthesizeBenchmark, out: Path)
             raw_m = kinect_depth_m(shot)
             file["images"][len(scenes)] = white_bordered(shot.frame.srgb).T
             file["rawDepths"][len(scenes)] = raw_m.T
-            file["depths"][len(scenes)] = filled_depth_m(raw_m).T
+            file["depths"][len(scenes)] = fill_holes(raw_m).T
             scenes.append(scene)
         write_cell(file, "scenes", scenes)
         write_cell(file, "sceneTypes", [scene.rpartition("_")[0] for scene in scenes])

@@ -92,21 +92,6 @@ def kinect_depth_m(shot: Shot) -> np.ndarray:
     return np.where(measured, depth_m, 0)
 
 
-def filled_depth_m(depth_m: np.ndarray) -> np.ndarray:
-    """Depth with its holes filled from the nearest measured pixel of the row, and empty rows from the nearest row."""
-    has_depth = depth_m > 0
-    if not has_depth.any():
-        return depth_m
-    columns, rows = np.arange(depth_m.shape[1]), np.arange(depth_m.shape[0])
-    filled = depth_m.copy()
-    for row in np.flatnonzero(has_depth.any(axis=1)):
-        measured = np.flatnonzero(has_depth[row])
-        filled[row] = depth_m[row, measured[np.abs(columns[:, None] - measured).argmin(axis=1)]]
-    measured = np.flatnonzero(has_depth.any(axis=1))
-    whole: np.ndarray = filled[measured[np.abs(rows[:, None] - measured).argmin(axis=1)]]
-    return whole
-
-
 def lidar_depth_m(shot: Shot) -> np.ndarray:
     """A spinning LiDAR of 64 beams on a car's roof: rows of points, none above 2 degrees and on what it cannot see."""
     depth_m = shot.depth_behind_glass_m()

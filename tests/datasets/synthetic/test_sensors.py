@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from metricgold.datasets.holes import fill_holes
 from metricgold.datasets.synthetic import sensors
 from metricgold.datasets.synthetic.raycast import Box, Shell, Solids
 from metricgold.datasets.synthetic.render import CameraRays, Capture
@@ -57,15 +58,9 @@ def test_the_kinect_has_a_border_a_range_and_no_glass():
     assert not has_depth[[0, -1]].any() and not has_depth[:, [0, -1]].any() and not has_depth[shot.is_glass].any()
     np.testing.assert_array_equal(depth_m[has_depth], shot.frame.planar_depth_m[has_depth])
     assert has_depth.mean() > 0.7
-    filled_m = sensors.filled_depth_m(depth_m)
+    filled_m = fill_holes(depth_m)
     assert (filled_m > 0).all()
     np.testing.assert_array_equal(filled_m[has_depth], depth_m[has_depth])
-
-
-def test_holes_are_filled_from_the_nearest_of_the_row():
-    depth_m = np.array([[0, 0, 0, 0, 0], [0, 2, 0, 0, 5], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=float)
-    assert sensors.filled_depth_m(depth_m).tolist() == [[2, 2, 2, 5, 5]] * 4
-    assert not sensors.filled_depth_m(np.zeros((2, 2))).any()
 
 
 def test_lidar_has_rows_and_nothing_above_two_degrees():
