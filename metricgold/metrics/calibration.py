@@ -21,6 +21,7 @@ from metricgold.metrics.pairs import Pairs
 COVERAGES = {"coverage50": 0.50, "coverage80": 0.80, "coverage95": 0.95}
 CALIBRATION = ("ause_abs_rel", "ause_rmse", *COVERAGES)
 STEPS = 50
+_BITS_OF_PARTS = 16
 
 
 class Sparsification(NamedTuple):
@@ -85,32 +86,44 @@ def _checked(uncertainty: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 def _sparsification(pairs: Pairs, u: np.ndarray) -> Sparsification:
     n = pairs.num_pixels
-    removed = np.arange(STEPS) / STEPS
     stay = n - n * np.arange(STEPS) // STEPS  # at least one pixel
     error_m = np.abs(np.subtract(pairs.pred, pairs.true_m, dtype=np.float64))
-    relative = error_m / pairs.true_m
-    order = np.argsort(u)
-    ordered = u[order]
-    least, until = (np.searchsorted(ordered, ordered[stay - 1], side) for side in ("left", "right"))
-
-    def of_most_certain(errors: np.ndarray) -> np.ndarray:
-        """Mean error of the `stay` pixels of least uncertainty; those that tie with the last have equal parts in it."""
-        sums = np.concatenate([[0.0], np.cumsum(errors[order])])
-        tied = (sums[until] - sums[least]) / (until - least)
-        return np.asarray((sums[least] + (stay - least) * tied) / stay)
-
+    relative, squared = error_m / pairs.true_m, error_m * error_m
+    by_u_relative, by_u_squared = _sums_of_least(u, [relative, squared], stay)
+    (by_relative,), (by_squared,) = (_sums_of_least(errors, [errors], stay) for errors in (relative, squared))
     return Sparsification(
-        removed,
-        of_most_certain(relative),
-        _of_least_errors(relative, stay),
-        np.sqrt(of_most_certain(error_m**2)),
-        np.sqrt(_of_least_errors(error_m, stay, power=2)),
+        np.arange(STEPS) / STEPS,
+        by_u_relative / stay,
+        by_relative / stay,
+        np.sqrt(by_u_squared / stay),
+        np.sqrt(by_squared / stay),
     )
 
 
-def _of_least_errors(errors: np.ndarray, stay: np.ndarray, power: int = 1) -> np.ndarray:
-    """Mean of the `stay` least errors, to this power."""
-    limits = np.unique(stay)
-    parts = np.partition(errors, limits[:-1])[: limits[-1]] ** power
-    sums = np.cumsum(np.add.reduceat(parts, np.concatenate([[0], limits[:-1]])))
-    return np.asarray(sums[np.searchsorted(limits, stay)] / stay)
+def _sums_of_least(keys: np.ndarray, values: list[np.ndarray], numbers: np.ndarray) -> list[np.ndarray]:
+    """Sums of each of `values` over the `numbers` least keys, >= 0; keys equal at a limit count in equal parts.
+
+    The bits of positive floats are in their order. So keys fall into parts by their leading bits, parts are added up,
+    and only those in which a limit lies are sorted: several times as fast as sorting all.
+    """
+    part = (keys + 0.0).view(np.int64)  # + 0.0: the sign of -0.0 is a bit too
+    part -= part.min()
+    num_bits = min(_BITS_OF_PARTS, keys.size.bit_length() + 2)
+    part >>= max(int(part.max()).bit_length() - num_bits, 0)
+    sizes = np.bincount(part)
+    until = np.cumsum(sizes)
+    at = np.searchsorted(until, numbers)
+    has_limit = np.zeros(sizes.size, bool)
+    has_limit[at] = True
+    some = np.flatnonzero(has_limit[part])
+    some = some[np.argsort(keys[some])]
+    begin = np.searchsorted(part[some], at)
+    end = begin + numbers - (until - sizes)[at]
+    least, last = (np.searchsorted(keys[some], keys[some[end - 1]], side) for side in ("left", "right"))
+    sums = []
+    for value in values:
+        of_parts = np.concatenate([[0.0], np.cumsum(np.bincount(part, value))])
+        of_some = np.concatenate([[0.0], np.cumsum(value[some])])
+        tied = (of_some[last] - of_some[least]) / (last - least)
+        sums.append(of_parts[at] + of_some[least] - of_some[begin] + (end - least) * tied)
+    return sums

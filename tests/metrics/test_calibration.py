@@ -6,6 +6,8 @@ import pytest
 from metricgold.metrics import image_figures, sparsification
 from metricgold.metrics.calibration import STEPS
 
+from . import papers
+
 rng = np.random.default_rng(0)
 TRUE_M = rng.uniform(1, 20, (60, 70))
 VALID = rng.random(TRUE_M.shape) < 0.9
@@ -54,6 +56,25 @@ def test_a_constant_uncertainty_says_nothing_whatever_the_order_of_pixels():
     curves = sparsification(pred_m, TRUE_M, VALID, np.full(TRUE_M.shape, 0.1))
     np.testing.assert_allclose(curves.abs_rel, curves.abs_rel[0])
     np.testing.assert_allclose(curves.rmse_m, curves.rmse_m[0])
+
+
+@pytest.mark.parametrize("decimals", [1, 3, 12])
+def test_curves_of_many_pixels_are_those_of_sorting_them(decimals):
+    """Ties, zeros and exact predictions among twenty thousand."""
+    true_m = rng.uniform(1, 20, (1, 20_000))
+    pred_m = true_m * np.exp(np.round(0.3 * rng.standard_normal(true_m.shape), decimals))
+    uncertainty = np.round(np.abs(rng.standard_normal(true_m.shape)), decimals)
+    curves = sparsification(pred_m, true_m, np.ones(true_m.shape, bool), uncertainty)
+    abs_rel, squared = np.abs(pred_m - true_m) / true_m, (pred_m - true_m) ** 2
+    for step in range(STEPS):
+        stay = 20_000 - 400 * step
+        for order, relative_curve, metres_curve in (
+            (uncertainty, curves.abs_rel, curves.rmse_m),
+            (None, curves.abs_rel_oracle, curves.rmse_m_oracle),
+        ):
+            by = [abs_rel, squared] if order is None else [order, order]
+            assert relative_curve[step] == pytest.approx(papers.kept_error(abs_rel, by[0], stay)[0])
+            assert metres_curve[step] == pytest.approx(np.sqrt(papers.kept_error(squared, by[1], stay)[0]))
 
 
 def test_nothing_is_said_without_an_uncertainty():
