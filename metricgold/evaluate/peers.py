@@ -42,10 +42,12 @@ BY_TORCHVISION = {"zoedepth", "depth_pro", "chmv2", "tipsv2_dpt"}  # types whose
 class Family:
     """A kind of peer: the file that configures it, what its numbers are, whether it takes a camera, how it is loaded.
 
-    output        None where the configuration does not say
+    needs   the module beyond this project's own packages, if any
+    output  None where the configuration does not say
     """
 
     config: str
+    needs: Callable[[Mapping[str, Any]], str | None]
     output: Callable[[Mapping[str, Any]], Kind | None]
     takes_camera: Callable[[Mapping[str, Any]], bool]
     load: Callable[[Path, dict[str, Any]], Predict]
@@ -126,7 +128,20 @@ def open_peer(text: str) -> Method:
             f"{folder}: {family.config} does not say what its numbers are; say {kind}=OUTPUT:{folder}, "
             f"with OUTPUT one of {', '.join(KINDS)}"
         )
+    if module := family.needs(config):
+        require(module)  # now, not after the methods before it
     return Peer(kind, folder, config, output)
+
+
+def require(module: str) -> None:
+    """ValueError in one line where a module, or what it needs itself, is not installed."""
+    try:
+        with naming_the_extra():
+            importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        advice = f"the authors of {module.partition('.')[0]} say how"
+        missing = (error.name or module).partition(".")[0]
+        raise ValueError(f"the package {missing} is not installed; {advice}") from error
 
 
 @contextmanager
@@ -134,16 +149,7 @@ def naming(folder: Path, kind: str) -> Iterator[None]:
     """Name the folder in whatever a library raises within, in one line."""
     try:
         yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except FAULTS as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"{folder} cannot be used as a {kind} model: {first[:300]}") from error
 
@@ -205,6 +211,11 @@ def load_marigold(folder: Path, index: dict[str, Any]) -> Predict:
 # transformers
 
 
+def transformers_needs(config: Mapping[str, Any]) -> str | None:
+    """Torchvision for some types: transformers itself would not notice before there is an image."""
+    return "torchvision" if config.get("model_type") in BY_TORCHVISION else None
+
+
 def transformers_output(config: Mapping[str, Any]) -> Kind | None:
     """By depth_estimation_type, or by type for those that are always metric."""
     stated = config.get("depth_estimation_type")
@@ -217,9 +228,6 @@ def transformers_output(config: Mapping[str, Any]) -> Kind | None:
 
 def load_transformers(folder: Path, config: dict[str, Any]) -> Predict:
     """A model with its own image processor before and after it."""
-    if config.get("model_type") in BY_TORCHVISION:
-        with naming_the_extra():  # transformers would not notice before there is an image
-            importlib.import_module("torchvision")
     import torch
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
@@ -270,12 +278,16 @@ def moge_output(config: Mapping[str, Any]) -> Kind:
     return "depth_m" if config.get("scale_head") else "relative_depth"
 
 
+def moge_module(config: Mapping[str, Any]) -> str:
+    """Of MoGe 2, whose config describes its encoder, or of 1, whose config names it."""
+    return "moge.model.v2" if isinstance(config.get("encoder"), dict) else "moge.model.v1"
+
+
 def load_moge(folder: Path, config: dict[str, Any]) -> Predict:
-    """MoGe 1, whose config names its encoder, or 2, whose config describes it."""
+    """A model that is asked without its mask."""
     import torch
 
-    package = import_package("moge.model.v2" if isinstance(config.get("encoder"), dict) else "moge.model.v1")
-    model = with_weights(package.MoGeModel(**config), folder)
+    model = with_weights(importlib.import_module(moge_module(config)).MoGeModel(**config), folder)
 
     def predict(rgb: np.ndarray, intrinsics: np.ndarray | None) -> torch.Tensor:
         camera = {} if intrinsics is None else {"fov_x": fov_deg(rgb, intrinsics)}
@@ -287,6 +299,8 @@ def load_moge(folder: Path, config: dict[str, Any]) -> Predict:
 
 
 # unidepth
+
+UNIDEPTH = "unidepth.models"
 
 
 def unidepth_output(config: Mapping[str, Any]) -> Kind:
@@ -300,25 +314,13 @@ def load_unidepth(folder: Path, config: dict[str, Any]) -> Predict:
     """UniDepth 1 or 2, as model.name says."""
     import torch
 
-    package = import_package("unidepth.models")
-    model = with_weights(getattr(package, config["model"]["name"])(config), folder)
+    model = with_weights(getattr(importlib.import_module(UNIDEPTH), config["model"]["name"])(config), folder)
 
     def predict(rgb: np.ndarray, intrinsics: np.ndarray | None) -> torch.Tensor:
         camera = None if intrinsics is None else torch.from_numpy(intrinsics).float()[None].to(model.device)
         return model.infer(image_tensor(rgb), camera)["depth"][0, 0]
 
     return predict
-
-
-def import_package(name: str) -> Any:
-    """A module of a peer's own package. ValueError where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.partition(".")[0]
-        if (error.name or "").partition(".")[0] != package:
-            raise
-        raise ValueError(f"the package {package} is not installed; its authors say how") from error
 
 
 def with_weights(model: Any, folder: Path) -> Any:
@@ -332,10 +334,14 @@ def with_weights(model: Any, folder: Path) -> Any:
 
 
 FAMILIES = {
-    "marigold": Family("model_index.json", marigold_output, lambda _: False, load_marigold),
+    "marigold": Family("model_index.json", lambda _: None, marigold_output, lambda _: False, load_marigold),
     "transformers": Family(
-        "config.json", transformers_output, lambda config: config.get("model_type") == "depth_pro", load_transformers
+        "config.json",
+        transformers_needs,
+        transformers_output,
+        lambda config: config.get("model_type") == "depth_pro",
+        load_transformers,
     ),
-    "moge": Family("config.json", moge_output, lambda _: True, load_moge),
-    "unidepth": Family("config.json", unidepth_output, lambda _: True, load_unidepth),
+    "moge": Family("config.json", moge_module, moge_output, lambda _: True, load_moge),
+    "unidepth": Family("config.json", lambda _: UNIDEPTH, unidepth_output, lambda _: True, load_unidepth),
 }

@@ -147,7 +147,7 @@ def test_a_depth_pro_without_its_camera_head_needs_a_protocol_that_gives_the_cam
 @pytest.mark.parametrize("model", ["zoedepth", "depth_pro"])
 def test_what_needs_torchvision_says_so(folders, model):
     with pytest.raises(ValueError, match=r"torchvision is not installed, .* pip install 'metricgold\[peers\]'"):
-        open_peer(f"transformers:{folders(model)}").estimate([RGB], None)
+        open_peer(f"transformers:{folders(model)}")
 
 
 with_torchvision = pytest.mark.skipif(
@@ -277,9 +277,8 @@ def test_weights_that_are_missing_are_never_random(packages, tmp_path):
 @pytest.mark.parametrize("kind, config", [("moge", {"encoder": "x"}), ("unidepth", {"model": {"name": "UniDepthV1"}})])
 def test_a_package_that_is_not_installed_is_named(monkeypatch, tmp_path, kind, config):
     monkeypatch.setitem(sys.modules, kind, None)
-    peer = open_peer(f"{kind}:{save_weight(tmp_path / 'peer', config, depth=1.0)}")
-    with pytest.raises(ValueError, match=f"the package {kind} is not installed"):
-        peer.estimate([RGB], None)
+    with pytest.raises(ValueError, match=f"the package {kind} is not installed"):  # before anything is measured
+        open_peer(f"{kind}:{save_weight(tmp_path / 'peer', config, depth=1.0)}")
 
 
 # --- wrong folders ------------------------------------------------------------------------------------------
