@@ -114,6 +114,7 @@ def write_inputs(folder: Path, model: Path) -> None:
         ("predict one.jpg out --model MODEL --write exr", "exr"),
         ("predict one.jpg out --model models:/metricgold@champion", "pipeline"),
         ("encode hypersim-synthetic --dask local:1", "dask"),
+        ("evaluate", "benchmark"),
         ("register", "pipeline"),
         ("promote", "pipeline"),
         ("rollback", "pipeline"),
@@ -288,7 +289,7 @@ def test_the_wheels_metadata_lists_the_extras(wheel):
     assert "torch" in core and not core & {"boto3", "distributed", "dvc", "prefect", "mlflow", "py7zr", "openexr"}
 
 
-def test_manifests_and_profiles_come_with_the_wheel(installed, tmp_path):
+def test_manifests_profiles_and_protocols_come_with_the_wheel(installed, tmp_path):
     code = "import metricgold; print(metricgold.__file__)"
     where = run(sys.executable, "-S", "-c", code, cwd=tmp_path, env=installed)
     assert where.stdout.startswith(installed["PYTHONPATH"].split(os.pathsep)[0])
@@ -296,6 +297,9 @@ def test_manifests_and_profiles_come_with_the_wheel(installed, tmp_path):
     assert len(listed.splitlines()) == len(list(ROOT.glob("profiles/*.yaml")))
     checked = run("metricgold", "manifest", "check", cwd=tmp_path, env=installed).stdout
     assert f"{len(list(ROOT.glob('data_manifests/*.yaml')))} manifests are right" in checked
+    code = "from metricgold.evaluate.protocols import protocol_names; print(len(protocol_names()))"
+    counted = run(sys.executable, "-S", "-c", code, cwd=tmp_path, env=installed).stdout
+    assert int(counted) == len(list(ROOT.glob("metricgold/evaluate/protocols/*.yaml"))) > 20
 
 
 DEPLOYED = """

@@ -25,14 +25,15 @@ class Baselines:
     def maps_m(self, size: tuple[int, int]) -> dict[str, np.ndarray]:
         """Their depth for an image of this size, [H, W], by name."""
         maps_m = {"constant": np.full(size, self.constant_m)}
-        return maps_m if self.mean_map_m is None else maps_m | {"mean_map": self.resized_mean_map_m(size)}
+        return maps_m if self.mean_map_m is None else maps_m | {"mean_map": stretched(self.mean_map_m, size)}
 
-    def resized_mean_map_m(self, size: tuple[int, int]) -> np.ndarray:
-        """The mean depth map at an image's size [H, W], bilinear in log depth."""
-        from PIL import Image
 
-        ln = Image.fromarray(np.log(self.mean_map_m).astype(np.float32))
-        return np.exp(np.asarray(ln.resize((size[1], size[0]), Image.Resampling.BILINEAR)))
+def stretched(map_m: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A depth map at an image's size [H, W], bilinear in log depth."""
+    from PIL import Image
+
+    ln = Image.fromarray(np.log(map_m).astype(np.float32))
+    return np.exp(np.asarray(ln.resize((size[1], size[0]), Image.Resampling.BILINEAR)))
 
 
 def in_range(frame: Frame, ruler: LogDepth) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metricgold.datasets import Frame, FrameRef, fill_holes, readable_frames
-from metricgold.evaluate.baselines import BIN_NATS, Baselines
+from metricgold.evaluate.baselines import BIN_NATS, stretched
 from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
 from metricgold.params import Inference
@@ -117,7 +117,7 @@ class Map:
     def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
         """The same for every frame of a size."""
         height, width = frames[0].valid_mask.shape
-        return [Estimate(Baselines(np.nan, self.map_m).resized_mean_map_m((height, width)), "depth_m")] * len(frames)
+        return [Estimate(stretched(self.map_m, (height, width)), "depth_m")] * len(frames)
 
 
 @dataclass(eq=False)

@@ -32,7 +32,7 @@ from metricgold.evaluate.depth_ranges import (
     save_figure,
     write_table,
 )
-from metricgold.evaluate.rows import Row, require_parquet, write_rows_file
+from metricgold.evaluate.rows import NUMBERS, Row, require_parquet, write_rows_file
 from metricgold.images import COLUMNS, Example, write_panels
 from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene, mean_metrics
 from metricgold.params import Evaluate, Inference
@@ -139,8 +139,8 @@ class Measured:
         """What is known of the frames that were left out, by every method that measured others."""
         for ref in self.asked:
             if ref.name in self.left_out:
-                image = {"frame": ref.name, "scene": ref.scene, "reason": self.left_out[ref.name]}
-                image |= dict.fromkeys(("focal_px", "width", "height"), float("nan"))
+                image: Row = {"frame": ref.name, "scene": ref.scene, "reason": self.left_out[ref.name]}
+                image |= dict.fromkeys(NUMBERS, float("nan"))
                 yield from (image | {"method": method} for method in METHODS if self.of(method))
 
     def means(self, method: str) -> dict[str, float]:
@@ -243,10 +243,12 @@ def _rows(params: Evaluate, model_digest: str, measured: dict[str, Measured]) ->
     protocol_digest = digest_json({"range_m": [params.min_m, params.max_m], "geometry": GEOMETRY})
     for name, of_dataset in measured.items():
         common = {"benchmark": name, "protocol": PROTOCOL, "protocol_digest": protocol_digest}
-        common |= {"ruler_digest": digest_json(_ruler(params, of_dataset)), "method_digest": model_digest}
+        common["ruler_digest"] = digest_json(_ruler(params, of_dataset))
         for image in (*of_dataset.images, *of_dataset.without_figures()):
             row = {f"metric/{key}" if key in METRICS else key: value for key, value in image.items()}
-            yield common | row | {"method": NAME_IN_ROWS.get(image["method"], image["method"])}
+            method = NAME_IN_ROWS.get(image["method"], image["method"])
+            digest = model_digest if method == "model" else digest_json([method, model_digest])
+            yield common | row | {"method": method, "method_digest": digest}
 
 
 def _plot_by_depth(plots: Path, measured: dict[str, Measured]) -> None:

@@ -359,6 +359,9 @@ def test_with_a_trained_pipeline(tiny_raw, tiny_model, tmp_path):
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
     assert reports[0]["num_frames"] == 4
     assert reports[0]["model_digest"] == digest_folder(tiny_model)
+    rows = read_rows_files([tmp_path / "0.rows.parquet"])
+    assert rows.where(method="model").unique("method_digest") == [digest_folder(tiny_model)]
+    assert len(rows.unique("method_digest")) == 4
     assert all(np.isfinite(reports[0][key]) for key in METRICS)
 
 
