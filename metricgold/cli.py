@@ -464,7 +464,11 @@ def benchmark(
     others = options["predictions"] or options["peers"]
     folders = dict(fetch_model(model)[::-1] for model in models or (() if others else (str(FOLDERS.model),)))
     for name in named:
-        _print({"benchmark": name} | _measure(params, name, folders, **options), as_json)
+        figures = {"benchmark": name} | _measure(params, name, folders, **options)
+        # For people what stands on top; the rest is on the page.
+        _print(figures if as_json else {key: value for key, value in figures.items() if "/" not in key}, as_json)
+        if not as_json:
+            click.echo(f"page: {FOLDERS.reports / 'benchmark' / name}.html")
 
 
 def _measure(

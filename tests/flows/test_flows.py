@@ -11,6 +11,7 @@ import yaml
 
 from metricgold.params.words import PRESETS, Preset
 from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
+from metricgold.storage import write_json
 from tests.flows.toy import ROOT, calls
 from tests.support.interruptible import interruptible
 from tests.support.waiting import wait_until
@@ -123,12 +124,25 @@ def _wait_for_runs(server, deployment: str, count: int) -> list[dict]:
 def test_train_measures_registers_and_promotes(at_server, small):
     from flows.train_metricgold import train_metricgold
 
+    _list_benchmarks("nyuv2-synthetic")
+    figures = {"protocol": "nyuv2-eigen", "num_frames": 28, "abs_rel": 0.3, "abs_rel_low": 0.2, "abs_rel_high": 0.4}
+    write_json(Path("metrics/benchmark/nyuv2-synthetic.json"), figures)
     outcome = train_metricgold(promote=True)
     assert outcome["registered"]["version"] == "1" and outcome["promoted"]["alias"] == "champion"
     assert outcome["metrics"]["abs_rel"] == 0.2
     assert _words(small) == ["train", "evaluate", "register", "promote"]
     artifacts = at_server.ask("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["metrics"]}}})
     assert "| hypersim-synthetic | 0.2 | 0.7 |" in artifacts[0]["data"]
+    assert outcome["benchmarks"] == {"nyuv2-synthetic": figures}
+    artifacts = at_server.ask("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["benchmarks"]}}})
+    assert "| nyuv2-synthetic | nyuv2-eigen | 28 | 0.3 (0.2 to 0.4) |  |" in artifacts[0]["data"]
+
+
+def _list_benchmarks(*names: str) -> None:
+    text = Path("params.yaml").read_text()
+    assert "benchmarks: []" in text
+    listed = "\n".join(["benchmarks:", *(f"- {name}" for name in names)])
+    Path("params.yaml").write_text(text.replace("benchmarks: []", listed))
 
 
 @pytest.mark.slow
@@ -199,6 +213,9 @@ def test_prepare_data_stops_after_the_download(at_server, project):
     seconds = prepare_data(["vkitti2-synthetic"])
     assert calls(project) == ["synthesize vkitti2-synthetic", "download vkitti2-synthetic"]
     assert set(seconds) == {"synthesize@vkitti2-synthetic", "download@vkitti2-synthetic"}
+    _list_benchmarks("nyuv2-synthetic")
+    assert set(prepare_data(["nyuv2-synthetic"])) == {"benchmark-data@nyuv2-synthetic"}
+    assert calls(project) == ["synthesize nyuv2-synthetic", "download nyuv2-synthetic"]
 
 
 def test_a_licence_is_asked_for_before_anything_starts(project):
@@ -218,6 +235,7 @@ def test_a_download_is_tried_again():
 
     assert task_of("download@hypersim").retries == 3
     assert task_of("download@hypersim").retry_delay_seconds == [60, 600, 3600]
+    assert task_of("benchmark-data@nyuv2").retries == 3
     assert task_of("train").retries == 0
 
 
