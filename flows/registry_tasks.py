@@ -24,6 +24,6 @@ def promote_version(version: str | None, dry_run: bool) -> dict[str, Any]:
     outcome = ask_child(command, get_run_logger().info)
     create_table_artifact(outcome["checks"], key="gate", description=f"version {outcome['version']}")
     if not outcome["passed"] and not dry_run:
-        refused = [f"{c['name']} {c['value']} against {c['bound']}" for c in outcome["checks"] if not c["passed"]]
+        refused = [f"{c['name']} {c['value']} against {c['bound']}" for c in outcome["checks"] if c["passed"] is False]
         raise ValueError(f"version {outcome['version']} was not promoted: {'; '.join(refused)}")
     return outcome

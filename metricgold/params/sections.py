@@ -351,6 +351,13 @@ class Predict(Inference):
     lease_s: Annotated[float, Field(ge=10)] = 120.0  # another job may take over an S3 output not renewed for this time
 
 
+class BenchmarkGate(Section):
+    """What the gate wants of one benchmark, by its default protocol; a key left out is not checked."""
+
+    max_abs_rel: PositiveFloat | None = None
+    min_delta1: Fraction | None = None
+
+
 class Promote(Section):
     """The gate of the champion alias; a key left out is not checked."""
 
@@ -359,6 +366,7 @@ class Promote(Section):
     max_constant_ratio: PositiveFloat | None = None  # AbsRel over the best constant's
     max_vae_floor_abs_rel: PositiveFloat | None = None
     max_regression: Fraction | None = 0.02  # AbsRel may be worse than the champion's by this share
+    benchmarks: dict[DatasetName, BenchmarkGate] | None = None
 
 
 class Params(Section):

@@ -47,9 +47,9 @@ def dvc_outputs(lock: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
-def score_tags(scores: dict[str, Any]) -> dict[str, str]:
-    """Digests of the evaluation, which decides whether two versions compare, and of its scores."""
-    return {"evaluation_digest": str(scores.get("digest", "")), "scores_digest": digest_json(scores)}
+def score_tags(scores: dict[str, Any], benchmarks: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Digests of the evaluation's ruler, which decides whether two versions compare, and of all figures."""
+    return {"evaluation_digest": str(scores.get("digest", "")), "scores_digest": digest_json([scores, benchmarks])}
 
 
 def flat(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:

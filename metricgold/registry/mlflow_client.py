@@ -34,6 +34,7 @@ def open_client() -> Iterator["MlflowClient"]:
     # Only the word "true" counts; MLflow reads both when it is imported.
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one small file
     # It would print the address, password and all, into the answer of `register --json`.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     with naming_the_extra():
