@@ -455,20 +455,29 @@ def benchmark(
             raise click.UsageError("--report computes from rows alone: no NAME and no other option goes with it")
         _print(rebuild_report(rows, FOLDERS.plots / "benchmark"), as_json)
         return
-    from metricgold.registry import fetch_model
-
     params = _params(ctx)
     named = [require_dataset_name(name) for name in dict.fromkeys([*names, *([item] if item else [])])]
     if not (named := named or params.benchmarks):
         raise click.UsageError(f"no NAME, and {ctx.obj} lists no benchmarks")
     others = options["predictions"] or options["peers"]
-    folders = dict(fetch_model(model)[::-1] for model in models or (() if others else (str(FOLDERS.model),)))
+    folders = _named_models(models or (() if others else (str(FOLDERS.model),)))
     for name in named:
         figures = {"benchmark": name} | _measure(params, name, folders, **options)
         # For people what stands on top; the rest is on the page.
         _print(figures if as_json else {key: value for key, value in figures.items() if "/" not in key}, as_json)
         if not as_json:
             click.echo(f"page: {FOLDERS.reports / 'benchmark' / name}.html")
+
+
+def _named_models(models: tuple[str, ...]) -> dict[str, Path]:
+    """Checkpoint folders by the names of tables; where two share a name, the second is called as it was typed."""
+    from metricgold.registry import fetch_model
+
+    folders: dict[str, Path] = {}
+    for model in dict.fromkeys(models):
+        folder, name = fetch_model(model)
+        folders[model if name in folders else name] = folder
+    return folders
 
 
 def _measure(

@@ -256,6 +256,8 @@ CASES = [
     Case("benchmark mine --model models:/metricgold@nobody", 1, ["nobody"]),
     Case("benchmark nothing --model MODEL", 1, ["nothing", "nyuv2"]),
     Case("benchmark nyuv2 --model MODEL", 1, ["data/benchmarks/nyuv2"]),
+    Case("benchmark nyuv2 --model MODEL", 1, ["data/raw/nyuv2", "data/benchmarks/nyuv2"], {"data/raw/nyuv2/": ""}),
+    Case("download nyuv2", 1, ["data/raw/nyuv2", "data/benchmarks/nyuv2"], {"data/raw/nyuv2/": ""}),
     Case("benchmark mine --model MODEL", 1, ["dataset.yaml", "splits", "test"], FRAME),
     Case("benchmark mine --model MODEL --protocol nyuv2-eigen", 1, ["mine", "nyuv2-eigen", "whole"], TEST_FRAME),
     Case("benchmark mine --frames 0", 2, ["--frames", "0"]),

@@ -191,12 +191,15 @@ def manifest_paths() -> dict[str, Path]:
 def raw_folder(name: str, folders: Folders) -> Path:
     """The raw folder of a data set: among the benchmarks where it is there already or its manifest's role is evaluate.
 
-    Raises ValueError for a name that cannot be one, and for a manifest that is not right.
+    Raises ValueError for a name that cannot be one, for a manifest that is not right, and for a benchmark that is still
+    among the data that train.
     """
     raw, benchmark, manifest = folders.raw(name), folders.benchmark(name), manifest_paths().get(name)
     if (raw / "dataset.yaml").is_file():
         return raw
     only_measures = manifest is not None and read_manifest(manifest).role == "evaluate"
+    if only_measures and raw.is_dir() and not benchmark.is_dir():
+        raise ValueError(f"{raw}: data that only measure are in {benchmark} now; move the folder there")
     return benchmark if only_measures or benchmark.is_dir() else raw
 
 

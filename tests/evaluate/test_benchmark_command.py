@@ -77,6 +77,14 @@ def test_two_models_side_by_side_and_what_dvc_writes(there):
     )
 
 
+def test_two_models_of_one_name_are_both_measured(there):
+    shutil.copytree("models/metricgold", "other/metricgold")
+    (there / "other/metricgold/notes.txt").write_text("differs")
+    call("mine", "--model", "models/metricgold", "--model", "other/metricgold", "--frames", "2")
+    rows = read_rows_files([Path("reports/benchmark/mine.rows.parquet")])
+    assert {"metricgold", "other/metricgold"} <= set(rows.unique("method"))
+
+
 def test_help_and_report_load_no_torch(there):
     call("--frames", "1")
     assert "abs_rel_low" not in json.loads(Path("metrics/benchmark/mine.json").read_text())  # one scene, no interval
