@@ -150,7 +150,7 @@ def test_exclusions_carry_their_reason():
 
 @pytest.mark.parametrize("name", ["nothing", "../data_manifests/hypersim"])
 def test_unknown_names_list_the_known(name):
-    with pytest.raises(ValueError, match="known: diode, eth3d, flsea, hypersim, hypersim-synthetic, ibims1,"):
+    with pytest.raises(ValueError, match="known: diode, diode-synthetic, eth3d, eth3d-synthetic, flsea, hypersim,"):
         load_manifest(name)
 
 
