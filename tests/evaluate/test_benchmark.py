@@ -246,6 +246,16 @@ def test_how_many_frames_are_measured_changes_no_row_of_a_checkpoint(tmp_path):
     assert OurModel(tmp_path, "ours", Benchmark(ensemble_size=3)).digest != models[0].digest
 
 
+def test_frames_that_a_protocol_names_and_that_are_not_there_are_one_line(project, monkeypatch):
+    _, truths = project
+    pinned = rules.Protocol(name="p", benchmark="mine", title="", source=["here"], frames={"count": 9})
+    monkeypatch.setattr("metricgold.evaluate.benchmark_stage.protocols_of", lambda name: [pinned])
+    fake = Fake(truths)
+    with pytest.raises(ValueError, match=r"protocol p measures 9 frames of mine .* but there are 6"):
+        run(project, fake)
+    assert fake.asked == []
+
+
 def test_unknown_protocols_and_missing_frames_are_one_line(project):
     _, truths = project
     with pytest.raises(ValueError, match="mine has no protocol 'nyuv2-eigen'; it has whole"):

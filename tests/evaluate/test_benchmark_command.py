@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from metricgold.cli import main
 from metricgold.evaluate.rows import read_rows_files
+from tests.evaluate.peer_folders import save_transformers
 from tests.evaluate.test_benchmark import write_frames
 from tests.support import ROOT
 
@@ -83,6 +84,17 @@ def test_two_models_of_one_name_are_both_measured(there):
     call("mine", "--model", "models/metricgold", "--model", "other/metricgold", "--frames", "2")
     rows = read_rows_files([Path("reports/benchmark/mine.rows.parquet")])
     assert {"metricgold", "other/metricgold"} <= set(rows.unique("method"))
+
+
+def test_a_peer_is_measured_by_the_same_rules_and_its_kind_decides_its_figures(there):
+    save_transformers(there / "peers/small", "depth_anything", depth_estimation_type="metric", max_depth=20)
+    save_transformers(there / "peers/relative", "depth_anything", depth_estimation_type="relative")
+    call("mine", "--peer", "transformers:peers/small", "--peer", "transformers:peers/relative", "--frames", "2")
+    rows = read_rows_files([Path("reports/benchmark/mine.rows.parquet")])
+    assert rows.unique("method") == ["best_constant", "mean_map", "relative", "small"]
+    assert np.isfinite(rows.where(method="small")["metric/abs_rel"]).all()
+    assert np.isnan(rows.where(method="relative")["metric/abs_rel"]).all()
+    assert np.isfinite(rows.where(method="relative")["affine_disparity/abs_rel"]).all()
 
 
 def test_help_and_report_load_no_torch(there):
