@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metricgold.datasets import Frame, FrameRef, evenly_spaced, frame_batches, list_frames, readable_frames
+from metricgold.download import refuse_edited
 from metricgold.evaluate.baselines import mean_depth_map
 from metricgold.evaluate.methods import Estimate, FrameMethod, Method, SeesImages
 from metricgold.evaluate.ours import BestConstant, Map, OurModel, VaeFloor
@@ -118,6 +119,7 @@ def benchmark(
     ledger = raw / "ledger.json"
     journal_path = out.journal(digest_file(ledger) if ledger.is_file() else "")
     refs = {one: ref for ruler in run.rulers for one, ref in ruler.frames.items()}
+    refuse_edited(raw, refs.values())
     theirs = [open_predictions(folder, list(refs.values())) for folder in predictions]
     with only_writer(out.rows), Journal(journal_path) as journal:
         for row in read_journal(journal_path):

@@ -402,6 +402,12 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _gate_names_benchmarks(self) -> "Params":
+        if unknown := sorted(set(self.promote.benchmarks or {}) - set(self.benchmarks)):
+            raise ValueError(f"promote.benchmarks names {unknown}, which benchmarks {self.benchmarks} does not list")
+        return self
+
+    @model_validator(mode="after")
     def _sampling_begins_where_noise_is_all(self) -> "Params":
         sections = {"evaluate": self.evaluate, "benchmark": self.benchmark, "predict": self.predict}
         for name, inference in sections.items():

@@ -7,9 +7,12 @@ import pytest
 
 from metricgold.datasets.manifest import Manifest, read_manifest
 from metricgold.download.stage import download
+from metricgold.evaluate.benchmark_stage import benchmark
 from metricgold.evaluate.stage import evaluate
+from metricgold.evaluate.summary import BenchmarkOutputs
 from metricgold.evaluate.vae_floor import measure_vae_floor
 from metricgold.evaluate.validation import held_out_validation
+from metricgold.params.paths import Folders
 from metricgold.params.sections import Validation
 from metricgold.train.depth_vae import train_depth_vae
 
@@ -34,6 +37,7 @@ def raw(tiny_raw, tmp_path):
     [
         ("evaluate", HELD_OUT),
         ("evaluate", TRAINING),  # its mean depth map
+        ("benchmark", HELD_OUT),
         ("vae-floor", TRAINING),
         ("validation", HELD_OUT),
         ("depth-vae", HELD_OUT),
@@ -46,6 +50,9 @@ def test_edited_depth_ends_the_stage(tiny, tiny_backbone, tiny_model, raw, tmp_p
     depth_vae = tiny.depth_vae.model_copy(update={"num_steps": 1})
     call = {
         "evaluate": lambda: evaluate(tiny.evaluate, raws, tiny_model, metrics, plots),
+        "benchmark": lambda: benchmark(
+            tiny.benchmark, tiny.datasets[0], raw, BenchmarkOutputs.of(Folders(tmp_path), "tiny")
+        ),
         "vae-floor": lambda: measure_vae_floor(
             tiny.vae_floor, tiny.log_depth, raws, tiny_backbone, metrics, plots, size=size
         ),

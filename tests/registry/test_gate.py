@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from metricgold.evaluate.rows import write_rows_file
-from metricgold.params.sections import Promote
+from metricgold.params.sections import Params, Promote
 from metricgold.registry.versions import promote, register
 from metricgold.storage.files import digest_folder
 from tests.registry.project import PARAMS, SCORES, change_model, mlflow_client
@@ -213,3 +213,7 @@ def test_bounds_of_benchmarks_are_checked_as_they_are_read():
     with pytest.raises(ValueError, match="max_absrel"):
         Promote.model_validate({"benchmarks": {"nyuv2": {"max_absrel": 0.1}}})
     assert Promote().benchmarks is None
+    with pytest.raises(
+        ValueError, match=r"promote\.benchmarks names \['nyu'\], which benchmarks \['nyuv2'\] does not list"
+    ):
+        Params(datasets=["hypersim"], benchmarks=["nyuv2"], promote=Promote(benchmarks={"nyu": {"max_abs_rel": 0.1}}))
