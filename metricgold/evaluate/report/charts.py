@@ -218,13 +218,19 @@ def ratio_by_scene(ruler: Ruler) -> Chart | None:
         ax.set(xscale="log", xlabel="median ratio, predicted / true")
         low, high = ax.get_xlim()
         ax.set_xlim(min(low, 0.8), max(high, 1.25))
-        plain_ticks(ax.xaxis, [t for t in RATIO_TICKS if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]])
+        plain_ticks(ax.xaxis, round_ticks(*ax.get_xlim()))
 
     alt = "Median ratio of each scene, one row a method, and their mean; the table “Scale” has the figures."
     return chart("Median ratio by scene", alt, draw)
 
 
 RATIO_TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """Round ratios within a range, or two numbers of two digits near its ends where there are none."""
+    inside = [float(tick) for tick in RATIO_TICKS if low <= tick <= high]
+    return inside if len(inside) > 1 else [float(f"{low * (high / low) ** share:.2g}") for share in (0.1, 0.9)]
 
 
 def shortened(title: str) -> str:
@@ -249,7 +255,7 @@ def ratio_by_focal(ruler: Ruler) -> Chart | None:
             ax.plot(np.exp(ends), np.exp(start + slope * ends), label=method.title, linewidth=1.6, **look)
         ax.set(xscale="log", yscale="log", xlabel="focal length, image widths", ylabel="median ratio, predicted / true")
         for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-            plain_ticks(axis, [tick for tick in RATIO_TICKS if low <= tick <= high] or [low, high])
+            plain_ticks(axis, round_ticks(low, high))
 
     alt = "Median ratio of each image against focal length, with a line for each method; “Scale” has the trends."
     return chart("Median ratio by focal length", alt, draw)
