@@ -17,6 +17,7 @@ from metricgold.evaluate.report.rulers import rulers_of
 from metricgold.evaluate.report.signatures import RULES, signatures
 from metricgold.evaluate.report.tables import accuracy, pairs, scale
 from metricgold.evaluate.rows import read_rows_files, write_rows_file
+from metricgold.evaluate.summary import summarize
 from metricgold.images import Example
 from metricgold.metrics import ALIGNMENTS, FIGURES, interval_by_scene, paired_interval, scene_weights
 from metricgold.storage import digest_json
@@ -114,6 +115,7 @@ def test_means_are_taken_as_the_protocol_takes_them(tmp_path, monkeypatch, name,
     assert table.rows[0][2].text == f"{expected.mean:.3f}"
     assert table.rows[0][2].interval == f"{expected.low:.3f} to {expected.high:.3f}"
     assert f"means over {average}s" in report(tmp_path, rows)[0]
+    assert summarize(rows, "whole", digest_json("ours"))["abs_rel"] == expected.mean  # and so does the JSON
 
 
 def test_rows_of_two_rulers_never_share_a_table(tmp_path):
