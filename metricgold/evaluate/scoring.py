@@ -9,19 +9,18 @@ from metricgold.evaluate.depth_ranges import range_index
 from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
 from metricgold.metrics import (
+    Planarity,
     align,
     alignments_of,
     boundary_f1,
     edge_distances,
     image_figures,
     planarity,
-    sparsification,
 )
 
 NOTHING_COUNTS = "no pixel counts"
 EDGES_M = np.array([0.0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256])  # true depth beyond is in the last range
 PLANES = ("wall", "floor", "table")
-CURVE = slice(None, None, 5)  # of a sparsification curve's points those that rows keep: every 10 %
 
 
 def score(protocol: Protocol, frame: Frame, estimate: Estimate) -> tuple[str, dict[str, float]]:
@@ -39,10 +38,6 @@ def score(protocol: Protocol, frame: Frame, estimate: Estimate) -> tuple[str, di
         figures |= by_range(fitted.depth[counted], true_m[counted])
         for name in protocol.figures:
             figures |= BESIDES[name](fitted.depth, true_m, counted, frame)
-    if fitted.kind == "depth_m" and uncertainty is not None:
-        curve = sparsification(fitted.depth, true_m, counted, uncertainty)
-        points = zip(curve.removed[CURVE].tolist(), curve.abs_rel[CURVE].tolist(), strict=True)
-        figures |= {f"sparsification/{share:g}": error for share, error in points}
     return "", figures
 
 
@@ -64,9 +59,11 @@ def fit(protocol: Protocol, estimate: Estimate, size: tuple[int, int]) -> Estima
 
 
 def limits_of(protocol: Protocol) -> tuple[float, float] | None:
-    """Metres to which aligned depth is clipped; None where the protocol's clip is open on one side."""
-    clip_m = protocol.clip_m
-    return None if clip_m is None or clip_m[1] is None else (clip_m[0], clip_m[1])
+    """Metres to which aligned depth is clipped: infinity where the clip has no far end; None without a clip."""
+    if protocol.clip_m is None:
+        return None
+    nearest_m, farthest_m = protocol.clip_m
+    return nearest_m, np.inf if farthest_m is None else farthest_m
 
 
 def in_metres(protocol: Protocol, estimate: Estimate, true_m: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -99,13 +96,18 @@ def boundaries(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, fram
 
 
 def planes(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, frame: Frame) -> dict[str, float]:
-    """iBims-1's errors of planes, for each kind of plane."""
-    figures: dict[str, float] = {}
-    for kind in PLANES:
-        mask = np.where(counted, layer_of(frame, f"mask_{kind}"), 0)
-        found = planarity(pred_m, true_m, mask, frame.intrinsics)
-        figures |= {f"planarity/{kind}_cm": found.plan_cm, f"planarity/{kind}_deg": found.orientation_deg}
-    return figures
+    """iBims-1's errors of planes, of each kind and of all, with the number of planes, over which means are taken."""
+    masks = {kind: np.where(counted, layer_of(frame, f"mask_{kind}"), 0) for kind in PLANES}
+    found = {kind: planarity(pred_m, true_m, mask, frame.intrinsics) for kind, mask in masks.items()}
+    some = [one for one in found.values() if one.num_planes]
+    if some:
+        means = np.average([one[:2] for one in some], axis=0, weights=[one.num_planes for one in some])
+        found["all"] = Planarity(*means.tolist(), sum(one.num_planes for one in some))
+    return {
+        f"planarity/{kind}_{name}": float(value)
+        for kind, one in found.items()
+        for name, value in zip(("cm", "deg", "num_planes"), one, strict=True)
+    }
 
 
 def edges(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, frame: Frame) -> dict[str, float]:

@@ -21,6 +21,7 @@ from metricgold.metrics.pairs import Pairs
 COVERAGES = {"coverage50": 0.50, "coverage80": 0.80, "coverage95": 0.95}
 CALIBRATION = ("ause_abs_rel", "ause_rmse", *COVERAGES)
 STEPS = 50
+CURVE = {f"sparsification/{step / STEPS:g}": step for step in range(0, STEPS, 5)}  # AbsRel of what stays, every 10 %
 _BITS_OF_PARTS = 16
 
 
@@ -50,7 +51,7 @@ def sparsification(
 
 
 def calibration(pairs: Pairs, uncertainty: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """The figures of CALIBRATION; `uncertainty` and `valid` as the image has them."""
+    """The figures of CALIBRATION and CURVE; `uncertainty` and `valid` as the image has them."""
     u = _checked(uncertainty, valid)
     curves = _sparsification(pairs, u)
     e = np.abs(np.log(pairs.pred, dtype=np.float64) - np.log(pairs.true_m, dtype=np.float64))
@@ -61,7 +62,7 @@ def calibration(pairs: Pairs, uncertainty: np.ndarray, valid: np.ndarray) -> dic
     for key, share in COVERAGES.items():
         z = NormalDist().inv_cdf((1 + share) / 2)
         figures[key] = np.count_nonzero(e <= z * u) / u.size
-    return figures
+    return figures | {key: float(curves.abs_rel[step]) for key, step in CURVE.items()}
 
 
 def area(between: np.ndarray) -> float:

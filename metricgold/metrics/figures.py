@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from metricgold.metrics.alignment import ALIGNMENTS, Alignment, Limits, alignments_of, fit_alignments
-from metricgold.metrics.calibration import CALIBRATION, calibration
+from metricgold.metrics.calibration import CALIBRATION, CURVE, calibration
 from metricgold.metrics.pairs import Block, Kind, Moments, Pairs
 
 LOWER_IS_BETTER = ("abs_rel", "sq_rel", "rmse_m", "mae_m", "rmse_log", "log10", "silog")
@@ -67,14 +67,15 @@ def image_figures(
     true_m       same shape, planar depth in metres
     valid        bool, same shape; other pixels are not read
     uncertainty  same shape: standard deviation of ln depth, as Prediction.uncertainty; without it the figures of
-                 CALIBRATION are NaN
+                 CALIBRATION and CURVE are NaN
     kind         depth_m, disparity_per_m, relative_depth or relative_disparity; a relative prediction has the
                  figures of the one alignment that fits it, all others are NaN
     limits_m     nearest and farthest depth in metres to which aligned depth is clipped; 0 and infinity are open
 
-    `<alignment>/<figure>` for ALIGNMENTS and FIGURES, the medians of truth and prediction in metres, num_pixels and
-    CALIBRATION. Raises ValueError when the shapes differ, when no pixel is valid, when a valid depth is not finite
-    and > 0 (finite, for a relative prediction), a valid uncertainty not finite and >= 0, or limits that are no range.
+    `<alignment>/<figure>` for ALIGNMENTS and FIGURES, the medians of truth and prediction in metres, num_pixels,
+    CALIBRATION and CURVE. Raises ValueError when the shapes differ, when no pixel is valid, when a valid depth is not
+    finite and > 0 (finite, for a relative prediction), a valid uncertainty not finite and >= 0, or limits that are no
+    range.
     """
     pairs = Pairs(pred, true_m, valid, kind)
     row = dict.fromkeys(FIGURE_KEYS, float("nan")) | {"num_pixels": float(pairs.num_pixels)}
@@ -98,6 +99,7 @@ FIGURE_KEYS = (
     "median_pred_m",
     *(key for alignment in ALIGNMENTS for key in _keys(alignment)),
     *CALIBRATION,
+    *CURVE,
 )
 
 

@@ -11,6 +11,7 @@ from metricgold.evaluate.rows import Rows
 from metricgold.metrics import Interval, interval_by_scene, mean_by_scene, paired_interval, scene_weights
 
 SHORT = 12  # hex digits of a digest on the page
+NUM_PLANES = "_num_planes"  # after the kind of plane: how many an image has of it
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,15 @@ class Measured:
             return np.nan_to_num(self.values("num_pixels"))
         return scene_weights(self.scenes) if self.average == "scene" else np.ones(len(self.rows))
 
+    def weights_of(self, figure: str) -> np.ndarray:
+        """What each frame [N] weighs in the mean of a figure: errors of planes are means over planes."""
+        planes = f"{figure.rpartition('_')[0]}{NUM_PLANES}"
+        return np.nan_to_num(self.values(planes)) if planes in self.rows.columns else self.weights
+
     def interval(self, figure: str) -> Interval | None:
         """The mean as the protocol takes it, with its 95 % interval by scene; None where no frame has the figure."""
         if figure not in self._intervals:
-            interval = interval_by_scene(self.values(figure), self.scenes, weights=self.weights)
+            interval = interval_by_scene(self.values(figure), self.scenes, weights=self.weights_of(figure))
             self._intervals[figure] = interval if np.isfinite(interval.mean) else None
         return self._intervals[figure]
 

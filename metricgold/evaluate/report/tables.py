@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from metricgold.evaluate.report.rulers import Measured, Ruler, paired_difference
+from metricgold.evaluate.report.rulers import NUM_PLANES, Measured, Ruler, paired_difference
 from metricgold.metrics import Interval, focal_trend, scale_ratio
 
 ALIGNED = {
@@ -263,7 +263,9 @@ def others(ruler: Ruler) -> Table:
     columns = [
         column
         for column in ruler.methods[0].rows.figures
-        if column not in known and column.partition("/")[0] not in {*ALIGNED, "range", "sparsification"}
+        if column not in known
+        and column.partition("/")[0] not in {*ALIGNED, "range", "sparsification"}
+        and not column.endswith(NUM_PLANES)
     ]
     better = {"boundary": HIGHER, "planarity": LOWER, "edges": LOWER}
     figures = [
@@ -271,5 +273,6 @@ def others(ruler: Ruler) -> Table:
         for column in columns
     ]
     figures = [figure for figure in figures if any(method.interval(figure.column) for method in ruler.methods)]
-    note = "Figures that this protocol asks for besides."
+    note = "Figures that this protocol asks for besides. Errors of planes are means over the planes of all images, as "
+    note += "iBims-1's authors publish them."
     return figures_table(ruler, "Boundaries, planes and edges", note, figures)

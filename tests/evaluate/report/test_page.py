@@ -384,3 +384,18 @@ def test_the_page_is_whole_and_fits(browser, folder, width, dark):
     assert browser.run("getComputedStyle(document.body).backgroundColor") == (
         "rgb(18, 23, 29)" if dark else "rgb(245, 247, 250)"
     )
+
+
+def test_errors_of_planes_are_means_over_planes(tmp_path):
+    """As their authors publish them: an image with three walls counts three times one with one."""
+
+    def figures(index):
+        return {"planarity/wall_cm": 1.0 + index, "planarity/wall_num_planes": float(index % 3)}
+
+    rows = read(tmp_path, of_method("a", figures))
+    (ruler,) = rulers_of(rows)
+    errors, numbers = (np.array([figures(i)[name] for i in range(20)]) for name in figures(0))
+    assert ruler.methods[0].interval("planarity/wall_cm").mean == pytest.approx(np.average(errors, weights=numbers))
+    html, markdown = tmp_path / "a.html", tmp_path / "a.md"
+    write_report(rows, tmp_path, html, markdown)
+    assert "over the planes of all images" in markdown.read_text() and "num planes" not in markdown.read_text()
