@@ -11,7 +11,7 @@ def fill_holes(depth_m: np.ndarray) -> np.ndarray:
     has_depth = depth_m > 0
     if not has_depth.any():
         return depth_m
-    rows = has_depth.any(axis=1)
+    rows: np.ndarray = has_depth.any(axis=1)
     filled = np.take_along_axis(depth_m, nearest(has_depth), axis=1)
     whole: np.ndarray = filled[nearest(rows[None])[0]]
     return whole

@@ -72,7 +72,7 @@ class SynthesizeBenchmark(Section):
     version: PositiveInt = 1
     seed: Count = 0
     height: Annotated[int, Field(ge=24)] = 120
-    num_scenes: Annotated[int, Field(ge=1, le=900)] = 14  # per benchmark, all for test
+    num_scenes: Annotated[int, Field(ge=1, le=900)] = 16  # per benchmark, all for test
     frames_per_scene: PositiveInt = 2
 
 

@@ -57,11 +57,12 @@ IBIMS1: Kinds = (
     ("livingroom", worlds.draw_lounge),
     ("kitchen", worlds.draw_kitchen),
 )
-# Width, height and camera (fx, fy, cx, cy) as published, pixel centres at +0.5. KITTI's differ by date.
+# Width, height and camera (fx, fy, cx, cy) as published, pixel centres at +0.5. KITTI's cameras differ by date; its
+# sizes do too, by some pixels, but frames of one size go through a model together.
 KITTI_CAMERAS = {
     "2011_09_26": (1242, 375, (721.5377, 721.5377, 610.0593, 173.354)),
-    "2011_09_30": (1226, 370, (707.0912, 707.0912, 602.3873, 183.6104)),
-    "2011_10_03": (1241, 376, (718.856, 718.856, 607.6928, 185.7157)),
+    "2011_09_30": (1242, 375, (707.0912, 707.0912, 602.3873, 183.6104)),
+    "2011_10_03": (1242, 375, (718.856, 718.856, 607.6928, 185.7157)),
 }
 NYUV2_CAMERA = (640, 480, (518.857901174502, 519.469611121275, 326.082449411190, 254.236166334005))
 DIODE_CAMERA = (1024, 768, (886.81, 927.06, 512.0, 384.0))

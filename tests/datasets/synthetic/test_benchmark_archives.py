@@ -6,13 +6,16 @@ import io
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
 import py7zr
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from metricgold.cli import main
 from metricgold.datasets.synthetic.benchmark_archives import PINHOLE_AS_FISHEYE, colmap_images, mat5_bytes
 from metricgold.datasets.synthetic.benchmark_recipe import take_shots
 from metricgold.datasets.synthetic.sensors import kinect_depth_m
@@ -67,6 +70,16 @@ def test_an_unknown_twin_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"hypersim-synthetic.*nyuv2-synthetic"):
         synthesize_benchmark("hypersim-synthetic", PARAMS, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_renders_what_its_own_section_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = "{seed: 5, height: 36, num_scenes: 2, frames_per_scene: 2}"
+    Path("params.yaml").write_text(f"datasets: [hypersim-synthetic]\nsynthesize_benchmark: {section}\n")
+    done = CliRunner().invoke(main, ["synthesize", "diode-synthetic"])
+    assert done.exit_code == 0, done.output
+    twin = synthesize_benchmark("diode-synthetic", PARAMS, tmp_path / "again")
+    assert digest_folder(Path("data/synthetic/diode-synthetic")) == digest_folder(twin)
 
 
 # NYU Depth v2
