@@ -185,4 +185,4 @@ def paired_difference(a: Measured, b: Measured, figure: str) -> tuple[Interval, 
     num_frames = int(np.count_nonzero(np.isfinite(ours) & np.isfinite(theirs)))
     if not num_frames:
         return None
-    return paired_interval(ours, theirs, a.rows["scene"][at_a].tolist(), weights=a.weights[at_a]), num_frames
+    return paired_interval(ours, theirs, a.rows["scene"][at_a].tolist(), weights=a.weights_of(figure)[at_a]), num_frames
