@@ -72,7 +72,8 @@ def read_npz(path: Path, array: str | None) -> np.ndarray:
 def the_one_of(names: list[str], array: str | None) -> str:
     """The array of depth among these. ValueError where none is named and there is a choice."""
     if array is None and len(names) != 1:
-        raise ValueError(f"holds {', '.join(names)}; depth.array in dataset.yaml must say which is meant")
+        said = "depth.array in dataset.yaml must say which is meant; of predictions, array in predictions.yaml"
+        raise ValueError(f"holds {', '.join(names)}; {said}")
     return array or names[0]
 
 

@@ -211,8 +211,9 @@ def mean_map_of(training: Mapping[str, Path], range_m: LogDepthRange) -> Map | N
 def measure(run: Run, job: Job, journal: Journal) -> None:
     """Add the rows of a job that are not there yet. ValueError names frame and method where an estimate is unusable."""
     digest = job.method.digest
-    for ruler in job.rulers:
-        run.names[ruler.digest, digest] = job.method.name
+    names = {run.names.setdefault((ruler.digest, digest), job.method.name) for ruler in job.rulers} - {job.method.name}
+    if names:
+        log.warning("%s is the same as %s, and measured once, under that name", job.method.name, *names)
     if not (missing := run.missing(job)):
         return
     desc = f"benchmark {run.benchmark}: {job.method.name}"
@@ -233,9 +234,11 @@ def estimates(
 ) -> list[Estimate]:
     """One for each of these frames of one size, of the part that the protocol shows, with the camera where it gives it.
 
+    Files of predictions are of whole images, whatever the protocol shows.
     made  those of the same frames so far: protocols that show a method the same share them
     """
-    rows, columns = protocol.window(frames[0].valid_mask.shape)
+    shape = frames[0].valid_mask.shape
+    rows, columns = (slice(0, side) for side in shape) if isinstance(method, Predictions) else protocol.window(shape)
     with_camera = method.takes_camera and protocol.camera == "given"
     key = (rows.start, rows.stop, columns.start, columns.stop, with_camera)
     if key not in made:

@@ -154,22 +154,21 @@ class Protocol(_Closed):
         return fitted if self.clip_m is None else np.clip(fitted, *self.clip_m)
 
     def resize_map(self, values: np.ndarray, shape: Size) -> np.ndarray:
-        """Any map [h, w] of what the model saw, as large as the frame [H, W], float32; NaN outside its window.
+        """Any map [h, w] of the frame [H, W] or of its window, as large as the frame, float32; NaN beside the window.
 
-        A map of the frame's own size is one of the whole frame. Raises ValueError for one of another aspect.
+        Its aspect says of which of the two it is. Raises ValueError for a map of another aspect.
         """
         values = np.asarray(values, np.float32)
         if values.shape == tuple(shape):
             return values
-        window = self.window(shape)
-        whole = np.full(shape, np.nan, np.float32)
-        size = whole[window].shape
         if values.ndim != 2 or not values.size:
             raise ValueError(f"a prediction must be a map [height, width], got shape {list(values.shape)}")
-        if abs(log(values.shape[0] / values.shape[1] * size[1] / size[0])) > MAX_STRETCH:
-            height, width = values.shape
-            raise ValueError(f"a prediction of {height} x {width} pixels has not the aspect of {size[0]} x {size[1]}")
-        whole[window] = _resized(values, size, self.resize)
+        whole = np.full(shape, np.nan, np.float32)
+        part = min(whole[self.window(shape)], whole, key=lambda seen: _stretch(values.shape, seen.shape))  # views
+        if _stretch(values.shape, part.shape) > MAX_STRETCH:
+            sizes = [f"{width} x {height}" for height, width in (values.shape, part.shape)]
+            raise ValueError(f"a prediction of {sizes[0]} pixels has not the aspect of {sizes[1]}")
+        part[...] = _resized(values, part.shape, self.resize)
         return whole
 
     def select(self, refs: Sequence[FrameRef]) -> list[FrameRef]:
@@ -239,6 +238,11 @@ def _read(path: Path) -> Protocol:
         return Protocol.model_validate({"name": path.stem, **(values or {})})
     except ValidationError as error:
         raise ValueError(faults_of(path, ((fault["loc"], fault["msg"]) for fault in error.errors()))) from error
+
+
+def _stretch(size: Sequence[int], other: Sequence[int]) -> float:
+    """How far the aspects of two sizes differ: the absolute logarithm of their ratio."""
+    return abs(log(size[0] * other[1] / (size[1] * other[0])))
 
 
 def _resized(values: np.ndarray, size: Size, method: str) -> np.ndarray:

@@ -217,6 +217,8 @@ def _read_parquet(path: Path) -> Rows:
 
     try:
         table = parquet.read_table(path, memory_map=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file of rows") from error
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a Parquet file, or not a complete one: {error}") from error
     missing = [name for name in TEXTS + NUMBERS if name not in table.column_names]

@@ -102,7 +102,7 @@ def planes(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray, frame: F
     some = [one for one in found.values() if one.num_planes]
     if some:
         means = np.average([one[:2] for one in some], axis=0, weights=[one.num_planes for one in some])
-        found["all"] = Planarity(*means.tolist(), sum(one.num_planes for one in some))
+        found["all"] = Planarity(float(means[0]), float(means[1]), sum(one.num_planes for one in some))
     return {
         f"planarity/{kind}_{name}": float(value)
         for kind, one in found.items()

@@ -6,6 +6,7 @@ import yaml
 from PIL import Image
 
 from metricgold.datasets import list_frames
+from metricgold.evaluate import protocols as rules
 from metricgold.evaluate.predictions import open_predictions, rank_correlation
 from metricgold.evaluate.rows import read_rows_files
 from metricgold.images import (
@@ -211,3 +212,34 @@ def test_ranks_are_spearmans():
     assert rank_correlation(a, b) == pytest.approx(7.25 / 9.5)
     assert rank_correlation(a, -a) == pytest.approx(-1)
     assert np.isnan(rank_correlation(a, np.ones(5)))
+
+
+def test_files_are_of_whole_images_whatever_the_protocol_shows(tmp_path, project, truths, monkeypatch):  # noqa: F811
+    crop = rules.Crop(window=(22, 31))
+    protocol = rules.Protocol(name="p", benchmark="mine", title="", source=["here"], crop=crop)
+    monkeypatch.setattr("metricgold.evaluate.benchmark_stage.protocols_of", lambda name: [protocol])
+    errors = {}
+    for size, resize in (((24, 32), False), ((48, 64), True), ((22, 31), True)):
+        window = size == (22, 31)
+        maps = {
+            name: one[2:, :31] if window else one.repeat(size[0] // 24, 0).repeat(size[0] // 24, 1)
+            for name, one in truths.items()
+        }
+        folder = write_folder(tmp_path / f"theirs{size[0]}", maps)
+        state(folder, kind="depth_m", resize=resize)
+        errors[size], _ = run(project, predictions=[folder])
+    assert errors[24, 32]["abs_rel"] == errors[22, 31]["abs_rel"] == 0
+    assert errors[48, 64]["abs_rel"] < 0.5
+
+
+def test_a_folder_that_is_named_twice_keeps_its_first_name_and_is_told(tmp_path, project, truths, caplog):  # noqa: F811
+    folder = write_folder(tmp_path / "theirs", truths)
+    state(folder, kind="depth_m")
+    other = write_folder(tmp_path / "other", truths)
+    state(other, kind="depth_m")
+    summary, out = run(project, predictions=[folder, other, folder])
+    assert set(read_rows_files([out.rows]).unique("method")) == {"theirs", "best_constant"}
+    assert "whole/theirs/abs_rel" in summary
+    assert [one.message for one in caplog.records if "same" in one.message] == [
+        "other is the same as theirs, and measured once, under that name"
+    ]

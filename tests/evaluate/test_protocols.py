@@ -298,6 +298,16 @@ def test_the_nearest_pixel_is_that_of_the_nearest_centre():
     assert resized.tolist() == [[1, 1, 2, 2, 3, 3]] * 2 + [[4, 4, 5, 5, 6, 6]] * 2
 
 
+@pytest.mark.parametrize("size", [(375, 1242), (750, 2484), (192, 640), (378, 1246)])
+def test_a_prediction_of_a_whole_frame_of_kitti_is_not_squeezed_into_the_window(size):
+    """Their aspects differ by less than networks round theirs."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    pred_m = (10 + 40 * (x + 0.5) / size[1] + 5 * (y + 0.5) / size[0]).astype(np.float32)
+    fitted = load_protocol("kitti-garg").fit(pred_m, (375, 1242))
+    y, x = np.mgrid[:375, :1242]
+    np.testing.assert_allclose(fitted, 10 + 40 * (x + 0.5) / 1242 + 5 * (y + 0.5) / 375, atol=0.1)
+
+
 def test_the_model_sees_kittis_window_and_its_prediction_is_put_back():
     protocol = load_protocol("kitti-garg")
     assert protocol.window((375, 1242)) == (slice(23, 375), slice(13, 1229))
@@ -315,8 +325,8 @@ def test_the_model_sees_kittis_window_and_its_prediction_is_put_back():
 @pytest.mark.parametrize(
     ("pred", "what"),
     [
-        (np.ones((640, 480)), "a prediction of 640 x 480 pixels has not the aspect of 480 x 640"),
-        (np.ones((480, 480)), "a prediction of 480 x 480 pixels has not the aspect of 480 x 640"),
+        (np.ones((640, 480)), "a prediction of 480 x 640 pixels has not the aspect of 640 x 480"),
+        (np.ones((480, 480)), "a prediction of 480 x 480 pixels has not the aspect of 640 x 480"),
         (np.ones((3, 480, 640)), r"a prediction must be a map \[height, width\], got shape \[3, 480, 640\]"),
         (np.ones((0, 640)), r"a prediction must be a map \[height, width\], got shape \[0, 640\]"),
     ],

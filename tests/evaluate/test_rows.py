@@ -95,3 +95,8 @@ def test_a_table_of_something_else_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text("[]\n")
     with pytest.raises(ValueError, match=r"x\.jsonl, line 1 is not a row"):
         read_rows_files([tmp_path / "x.jsonl"])
+
+
+def test_a_file_of_rows_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.parquet: no such file of rows"):
+        read_rows_files([tmp_path / "none.parquet"])
