@@ -8,10 +8,10 @@ def fill_holes(depth_m: np.ndarray) -> np.ndarray:
 
     A row without any is as far as the nearest row that has some. Without any depth at all it stays as it is.
     """
-    has_depth = depth_m > 0
+    has_depth: np.ndarray = np.asarray(depth_m > 0)
     if not has_depth.any():
         return depth_m
-    rows: np.ndarray = has_depth.any(axis=1)
+    rows: np.ndarray = np.any(has_depth, axis=1)
     filled = np.take_along_axis(depth_m, nearest(has_depth), axis=1)
     whole: np.ndarray = filled[nearest(rows[None])[0]]
     return whole
