@@ -17,7 +17,16 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from metricgold.datasets import Frame, FrameRef, evenly_spaced, frame_batches, list_frames, readable_frames
+from metricgold.datasets import (
+    Frame,
+    FrameRef,
+    contents_by_scene,
+    evenly_spaced,
+    frame_batches,
+    list_frames,
+    own_data,
+    readable_frames,
+)
 from metricgold.download import refuse_edited
 from metricgold.evaluate.baselines import mean_depth_map
 from metricgold.evaluate.methods import Estimate, FrameMethod, Method, SeesImages
@@ -116,12 +125,12 @@ def benchmark(
     require_parquet()
     run = Run(name, rulers_of(params, name, raw, protocols), params.batch_size)
     ours = [OurModel(folder, called, params) for called, folder in (models or {}).items()]
-    ledger = raw / "ledger.json"
-    journal_path = out.journal(digest_file(ledger) if ledger.is_file() else "")
     refs = {one: ref for ruler in run.rulers for one, ref in ruler.frames.items()}
-    refuse_edited(raw, refs.values())
+    journal_path = out.journal(data_digest(raw, list(refs.values())))
     theirs = [open_predictions(folder, list(refs.values())) for folder in predictions]
     with only_writer(out.rows), Journal(journal_path) as journal:
+        if not journal_path.stat().st_size:
+            remove(out.pictures / name)  # of other data
         for row in read_journal(journal_path):
             run.done[row["ruler_digest"], row["method_digest"]].add(sys.intern(row["frame"]))
         (out.pictures / name).mkdir(parents=True, exist_ok=True)
@@ -134,6 +143,16 @@ def benchmark(
         write_rows_file(out.rows, rows_of(run, journal_path))
         facts = {"model_digest": ours[0].model_digest} if ours else {}
         return write_results(out, run.rulers[0].protocol.name, next(iter(run.names))[1], facts)
+
+
+def data_digest(raw: Path, refs: Sequence[FrameRef]) -> str:
+    """Of what is measured: of the ledger, or, where none vouches for the files, of their bytes and what is stated.
+
+    Raises ValueError for a file that is not what was downloaded.
+    """
+    if refuse_edited(raw, refs) is not None:
+        return digest_file(raw / "ledger.json")
+    return digest_json([contents_by_scene(raw, refs), own_data.digest(raw)])
 
 
 def rulers_of(params: Benchmark, name: str, raw: Path, wanted: Sequence[str]) -> list[Ruler]:

@@ -47,7 +47,7 @@ class BenchmarkOutputs:
 
     def journal(self, data_digest: str) -> Path:
         """Rows as they are made, kept as long as the data are these."""
-        return self.rows.with_name(f".{self.rows.name.removesuffix(ROWS)}.{data_digest[:12] or 'unlisted'}.jsonl")
+        return self.rows.with_name(f".{self.rows.name.removesuffix(ROWS)}.{data_digest[:12]}.jsonl")
 
 
 def write_results(out: BenchmarkOutputs, protocol: str, method_digest: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metricgold.datasets import write_ledger
 from metricgold.evaluate import protocols as rules
 from metricgold.evaluate.benchmark_stage import benchmark
 from metricgold.evaluate.methods import Estimate
@@ -172,6 +173,26 @@ def test_what_is_measured_is_not_measured_again_and_another_model_is(project):
     assert set(other.asked) == set(range(6))
     rows = read_rows_files([out.rows]).where(method="fake")
     assert set(rows["method_digest"]) == {other.digest}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_truth_that_was_changed_in_place_is_measured_again(project, listed):
+    """A team's own data have no ledger, or one of before: the old errors stayed, in pictures too."""
+    folders, truths = project
+    raw = folders.benchmark("mine")
+    if listed:
+        write_ledger("mine", raw)
+    first, _ = run(project, Fake(truths))
+    drawn = {path: path.read_bytes() for path in (folders.plots / "benchmark/mine").glob("*/error.jpg")}
+    for path in raw.glob("*/depth/*.npy"):
+        np.save(path, 2 * np.load(path))
+    again, _ = run(project, Fake(truths))
+    assert first["abs_rel"] > 0.2 and again["abs_rel"] == pytest.approx(1 - (1 + first["abs_rel"]) / 2, rel=1e-3)
+    assert {path.read_bytes() for path in (folders.plots / "benchmark/mine").glob("*/error.jpg")}.isdisjoint(
+        drawn.values()
+    )
+    (raw / "dataset.yaml").write_text(STATEMENT.replace("unit: metre", "unit: 0.5"))
+    assert run(project, Fake(truths))[0] != again
 
 
 def test_other_frames_are_another_ruler(project):
