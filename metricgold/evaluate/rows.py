@@ -87,7 +87,7 @@ def write_rows_file(path: Path, rows: Iterable[Row]) -> None:
     for name in columns:  # one by one: many rows are many bytes
         columns[name] = columns[name][order]
     with write_aside(path) as aside:
-        parquet.write_table(_to_table(Rows(columns)), aside, compression="zstd")
+        parquet.write_table(_to_table(Rows(columns)), aside, compression="zstd", write_page_checksum=True)
 
 
 def read_rows_files(paths: Sequence[Path]) -> Rows:
@@ -216,10 +216,10 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow as pa
 
     try:
-        table = parquet.read_table(path, memory_map=False)
+        table = parquet.read_table(path, memory_map=False, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file of rows") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a Parquet file, or not a complete one: {error}") from error
     missing = [name for name in TEXTS + NUMBERS if name not in table.column_names]
     if missing:

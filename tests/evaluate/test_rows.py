@@ -100,3 +100,17 @@ def test_a_table_of_something_else_is_named(tmp_path):
 def test_a_file_of_rows_that_is_not_there_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"none\.parquet: no such file of rows"):
         read_rows_files([tmp_path / "none.parquet"])
+
+
+def test_a_damaged_file_is_named_and_never_gives_other_figures(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_rows_file(path, [row(f"a/{i}", **{"metric/abs_rel": i / 7}) for i in range(40)])
+    whole, truth = path.read_bytes(), read_rows_files([path])["metric/abs_rel"]
+    for at in range(4, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            found = read_rows_files([path])
+        except ValueError as error:
+            assert str(path) in str(error)
+        else:
+            np.testing.assert_array_equal(found["metric/abs_rel"], truth)

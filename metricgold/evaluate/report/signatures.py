@@ -40,9 +40,10 @@ def signatures(ruler: Ruler) -> list[Signature]:
 
 
 def floor_of(ruler: Ruler, method: Measured) -> Measured | None:
-    """The VAE floor of a method: `vae_floor of <its name>`."""
+    """The VAE floor of a method: `vae_floor of <its name>`; None where that is the name of several."""
     name = f"vae_floor of {method.rows['method'][0]}"
-    return next((one for one in ruler.methods if one.rows["method"][0] == name), None)
+    floors = [one for one in ruler.methods if one.rows["method"][0] == name]
+    return floors[0] if len(floors) == 1 else None
 
 
 def mean(method: Measured | None, figure: str) -> float:

@@ -226,6 +226,16 @@ def test_the_floor_of_another_model_says_nothing(tmp_path):
     assert not signatures(rulers_of(read(tmp_path, of_method("theirs", lambda index: metric(0.1)), floor))[0])
 
 
+def test_of_two_floors_of_one_name_neither_is_taken_for_a_model(tmp_path):
+    """Rows of a model before and after training: either floor may be the other one's."""
+    models = [of_method("ours", lambda index: metric(0.1), method_digest=digest_json(run)) for run in (1, 2)]
+    floors = [
+        of_method("vae_floor of ours", lambda index, at=at: metric(at), method_digest=digest_json(at))
+        for at in (0.09, 0.01)
+    ]
+    assert not signatures(rulers_of(read(tmp_path, *models, *floors))[0])
+
+
 # --- whole and the same -------------------------------------------------------------------------------------
 
 
