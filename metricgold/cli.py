@@ -17,6 +17,7 @@ from metricgold.params import OUTPUTS, PRESETS, Folders, require_dataset_name
 from metricgold.storage import OneLineFormatter, message_of, one_line
 
 if TYPE_CHECKING:
+    from metricgold.evaluate import BenchmarkOutputs
     from metricgold.params import Download, Params, Predict
 
 # Wings are imported inside the commands: torch alone costs two seconds, which --help should not pay.
@@ -448,12 +449,17 @@ def benchmark(
     NAME is a data set that only measures; if none is named, all of `benchmarks` in params. models/metricgold is
     measured where nothing else is named. Figures go to metrics/benchmark, rows and the page to reports/benchmark.
     """
-    if rows:
-        from metricgold.evaluate import rebuild_report
+    from metricgold.evaluate import BenchmarkOutputs, every_figure, rebuild_report
 
-        if names or item or models or any(options.values()):
+    if rows:
+        are_rows = all(
+            name.endswith((".parquet", ".jsonl")) for name in names
+        )  # --report *.parquet: the others are here
+        if item or models or any(options.values()) or not are_rows:
             raise click.UsageError("--report computes from rows alone: no NAME and no other option goes with it")
-        _print(rebuild_report(rows, FOLDERS.plots / "benchmark"), as_json)
+        rows += tuple(map(Path, names))
+        figures = {"figures": every_figure(rows)} if as_json else {}
+        _print(rebuild_report(rows, FOLDERS.plots / "benchmark") | figures, as_json)
         return
     params = _params(ctx)
     named = [require_dataset_name(name) for name in dict.fromkeys([*names, *([item] if item else [])])]
@@ -462,11 +468,14 @@ def benchmark(
     others = options["predictions"] or options["peers"]
     folders = _named_models(models or (() if others else (str(FOLDERS.model),)))
     for name in named:
-        figures = {"benchmark": name} | _measure(params, name, folders, **options)
+        out = BenchmarkOutputs.of(FOLDERS, name)
+        figures = {"benchmark": name} | _measure(params, name, out, folders, **options)
         # For people what stands on top; the rest is on the page.
-        _print(figures if as_json else {key: value for key, value in figures.items() if "/" not in key}, as_json)
-        if not as_json:
-            click.echo(f"page: {FOLDERS.reports / 'benchmark' / name}.html")
+        if as_json:
+            _print(figures | {"figures": every_figure([out.rows])}, as_json)
+        else:
+            _print({key: value for key, value in figures.items() if "/" not in key}, as_json)
+            click.echo(f"page: {out.html}")
 
 
 def _named_models(models: tuple[str, ...]) -> dict[str, Path]:
@@ -483,6 +492,7 @@ def _named_models(models: tuple[str, ...]) -> dict[str, Path]:
 def _measure(
     params: "Params",
     name: str,
+    out: "BenchmarkOutputs",
     models: dict[str, Path],
     *,
     protocols: tuple[str, ...],
@@ -492,13 +502,13 @@ def _measure(
 ) -> dict[str, Any]:
     """Measure what the command line names on one benchmark; returns its figures."""
     from metricgold.datasets import raw_folder
-    from metricgold.evaluate import BenchmarkOutputs, benchmark, open_peer
+    from metricgold.evaluate import benchmark, open_peer
 
     return benchmark(
         params.benchmark if frames is None else params.benchmark.model_copy(update={"frames": frames}),
         name,
         raw_folder(name, FOLDERS),
-        BenchmarkOutputs.of(FOLDERS, name),
+        out,
         models=models,
         predictions=predictions,
         methods=[open_peer(peer) for peer in peers],

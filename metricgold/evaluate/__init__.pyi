@@ -4,7 +4,11 @@ from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method 
 from .peers import open_peer as open_peer
 from .rows import Rows as Rows, read_rows_files as read_rows_files, write_rows_file as write_rows_file
 from .stage import evaluate as evaluate, mean_interval as mean_interval
-from .summary import BenchmarkOutputs as BenchmarkOutputs, rebuild_report as rebuild_report
+from .summary import (
+    BenchmarkOutputs as BenchmarkOutputs,
+    every_figure as every_figure,
+    rebuild_report as rebuild_report,
+)
 from .vae_floor import (
     Encoding as Encoding,
     Floor as Floor,

@@ -1,6 +1,7 @@
 """What is computed from the rows of a benchmark, without a model: figures for DVC, a table for its plots, the page."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from metricgold.evaluate.depth_ranges import write_table
 from metricgold.evaluate.report.page import write_report
-from metricgold.evaluate.report.rulers import Measured, rulers_of
+from metricgold.evaluate.report.rulers import SHORT, Measured, rulers_of
 from metricgold.evaluate.rows import Rows, read_rows_files
 from metricgold.metrics import ALIGNMENTS
 from metricgold.params import Folders
@@ -91,6 +92,7 @@ def summarize(rows: Rows, protocol: str, method_digest: str) -> dict[str, Any]:
             summary |= {f"{ruler.protocol}/{method.title}/{key}": value for key, value in figures.items()}
             if (ruler.protocol, method.rows["method_digest"][0]) == (protocol, method_digest):
                 facts = {"protocol": protocol, "ruler_digest": ruler.digest, "num_frames": method.num_frames}
+                facts["method_digest"] = method_digest  # model, steps and runs, or a folder of predictions
                 summary |= figures | facts
     return summary
 
@@ -105,6 +107,29 @@ def figures_of(method: Measured) -> dict[str, float]:
         if interval:
             figures |= {key: interval.mean, f"{key}_low": interval.low, f"{key}_high": interval.high}
     return {key: value for key, value in figures.items() if np.isfinite(value)}
+
+
+def every_figure(paths: Sequence[Path]) -> dict[str, Any]:
+    """All figures of rows files: benchmark -> protocol -> method -> figure -> its mean and the ends of its interval.
+
+    Means and 95 % intervals are those of the page; the ends are None where there is no interval, with a single scene.
+    Where rows of two rulers have one protocol's name, each is followed by the first digits of its digest.
+    """
+    rulers = rulers_of(read_rows_files(paths))
+    names = Counter((ruler.benchmark, ruler.protocol) for ruler in rulers)
+    tree: dict[str, Any] = {}
+    for ruler in rulers:
+        is_unique = names[ruler.benchmark, ruler.protocol] == 1
+        protocol = ruler.protocol if is_unique else f"{ruler.protocol} {ruler.digest[:SHORT]}"
+        tree.setdefault(ruler.benchmark, {})[protocol] = {
+            method.title: {
+                figure: [number if np.isfinite(number) else None for number in interval]
+                for figure in method.rows.figures
+                if (interval := method.interval(figure))
+            }
+            for method in ruler.methods
+        }
+    return tree
 
 
 def by_range(rows: Rows) -> Iterator[list[Any]]:

@@ -45,7 +45,12 @@ def test_the_model_stands_beside_its_floor_and_baselines_and_the_page_is_rebuilt
     (answer,) = map(json.loads, call("--json").stdout.splitlines())
     assert answer["benchmark"] == "mine" and answer["num_frames"] == 4 and answer["abs_rel"] > 0
     written = json.loads(Path("metrics/benchmark/mine.json").read_text())
-    assert written == {key: value for key, value in answer.items() if key != "benchmark"}
+    figures = answer.pop("figures")
+    assert answer == {"benchmark": "mine"} | written
+    # Every figure is in the answer, as the rows have it.
+    of_model = figures["mine"]["whole"]["metricgold"]
+    assert of_model["metric/abs_rel"] == [answer[key] for key in ("abs_rel", "abs_rel_low", "abs_rel_high")]
+    assert {"metric/silog_dav2", "scale/rmse_m", "affine_disparity/delta1", "coverage95"} <= of_model.keys()
     assert len(written["model_digest"]) == 64
     rows = read_rows_files([Path("reports/benchmark/mine.rows.parquet")])
     assert rows.unique("method") == ["best_constant", "mean_map", "metricgold", "vae_floor of metricgold"]
@@ -53,8 +58,12 @@ def test_the_model_stands_beside_its_floor_and_baselines_and_the_page_is_rebuilt
     assert np.isnan(rows.where(method="mean_map")["coverage95"]).all()
     page = Path("reports/benchmark/mine.html").read_bytes()
     shutil.rmtree("models"), shutil.rmtree("data")
-    call("--report", "reports/benchmark/mine.rows.parquet")
+    again = json.loads(call("--report", "reports/benchmark/mine.rows.parquet", "--json").stdout)
     assert Path("reports/benchmark/mine.html").read_bytes() == page
+    assert again["figures"] == figures
+    shutil.copy("reports/benchmark/mine.rows.parquet", "mine.rows.parquet")
+    call("--report", "reports/benchmark/mine.rows.parquet", "mine.rows.parquet")  # as a shell spreads *.parquet
+    assert Path("reports/benchmark/comparison.html").is_file()
 
 
 def test_without_a_set_that_trains_the_mean_map_is_left_out_and_said(there, caplog):

@@ -1,4 +1,4 @@
-"""Peers as methods: tiny random weights of the very classes, or modules of the same interface where PyPI has none."""
+"""Peers as methods: tiny random weights of the very classes, or modules of the same interface where none install."""
 
 import importlib.util
 import json
