@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import BOUNDS, CannotRun, formats, least_seconds
+from tests.benchmarks import BOUNDS, CannotRun, evaluate, formats, least_seconds
 from tests.benchmarks.__main__ import LEFT_OUT, MEASURES, run, write_report
 from tests.benchmarks.containers import CONTAINERS, make_shards
 
@@ -67,6 +67,10 @@ def test_every_index_opens(tmp_path):
     for opener in formats.write_indices(tmp_path, 1000).values():
         seconds, _ = formats.index_cost(opener, tmp_path)
         assert seconds > 0
+
+
+def test_both_sides_of_the_figures_race_answer_the_same(tmp_path):
+    evaluate.check(evaluate.write_image(tmp_path / "0.npz", 0))
 
 
 def test_table_in_markdown():

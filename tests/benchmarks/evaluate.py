@@ -167,6 +167,8 @@ def _calibration(p: np.ndarray, g: np.ndarray, u: np.ndarray) -> dict[str, float
         best = [errors <= np.percentile(errors, 100 - share) for share in shares]
         curve, oracle = ([FIGURES[figure](p[some], g[some]) for some in subsets] + [0] for subsets in (kept, best))
         figures[f"ause_{key}"] = np.trapezoid(curve, dx=0.02) - np.trapezoid(oracle, dx=0.02)
+        if key == "abs_rel":
+            figures |= {f"sparsification/{step / 50:g}": curve[step] for step in range(0, 50, 5)}
     for key, z in Z.items():
         figures[key] = np.mean(np.abs(np.log(p) - np.log(g)) <= z * u)
     return figures
