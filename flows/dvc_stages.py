@@ -26,9 +26,8 @@ from metricgold.params import Folders
 from metricgold.storage import PROGRESS_FILE, STOPPED_AND_SAVED, read_progress, write_json
 
 SECONDS = Folders().reports / "seconds.json"
-ON_GPU = frozenset(
-    {"encode", "vae-floor", "depth-vae", "train", "evaluate", "benchmark"}
-)  # stages that use a GPU if there is one
+# Stages that use a GPU if there is one.
+ON_GPU = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate", "benchmark"})
 RESUMES, RESUME_AFTER_S = 3, 5.0
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
 

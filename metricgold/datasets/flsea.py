@@ -7,12 +7,10 @@ as they were taken. Source of the figures: UniDepth's reader and <place>/calibra
 
 from pathlib import Path
 
-import numpy as np
-
 from metricgold.datasets.arrays import expect_shape, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing, folders_below, member_ids, no_gaps, paired_ids
-from metricgold.images import resize_intrinsics
+from metricgold.images import intrinsics_from, resize_intrinsics
 
 SIZE = 608, 968
 CAMERAS = {  # fx, fy, cx, cy at that size
@@ -53,7 +51,5 @@ def read_frame(ref: FrameRef) -> Frame:
     rgb, depth_m = read_pixels(ref.rgb_path, "RGB"), read_pixels(ref.depth_path, "F")
     height, width = rgb.shape[:2]
     expect_shape(ref.depth_path, depth_m, (height, width))
-    fx, fy, cx, cy = ref.camera
-    intrinsics = np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
-    intrinsics = resize_intrinsics(intrinsics, width / SIZE[1], height / SIZE[0])
+    intrinsics = resize_intrinsics(intrinsics_from(*ref.camera, first_pixel=0), width / SIZE[1], height / SIZE[0])
     return Frame.from_arrays(rgb, depth_m, depth_m > 0, intrinsics, ref.scene, ref.name)

@@ -13,6 +13,7 @@ import numpy as np
 from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_labels, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, member_ids, no_gaps, paired_ids
+from metricgold.images import intrinsics_from
 
 UNITS_PER_METRE = 65535 / 50
 GOOD = ("mask_invalid", "mask_transp")  # True where depth counts
@@ -78,8 +79,6 @@ def read_frame(ref: FrameRef) -> Frame:
     layers = {name: read_labels(path, rgb.shape[:2]) for name, path in ref.layer_paths}
     layers |= {name: layers[name] != 0 for name in (*GOOD, "edges") if name in layers}
     layers |= {name: layers[name].astype(np.uint16) for name in PLANES if name in layers}
-    fx, fy, cx, cy = ref.camera
-    # The evaluation script counts pixels from 1, a Frame's first pixel is at 0.5.
-    intrinsics = np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+    intrinsics = intrinsics_from(*ref.camera, first_pixel=1)  # as the evaluation script counts
     valid_mask = valid_mask & layers["mask_invalid"] & layers["mask_transp"]
     return Frame.from_arrays(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name, layers)

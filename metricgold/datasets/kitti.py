@@ -14,6 +14,7 @@ import numpy as np
 from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, member_ids, no_gaps, paired_ids
+from metricgold.images import intrinsics_from
 
 UNITS_PER_METRE = 256
 CAMERA = "P_rect_02"  # projection of image_02 after rectification
@@ -75,7 +76,5 @@ def read_frame(ref: FrameRef) -> Frame:
     rgb = read_pixels(ref.rgb_path, "RGB")
     planar_depth_m, valid_mask = read_depth_png(ref.depth_path, UNITS_PER_METRE)
     expect_shape(ref.depth_path, planar_depth_m, rgb.shape[:2])
-    fx, fy, cx, cy = ref.camera
-    # The file counts pixel centres from 0, a Frame from 0.5.
-    intrinsics = np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
+    intrinsics = intrinsics_from(*ref.camera, first_pixel=0)
     return Frame.from_arrays(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)

@@ -14,7 +14,7 @@ import numpy as np
 from metricgold.datasets.arrays import MAX_BYTES, naming
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing
-from metricgold.images import resize_intrinsics
+from metricgold.images import intrinsics_from, resize_intrinsics
 from metricgold.storage import dataset_within
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 LABELLED = "nyu_depth_v2/nyu_depth_v2_labeled.mat"
 # Of the colour camera at 480 x 640, from the data set's own toolbox (camera_params.m), in which pixels count from 0.
 HEIGHT, WIDTH = 480, 640
-FX, FY, CX, CY = 518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465
-INTRINSICS = np.array([[FX, 0, CX + 0.5], [0, FY, CY + 0.5], [0, 0, 1]])
+CAMERA = 518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465  # fx, fy, cx, cy
+INTRINSICS = intrinsics_from(*CAMERA, first_pixel=0)
 
 
 def list_frames(dataset: str, raw: Path) -> Listing:

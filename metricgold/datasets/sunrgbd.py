@@ -19,6 +19,7 @@ from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, member_ids, no_gaps
 from metricgold.datasets.mat5 import read_cell_of_texts
 from metricgold.datasets.stored_depth import unrotate_bits
+from metricgold.images import intrinsics_from
 
 SPLIT_LIST = "SUNRGBDtoolbox/traintestSUNRGBD/allsplit.mat"
 SPLITS = {"test": "alltest", "train": "alltrain"}
@@ -89,4 +90,4 @@ def read_intrinsics(path: Path) -> np.ndarray:
                 raise ValueError
         except ValueError:
             raise ValueError(f"expected the nine numbers of a camera matrix, got {text!r:.200}") from None
-    return np.array([[fx, 0, cx - 0.5], [0, fy, cy - 0.5], [0, 0, 1]])
+    return intrinsics_from(fx, fy, cx, cy, first_pixel=1)

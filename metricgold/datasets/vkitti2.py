@@ -8,6 +8,7 @@ import numpy as np
 from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_pixels
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, member_ids, no_gaps, paired_ids
+from metricgold.images import intrinsics_from
 
 FAR = 65535
 
@@ -69,7 +70,5 @@ def read_frame(ref: FrameRef) -> Frame:
     rgb = read_pixels(ref.rgb_path, "RGB")
     planar_depth_m, valid_mask = read_depth_png(ref.depth_path, 100, no_depth=FAR)
     expect_shape(ref.depth_path, planar_depth_m, rgb.shape[:2])
-    fx, fy, cx, cy = ref.camera
-    # The file counts pixel centres from 0 (cx = 620.5 for 1242 columns), a Frame from 0.5.
-    intrinsics = np.array([[fx, 0, cx + 0.5], [0, fy, cy + 0.5], [0, 0, 1]])
+    intrinsics = intrinsics_from(*ref.camera, first_pixel=0)  # cx = 620.5 for 1242 columns
     return Frame.from_arrays(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)

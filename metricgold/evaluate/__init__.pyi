@@ -3,7 +3,7 @@ from .depth_ranges import range_edges_m as range_edges_m
 from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method as Method
 from .peers import open_peer as open_peer
 from .rows import Rows as Rows, read_rows_files as read_rows_files, write_rows_file as write_rows_file
-from .stage import evaluate as evaluate, mean_interval as mean_interval
+from .stage import evaluate as evaluate
 from .summary import (
     BenchmarkOutputs as BenchmarkOutputs,
     every_figure as every_figure,

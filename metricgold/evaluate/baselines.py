@@ -52,25 +52,39 @@ def best_constant(
     weighted by w; it is found in a histogram of ln g with bins of BIN_NATS. Frames that cannot be read, or have
     no depth in range, go into `left_out` with the reason. ValueError names a data set with no frame left.
     """
-    num_bins = ceil(ruler.ln_range / BIN_NATS)
     usable: dict[str, list[FrameRef]] = {}
-    weights = np.zeros(num_bins)
+    weights = np.zeros(num_bins(ruler))
     for name, refs in held_out.items():
-        usable[name], of_dataset = [], np.zeros(num_bins)
+        usable[name], of_dataset = [], np.zeros(num_bins(ruler))
         for ref, frame in readable_frames(refs, left_out[name]):
             true_m = frame.planar_depth_m[in_range(frame, ruler)].astype(np.float64)
             if not true_m.size:
                 left_out[name][ref.name] = f"no valid depth between {ruler.near_m:g} and {ruler.far_m:g} m"
                 continue
-            bins = (np.log(true_m / ruler.near_m) / BIN_NATS).astype(int).clip(0, num_bins - 1)
-            of_dataset += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=num_bins)
+            of_dataset += constant_weights(true_m, ruler)
             usable[name].append(ref)
         if not usable[name]:
             reasons = "; ".join(sorted(set(left_out[name].values())))
             raise ValueError(f"{name}: no frame with depth in range to measure: {reasons}")
         weights += of_dataset / len(usable[name])
+    return usable, constant_m(weights, ruler)
+
+
+def num_bins(searched: LogDepth) -> int:
+    """Of the histogram of ln depth over a range."""
+    return ceil(searched.ln_range / BIN_NATS)
+
+
+def constant_weights(true_m: np.ndarray, searched: LogDepth) -> np.ndarray:
+    """What the counted pixels [N] of an image weigh in the search, by bin of ln depth: 1 / (g, pixels of its image)."""
+    bins = (np.log(true_m / searched.near_m) / BIN_NATS).astype(int).clip(0, num_bins(searched) - 1)
+    return np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=num_bins(searched))
+
+
+def constant_m(weights: np.ndarray, searched: LogDepth) -> float:
+    """The best constant in metres: the median of the histogram to which these weights add up."""
     median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
-    return usable, float(ruler.near_m * np.exp((median + 0.5) * BIN_NATS))
+    return float(searched.near_m * np.exp((median + 0.5) * BIN_NATS))
 
 
 def mean_depth_map(raw_folders: dict[str, Path], ruler: LogDepth) -> np.ndarray:

@@ -27,8 +27,8 @@ class Estimate:
     uncertainty: np.ndarray | None = None
 
 
-class Method(Protocol):
-    """A model under measurement. Equal images give equal estimates, or rows of two runs would not belong together."""
+class Measurable(Protocol):
+    """What rows know a method by."""
 
     @property
     def name(self) -> str:
@@ -42,6 +42,10 @@ class Method(Protocol):
     def takes_camera(self) -> bool:
         """Whether intrinsics change its estimates."""
 
+
+class Method(Measurable, Protocol):
+    """A model under measurement. Equal images give equal estimates, or rows of two runs would not belong together."""
+
     def estimate(self, rgbs: Sequence[np.ndarray], intrinsics: Sequence[np.ndarray] | None) -> list[Estimate]:
         """One estimate for each image.
 
@@ -53,20 +57,8 @@ class Method(Protocol):
         """Free its weights: it has been measured, and the next one needs the memory. A later estimate loads them."""
 
 
-class FrameMethod(Protocol):
+class FrameMethod(Measurable, Protocol):
     """What the benchmark runs: it may look at a frame's name or truth, as predictions from files and baselines do."""
-
-    @property
-    def name(self) -> str:
-        """As of Method."""
-
-    @property
-    def digest(self) -> str:
-        """As of Method."""
-
-    @property
-    def takes_camera(self) -> bool:
-        """As of Method."""
 
     def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
         """One estimate for each frame, all of one size. ValueError names a frame or a file that cannot be used."""

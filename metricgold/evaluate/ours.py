@@ -3,23 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from metricgold.datasets import Frame, FrameRef, fill_holes, readable_frames
-from metricgold.evaluate.baselines import BIN_NATS, stretched
+from metricgold.evaluate.baselines import constant_m, constant_weights, num_bins, stretched
 from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
+from metricgold.log_depth import LogDepth
 from metricgold.params import Inference
 from metricgold.storage import digest_folder, digest_json
 
 if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline
 
-SEARCHED_M = (1e-4, 1e5)  # in which the best constant is
+SEARCHED = LogDepth(1e-4, 1e5)  # metres in which the best constant is
 SIGMA_OF_MAD = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
@@ -92,13 +92,19 @@ class VaeFloor:
 
     def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
         """Holes are as far as what is beside them: no VAE brings a LiDAR's points back from among pixels at far_m."""
-        from metricgold.evaluate.stage import through_vae
-
         own = self.truth == "planar_depth_m"
         maps_m = [fill_holes(frame.planar_depth_m if own else frame.layers[self.truth]) for frame in frames]
         pairs = zip(frames, maps_m, strict=True)
         whole = [replace(frame, planar_depth_m=map_m, valid_mask=map_m > 0) for frame, map_m in pairs]
         return [Estimate(depth_m, "depth_m") for depth_m in through_vae(self.model.pipe, whole)]
+
+
+def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
+    """Each frame's true depth through the VAE and back, metres [H, W]; invalid pixels are filled with far_m."""
+    filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, np.float32(pipe.log_depth.far_m)) for frame in frames]
+    if len({depth_m.shape for depth_m in filled_m}) == 1:
+        return list(pipe.encode_decode_depth(np.stack(filled_m)))
+    return [pipe.encode_decode_depth(depth_m[None])[0] for depth_m in filled_m]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,9 +130,8 @@ class Map:
 class BestConstant:
     """The one depth in metres that gives these frames the lowest AbsRel, as the mean over images.
 
-    AbsRel of a constant c, sum w |c - g| with w = 1/(g, pixels of its image), is least at the median of g weighted by
-    w; it is searched in a histogram of ln g, when it is first asked for. That decodes every frame, so the digest names
-    the constant by its ruler.
+    It is searched as `evaluate` does, when it is first asked for. That decodes every frame, so the digest names the
+    constant by its ruler.
     """
 
     protocol: Protocol
@@ -143,15 +148,11 @@ class BestConstant:
     @cached_property
     def depth_m(self) -> float:
         """Metres; 1 where no pixel of any frame counts."""
-        low, high = np.log(SEARCHED_M)
-        weights = np.zeros(ceil((high - low) / BIN_NATS))
+        weights = np.zeros(num_bins(SEARCHED))
         for _, frame in readable_frames(self.refs, {}):
             depth_m, counted = self.protocol.counted(frame)
-            true_m = depth_m[counted].astype(np.float64)
-            bins = ((np.log(true_m) - low) / BIN_NATS).astype(int).clip(0, len(weights) - 1)
-            weights += np.bincount(bins, weights=1 / (true_m * true_m.size), minlength=len(weights))
-        median = int(np.searchsorted(np.cumsum(weights), weights.sum() / 2))
-        return float(np.exp(low + (median + 0.5) * BIN_NATS)) if weights.any() else 1.0
+            weights += constant_weights(depth_m[counted].astype(np.float64), SEARCHED)
+        return constant_m(weights, SEARCHED) if weights.any() else 1.0
 
     def estimate_frames(self, frames: Sequence[Frame], with_camera: bool) -> list[Estimate]:
         """The constant everywhere."""

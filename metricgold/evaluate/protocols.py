@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from metricgold.datasets import Frame, FrameRef, matches_name
+from metricgold.datasets import ClosedModel, Frame, FrameRef, matches_name
 from metricgold.params import DatasetName
 from metricgold.storage import digest_json, faults_of, read_yaml
 
@@ -33,11 +33,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Window = tuple[slice, slice]  # rows, columns of a frame
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Frames(_Closed):
+class Frames(ClosedModel):
     """Which frames are measured: all those of the data set whose names match `names`, pinned for the real data set."""
 
     names: str = "*"  # a glob
@@ -45,7 +41,7 @@ class Frames(_Closed):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None  # names_digest of their names
 
 
-class Crop(_Closed):
+class Crop(ClosedModel):
     """Which part of a frame is seen and counts."""
 
     window: Size | None = None  # bottom centre; the model sees this part alone
@@ -54,7 +50,7 @@ class Crop(_Closed):
     shares_of: Literal["window", "frame"] = "window"
     # Frames of these sizes have window and box in pixels as they stand here; one of another size, such as a smaller
     # synthetic twin's, has them in proportion to the first. Without sizes every frame has them as they stand.
-    sizes: list[Size] = []
+    sizes: tuple[Size, ...] = ()
 
     @model_validator(mode="after")
     def _one_part(self) -> "Crop":
@@ -97,7 +93,7 @@ class Crop(_Closed):
         return [round(value * scales[i // per_side]) for i, value in enumerate(pixels)]
 
 
-class Protocol(_Closed):
+class Protocol(ClosedModel):
     """The rules of one benchmark. `name` is that of its file, with +camera where the camera is given."""
 
     name: str
@@ -108,7 +104,7 @@ class Protocol(_Closed):
     default: bool = False  # of the benchmark's protocols, the one that is measured where none is named
     frames: Frames = Frames()
     truth: str = "planar_depth_m"  # or a layer of the frame that holds metres
-    masks: list[str] = []  # layers that must be true, beside what is valid in the truth
+    masks: tuple[str, ...] = ()  # layers that must be true, beside what is valid in the truth
     crop: Crop = Crop()
     min_m: Annotated[float, Field(ge=0)] = 0.0  # truth counts above
     max_m: Annotated[float, Field(gt=0)] | None = None  # and below; None: all
@@ -117,7 +113,7 @@ class Protocol(_Closed):
     resize: Literal["bilinear", "bilinear-corners", "nearest"] = "bilinear"
     camera: Literal["given", "withheld"] = "withheld"  # from methods that can take one
     average: Literal["image", "pixel", "scene"] = "image"  # over which figures are means
-    figures: list[Literal["boundary", "planarity", "edges"]] = []  # beside those of every benchmark
+    figures: tuple[Literal["boundary", "planarity", "edges"], ...] = ()  # beside those of every benchmark
 
     @property
     def digest(self) -> str:

@@ -26,6 +26,7 @@ from metricgold.storage import parse_json, row_line, write_aside
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ROWS = ".rows.parquet"  # how a file of rows ends
 TEXTS = (
     *("benchmark", "protocol", "protocol_digest", "ruler_digest", "method", "method_digest", "frame", "scene"),
     "reason",
@@ -66,11 +67,32 @@ class Rows:
         chosen = np.ones(len(self), bool) if keep is None else keep
         for name, text in texts.items():
             chosen = chosen & (self[name] == text)
-        return Rows({name: column[chosen] for name, column in self.columns.items()})
+        return self.take(np.flatnonzero(chosen))
+
+    def take(self, order: np.ndarray) -> "Rows":
+        """These rows in this order, by their numbers. Columns are taken when they are asked for: all are many bytes."""
+        return Rows(_Taken(self.columns, order))
 
     def unique(self, name: str) -> list[str]:
         """The different texts of a column, in the order in which they come first."""
         return list(dict.fromkeys(self[name].tolist()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Taken(Mapping[str, np.ndarray]):
+    """Columns of which only some rows count."""
+
+    columns: Mapping[str, np.ndarray]
+    order: np.ndarray
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name][self.order]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
 
 
 def require_parquet() -> None:
@@ -81,6 +103,8 @@ def require_parquet() -> None:
 def write_rows_file(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as a Parquet file, completely or not at all. Equal rows give equal bytes, whatever their order."""
     parquet = _parquet()
+    import pyarrow as pa
+
     columns = dict(to_rows(rows).columns)
     keys = list(zip(*(columns[name] for name in ORDER), strict=True))
     order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -88,6 +112,7 @@ def write_rows_file(path: Path, rows: Iterable[Row]) -> None:
         columns[name] = columns[name][order]
     with write_aside(path) as aside:
         parquet.write_table(_to_table(Rows(columns)), aside, compression="zstd", write_page_checksum=True)
+    pa.default_memory_pool().release_unused()  # which Arrow would keep
 
 
 def read_rows_files(paths: Sequence[Path]) -> Rows:
@@ -100,7 +125,8 @@ def read_rows_files(paths: Sequence[Path]) -> Rows:
         to_rows(read_journal(path)) if path.suffix == ".jsonl" else _read_parquet(path) for path in map(Path, paths)
     ]
     figures = sorted({name for file in files for name in file.figures})
-    columns = {name: np.concatenate([file.column(name) for file in files]) for name in (*TEXTS, *NUMBERS, *figures)}
+    parts = {name: [file.column(name) for file in files] for name in (*TEXTS, *NUMBERS, *figures)}
+    columns = {name: part[0] if len(files) == 1 else np.concatenate(part) for name, part in parts.items()}
     first: dict[tuple[str, ...], int] = {}
     for index, key in enumerate(zip(*(columns[name] for name in KEY), strict=True)):
         pair = [index, first.setdefault(key, index)]
@@ -108,8 +134,8 @@ def read_rows_files(paths: Sequence[Path]) -> Rows:
             raise ValueError(
                 f"{', '.join(map(str, paths))}: frame {key[-1]} of {columns['method'][index]} has two rows"
             )
-    kept = sorted(first.values())
-    return Rows({name: column[kept] for name, column in columns.items()})
+    rows = Rows(columns)
+    return rows if len(first) == len(rows) else rows.take(np.array(sorted(first.values())))
 
 
 def _equal(a: float, b: float) -> bool:

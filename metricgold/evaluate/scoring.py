@@ -5,7 +5,6 @@ from itertools import pairwise
 import numpy as np
 
 from metricgold.datasets import Frame
-from metricgold.evaluate.depth_ranges import range_index
 from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
 from metricgold.metrics import (
@@ -16,10 +15,12 @@ from metricgold.metrics import (
     edge_distances,
     image_figures,
     planarity,
+    range_figures,
+    range_sums,
 )
 
 NOTHING_COUNTS = "no pixel counts"
-EDGES_M = np.array([0.0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256])  # true depth beyond is in the last range
+EDGES_M = (0, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # true depth beyond is in the last range
 PLANES = ("wall", "floor", "table")
 
 
@@ -35,7 +36,7 @@ def score(protocol: Protocol, frame: Frame, estimate: Estimate) -> tuple[str, di
     uncertainty, limits_m = fitted.uncertainty, limits_of(protocol)
     figures = image_figures(fitted.depth, true_m, counted, uncertainty=uncertainty, kind=fitted.kind, limits_m=limits_m)
     if fitted.kind == "depth_m":
-        figures |= by_range(fitted.depth[counted], true_m[counted])
+        figures |= by_range(fitted.depth, true_m, counted)
         for name in protocol.figures:
             figures |= BESIDES[name](fitted.depth, true_m, counted, frame)
     return "", figures
@@ -75,15 +76,13 @@ def in_metres(protocol: Protocol, estimate: Estimate, true_m: np.ndarray, counte
     return align(fitted.depth, true_m, counted, alignment, kind=fitted.kind, limits_m=limits_of(protocol))
 
 
-def by_range(pred_m: np.ndarray, true_m: np.ndarray) -> dict[str, float]:
-    """AbsRel and number of pixels in each range of true depth, float [N] metres; NaN where a range has none."""
-    ranges = range_index(true_m, EDGES_M)
-    pixels = np.bincount(ranges, minlength=len(EDGES_M) - 1)
-    sums = np.bincount(ranges, weights=np.abs(pred_m / true_m.astype(np.float64) - 1), minlength=len(pixels))
-    figures = {}
-    for (low, high), total, count in zip(pairwise(EDGES_M), sums.tolist(), pixels.tolist(), strict=True):
-        figures[f"range/{low:g}-{high:g}/abs_rel"] = total / count if count else np.nan
-        figures[f"range/{low:g}-{high:g}/num_pixels"] = float(count)
+def by_range(pred_m: np.ndarray, true_m: np.ndarray, counted: np.ndarray) -> dict[str, float]:
+    """AbsRel and number of pixels in each range of true depth; NaN where a range has none. Maps [H, W], metres."""
+    sums = range_sums(pred_m, true_m, counted, [*EDGES_M[:-1], np.inf])
+    means = range_figures(sums)["abs_rel"]
+    figures: dict[str, float] = {}
+    for (low, high), mean, count in zip(pairwise(EDGES_M), means.tolist(), sums["num_pixels"].tolist(), strict=True):
+        figures |= {f"range/{low:g}-{high:g}/abs_rel": mean, f"range/{low:g}-{high:g}/num_pixels": count}
     return figures
 
 

@@ -32,9 +32,10 @@ from metricgold.evaluate.depth_ranges import (
     save_figure,
     write_table,
 )
-from metricgold.evaluate.rows import NUMBERS, Row, require_parquet, write_rows_file
+from metricgold.evaluate.ours import through_vae
+from metricgold.evaluate.rows import NUMBERS, ROWS, Row, require_parquet, write_rows_file
 from metricgold.images import COLUMNS, Example, write_panels
-from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene, mean_metrics
+from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene, mean_interval, mean_metrics
 from metricgold.params import Evaluate, Inference
 from metricgold.storage import digest_folder, digest_json, write_json
 
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_EXAMPLES = 4  # rows of each data set's panel
-ROWS = ".rows.parquet"  # in place of .json, beside the figures
 PROTOCOL = "evaluate"  # as rows name it
 NAME_IN_ROWS = {"constant": "best_constant"}  # of methods, as the rows of benchmarks have it
 GEOMETRY = "own size"  # of predictions: what decides figures beside frames and ruler, whatever the model
@@ -176,14 +176,6 @@ def score(
         yield Example(frame.name, frame.rgb, prediction.planar_depth_m, frame.planar_depth_m, valid)
 
 
-def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
-    """Each frame's true depth through the VAE and back, metres [H, W]; invalid pixels are filled with far_m."""
-    filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, np.float32(pipe.log_depth.far_m)) for frame in frames]
-    if len({depth_m.shape for depth_m in filled_m}) == 1:
-        return list(pipe.encode_decode_depth(np.stack(filled_m)))
-    return [pipe.encode_decode_depth(depth_m[None])[0] for depth_m in filled_m]
-
-
 def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) -> dict[str, Any]:
     """The JSON: means over data sets on top, every figure of each data set below."""
     intervals = {name: of_dataset.intervals() for name, of_dataset in measured.items()}
@@ -222,15 +214,6 @@ def _ruler(params: Evaluate, measured: Measured) -> dict[str, Any]:
     range_m = [params.min_m, params.max_m]
     frames = {"dataset": measured.dataset, "split": params.split, "frames": [ref.name for ref in measured.asked]}
     return {**frames, "range_m": range_m, "geometry": GEOMETRY}
-
-
-def mean_interval(intervals: Sequence[Interval]) -> Interval:
-    """Of the mean of independent figures, each with an interval of its own (Zou and Donner, Construction of confidence
-    limits about effect measures, Statistics in Medicine 27, 2008); NaN ends where one has none.
-    """
-    mean, low, high = np.array(intervals).T
-    below, above = (float(np.sqrt(np.sum((end - mean) ** 2))) / len(mean) for end in (low, high))
-    return Interval(float(mean.mean()), float(mean.mean()) - below, float(mean.mean()) + above)
 
 
 def _ends(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float] | None]:

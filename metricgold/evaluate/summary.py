@@ -1,6 +1,5 @@
 """What is computed from the rows of a benchmark, without a model: figures for DVC, a table for its plots, the page."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,16 +9,15 @@ from typing import Any
 import numpy as np
 
 from metricgold.evaluate.depth_ranges import write_table
+from metricgold.evaluate.report.comparisons import SHORT, MethodRows, comparisons_of
 from metricgold.evaluate.report.page import write_report
-from metricgold.evaluate.report.rulers import SHORT, Measured, rulers_of
-from metricgold.evaluate.rows import Rows, read_rows_files
+from metricgold.evaluate.report.tables import middle_m, ranges_of
+from metricgold.evaluate.rows import ROWS, Rows, read_rows_files
 from metricgold.metrics import ALIGNMENTS
 from metricgold.params import Folders
 from metricgold.storage import write_json
 
 SUMMED_UP = ("abs_rel", "delta1")
-RANGE = re.compile(r"range/(?P<low_m>[^-]+)-(?P<high_m>.+)/abs_rel")
-ROWS = ".rows.parquet"  # after the benchmark's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +84,18 @@ def summarize(rows: Rows, protocol: str, method_digest: str) -> dict[str, Any]:
     called `<alignment>_<figure>`.
     """
     summary: dict[str, Any] = {}
-    for ruler in rulers_of(rows):
-        for method in ruler.methods:
+    for comparison in comparisons_of(rows):
+        for method in comparison.methods:
             figures = figures_of(method)
-            summary |= {f"{ruler.protocol}/{method.title}/{key}": value for key, value in figures.items()}
-            if (ruler.protocol, method.rows["method_digest"][0]) == (protocol, method_digest):
-                facts = {"protocol": protocol, "ruler_digest": ruler.digest, "num_frames": method.num_frames}
+            summary |= {f"{comparison.protocol}/{method.title}/{key}": value for key, value in figures.items()}
+            if (comparison.protocol, method.rows["method_digest"][0]) == (protocol, method_digest):
+                facts = {"protocol": protocol, "ruler_digest": comparison.digest, "num_frames": method.num_frames}
                 facts["method_digest"] = method_digest  # model, steps and runs, or a folder of predictions
                 summary |= figures | facts
     return summary
 
 
-def figures_of(method: Measured) -> dict[str, float]:
+def figures_of(method: MethodRows) -> dict[str, float]:
     """SUMMED_UP of one method: its mean, and `_low` and `_high` of its interval, which a single scene does not have."""
     figures: dict[str, float] = {}
     for figure in SUMMED_UP:
@@ -115,32 +113,29 @@ def every_figure(paths: Sequence[Path]) -> dict[str, Any]:
     Means and 95 % intervals are those of the page; the ends are None where there is no interval, with a single scene.
     Where rows of two rulers have one protocol's name, each is followed by the first digits of its digest.
     """
-    rulers = rulers_of(read_rows_files(paths))
-    names = Counter((ruler.benchmark, ruler.protocol) for ruler in rulers)
+    rulers = comparisons_of(read_rows_files(paths))
+    names = Counter((comparison.benchmark, comparison.protocol) for comparison in rulers)
     tree: dict[str, Any] = {}
-    for ruler in rulers:
-        is_unique = names[ruler.benchmark, ruler.protocol] == 1
-        protocol = ruler.protocol if is_unique else f"{ruler.protocol} {ruler.digest[:SHORT]}"
-        tree.setdefault(ruler.benchmark, {})[protocol] = {
+    for comparison in rulers:
+        is_unique = names[comparison.benchmark, comparison.protocol] == 1
+        protocol = comparison.protocol if is_unique else f"{comparison.protocol} {comparison.digest[:SHORT]}"
+        tree.setdefault(comparison.benchmark, {})[protocol] = {
             method.title: {
                 figure: [number if np.isfinite(number) else None for number in interval]
                 for figure in method.rows.figures
                 if (interval := method.interval(figure))
             }
-            for method in ruler.methods
+            for method in comparison.methods
         }
     return tree
 
 
 def by_range(rows: Rows) -> Iterator[list[Any]]:
     """Rows of the plot's table: metric AbsRel by range of true depth, over images that have pixels in it."""
-    columns = [match for match in map(RANGE.fullmatch, rows.figures) if match]
-    columns.sort(key=lambda match: float(match["low_m"]))
-    measured = [(ruler.protocol, method) for ruler in rulers_of(rows) for method in ruler.methods]
-    for protocol, method in measured:
-        for match in columns:
-            low_m, high_m = float(match["low_m"]), float(match["high_m"])
-            middle_m = (low_m * high_m) ** 0.5 if low_m else high_m / 2**0.5
-            if interval := method.interval(match[0]):
-                depth_range, figures = f"{low_m:g}-{high_m:g} m", (f"{middle_m:.6g}", f"{interval.mean:.6g}")
-                yield [protocol, method.title, depth_range, *figures]
+    for comparison in comparisons_of(rows):
+        ranges = ranges_of(comparison)
+        for method in comparison.methods:
+            for from_m, to_m, column in ranges:
+                if interval := method.interval(column):
+                    figures = (f"{middle_m(from_m, to_m):.6g}", f"{interval.mean:.6g}")
+                    yield [comparison.protocol, method.title, f"{from_m:g}-{to_m:g} m", *figures]

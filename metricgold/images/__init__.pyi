@@ -3,6 +3,7 @@ from .camera import (
     crop_intrinsics as crop_intrinsics,
     fit_pinhole as fit_pinhole,
     focal_px_from_fov as focal_px_from_fov,
+    intrinsics_from as intrinsics_from,
     mirror_intrinsics as mirror_intrinsics,
     normals_from_depth as normals_from_depth,
     pinhole as pinhole,

@@ -55,6 +55,12 @@ def rays_from_intrinsics(intrinsics: np.ndarray, height: int, width: int) -> np.
     return rays
 
 
+def intrinsics_from(fx: float, fy: float, cx: float, cy: float, *, first_pixel: float) -> np.ndarray:
+    """Intrinsics [3, 3] from numbers that call the centre of the first pixel 0, as most do, or 1, as MATLAB does."""
+    shift = 0.5 - first_pixel
+    return np.array([[fx, 0, cx + shift], [0, fy, cy + shift], [0, 0, 1]], dtype=np.float64)
+
+
 def fit_pinhole(rays: np.ndarray) -> np.ndarray:
     """Intrinsics [3, 3] without skew that best map rays [H, W, 3] to their pixels (least squares)."""
     x, y = pixel_centres(*rays.shape[:2])

@@ -20,6 +20,7 @@ from .intervals import (
     Interval as Interval,
     interval_by_scene as interval_by_scene,
     mean_by_scene as mean_by_scene,
+    mean_interval as mean_interval,
     paired_interval as paired_interval,
     scene_weights as scene_weights,
 )

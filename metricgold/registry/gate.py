@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricgold.evaluate import Rows, mean_interval, read_rows_files
-from metricgold.metrics import Interval, paired_interval
+from metricgold.evaluate import Rows, read_rows_files
+from metricgold.metrics import Interval, mean_interval, paired_interval
 from metricgold.params import Promote
 
 if TYPE_CHECKING:

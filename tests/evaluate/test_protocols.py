@@ -87,7 +87,7 @@ def test_a_digest_covers_what_decides_figures_and_nothing_else():
         "resize": "nearest",
         "camera": "given",
         "average": "pixel",
-        "figures": ["boundary"],
+        "figures": ("boundary",),
     }
     assert others.keys() == Protocol.model_fields.keys() - {"name", "title", "source", "notes", "default"}
     digests = {eigen.model_copy(update={field: value}).digest for field, value in others.items()}

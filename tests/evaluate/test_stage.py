@@ -15,10 +15,11 @@ from metricgold.datasets.sampling import evenly_spaced
 from metricgold.evaluate import stage
 from metricgold.evaluate.baselines import best_constant, mean_depth_map
 from metricgold.evaluate.depth_ranges import range_edges_m
+from metricgold.evaluate.ours import through_vae
 from metricgold.evaluate.rows import read_rows_files
-from metricgold.evaluate.stage import METHODS, evaluate, mean_interval, through_vae
+from metricgold.evaluate.stage import METHODS, evaluate
 from metricgold.log_depth import LogDepth
-from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene
+from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene, mean_interval
 from metricgold.params.sections import Evaluate
 from metricgold.storage import digest_folder
 

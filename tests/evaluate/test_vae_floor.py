@@ -198,7 +198,7 @@ def test_equal_inputs_equal_bytes(tiny, tiny_raw, tiny_backbone, report, tmp_pat
 def test_the_floor_is_the_pipeline_s_round_trip(tiny_model, tiny_raw, tiny, tiny_backbone, frames):
     """Where nothing is resized, evaluate's VAE floor is this one."""
     from metricgold import MetricGoldPipeline
-    from metricgold.evaluate.stage import through_vae
+    from metricgold.evaluate.ours import through_vae
 
     pipe = MetricGoldPipeline.from_pretrained(tiny_model)
     edges_m, encoding = range_edges_m(LogDepth(0.5, 80.0)), Encoding("log", 0.5, 80.0)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metricgold.evaluate.report.rulers import Measured, Ruler
-from metricgold.evaluate.report.tables import ALIGNED, ranges_of, trend_of
+from metricgold.evaluate.report.comparisons import Comparison, MethodRows
+from metricgold.evaluate.report.tables import ALIGNED, middle_m, ranges_of, trend_of
 from metricgold.images import data_uri
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ class Chart:
 Draw = Callable[["Axes"], None]
 
 
-def charts(ruler: Ruler) -> list[Chart]:
+def charts(comparison: Comparison) -> list[Chart]:
     """All charts for which these rows have figures."""
-    found = [alignments(ruler), by_range(ruler), ratio_by_scene(ruler), ratio_by_focal(ruler), coverage(ruler)]
-    return [chart for chart in [*found, sparsification(ruler)] if chart is not None]
+    drawings = (alignments, by_range, ratio_by_scene, ratio_by_focal, coverage, sparsification)
+    return [found for draw in drawings if (found := draw(comparison)) is not None]
 
 
 def chart(title: str, alt: str, draw: Draw) -> Chart:
@@ -77,9 +77,9 @@ def _svg(draw: Draw) -> str:
     return buffer.getvalue().decode()
 
 
-def style(ruler: Ruler, method: Measured) -> dict[str, Any]:
+def style(comparison: Comparison, method: MethodRows) -> dict[str, Any]:
     """Colour and shape of a method, the same in all charts of a ruler; what stands beside the models is grey."""
-    place = ruler.methods.index(method)
+    place = comparison.methods.index(method)
     colour = BESIDE if method.is_floor or method.is_baseline else COLOURS[place % len(COLOURS)]
     return {"color": colour, "marker": SHAPES[place % len(SHAPES)], "markersize": 5}
 
@@ -97,13 +97,13 @@ def add_legend(figure: "Figure", ax: "Axes") -> None:
 # Accuracy
 
 
-def alignments(ruler: Ruler) -> Chart | None:
+def alignments(comparison: Comparison) -> Chart | None:
     """AbsRel by alignment: what is left of the error once scale, or scale and shift, are given."""
-    if not any(method.interval(f"{name}/abs_rel") for method in ruler.methods for name in ALIGNED):
+    if not any(method.interval(f"{name}/abs_rel") for method in comparison.methods for name in ALIGNED):
         return None
 
     def draw(ax: "Axes") -> None:
-        for offset, method in spread_out(ruler):
+        for offset, method in spread_out(comparison):
             found = [(row, method.interval(f"{name}/abs_rel")) for row, name in enumerate(ALIGNED)]
             known = [(row + offset, interval) for row, interval in found if interval]
             means = np.array([interval.mean for _, interval in known])
@@ -111,7 +111,7 @@ def alignments(ruler: Ruler) -> Chart | None:
             rows = [row for row, _ in known]
             # No bar where one scene gives no interval, nor below 0 by rounding.
             bars_of = np.nan_to_num(np.maximum(np.reshape(bars, (-1, 2)), 0)).T
-            ax.errorbar(means, rows, xerr=bars_of, linestyle="none", label=method.title, **style(ruler, method))
+            ax.errorbar(means, rows, xerr=bars_of, linestyle="none", label=method.title, **style(comparison, method))
         ax.set_yticks(range(len(ALIGNED)), list(ALIGNED.values()))
         ax.set_ylim(len(ALIGNED) - 0.5, -0.5)
         ax.set(xlabel="AbsRel, with 95 % interval by scene")
@@ -121,26 +121,26 @@ def alignments(ruler: Ruler) -> Chart | None:
     return chart("AbsRel by alignment", alt, draw)
 
 
-def spread_out(ruler: Ruler) -> Iterator[tuple[float, Measured]]:
+def spread_out(comparison: Comparison) -> Iterator[tuple[float, MethodRows]]:
     """Each method with its place within a row of 1."""
-    num = len(ruler.methods)
-    for place, method in enumerate(ruler.methods):
+    num = len(comparison.methods)
+    for place, method in enumerate(comparison.methods):
         yield 0.7 * ((place + 0.5) / num - 0.5), method
 
 
-def by_range(ruler: Ruler) -> Chart | None:
+def by_range(comparison: Comparison) -> Chart | None:
     """AbsRel against true depth."""
-    ranges = ranges_of(ruler)
+    ranges = ranges_of(comparison)
     if not ranges:
         return None
 
     def draw(ax: "Axes") -> None:
-        middles_m = np.array([((from_m or to_m / 2) * to_m) ** 0.5 for from_m, to_m, _ in ranges])
-        for method in ruler.methods:
+        middles_m = np.array([middle_m(from_m, to_m) for from_m, to_m, _ in ranges])
+        for method in comparison.methods:
             found = [method.interval(column) for _, _, column in ranges]
             means = [interval.mean if interval else np.nan for interval in found]
             if np.isfinite(means).any():
-                ax.plot(middles_m, means, label=method.title, linewidth=1.4, **style(ruler, method))
+                ax.plot(middles_m, means, label=method.title, linewidth=1.4, **style(comparison, method))
         ax.set(xscale="log", xlabel="true planar depth, m", ylabel="AbsRel")
         plain_ticks(ax.xaxis, [from_m for from_m, _, _ in ranges if from_m] + [ranges[-1][1]])
         ax.set_ylim(bottom=0)
@@ -161,18 +161,18 @@ def plain_ticks(axis: Any, ticks: list[float]) -> None:
 # Scale
 
 
-def metric_methods(ruler: Ruler) -> list[Measured]:
+def metric_methods(comparison: Comparison) -> list[MethodRows]:
     """Methods whose depth is in metres."""
-    return [method for method in ruler.methods if method.is_metric]
+    return [method for method in comparison.methods if method.is_metric]
 
 
-def medians(ruler: Ruler) -> list[Chart]:
+def medians(comparison: Comparison) -> list[Chart]:
     """For each metric model, median predicted against median true depth: one point a scene, faint ones for images."""
-    models = [method for method in metric_methods(ruler) if not (method.is_floor or method.is_baseline)]
-    return [of_medians(ruler, method) for method in models]
+    models = [method for method in metric_methods(comparison) if not (method.is_floor or method.is_baseline)]
+    return [of_medians(comparison, method) for method in models]
 
 
-def of_medians(ruler: Ruler, method: Measured) -> Chart:
+def of_medians(comparison: Comparison, method: MethodRows) -> Chart:
     """Scatter of one method."""
     true_m, pred_m = method.medians_m
     scenes_true, scenes_pred = (np.exp(method.by_scene(np.log(depth_m))) for depth_m in (true_m, pred_m))
@@ -182,7 +182,7 @@ def of_medians(ruler: Ruler, method: Measured) -> Chart:
     def draw(ax: "Axes") -> None:
         from metricgold.images import metre_ticks
 
-        look = style(ruler, method)
+        look = style(comparison, method)
         ax.plot(ends_m, ends_m, color="#808080", linewidth=1, label="right scale")
         for factor in (0.8, 1.25):
             ax.plot(ends_m, [end * factor for end in ends_m], color="#808080", linewidth=0.8, linestyle=":")
@@ -200,9 +200,9 @@ def of_medians(ruler: Ruler, method: Measured) -> Chart:
     return chart(f"{method.title}: medians by scene", alt, draw)
 
 
-def ratio_by_scene(ruler: Ruler) -> Chart | None:
+def ratio_by_scene(comparison: Comparison) -> Chart | None:
     """Median ratio of each scene, method by method."""
-    methods = metric_methods(ruler)
+    methods = metric_methods(comparison)
     if not methods:
         return None
 
@@ -211,7 +211,7 @@ def ratio_by_scene(ruler: Ruler) -> Chart | None:
         for row, method in enumerate(methods):
             ratios = np.exp(method.by_scene(method.log_ratios))
             nudge = 0.25 * np.sin(2.4 * np.arange(len(ratios)))  # apart, and the same each time
-            ax.plot(ratios, row + nudge, linestyle="none", alpha=0.7, **style(ruler, method))
+            ax.plot(ratios, row + nudge, linestyle="none", alpha=0.7, **style(comparison, method))
             ax.plot(np.exp(np.log(ratios).mean()), row, marker="|", markersize=22, color=ax.xaxis.label.get_color())
         ax.set_yticks(range(len(methods)), [shortened(method.title) for method in methods])
         ax.set_ylim(len(methods) - 0.5, -0.5)
@@ -238,9 +238,9 @@ def shortened(title: str) -> str:
     return title if len(title) <= 24 else f"{title[:12]}…{title[-11:]}"
 
 
-def ratio_by_focal(ruler: Ruler) -> Chart | None:
+def ratio_by_focal(comparison: Comparison) -> Chart | None:
     """Median ratio against focal length, where it varies."""
-    methods = [method for method in metric_methods(ruler) if trend_of(method)]
+    methods = [method for method in metric_methods(comparison) if trend_of(method)]
     if not methods:
         return None
 
@@ -248,7 +248,7 @@ def ratio_by_focal(ruler: Ruler) -> Chart | None:
         ax.axhline(1, color="#808080", linewidth=1)
         for method in methods:
             known = np.isfinite(method.log_ratios)
-            x, y, look = np.log(method.focal_widths[known]), method.log_ratios[known], style(ruler, method)
+            x, y, look = np.log(method.focal_widths[known]), method.log_ratios[known], style(comparison, method)
             ax.plot(np.exp(x), np.exp(y), linestyle="none", alpha=0.3, rasterized=True, **(look | {"markersize": 3}))
             slope, start = np.polyfit(x, y, 1)
             ends = np.array([x.min(), x.max()])
@@ -264,11 +264,11 @@ def ratio_by_focal(ruler: Ruler) -> Chart | None:
 # Calibration
 
 
-def coverage(ruler: Ruler) -> Chart | None:
+def coverage(comparison: Comparison) -> Chart | None:
     """How many pixels an interval covers against how many it should."""
     found = {
         method: [method.interval(f"coverage{level}") for level in LEVELS]
-        for method in ruler.methods
+        for method in comparison.methods
         if method.interval(f"coverage{LEVELS[0]}")
     }
     if not found:
@@ -278,7 +278,7 @@ def coverage(ruler: Ruler) -> Chart | None:
         ax.plot([0, 100], [0, 100], color="#808080", linewidth=1, label="calibrated")
         for method, intervals in found.items():
             measured = [100 * interval.mean if interval else np.nan for interval in intervals]
-            ax.plot([0, *LEVELS], [0, *measured], label=method.title, linewidth=1.4, **style(ruler, method))
+            ax.plot([0, *LEVELS], [0, *measured], label=method.title, linewidth=1.4, **style(comparison, method))
         ax.set(xlabel="pixels that should be covered, %", ylabel="pixels covered, %", xlim=(0, 100), ylim=(0, 100))
 
     said = "; ".join(
@@ -288,16 +288,16 @@ def coverage(ruler: Ruler) -> Chart | None:
     return chart("Calibration", f"Pixels covered where 50, 80 and 95 % should be: {said}.", draw)
 
 
-def sparsification(ruler: Ruler) -> Chart | None:
+def sparsification(comparison: Comparison) -> Chart | None:
     """AbsRel of what is left once the most uncertain pixels are gone."""
-    curves = {method: curve for method in ruler.methods if len(curve := sparsification_of(method)) > 1}
+    curves = {method: curve for method in comparison.methods if len(curve := sparsification_of(method)) > 1}
     if not curves:
         return None
 
     def draw(ax: "Axes") -> None:
         for method, points in curves.items():
             shares, errors = zip(*points, strict=True)
-            ax.plot(np.array(shares) * 100, errors, label=method.title, linewidth=1.4, **style(ruler, method))
+            ax.plot(np.array(shares) * 100, errors, label=method.title, linewidth=1.4, **style(comparison, method))
         ax.set(xlabel="most uncertain pixels left out, %", ylabel="AbsRel of the rest", xlim=(0, 100))
         ax.set_ylim(bottom=0)
 
@@ -305,7 +305,7 @@ def sparsification(ruler: Ruler) -> Chart | None:
     return chart("Sparsification", alt, draw)
 
 
-def sparsification_of(method: Measured) -> list[tuple[float, float]]:
+def sparsification_of(method: MethodRows) -> list[tuple[float, float]]:
     """(share left out, mean AbsRel of the rest) of a method, in order."""
     columns = [column for column in method.rows.figures if column.startswith("sparsification/")]
     found = [(float(column.split("/")[1]), method.interval(column)) for column in columns]

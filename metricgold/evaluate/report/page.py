@@ -7,8 +7,8 @@ from typing import Any
 from markupsafe import Markup
 
 from metricgold.evaluate.report.charts import charts, medians
+from metricgold.evaluate.report.comparisons import SHORT, Comparison, comparisons_of
 from metricgold.evaluate.report.pictures import KINDS, picture_card, pictured
-from metricgold.evaluate.report.rulers import SHORT, Ruler, rulers_of
 from metricgold.evaluate.report.signatures import RULES, signatures
 from metricgold.evaluate.report.tables import (
     CALIBRATION,
@@ -35,13 +35,13 @@ def write_report(rows: Rows, pictures: Path, out_html: Path, out_md: Path) -> No
     """
     if not len(rows):
         raise ValueError("there is no row of a benchmark to report on")
-    sections = [section(ruler, Path(pictures)) for ruler in rulers_of(rows)]
+    sections = [section(comparison, Path(pictures)) for comparison in comparisons_of(rows)]
     facts = {
         "sections": sections,
         "rules": RULES,
-        "num_methods": len({method.title for one in sections for method in one["ruler"].methods}),
-        "num_benchmarks": len({one["ruler"].benchmark for one in sections}),
-        "num_frames": sum(one["ruler"].num_frames for one in sections),
+        "num_methods": len({method.title for one in sections for method in one["comparison"].methods}),
+        "num_benchmarks": len({one["comparison"].benchmark for one in sections}),
+        "num_frames": sum(one["comparison"].num_frames for one in sections),
         "kinds": KINDS,
         "error_scale": error_scale(),
     }
@@ -52,27 +52,27 @@ def write_report(rows: Rows, pictures: Path, out_html: Path, out_md: Path) -> No
             aside.write_text(text, encoding="utf-8")
 
 
-def section(ruler: Ruler, pictures: Path) -> dict[str, Any]:
+def section(comparison: Comparison, pictures: Path) -> dict[str, Any]:
     """What both templates show of one ruler."""
     tables = [
-        accuracy(ruler),
-        figures_table(ruler, "Metric figures", "Nothing is aligned.", METRIC),
-        by_range(ruler),
-        scale(ruler),
-        figures_table(ruler, "Calibration of uncertainty", CALIBRATION_NOTE, CALIBRATION),
-        others(ruler),
+        accuracy(comparison),
+        figures_table(comparison, "Metric figures", "Nothing is aligned.", METRIC),
+        by_range(comparison),
+        scale(comparison),
+        figures_table(comparison, "Calibration of uncertainty", CALIBRATION_NOTE, CALIBRATION),
+        others(comparison),
     ]
-    cards = [picture_card(pictures, ruler, one) for one in pictured(ruler)]
+    cards = [picture_card(pictures, comparison, one) for one in pictured(comparison)]
     return {
-        "ruler": ruler,
-        "short": ruler.digest[:SHORT],
+        "comparison": comparison,
+        "short": comparison.digest[:SHORT],
         "tables": [table for table in tables if table.rows],
-        "signatures": signatures(ruler),
-        "charts": charts(ruler),
-        "medians": medians(ruler),
-        "pairs": pairs(ruler),
+        "signatures": signatures(comparison),
+        "charts": charts(comparison),
+        "medians": medians(comparison),
+        "pairs": pairs(comparison),
         "cards": [card for card in cards if card],
-        "left_out": left_out(ruler),
+        "left_out": left_out(comparison),
     }
 
 
@@ -82,10 +82,10 @@ CALIBRATION_NOTE = (
 )
 
 
-def left_out(ruler: Ruler) -> list[tuple[str, str, str]]:
+def left_out(comparison: Comparison) -> list[tuple[str, str, str]]:
     """(method, frame, reason) of images without figures, at most 20 of each method."""
     found = []
-    for method in ruler.methods:
+    for method in comparison.methods:
         without = method.rows.where(method.rows["reason"] != "")
         found += [(method.title, *pair) for pair in zip(without["frame"][:20], without["reason"][:20], strict=True)]
     return found

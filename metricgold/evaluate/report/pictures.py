@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from metricgold.evaluate.report.rulers import Measured, Ruler, rulers_of
+from metricgold.evaluate.report.comparisons import Comparison, MethodRows, comparisons_of
 from metricgold.evaluate.rows import Row, Rows
 from metricgold.images import Example, colour_depth, colour_error, data_uri, depth_scale
 from metricgold.metrics import ALIGNMENTS
@@ -22,7 +22,7 @@ SCALE = "scale.json"  # written last: a folder that has it is complete
 class Pictured:
     """An image that stands for a method: the column that ranks it, its value, and its rank."""
 
-    method: Measured
+    method: MethodRows
     place: str
     frame: str
     scene: str
@@ -30,10 +30,10 @@ class Pictured:
     value: float
 
 
-def pictured(ruler: Ruler) -> list[Pictured]:
+def pictured(comparison: Comparison) -> list[Pictured]:
     """Best, median and worst image by AbsRel of each method that looks at images."""
     found = []
-    for method in ruler.methods:
+    for method in comparison.methods:
         if method.is_baseline:
             continue
         column = ranking_column(method)
@@ -48,7 +48,7 @@ def pictured(ruler: Ruler) -> list[Pictured]:
     return found
 
 
-def ranking_column(method: Measured) -> str:
+def ranking_column(method: MethodRows) -> str:
     """AbsRel of the first alignment in which the method has one."""
     columns = [f"{name}/abs_rel" for name in ALIGNMENTS]
     return next((column for column in columns if np.isfinite(method.values(column)).any()), columns[0])
@@ -57,9 +57,9 @@ def ranking_column(method: Measured) -> str:
 def frames_to_picture(rows: Rows) -> dict[tuple[str, str], set[str]]:
     """Frames of which the page shows pictures, by (ruler_digest, method_digest)."""
     wanted: dict[tuple[str, str], set[str]] = {}
-    for ruler in rulers_of(rows):
-        for one in pictured(ruler):
-            wanted.setdefault((ruler.digest, one.method.rows["method_digest"][0]), set()).add(one.frame)
+    for comparison in comparisons_of(rows):
+        for one in pictured(comparison):
+            wanted.setdefault((comparison.digest, one.method.rows["method_digest"][0]), set()).add(one.frame)
     return wanted
 
 
@@ -89,11 +89,11 @@ def write_pictures(pictures: Path, row: Row, example: Example) -> Path:
     return folder
 
 
-def picture_card(pictures: Path, ruler: Ruler, one: Pictured) -> dict[str, Any] | None:
+def picture_card(pictures: Path, comparison: Comparison, one: Pictured) -> dict[str, Any] | None:
     """What the page shows of an image; None where its pictures have not been written."""
     row = {
-        "benchmark": ruler.benchmark,
-        "ruler_digest": ruler.digest,
+        "benchmark": comparison.benchmark,
+        "ruler_digest": comparison.digest,
         "method_digest": one.method.rows["method_digest"][0],
         "frame": one.frame,
     }

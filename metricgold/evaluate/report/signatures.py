@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metricgold.evaluate.report.rulers import Measured, Ruler
+from metricgold.evaluate.report.comparisons import Comparison, MethodRows
 
 ALIGNED_GOOD = 0.15  # scale-aligned AbsRel up to which the shape of a scene is right
 METRIC_BAD = 2.0  # times the scale-aligned AbsRel from which scale is what is wrong
@@ -29,30 +29,30 @@ class Signature:
     evidence: str
 
 
-def signatures(ruler: Ruler) -> list[Signature]:
+def signatures(comparison: Comparison) -> list[Signature]:
     """What can be read off these figures, method by method."""
     found = []
-    for method in ruler.methods:
+    for method in comparison.methods:
         if not (method.is_floor or method.is_baseline):
-            floor = floor_of(ruler, method)
+            floor = floor_of(comparison, method)
             found += [of_scale(method), of_blur(method, floor), of_decoder(method, floor)]
     return [one for one in found if one is not None]
 
 
-def floor_of(ruler: Ruler, method: Measured) -> Measured | None:
+def floor_of(comparison: Comparison, method: MethodRows) -> MethodRows | None:
     """The VAE floor of a method: `vae_floor of <its name>`; None where that is the name of several."""
     name = f"vae_floor of {method.rows['method'][0]}"
-    floors = [one for one in ruler.methods if one.rows["method"][0] == name]
+    floors = [one for one in comparison.methods if one.rows["method"][0] == name]
     return floors[0] if len(floors) == 1 else None
 
 
-def mean(method: Measured | None, figure: str) -> float:
+def mean(method: MethodRows | None, figure: str) -> float:
     """Mean of a figure over images; NaN where there is none, and every comparison with it is false."""
     interval = method.interval(figure) if method else None
     return interval.mean if interval else np.nan
 
 
-def of_scale(method: Measured) -> Signature | None:
+def of_scale(method: MethodRows) -> Signature | None:
     """Aligned good, metric bad."""
     metric, aligned = mean(method, "metric/abs_rel"), mean(method, "scale/abs_rel")
     if not (aligned <= ALIGNED_GOOD and metric >= METRIC_BAD * aligned):
@@ -63,7 +63,7 @@ def of_scale(method: Measured) -> Signature | None:
     return Signature("scale-inconsistent" if scatter > abs(off) else "scale off by one factor", method.title, evidence)
 
 
-def of_blur(method: Measured, floor: Measured | None) -> Signature | None:
+def of_blur(method: MethodRows, floor: MethodRows | None) -> Signature | None:
     """Boundary F1 low against the VAE floor's."""
     ours, bound = mean(method, "boundary_f1"), mean(floor, "boundary_f1")
     if not ours < BLURRY * bound:
@@ -71,7 +71,7 @@ def of_blur(method: Measured, floor: Measured | None) -> Signature | None:
     return Signature("blurry", method.title, f"boundary F1 {ours:.3f}, the VAE floor's is {bound:.3f}")
 
 
-def of_decoder(method: Measured, floor: Measured | None) -> Signature | None:
+def of_decoder(method: MethodRows, floor: MethodRows | None) -> Signature | None:
     """The VAE floor is near the model."""
     ours, bound = mean(method, "metric/abs_rel"), mean(floor, "metric/abs_rel")
     if not bound >= FLOOR_NEAR * ours:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from metricgold.evaluate.report.rulers import NUM_PLANES, Measured, Ruler, paired_difference
+from metricgold.evaluate.report.comparisons import NUM_PLANES, Comparison, MethodRows, paired_difference
 from metricgold.metrics import Interval, focal_trend, scale_ratio
 
 ALIGNED = {
@@ -94,26 +94,26 @@ PAIRED = [*ACCURACY, *(figure for figure in METRIC if figure.column in ("metric/
 PAIRED += [Figure("boundary_f1", "boundary F1", better=HIGHER)]
 
 
-def accuracy(ruler: Ruler) -> Table:
+def accuracy(comparison: Comparison) -> Table:
     """AbsRel and δ1 by each alignment, side by side."""
     note = "Metric figures align nothing. Scale-aligned ones divide out the median ratio; affine ones fit scale and "
     note += "shift by least squares in what they name. Relative methods have no metric figures."
-    return figures_table(ruler, "Accuracy by alignment", note, ACCURACY, [(name, 2) for name in ALIGNED.values()])
+    return figures_table(comparison, "Accuracy by alignment", note, ACCURACY, [(name, 2) for name in ALIGNED.values()])
 
 
 def figures_table(
-    ruler: Ruler, title: str, note: str, figures: Sequence[Figure], groups: Sequence[tuple[str, int]] = ()
+    comparison: Comparison, title: str, note: str, figures: Sequence[Figure], groups: Sequence[tuple[str, int]] = ()
 ) -> Table:
     """Methods that have any of the figures, by figures, with the best of each column."""
-    intervals = {method: [method.interval(figure.column) for figure in figures] for method in ruler.methods}
+    intervals = {method: [method.interval(figure.column) for figure in figures] for method in comparison.methods}
     shown = {method: found for method, found in intervals.items() if any(found)}
     best = [
-        best_of(ruler, {method: found[place] for method, found in shown.items()}, figure)
+        best_of(comparison, {method: found[place] for method, found in shown.items()}, figure)
         for place, figure in enumerate(figures)
     ]
     rows = [
         [
-            *named(ruler, method),
+            *named(comparison, method),
             *(
                 interval_cell(interval, figure.format, best=method is of_best)
                 for interval, figure, of_best in zip(found, figures, best, strict=True)
@@ -125,19 +125,19 @@ def figures_table(
     return Table(title, note, header, rows, [("", 2), *groups] if groups else ())
 
 
-def best_of(ruler: Ruler, column: Mapping[Measured, Interval | None], figure: Figure) -> Measured | None:
+def best_of(comparison: Comparison, column: Mapping[MethodRows, Interval | None], figure: Figure) -> MethodRows | None:
     """The best of a column among those that have figures for all frames; None where fewer than two compare."""
     means = {
         method: figure.better * interval.mean
         for method, interval in column.items()
-        if interval is not None and ruler.complete(method) and not method.is_floor
+        if interval is not None and comparison.complete(method) and not method.is_floor
     }
     return max(means, key=means.__getitem__) if figure.better and len(means) > 1 else None
 
 
-def named(ruler: Ruler, method: Measured) -> list[Cell]:
+def named(comparison: Comparison, method: MethodRows) -> list[Cell]:
     """Method and number of frames, marked where some are missing."""
-    return [Cell(method.title), Cell(f"{method.num_frames}", mark=not ruler.complete(method))]
+    return [Cell(method.title), Cell(f"{method.num_frames}", mark=not comparison.complete(method))]
 
 
 def interval_cell(interval: Interval | None, form: Callable[[float], str], *, best: bool = False) -> Cell:
@@ -154,26 +154,32 @@ def interval_cell(interval: Interval | None, form: Callable[[float], str], *, be
 RANGE = re.compile(r"range/(?P<from_m>[\d.e+-]+?)-(?P<to_m>[\d.e+]+)/abs_rel")
 
 
-def ranges_of(ruler: Ruler) -> list[tuple[float, float, str]]:
+def ranges_of(comparison: Comparison) -> list[tuple[float, float, str]]:
     """from_m, to_m and column of each range of true depth in which these rows have AbsRel."""
-    columns = ruler.methods[0].rows.columns
+    columns = comparison.methods[0].rows.columns
     found = [
         (float(match["from_m"]), float(match["to_m"]), match[0]) for match in map(RANGE.fullmatch, columns) if match
     ]
-    return sorted(one for one in found if any(method.interval(one[2]) for method in ruler.methods))
+    return sorted(one for one in found if any(method.interval(one[2]) for method in comparison.methods))
 
 
-def by_range(ruler: Ruler) -> Table:
+def middle_m(from_m: float, to_m: float) -> float:
+    """The geometric middle of a range; of one that begins at 0, of its farther half."""
+    middle: float = ((from_m or to_m / 2) * to_m) ** 0.5
+    return middle
+
+
+def by_range(comparison: Comparison) -> Table:
     """AbsRel by range of true depth."""
-    figures = [Figure(column, f"{from_m:g} to {to_m:g} m") for from_m, to_m, column in ranges_of(ruler)]
+    figures = [Figure(column, f"{from_m:g} to {to_m:g} m") for from_m, to_m, column in ranges_of(comparison)]
     note = "Metric AbsRel, mean over an image's pixels in the range, then over the images that have some."
-    return figures_table(ruler, "AbsRel by true depth", note, figures)
+    return figures_table(comparison, "AbsRel by true depth", note, figures)
 
 
 # Scale
 
 
-def scale(ruler: Ruler) -> Table:
+def scale(comparison: Comparison) -> Table:
     """Median ratio predicted / true: what is typical, its spread over scenes, its trend over focal length."""
     note = "Ratio of the median predicted to the median true depth; of a scene the geometric mean of its images', and "
     note += (
@@ -185,7 +191,7 @@ def scale(ruler: Ruler) -> Table:
     note += "that takes every camera for the same."
     header = ["method", "frames", "typical ratio", "smallest of a scene", "largest of a scene", "spread over scenes"]
     rows = []
-    for method in ruler.methods:
+    for method in comparison.methods:
         if not method.is_metric:
             continue
         true_m, pred_m = method.medians_m
@@ -194,11 +200,11 @@ def scale(ruler: Ruler) -> Table:
         ends = [Cell(f"{np.exp(end):.3f}") for end in (scenes.min(), scenes.max())]
         spread = Cell(f"{ratio.log_spread:.3f}" if np.isfinite(ratio.log_spread) else NONE)
         trend = interval_cell(trend_of(method), "{:+.2f}".format)
-        rows.append([*named(ruler, method), Cell(f"{ratio.ratio:.3f}"), *ends, spread, trend])
+        rows.append([*named(comparison, method), Cell(f"{ratio.ratio:.3f}"), *ends, spread, trend])
     return Table("Scale", note, [*header, "trend over focal length"], rows)
 
 
-def trend_of(method: Measured) -> Interval | None:
+def trend_of(method: MethodRows) -> Interval | None:
     """Slope of ln ratio over ln focal length; None where it does not vary."""
     true_m, pred_m = method.medians_m
     trend = focal_trend(pred_m, true_m, method.focal_widths, method.scenes)
@@ -217,13 +223,13 @@ class Pair:
     table: Table
 
 
-def pairs(ruler: Ruler) -> list[Pair]:
+def pairs(comparison: Comparison) -> list[Pair]:
     """Every two methods, on the frames that both have figures for."""
-    found = [pair_of(a, b) for a, b in combinations(ruler.methods, 2)]
+    found = [pair_of(a, b) for a, b in combinations(comparison.methods, 2)]
     return [pair for pair in found if pair.table.rows]
 
 
-def pair_of(a: Measured, b: Measured) -> Pair:
+def pair_of(a: MethodRows, b: MethodRows) -> Pair:
     """Both methods' figures and their paired differences; marked where the interval excludes 0."""
     rows, clear = [], 0
     for figure in PAIRED:
@@ -257,12 +263,12 @@ def figure_title(figure: Figure) -> str:
 # Other figures
 
 
-def others(ruler: Ruler) -> Table:
+def others(comparison: Comparison) -> Table:
     """Figures that only some protocols have: boundaries, planes, edges; whatever the rows hold besides."""
     known = {figure.column for figure in (*METRIC, *CALIBRATION)} | {"num_pixels", "median_true_m", "median_pred_m"}
     columns = [
         column
-        for column in ruler.methods[0].rows.figures
+        for column in comparison.methods[0].rows.figures
         if column not in known
         and column.partition("/")[0] not in {*ALIGNED, "range", "sparsification"}
         and not column.endswith(NUM_PLANES)
@@ -272,7 +278,7 @@ def others(ruler: Ruler) -> Table:
         Figure(column, column.replace("_", " ").replace("/", " "), better=better.get(re.split("[/_]", column)[0], 0))
         for column in columns
     ]
-    figures = [figure for figure in figures if any(method.interval(figure.column) for method in ruler.methods)]
+    figures = [figure for figure in figures if any(method.interval(figure.column) for method in comparison.methods)]
     note = "Figures that this protocol asks for besides. Errors of planes are means over the planes of all images, as "
     note += "iBims-1's authors publish them."
-    return figures_table(ruler, "Boundaries, planes and edges", note, figures)
+    return figures_table(comparison, "Boundaries, planes and edges", note, figures)

@@ -11,9 +11,9 @@ import pytest
 
 from metricgold.evaluate.protocols import load_protocol
 from metricgold.evaluate.report.charts import COLOURS, SHAPES, charts, medians
+from metricgold.evaluate.report.comparisons import comparisons_of
 from metricgold.evaluate.report.page import write_report
 from metricgold.evaluate.report.pictures import frames_to_picture, pictured, write_pictures
-from metricgold.evaluate.report.rulers import rulers_of
 from metricgold.evaluate.report.signatures import RULES, signatures
 from metricgold.evaluate.report.tables import accuracy, pairs, scale
 from metricgold.evaluate.rows import read_rows_files, write_rows_file
@@ -105,10 +105,10 @@ def test_means_are_taken_as_the_protocol_takes_them(tmp_path, monkeypatch, name,
     protocol = load_protocol("nyuv2-eigen")
     average = {"whole": "image", "by-pixel": "pixel", "by-scene": "scene"}[name]
     protocol = protocol.model_copy(update={"average": average})
-    monkeypatch.setattr("metricgold.evaluate.report.rulers.load_protocol", lambda _: protocol)
+    monkeypatch.setattr("metricgold.evaluate.report.comparisons.load_protocol", lambda _: protocol)
     some = of_method("ours", lambda index: metric(0.01 * index), protocol_digest=protocol.digest)[:-3]
     rows = read(tmp_path, some)
-    (ruler,) = rulers_of(rows)
+    (ruler,) = comparisons_of(rows)
     expected = interval_by_scene(rows["metric/abs_rel"], rows["scene"], weights=weights(rows))
     assert ruler.methods[0].interval("metric/abs_rel") == expected
     table = accuracy(ruler)
@@ -143,7 +143,7 @@ def test_a_method_with_fewer_frames_is_marked_and_is_never_the_best(tmp_path):
     rows = read(
         tmp_path, few, of_method("all", lambda index: metric(0.1)), of_method("worse", lambda index: metric(0.2))
     )
-    (ruler,) = rulers_of(rows)
+    (ruler,) = comparisons_of(rows)
     cells = {line[0].text: line for line in accuracy(ruler).rows}
     assert (cells["few"][1].text, cells["few"][1].mark, cells["all"][1].mark) == ("19", True, False)
     assert [name for name, line in cells.items() if line[2].best] == ["all"]
@@ -154,13 +154,13 @@ def test_a_method_with_fewer_frames_is_marked_and_is_never_the_best(tmp_path):
 def test_the_vae_floor_does_not_compete(tmp_path):
     floor = of_method("vae_floor of ours", lambda index: metric(0.01))
     rows = read(tmp_path, floor, *(of_method(name, lambda index: metric(0.1)) for name in ("ours", "theirs")))
-    lines = accuracy(rulers_of(rows)[0]).rows
+    lines = accuracy(comparisons_of(rows)[0]).rows
     assert [line[0].text for line in lines] == ["ours", "theirs", "vae_floor of ours"] and not lines[2][2].best
 
 
 def test_two_checkpoints_of_one_name_are_two_rows(tmp_path):
     again = [one | {"method_digest": "f" * 64} for one in of_method("ours", lambda index: metric(0.2))]
-    (ruler,) = rulers_of(read(tmp_path, of_method("ours", lambda index: metric(0.1)), again))
+    (ruler,) = comparisons_of(read(tmp_path, of_method("ours", lambda index: metric(0.1)), again))
     assert {method.title for method in ruler.methods} == {f"ours {digest_json('ours')[:12]}", "ours ffffffffffff"}
 
 
@@ -171,7 +171,7 @@ def test_a_paired_difference_is_marked_where_its_interval_excludes_zero(tmp_path
     noisy = of_method("noisy", lambda index: metric(0.2 + noise[index] * (-1) ** (index % NUM_SCENES)))
     missing = better.pop()  # pairs use the frames of both
     rows = read(tmp_path, ours, better, noisy)
-    found = {pair.titles: pair for pair in pairs(rulers_of(rows)[0])}
+    found = {pair.titles: pair for pair in pairs(comparisons_of(rows)[0])}
     line = found["better", "ours"].table.rows[0]
     kept = rows.where(rows["frame"] != missing["frame"])
     a, b = (kept.where(method=name)["metric/abs_rel"] for name in ("better", "ours"))
@@ -188,7 +188,7 @@ def test_scale_has_its_spread_over_scenes_and_its_trend_over_focal_length(tmp_pa
     def figures(index: int) -> dict[str, float]:
         return metric(0.1) | {"median_true_m": 2.0 * 2 ** (index % NUM_SCENES), "median_pred_m": 3.0}
 
-    (line,) = scale(rulers_of(read(tmp_path, of_method("blind", figures)))[0]).rows
+    (line,) = scale(comparisons_of(read(tmp_path, of_method("blind", figures)))[0]).rows
     ratios = 1.5 / 2.0 ** np.arange(NUM_SCENES)
     assert [cell.text for cell in line[2:5]] == [
         f"{ratio:.3f}" for ratio in (np.exp(np.median(np.log(ratios))), ratios[-1], 1.5)
@@ -212,7 +212,7 @@ def test_failures_are_named_where_the_figures_show_them(tmp_path, figures, floor
     floor = of_method("vae_floor of ours", lambda index: metric(0.001) | floor)
     baseline = of_method("best_constant", lambda index: metric(0.1, off=1.0) | {"boundary_f1": 0.0})
     rows = read(tmp_path, of_method("ours", figures), floor, baseline)
-    found = signatures(rulers_of(rows)[0])
+    found = signatures(comparisons_of(rows)[0])
     assert [one.name for one in found] == expected and {one.method for one in found} <= {"ours"}
     page, markdown = report(tmp_path, rows)
     for name in expected:
@@ -223,7 +223,7 @@ def test_failures_are_named_where_the_figures_show_them(tmp_path, figures, floor
 
 def test_the_floor_of_another_model_says_nothing(tmp_path):
     floor = of_method("vae_floor of ours", lambda index: metric(0.09) | {"boundary_f1": 0.9})
-    assert not signatures(rulers_of(read(tmp_path, of_method("theirs", lambda index: metric(0.1)), floor))[0])
+    assert not signatures(comparisons_of(read(tmp_path, of_method("theirs", lambda index: metric(0.1)), floor))[0])
 
 
 def test_of_two_floors_of_one_name_neither_is_taken_for_a_model(tmp_path):
@@ -233,7 +233,7 @@ def test_of_two_floors_of_one_name_neither_is_taken_for_a_model(tmp_path):
         of_method("vae_floor of ours", lambda index, at=at: metric(at), method_digest=digest_json(at))
         for at in (0.09, 0.01)
     ]
-    assert not signatures(rulers_of(read(tmp_path, *models, *floors))[0])
+    assert not signatures(comparisons_of(read(tmp_path, *models, *floors))[0])
 
 
 # --- whole and the same -------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def test_names_are_no_markup(folder):
 
 def test_best_median_and_worst_are_those_images(tmp_path):
     rows = read(tmp_path, of_method("ours", lambda index: metric(0.3 - 0.01 * index)), of_method("mean_map", metric))
-    found = {one.place: (one.frame, one.value) for one in pictured(rulers_of(rows)[0])}
+    found = {one.place: (one.frame, one.value) for one in pictured(comparisons_of(rows)[0])}
     frames = sorted(rows.where(method="ours")["frame"], key=lambda frame: -int(frame[-3:]))
     assert {place: frame for place, (frame, _) in found.items()} == {
         "best": frames[0],
@@ -352,7 +352,7 @@ def test_colour_blind_people_can_tell_the_methods_apart(kind):
 
 
 def test_charts_say_in_words_what_they_show(folder):
-    for ruler in rulers_of(read_rows_files([folder / "x.parquet"])):
+    for ruler in comparisons_of(read_rows_files([folder / "x.parquet"])):
         shown = [*charts(ruler), *medians(ruler)]
         assert [chart.title for chart in shown[:6]] == [
             *("AbsRel by alignment", "AbsRel by true depth", "Median ratio by scene", "Median ratio by focal length"),
@@ -403,7 +403,7 @@ def test_errors_of_planes_are_means_over_planes(tmp_path):
         return {"planarity/wall_cm": 1.0 + index, "planarity/wall_num_planes": float(index % 3)}
 
     rows = read(tmp_path, of_method("a", figures))
-    (ruler,) = rulers_of(rows)
+    (ruler,) = comparisons_of(rows)
     errors, numbers = (np.array([figures(i)[name] for i in range(20)]) for name in figures(0))
     assert ruler.methods[0].interval("planarity/wall_cm").mean == pytest.approx(np.average(errors, weights=numbers))
     html, markdown = tmp_path / "a.html", tmp_path / "a.md"

@@ -15,7 +15,7 @@ NUM_PLANES = "_num_planes"  # after the kind of plane: how many an image has of 
 
 
 @dataclass(frozen=True)
-class Measured:
+class MethodRows:
     """One method's rows under one ruler, in the order of the frames.
 
     average  over what the protocol takes means: image, pixel or scene
@@ -106,14 +106,14 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Ruler:
+class Comparison:
     """What was measured in one way: protocol, data set and frames are equal, so that means compare."""
 
     benchmark: str
     protocol: str
     digest: str
     average: str
-    methods: tuple[Measured, ...]
+    methods: tuple[MethodRows, ...]
 
     @cached_property
     def num_frames(self) -> int:
@@ -125,7 +125,7 @@ class Ruler:
         """Scenes of these frames."""
         return len({scene for method in self.methods for scene in method.scenes})
 
-    def complete(self, method: Measured) -> bool:
+    def complete(self, method: MethodRows) -> bool:
         """Whether the method has figures for every frame that any of them has."""
         return method.num_frames == self.num_frames
 
@@ -135,20 +135,20 @@ class Ruler:
         return all(map(self.complete, self.methods))
 
 
-def frames_of(method: Measured) -> set[str]:
+def frames_of(method: MethodRows) -> set[str]:
     """Names of the frames for which a method has figures."""
     return set(method.rows["frame"][method.rows["reason"] == ""].tolist())
 
 
-def rulers_of(rows: Rows) -> list[Ruler]:
+def comparisons_of(rows: Rows) -> list[Comparison]:
     """The rows by ruler, sorted by benchmark and protocol; of its methods models, then floors, then baselines.
 
     A name that stands for several digests is followed by each one's first digits.
     """
-    return sorted(_rulers(rows), key=lambda ruler: (ruler.benchmark, ruler.protocol, ruler.digest))
+    return sorted(_comparisons(rows), key=lambda one: (one.benchmark, one.protocol, one.digest))
 
 
-def _rulers(rows: Rows) -> Iterator[Ruler]:
+def _comparisons(rows: Rows) -> Iterator[Comparison]:
     for digest in rows.unique("ruler_digest"):
         of_ruler = rows.where(ruler_digest=digest)
         protocol = of_ruler["protocol"][0]
@@ -161,10 +161,9 @@ def _rulers(rows: Rows) -> Iterator[Ruler]:
                 title = name if len(digests) == 1 else f"{name} {one[:SHORT]}"
                 of_method = of_name.where(method_digest=one)
                 order = np.argsort(of_method["frame"].astype(str), kind="stable")
-                in_order = Rows({key: column[order] for key, column in of_method.columns.items()})
-                methods.append(Measured(title, in_order, average))
+                methods.append(MethodRows(title, of_method.take(order), average))
         methods.sort(key=lambda method: (method.is_baseline, method.is_floor))  # models first, floors, baselines
-        yield Ruler(of_ruler["benchmark"][0], protocol, digest, average, tuple(methods))
+        yield Comparison(of_ruler["benchmark"][0], protocol, digest, average, tuple(methods))
 
 
 def average_of(name: str, digest: str) -> str:
@@ -176,7 +175,7 @@ def average_of(name: str, digest: str) -> str:
     return protocol.average if protocol.digest == digest else "image"
 
 
-def paired_difference(a: Measured, b: Measured, figure: str) -> tuple[Interval, int] | None:
+def paired_difference(a: MethodRows, b: MethodRows, figure: str) -> tuple[Interval, int] | None:
     """Mean of a - b over the frames that both have the figure for, its interval by scene, and how many they are."""
     _, at_a, at_b = np.intersect1d(
         a.rows["frame"].astype(str), b.rows["frame"].astype(str), assume_unique=True, return_indices=True
