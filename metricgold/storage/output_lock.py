@@ -26,6 +26,7 @@ that did not make all of them.
 
 import io
 import logging
+import os
 import socket
 import time
 import uuid
@@ -33,10 +34,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Annotated, NamedTuple, TypeVar
 
-import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metricgold.storage.buckets import ConditionFailed, Folder, S3Prefix, StoreLost
@@ -101,7 +102,9 @@ class Holder(BaseModel):
     host: _Text
     machine: _Text
     pid: Annotated[int, Field(gt=0, lt=1 << 31)]
-    started: float  # of the process: its number may be given to another one later
+    # Of the process, whose number may be given to another one later. Counted from the boot: the time of day at which a
+    # process began changes with every correction of the clock. None in leases from before: then its number alone says.
+    started_ticks: int | None = None
     since: _Text
     seconds: Annotated[float, Field(gt=0)]
     renewals: int = 0  # so that each renewal changes the tag
@@ -110,14 +113,14 @@ class Holder(BaseModel):
     @classmethod
     def of_this_process(cls, seconds: float) -> "Holder":
         """This process, with a new id."""
-        process, now = psutil.Process(), datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         host = socket.gethostname().encode("ascii", "backslashreplace").decode()
         return cls(
             id=uuid.uuid4().hex,
             host=host,
             machine=machine(),
-            pid=process.pid,
-            started=process.create_time(),
+            pid=os.getpid(),
+            started_ticks=started_ticks(os.getpid()),
             since=now,
             seconds=seconds,
         )
@@ -126,13 +129,8 @@ class Holder(BaseModel):
         """Whether it was a process of this machine that has ended."""
         if self.machine != machine():
             return False
-        try:
-            process = psutil.Process(self.pid)
-            return process.create_time() != self.started or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.Error:
-            return False
+        started = started_ticks(self.pid)
+        return started is None or self.started_ticks not in (None, started)
 
     def fence(self, sink: Sink) -> Sink:
         """The bucket of a worker of this job: before a write it looks whether the job still has its lease."""
@@ -352,6 +350,18 @@ class _Look:
                 self.ends_at = began + self.job.seconds - held.age_s - CLOCK_STEP_S
         if isinstance(self.sink, S3Prefix) and awake_or_not_s() > self.ends_at:
             raise OutputLost(f"{self.sink}: its lease has ended: the job has not renewed it")
+
+
+def started_ticks(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks since the boot (proc(5)); None where none is alive.
+
+    0 without /proc, where no machine is known to be this one.
+    """
+    try:
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None if Path("/proc/self/stat").exists() else 0
+    return None if state in "ZX" else int(numbers[18])
 
 
 def _lost(sink: Folder | S3Prefix, held: HeldLease | None) -> OutputLost:

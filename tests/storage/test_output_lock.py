@@ -280,6 +280,25 @@ def test_a_job_killed_on_this_machine_leaves_no_lease(sink):
         pass
 
 
+def test_a_corrected_clock_makes_no_living_job_dead(monkeypatch):
+    """The kernel tells when a process began by the time of day less its time since the boot."""
+    holder = Holder.of_this_process(60)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: 0.0)
+    assert not holder.is_dead()
+
+
+def test_which_process_of_this_machine_is_dead():
+    ended, holder = subprocess.Popen(["true"]), Holder.of_this_process(60)
+    of_ended = holder.model_copy(update={"pid": ended.pid, "started_ticks": None})
+    wait_until(of_ended.is_dead, what="its parent has not yet asked for its exit code")
+    ended.wait()
+    assert of_ended.is_dead()
+    assert holder.model_copy(update={"started_ticks": 1}).is_dead()  # its number was given to another process
+    assert not holder.model_copy(update={"machine": "another", "pid": ended.pid}).is_dead()
+    before = json.loads(holder.model_dump_json(exclude={"started_ticks"})) | {"started": 1795862999.0}
+    assert not Holder.model_validate_json(json.dumps(before)).is_dead()  # a lease of an earlier version
+
+
 def test_of_jobs_that_start_together_one_writes(sink):
     wrote, refused = [], []
 
