@@ -41,6 +41,7 @@ def batch_depth(
     include: list[str] | None = None,
     exclude: list[str] | None = None,
     max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None,
+    calibration: str | None = None,
     dask: str | None = None,
 ) -> dict[str, Any]:
     """Depth and its companion files for every image of `input`, with one receipt.
@@ -53,10 +54,12 @@ def batch_depth(
     preset to outputs  as params.yaml has it if not given; steps and ensemble beside a preset replace its own
     include, exclude   globs over keys: only these, none of these
     max_failed         images that may fail, a number (20) or a share (0.01), before the run does; else all but one
+    calibration        a file of `metricgold calibrate`, by which depth is corrected
     dask               tcp://host:port of a Dask scheduler, or local:N processes here
     """
     options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
     options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
+    options["calibration"] = calibration
     summary = predict(input, output, model, options)
     lines = [f"| {key} | {value} |" for key, value in summary.items()]
     create_markdown_artifact("\n".join(["| | |", "|---|---|", *lines]), key="batch-depth", description=output)

@@ -19,6 +19,7 @@ from metricgold.storage import OneLineFormatter, message_of, one_line
 if TYPE_CHECKING:
     from metricgold.evaluate import BenchmarkOutputs
     from metricgold.params import Download, Params, Predict
+    from metricgold.predict import DistanceKind
 
 # Wings are imported inside the commands: torch alone costs two seconds, which --help should not pay.
 
@@ -561,6 +562,9 @@ class _FailedType(click.ParamType):
     default=None,
     help="Compile the U-Net: half a minute or more for each shape, faster then.",
 )
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Correct depth by a file of `calibrate`."
+)
 @click.option("--dask", metavar="ADDRESS", help="Slices on a Dask cluster: tcp://host:port, or local:N processes here.")
 @json_option
 @click.pass_context
@@ -569,6 +573,7 @@ def predict(
     images: str,
     output: str,
     model: str,
+    calibration: Path | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     dask: str | None,
@@ -580,7 +585,7 @@ def predict(
     Options override the section predict of params.yaml; without that file the defaults hold. Exit 1 if more images
     fail than --max-failed allows; without it if all do.
     """
-    from metricgold.predict import open_client, over_budget, predict_all, predict_on
+    from metricgold.predict import open_client, over_budget, predict_all, predict_on, read_calibration
     from metricgold.registry import fetch_model
     from metricgold.storage import exit_on_sigterm
 
@@ -595,11 +600,50 @@ def predict(
             model_name=model_name,
             include=include,
             exclude=exclude,
+            calibration=read_calibration(calibration) if calibration else None,
             run_entries=partial(predict_on, client) if client else None,
         )
     _print(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)
+
+
+@main.command()
+@click.argument("points", type=click.Path(path_type=Path))
+@click.option("--predictions", metavar="FOLDER", help="Depth files with side-cars, or s3://; or predict --images:")
+@click.option("--images", metavar="FOLDER", help="The images that POINTS names, or s3://bucket/prefix.")
+@click.option("--model", default=str(FOLDERS.model), show_default=True, help="A folder or models:/name@alias.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Steps and runs with which they are predicted.")
+@click.option("--kind", type=click.Choice(["planar", "ray distance"]), help="Of metres in rows without `kind`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.json", help="And FILE.png.")
+@json_option
+@click.pass_context
+def calibrate(
+    ctx: click.Context,
+    points: Path,
+    predictions: str | None,
+    images: str | None,
+    model: str,
+    preset: str | None,
+    kind: "DistanceKind | None",
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Fit scale, or scale and power, to POINTS with known distances, for `predict --calibration`.
+
+    POINTS is a csv: image, x, y, metres, or image, depth (a depth map). Exit 1 where no fit lowers the error beyond
+    doubt.
+    """
+    from metricgold.predict import calibrate
+    from metricgold.registry import fetch_model
+
+    if (predictions is None) == (images is None):
+        raise click.UsageError("give either --predictions or --images")
+    folder, name = fetch_model(model) if images else (None, "")
+    options: dict[str, Any] = {"images": images, "model": folder, "model_name": name}
+    params = _overridden(_predict_params(ctx), preset)
+    calibration = calibrate(points, out, predictions=predictions, params=params, kind=kind, **options)
+    _print(calibration.summary | {"calibration": str(out), "picture": str(out.with_suffix(".png"))}, as_json)
 
 
 def _predict_params(ctx: click.Context) -> "Predict":

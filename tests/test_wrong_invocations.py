@@ -292,6 +292,11 @@ CASES = [
     Case("benchmark mine --report x.parquet", 2, ["--report", "NAME"]),
     Case("benchmark --report x.parquet --frames 3", 2, ["--report"]),
     # Prediction
+    Case("calibrate p.csv --predictions in", 2, ["--out"]),
+    Case("calibrate p.csv --out c.json", 2, ["either --predictions or --images"]),
+    Case("calibrate p.csv --predictions in --out c.json", 1, ["p.csv", "No such file"]),
+    Case("calibrate p.csv --predictions in --out c.json", 1, ["p.csv", "image, x, y, metres"], {"p.csv": "a,b\n1,2\n"}),
+    Case("predict photos out --model MODEL --calibration c.json", 1, ["c.json", "No such file"]),
     Case("predict in out --steps 0", 2, ["--steps", "0"]),
     Case("predict in out --steps many", 2, ["--steps", "many"]),
     Case("predict in out --ensemble 0", 2, ["--ensemble", "0"]),

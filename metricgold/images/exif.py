@@ -32,7 +32,8 @@ def read_exif(image: Image.Image) -> dict[int, Any]:
     known: dict[int, Any] = {}
     with suppress(Exception):  # broken EXIF raises almost anything, and does not mean broken pixels
         exif = image.getexif()
-        known[ExifTags.Base.Orientation] = exif.get(ExifTags.Base.Orientation)
+        of_image = ExifTags.Base.Orientation, ExifTags.Base.Make, ExifTags.Base.Model
+        known |= {tag: exif.get(tag) for tag in of_image}
         known |= exif.get_ifd(ExifTags.IFD.Exif)
         known[ExifTags.Interop.InteropIndex] = exif.get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
     return known
@@ -53,6 +54,13 @@ _FOV_DEG = 10, 125  # over the long side; beyond are fisheyes, which are no pinh
 _LENS_FOV_DEG = 0.5, 125  # where the lens in millimetres speaks for a telephoto (3000 mm on full frame: 0.7)
 _SENSOR_MM = 1, 100  # long side: endoscopes to large format
 _AGREE = 1.5  # ratio of the two rules: far more than rounding, less than what a wrong tag makes
+
+
+def camera_name_by_exif(exif: Mapping[int, Any]) -> str | None:
+    """Make and model in one line; None where neither is text."""
+    texts = (exif.get(tag) for tag in (ExifTags.Base.Make, ExifTags.Base.Model))
+    name = " ".join(" ".join(text.split()) for text in texts if isinstance(text, str))
+    return "".join(c for c in name if c.isprintable())[:100].strip() or None
 
 
 def focal_px_by_exif(exif: Mapping[int, Any], size: tuple[int, int]) -> tuple[float | None, str | None]:

@@ -13,7 +13,14 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 from metricgold.images import png
 from metricgold.images.camera import focal_px_from_fov, pinhole
-from metricgold.images.exif import focal_px_by_exif, is_preview, panorama_by_metadata, read_exif, upright
+from metricgold.images.exif import (
+    camera_name_by_exif,
+    focal_px_by_exif,
+    is_preview,
+    panorama_by_metadata,
+    read_exif,
+    upright,
+)
 from metricgold.images.jpeg import decode_jpeg
 from metricgold.images.pillow_settings import register_heif, settings_for_reading
 from metricgold.images.stated_colours import stated_profile
@@ -60,6 +67,7 @@ class Photo:
     focal_px: float | None = None  # focal length in pixels of rgb; None where EXIF has none, or an implausible one
     focal_reason: str | None = None  # why it is None
     panorama: str | None = None  # its projection, such as equirectangular; None for a picture through a pinhole
+    camera_name: str | None = None  # make and model by EXIF
     truncated: bool = False  # the file ends early or is damaged, and the rest of rgb is blank
 
     def camera(self, fov_deg: float) -> tuple[np.ndarray | None, FocalFrom]:
@@ -173,7 +181,8 @@ def as_photo(image: Image.Image, *, truncated: bool = False) -> Photo:
         image = image.convert("LA")  # the only conversion that Pillow has for premultiplied grey
     panorama = panorama_by_metadata(image, exif)
     focal_px, reason = (None, f"{panorama} panorama") if panorama else focal_px_by_exif(exif, image.size)
-    return Photo(np.array(upright(_as_rgb(image, exif), exif)), focal_px, reason, panorama, truncated)
+    name = camera_name_by_exif(exif)
+    return Photo(np.array(upright(_as_rgb(image, exif), exif)), focal_px, reason, panorama, name, truncated)
 
 
 def claims_image(name: str, head: bytes) -> bool:

@@ -1,4 +1,12 @@
+from .calibrate import calibrate as calibrate
+from .calibration import (
+    Calibration as Calibration,
+    DistanceKind as DistanceKind,
+    apply_calibration as apply_calibration,
+    read_calibration as read_calibration,
+)
 from .dask_cluster import open_client as open_client, open_executor as open_executor
 from .dask_slices import predict_on as predict_on
 from .job import DepthModel as DepthModel
+from .robust_fit import Fit as Fit, fit_calibration as fit_calibration
 from .stage import over_budget as over_budget, predict_all as predict_all

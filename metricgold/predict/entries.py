@@ -21,6 +21,7 @@ import numpy as np
 
 from metricgold.images import NotAnImage, Photo, claims_image, pixels_by_head, read_photo
 from metricgold.params import Output
+from metricgold.predict.calibration import Calibration, apply_calibration
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import NEED_PINHOLE, SUFFIXES, ImageResult, depth_figures, files_of, labels
@@ -263,33 +264,41 @@ def predict_batch(
         image.seconds["model"] = round(share, 4)
         height, width = photo.rgb.shape[:2]
         intrinsics, focal_from = photo.camera(job.params.fov_deg)
-        yield (
-            image,
-            ImageResult(
-                rgb=photo.rgb,
-                planar_depth_m=prediction.planar_depth_m,
-                uncertainty=prediction.uncertainty,
-                valid_mask=prediction.valid_mask,
-                intrinsics=intrinsics,
-                log_depth=model.log_depth,
-                facts={
-                    "input": entry.key,
-                    "input_tag": entry.tag,
-                    "identity": job.identity,
-                    "width": width,
-                    "height": height,
-                    "truncated": photo.truncated,
-                    "focal_px": None if intrinsics is None else float(intrinsics[0, 0]),
-                    "focal_from": focal_from,
-                    "focal_reason": photo.focal_reason,
-                    "panorama": photo.panorama,
-                    "num_members": prediction.num_members,
-                    "params": job.inference,
-                    "model": job.model_name,
-                    "model_sha256": job.model_sha256,
-                },
-            ),
+        result = ImageResult(
+            rgb=photo.rgb,
+            planar_depth_m=prediction.planar_depth_m,
+            uncertainty=prediction.uncertainty,
+            valid_mask=prediction.valid_mask,
+            intrinsics=intrinsics,
+            log_depth=model.log_depth,
+            facts={
+                "input": entry.key,
+                "input_tag": entry.tag,
+                "identity": job.identity,
+                "width": width,
+                "height": height,
+                "truncated": photo.truncated,
+                "focal_px": None if intrinsics is None else float(intrinsics[0, 0]),
+                "focal_from": focal_from,
+                "focal_reason": photo.focal_reason,
+                "panorama": photo.panorama,
+                "camera_name": photo.camera_name,
+                "num_members": prediction.num_members,
+                "params": job.inference,
+                "model": job.model_name,
+                "model_sha256": job.model_sha256,
+            },
         )
+        try:
+            yield image, calibrated(result, job.calibration) if job.calibration else result
+        except ValueError as error:
+            yield image, row_without_depth(job, entry, "failed", f"{entry.key}: {error}", seconds=image.seconds)
+
+
+def calibrated(result: ImageResult, calibration: Calibration) -> ImageResult:
+    """The image in the metres of the calibration, which its facts name. ValueError where it is of another camera."""
+    result = apply_calibration(calibration, result, camera_name=result.facts.get("camera_name"))
+    return replace(result, facts={**result.facts, "calibration": calibration.facts})
 
 
 def predict_or_halve(model: DepthModel, images: list[np.ndarray], options: dict[str, Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """A batch job as plain values that travel to other machines, and what it needs of a model."""
 
+import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,14 @@ import numpy as np
 
 from metricgold.log_depth import LogDepth
 from metricgold.params import FIRST_ROUND, Inference, Output, Predict
+from metricgold.predict.calibration import Calibration
 from metricgold.predict.outputs import DEFAULT
 from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_folder, digest_json, open_bucket
 
 if TYPE_CHECKING:
     from metricgold.model import Prediction
+
+log = logging.getLogger(__name__)
 
 FILES_VERSION = 3  # of the output files; a person raises it when their meaning changes
 
@@ -44,7 +48,8 @@ class DepthModel(Protocol):
 class BatchJob:
     """What every image of a job has in common.
 
-    lease  of the output, once the job holds it; without one nothing is asked before a write
+    lease        of the output, once the job holds it; without one nothing is asked before a write
+    calibration  by which depth is corrected; images of other cameras than its own then fail
     """
 
     params: Predict
@@ -56,6 +61,7 @@ class BatchJob:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     lease: Lease | Holder | None = None
+    calibration: Calibration | None = None
 
     def open_source(self) -> Folder | S3Prefix:
         return open_bucket(self.input, include=self.include, exclude=self.exclude)
@@ -87,6 +93,21 @@ class BatchJob:
                 f"{self.model_name} was trained for one step: it takes num_inference_steps 1 and ensemble_size 1 "
                 f"(--preset one-step), got {num_steps} and {ensemble_size}"
             )
+
+    def check_calibration(self) -> None:
+        """Raise ValueError for a calibration of another model; a warning says where it was fitted to other params."""
+        calibration = self.calibration
+        if calibration is None:
+            return
+        if calibration.model_sha256 != self.model_sha256:
+            raise ValueError(
+                f"the calibration is of the model {calibration.model} with digest {calibration.model_sha256[:12]}, "
+                f"not of {self.model_name} with {self.model_sha256[:12]}: calibrate again"
+            )
+        for name in sorted(calibration.params.keys() | self.inference.keys()):
+            was, now = calibration.params.get(name), self.inference.get(name)
+            if was != now:
+                log.warning("the calibration was fitted to predictions with %s %s, these have %s", name, was, now)
 
     def elsewhere(self) -> "BatchJob":
         """The same job for a worker: paths that hold in any working folder, and a lease that it can only look at."""
@@ -131,5 +152,7 @@ class BatchJob:
     def identity(self) -> str:
         """Digest of what decides an output besides its input."""
         model = {"name": self.model_name, "sha256": self.model_sha256}
-        decisive = {"params": self.inference, "fov_deg": self.params.fov_deg}
+        decisive: dict[str, Any] = {"params": self.inference, "fov_deg": self.params.fov_deg}
+        if self.calibration:
+            decisive["calibration"] = self.calibration.sha256
         return digest_json({"files": FILES_VERSION, "model": model, **decisive})

@@ -89,6 +89,8 @@ class ImageFacts(DepthFigures, total=False):
     params: dict[str, Any]  # those that decide the numbers
     model: str
     model_sha256: str
+    camera_name: str | None  # make and model by EXIF
+    calibration: dict[str, Any]  # by which depth was corrected; not there where it is the model's own
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,7 @@ class ImageResult:
     uncertainty     float32 [H, W], relative, NaN where it is not known
     valid_mask      bool [H, W]; points and normals are made from these pixels only
     intrinsics      float64 [3, 3]; None for a panorama, of which none of NEED_PINHOLE can be made
-    log_depth       the model's range
+    log_depth       its range
     facts           about input, model, camera and figures, for the side-car
     """
 
@@ -119,6 +121,8 @@ class ImageResult:
         texts["model_sha256"] = to_ascii(self.facts["model_sha256"])
         if panorama := self.facts.get("panorama"):
             texts["panorama"] = f"{panorama}: the values are not planar depth, and pixels no rays of a pinhole"
+        if calibration := self.facts.get("calibration"):
+            texts["calibration"] = json.dumps(calibration, sort_keys=True)
         return texts | {"params": json.dumps(self.facts["params"], sort_keys=True)}
 
     @property
@@ -216,8 +220,9 @@ def check_kinds(kinds: Iterable[Output]) -> None:
 
 
 def labels(facts: ImageFacts) -> dict[str, str]:
-    """What S3 keeps beside the bytes of an output: which input and model it was made from."""
-    return {name: facts[name] for name in _LABELS}
+    """What S3 keeps beside the bytes of an output: which input, model and calibration it was made from."""
+    texts = {name: facts[name] for name in _LABELS}
+    return texts | ({"calibration": calibration["sha256"]} if (calibration := facts.get("calibration")) else {})
 
 
 def to_ascii(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from metricgold.images import read_depth
 from metricgold.params import Output, Predict
+from metricgold.predict.calibration import Calibration
 from metricgold.predict.entries import (
     WRITTEN_PIXELS,
     PromptPool,
@@ -54,6 +55,7 @@ def predict_all(
     model_name: str,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    calibration: Calibration | None = None,
     pipe: DepthModel | None = None,
     run_entries: Callable[..., Generator[ReceiptRow, None, None]] | None = None,
 ) -> dict[str, Any]:
@@ -65,12 +67,16 @@ def predict_all(
     `pipe` stands for the pipeline that is otherwise loaded from the folder `model` when the first image needs it;
     `run_entries` for predict_entries, such as metricgold.predict.dask_slices.predict_on with a cluster.
 
+    `calibration` corrects depth; images of another camera than its own then fail, and another model is a ValueError.
+
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written,
     OutputLost once another job has taken the output.
     """
     started = time.monotonic()
     digest = digest_folder(model) if Path(model).is_dir() else ""
-    job = BatchJob(params, input, output, Path(model), model_name, digest, tuple(include), tuple(exclude))
+    wanted = tuple(include), tuple(exclude)
+    job = BatchJob(params, input, output, Path(model), model_name, digest, *wanted, calibration=calibration)
+    job.check_calibration()
     check_kinds(job.kinds)
     source, sink = job.open_source(), job.open_sink()
     entries = list_inputs(source, sink)
@@ -181,6 +187,8 @@ def summarise(
         "reasons": receipt.reasons(),
         "max_failed": job.params.max_failed,
     }
+    if job.calibration:
+        summary["calibration"] = job.calibration.facts
     return summary | {"over_budget": over_budget(summary, job.params.max_failed)}
 
 
