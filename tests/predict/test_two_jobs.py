@@ -91,8 +91,9 @@ def digests(sink: Folder | S3Prefix) -> dict[str, str]:
 
 def assert_all_is_of(model: int, sink: Folder | S3Prefix, files_of: Callable[[int], dict[str, str]]) -> None:
     """Every file, and every row of the receipt and its tags, is of this model; no other file is there."""
-    assert digests(sink) == files_of(model)
     rows = [json.loads(line) for line in sink.lines(receipt.RECEIPT)]
+    assert not [row["reason"] for row in rows if row["status"] != "done"]
+    assert digests(sink) == files_of(model)
     named = {file["key"]: file["tag"] for row in rows for file in row["outputs"].values()}
     assert {row["model"] for row in rows} == {f"model/{model}"}
     assert named == {entry.key: entry.tag for entry in sink.entries() if entry.key in named}
