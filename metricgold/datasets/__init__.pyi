@@ -49,5 +49,6 @@ from .sampling import (
 )
 from .splits import ClosedModel as ClosedModel, matches_name as matches_name
 from .stored_depth import read_stored_depth as read_stored_depth
+from .synthetic.lenses import frames_through_lens as frames_through_lens
 from .synthetic.synthesize import synthesize as synthesize
 from .synthetic.synthesize_benchmark import synthesize_benchmark as synthesize_benchmark

@@ -73,13 +73,11 @@ def add_hypersim_scene(archive: "ZipOfBytes", scene: str, scene_index: int, fram
         frame_ids.append(frame_id)
         positions.append(np.array(frame.pose.position_m) / metres_per_unit)
         orientations.append(frame.pose.world_from_camera() @ np.diag([1, -1, -1]))
-        exposure = 0.5 + 3 * ((frame_id * 7) % 10) / 10  # each frame its own: tone mapping has to undo it
-        radiance = (frame.radiance * exposure).astype(np.float16)
         has_hit = np.isfinite(frame.ray_distance_m)
         ray_distance_m = np.where(has_hit, frame.ray_distance_m, np.nan).astype(np.float16)
         final, geometry = (f"{scene}/images/scene_cam_00_{kind}_hdf5" for kind in ("final", "geometry"))
         name = f"frame.{frame_id:04d}"
-        archive.add(f"{final}/{name}.color.hdf5", hdf5_bytes(radiance, (96, 128, 3)))
+        archive.add(f"{final}/{name}.color.hdf5", hdf5_bytes(hypersim_linear(frame), (96, 128, 3)))
         archive.add(f"{geometry}/{name}.depth_meters.hdf5", hdf5_bytes(ray_distance_m, (96, 128)))
         archive.add(f"{geometry}/{name}.render_entity_id.hdf5", hdf5_bytes(frame.entity, (96, 128)))
     keyframes = {"orientations": orientations, "positions": positions, "frame_indices": frame_ids}
@@ -106,6 +104,12 @@ def hypersim_cam_from_uv(scene_index: int, height: int, width: int) -> np.ndarra
         shift = (rng.uniform(-0.04, 0.04), rng.uniform(-0.04, 0.04), -1.0)
         return np.array([(scale * half_width, 0, 0), (0, scale * half_height, 0), shift]).T
     return np.diag([half_width, half_height, -1.0])
+
+
+def hypersim_linear(frame: RenderedFrame) -> np.ndarray:
+    """Linear colour float16 [H, W, 3], with an exposure of each frame's own, which tone mapping has to undo."""
+    exposure = 0.5 + 3 * ((hypersim_frame_id(frame.number) * 7) % 10) / 10
+    return (frame.radiance * exposure).astype(np.float16)
 
 
 def hypersim_frame_id(number: int) -> int:
