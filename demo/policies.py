@@ -47,7 +47,7 @@ def train_objective(name: str, params: Params, out: Path) -> Path:
     train_params = params.train.model_validate(params.train.model_dump() | changed)
     depth_vae = folders.depth_vae if folders.depth_vae.exists() else None
     caches = folders.latents_of(params.datasets)
-    return train(train_params, params.log_depth, caches, folders.backbone, out, depth_vae=depth_vae)
+    return train(train_params, params.depth_range, caches, folders.backbone, out, depth_vae=depth_vae)
 
 
 def measure(pipe: MetricGoldPipeline, evaluate_params: Evaluate, raw_folders: dict[str, Path]) -> dict[str, float]:

@@ -303,7 +303,7 @@ def encode(ctx: click.Context, dataset: str, from_remote: bool, accept_licence: 
         from metricgold.predict import open_executor
 
         with open_executor(dask) if dask else nullcontext() as executor:
-            encode(dataset, params.encode, params.log_depth, raw, backbone, out, executor=executor)
+            encode(dataset, params.encode, params.depth_range, raw, backbone, out, executor=executor)
 
 
 @main.command("vae-floor")
@@ -315,7 +315,7 @@ def vae_floor(ctx: click.Context) -> None:
     params = _params(ctx)
     raw_folders, size = _training(params), (params.encode.height, params.encode.width)
     metrics, plots = FOLDERS.metrics("vae_floor"), FOLDERS.plots
-    measure_vae_floor(params.vae_floor, params.log_depth, raw_folders, FOLDERS.backbone, metrics, plots, size=size)
+    measure_vae_floor(params.vae_floor, params.depth_range, raw_folders, FOLDERS.backbone, metrics, plots, size=size)
 
 
 @main.command("depth-vae")
@@ -327,7 +327,7 @@ def depth_vae(ctx: click.Context) -> None:
     params = _params(ctx)
     raw_folders, size = _training(params), (params.encode.height, params.encode.width)
     backbone, out, metrics = FOLDERS.backbone, FOLDERS.depth_vae, FOLDERS.metrics("depth_vae")
-    train_depth_vae(params.depth_vae, params.log_depth, raw_folders, backbone, out, metrics, size=size)
+    train_depth_vae(params.depth_vae, params.depth_range, raw_folders, backbone, out, metrics, size=size)
 
 
 @main.group()
@@ -389,12 +389,12 @@ def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     depth_vae = FOLDERS.depth_vae if FOLDERS.depth_vae.exists() or params.depth_vae.num_steps else None
     validate = None
     if params.train.validation:
-        validate = held_out_validation(params.train.validation, params.log_depth, training, FOLDERS.samples)
+        validate = held_out_validation(params.train.validation, params.depth_range, training, FOLDERS.samples)
     device, is_first = _device_and_first()
     with only_job(device), track(params, FOLDERS.state) if is_first and not no_track else nullcontext() as report:
         train(
             params.train,
-            params.log_depth,
+            params.depth_range,
             FOLDERS.latents_of(training),
             FOLDERS.backbone,
             FOLDERS.model,

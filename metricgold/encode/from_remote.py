@@ -56,7 +56,7 @@ def encode_from_remote(
     errors: list[Exception] = []
     with (
         open_raw_folder(manifest, raw, params.download, accept_licence=accept_licence, is_whole_stage=False) as folder,
-        open_encoder(manifest.name, params.encode, params.log_depth, backbone, out, device=device) as encoder,
+        open_encoder(manifest.name, params.encode, params.depth_range, backbone, out, device=device) as encoder,
     ):
         refuse_edited(folder.into)  # what was here before
         splits_of = scene_splits(manifest, folder.into)

@@ -11,6 +11,7 @@ from .camera import (
     planar_from_ray_distance as planar_from_ray_distance,
     points_from_depth as points_from_depth,
     rays_from_intrinsics as rays_from_intrinsics,
+    relative_focal as relative_focal,
     resize_intrinsics as resize_intrinsics,
 )
 from .colours import (

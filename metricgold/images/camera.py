@@ -3,7 +3,7 @@
 Convention: x right, y down, z along the optical axis; the centre of the top-left pixel is (0.5, 0.5).
 """
 
-from math import radians, tan
+from math import radians, sqrt, tan
 
 import numpy as np
 
@@ -24,6 +24,15 @@ def pinhole(focal_px: float, height: int, width: int) -> np.ndarray:
 def focal_px_from_fov(fov_deg: float, width: int) -> float:
     """Focal length in pixels for a horizontal field of view in degrees."""
     return width / 2 / tan(radians(fov_deg) / 2)
+
+
+def relative_focal(intrinsics: np.ndarray, height: int, width: int) -> float:
+    """Focal length of a whole image as a share of the root of its area; 1.06 for 60 degrees over a 3:2 image's width.
+
+    Alike for every size of one image, so that it says the lens and nothing else.
+    """
+    fx, fy = float(intrinsics[0, 0]), float(intrinsics[1, 1])
+    return sqrt(abs(fx * fy) / (height * width))
 
 
 def resize_intrinsics(intrinsics: np.ndarray, scale_x: float, scale_y: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from metricgold.images.camera import crop_intrinsics, resize_intrinsics
+from metricgold.images.camera import crop_intrinsics, relative_focal, resize_intrinsics
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,13 @@ class TrainingSize(NamedTuple):
         scale = (self.height * self.width / (height * width)) ** 0.5
         (rows, top), (columns, left) = (self._padded(side * scale) for side in (height, width))
         return NetworkGrid(height, width, rows, columns, scale, top, left)
+
+    def relative_focal(self, intrinsics: np.ndarray) -> float:
+        """How long the lens is whose intrinsics [3, 3] are in pixels of a grid, as a share of the root of the area.
+
+        Of a whole image metricgold.images.relative_focal; of a part of it, enlarged, that of a longer lens.
+        """
+        return relative_focal(intrinsics, self.height, self.width)
 
     def _padded(self, extent: float) -> tuple[int, int]:
         """The side of a grid that holds so many pixels, and how many of its padding lie before them.

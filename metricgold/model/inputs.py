@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metricgold.images import FocalFrom, Photo, as_photo, read_photo
+from metricgold.images import FOV_DEG, FocalFrom, Photo, as_photo, focal_px_from_fov, pinhole, read_photo
 
 MAX_PIXELS = 100_000_000  # of a photograph given as a path
 
@@ -28,23 +28,31 @@ def is_batch(image: Any) -> bool:
     return isinstance(image, list) or (isinstance(image, torch.Tensor) and image.ndim == 4)
 
 
-def read_images(image: Any, intrinsics: Any, fov_deg: float) -> list[CalibratedImage]:
+def read_images(
+    image: Any, *, intrinsics: Any = None, focal_px: Any = None, fov_deg: Any = None
+) -> list[CalibratedImage]:
     """One image or a batch, with its camera or cameras, as MetricGoldPipeline takes them. Raises as it does."""
-    if not (isinstance(fov_deg, Real) and 0 < fov_deg < 180):
-        raise ValueError(f"fov_deg must be between 0 and 180, got {fov_deg!r}")
+    cameras = {"intrinsics": intrinsics, "focal_px": focal_px, "fov_deg": fov_deg}
+    given = [name for name, value in cameras.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"a camera is stated in one way, got {' and '.join(given)}")
+    kind = given[0] if given else "intrinsics"
     if not is_batch(image):
-        return [read_image(image, intrinsics, fov_deg)]
-    cameras = [None] * len(image) if intrinsics is None else intrinsics
-    if not isinstance(cameras, list) or len(cameras) != len(image):
-        got = f"{len(cameras)} of them" if isinstance(cameras, list) else type(cameras).__name__
-        raise ValueError(f"{len(image)} images need a list of as many intrinsics, got {got}")
-    return [read_image(one, camera, fov_deg) for one, camera in zip(image, cameras, strict=True)]
+        return [read_image(image, kind, cameras[kind])]
+    values = cameras[kind]
+    if values is None or isinstance(values, Real):  # one number for all images
+        values = [values] * len(image)
+    if not isinstance(values, list | tuple) or len(values) != len(image):
+        got = f"{len(values)} of them" if isinstance(values, list | tuple) else type(values).__name__
+        raise ValueError(f"{len(image)} images need a list of as many {kind}, got {got}")
+    return [read_image(one, kind, value) for one, value in zip(image, values, strict=True)]
 
 
-def read_image(image: Any, intrinsics: Any, fov_deg: float) -> CalibratedImage:
-    """One image. Its camera is the caller's, else the one in its EXIF, else one with `fov_deg` over the longer side.
+def read_image(image: Any, kind: str, value: Any) -> CalibratedImage:
+    """One image. Its camera is the caller's, else the one in its EXIF, else one with FOV_DEG over the longer side.
 
-    A panorama by its file's metadata has none, unless the caller knows one.
+    kind, value: intrinsics, focal_px or fov_deg as the caller states it, None where it does not. A panorama by its
+    file's metadata has no camera, unless the caller knows one.
     """
     if isinstance(image, Image.Image):
         photo = as_photo(image)
@@ -55,12 +63,27 @@ def read_image(image: Any, intrinsics: Any, fov_deg: float) -> CalibratedImage:
     rgb = photo.rgb
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
-    if intrinsics is None:
-        return CalibratedImage(rgb, *photo.camera(fov_deg))
-    camera = np.asarray(intrinsics, np.float64)
-    if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
-        raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")
-    return CalibratedImage(rgb, camera, "argument")
+    if value is None:
+        return CalibratedImage(rgb, *photo.camera(FOV_DEG))
+    return CalibratedImage(rgb, stated_camera(kind, value, *rgb.shape[:2]), "argument")
+
+
+def stated_camera(kind: str, value: Any, height: int, width: int) -> np.ndarray:
+    """Intrinsics [3, 3] of an image of that size, from what the caller calls intrinsics, focal_px or fov_deg.
+
+    Raises ValueError for what is not a camera's.
+    """
+    if kind == "intrinsics":
+        camera = np.asarray(value, np.float64)
+        if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
+            raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")
+        return camera
+    limit = 180 if kind == "fov_deg" else np.inf
+    if not (isinstance(value, Real) and 0 < value < limit):
+        expected = "between 0 and 180" if kind == "fov_deg" else "a positive number of pixels"
+        raise ValueError(f"{kind} must be {expected}, got {value!r}")
+    focal_px = float(value) if kind == "focal_px" else focal_px_from_fov(float(value), max(height, width))
+    return pinhole(focal_px, height, width)
 
 
 def rgb_from_tensor(image: torch.Tensor) -> np.ndarray:

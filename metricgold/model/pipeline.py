@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ModelMixi
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from safetensors import safe_open
 
-from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize
+from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize, focal_px_from_fov, pinhole
 from metricgold.log_depth import LogDepth
 from metricgold.model.configs import naming_the_folder
 from metricgold.model.ensemble import EnsembleOptions, median_and_deviation, standard_error
@@ -35,7 +35,7 @@ from metricgold.model.vae import (
     rgb_to_tensor,
     vae_factor,
 )
-from metricgold.params import DTYPES, SPACINGS
+from metricgold.params import CAMERAS, DTYPES, SPACINGS
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
@@ -48,13 +48,14 @@ MAX_FROZEN_BYTES = 4_000_000_000  # of weights in such graphs on a CPU, each of 
 class Prediction:
     """Depth of one image of H x W pixels, as MetricGoldPipeline returns it (MetricGold, arXiv 2411.10886).
 
-    planar_depth_m  float32 [H, W], metres along the optical axis, between the model's near_m and far_m
+    planar_depth_m  float32 [H, W], metres along the optical axis, within log_depth
     uncertainty     float32 [H, W], relative (0.1 is about 10 % of the depth): the median absolute deviation of ln
                     depth over the ensemble's members; NaN with one member or merged latents, which do not show it
-    valid_mask      bool [H, W], False where depth saturates: the surface is nearer than near_m or farther than far_m
+    valid_mask      bool [H, W], False where depth saturates: the surface is nearer or farther than log_depth reaches
     intrinsics      float64 [3, 3] in pixels of the image, pixel centres at +0.5; None for a file that says that it is a
                     panorama: its depth is not planar
-    focal_from      where its focal length comes from: argument, exif, fov_deg, which is an assumption, or none
+    focal_from      where its focal length comes from: argument, csv, exif, fov_deg, which is an assumption, or none
+    log_depth       the range in metres that the model has for this image: with canonical depth its lens decides
     num_members     members that were merged
     """
 
@@ -63,6 +64,7 @@ class Prediction:
     valid_mask: np.ndarray
     intrinsics: np.ndarray | None
     focal_from: FocalFrom
+    log_depth: LogDepth
     num_members: int = 1
 
 
@@ -93,8 +95,10 @@ class MetricGoldPipeline(DiffusionPipeline):
     near_m, far_m                        range in metres of the log depth that the U-Net was trained on
     processing_height, processing_width  size in pixels the U-Net was trained at; images are scaled to its area
     objective                            what the U-Net was trained for: diffusion or one-step
+    camera                               what it is told of an image's lens (metricgold.params.Camera): with canonical
+                                         the range is that of depth over the relative focal length
 
-    Raises ValueError when one of the numbers is missing, or unless 0 < near_m < far_m.
+    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, and for another camera.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         processing_height: int | None = None,
         processing_width: int | None = None,
         objective: str = "diffusion",
+        camera: str = "none",
     ) -> None:
         super().__init__()
         if near_m is None or far_m is None or processing_height is None or processing_width is None:
@@ -116,6 +121,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         sides = processing_height, processing_width
         if not all(isinstance(side, int) and 0 < side <= MAX_PROCESSING_SIDE for side in sides):
             raise ValueError(f"processing_height x processing_width is {processing_height} x {processing_width}")
+        if camera not in CAMERAS:
+            raise ValueError(f"camera is {camera!r}, expected one of {', '.join(CAMERAS)}")
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
         self.register_to_config(
             near_m=near_m,
@@ -123,6 +130,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             processing_height=processing_height,
             processing_width=processing_width,
             objective=objective,
+            camera=camera,
         )
         unet.eval(), vae.eval()
         self.is_compiled = self._is_frozen = False
@@ -141,8 +149,18 @@ class MetricGoldPipeline(DiffusionPipeline):
 
     @property
     def log_depth(self) -> LogDepth:
-        """Metres of near_m to far_m onto [-1, 1] and back."""
+        """Metres of near_m to far_m onto [-1, 1] and back; with canonical depth those of relative focal length 1."""
         return LogDepth(self.config.near_m, self.config.far_m)
+
+    @property
+    def needs_camera(self) -> bool:
+        """Whether the scale of its depth follows from the focal length: where that is assumed, so is the scale."""
+        return "canonical" in self.config.camera
+
+    def log_depth_of(self, relative_focal: float) -> LogDepth:
+        """The model's range in metres of an image with that relative focal length."""
+        near_m, far_m = self.config.near_m, self.config.far_m
+        return LogDepth(near_m * relative_focal, far_m * relative_focal) if self.needs_camera else self.log_depth
 
     @property
     def max_steps(self) -> int:
@@ -192,10 +210,21 @@ class MetricGoldPipeline(DiffusionPipeline):
         # Isolated: without guards, torch would take one pipeline's graph for another pipeline.
         self.unet.compile(dynamic=False, recompile_limit=limit, isolate_recompiles=True, options=options)
 
+    @property
+    def training_size(self) -> TrainingSize:
+        """The size in pixels that the U-Net was trained at."""
+        return TrainingSize(self.config.processing_height, self.config.processing_width, vae_factor(self.vae))
+
     def grid(self, height: int, width: int) -> NetworkGrid:
         """The pixels in which the U-Net sees an image of that height and width: those in which training saw one."""
-        trained = TrainingSize(self.config.processing_height, self.config.processing_width, vae_factor(self.vae))
-        return trained.grid(height, width)
+        return self.training_size.grid(height, width)
+
+    def relative_focal(self, grid: NetworkGrid, intrinsics: np.ndarray | None) -> float:
+        """Of what the U-Net sees in a grid of an image with those intrinsics [3, 3]; None: an image of FOV_DEG."""
+        if intrinsics is None:
+            height, width = grid.image_height, grid.image_width
+            intrinsics = pinhole(focal_px_from_fov(FOV_DEG, max(height, width)), height, width)
+        return self.training_size.relative_focal(grid.intrinsics(intrinsics))
 
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which an image of that size goes through the U-Net."""
@@ -212,7 +241,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         batch_size: int = 16,
         *,
         intrinsics: Any = None,
-        fov_deg: float = FOV_DEG,
+        focal_px: float | Sequence[float | None] | None = None,
+        fov_deg: float | Sequence[float | None] | None = None,
         merge: str = "depth",
         max_ensemble_size: int = 10,
         uncertainty_target: float = 0.01,
@@ -226,12 +256,16 @@ class MetricGoldPipeline(DiffusionPipeline):
         seed                 of the noise: member k starts from noise drawn from (seed, k)
         timestep_spacing     trailing, leading or linspace, as in diffusers (arXiv 2305.08891)
         batch_size           images x members through the U-Net at once
-        intrinsics           [3, 3] in pixels of the image, for a list of images a list of them; else what a
-                             photograph's EXIF says, else
-        fov_deg              a camera with so many degrees over the image's longer side
+        intrinsics           [3, 3] in pixels of the image
+        focal_px             or the focal length alone, in pixels of the image: its axis meets the middle
+        fov_deg              or the field of view over the image's longer side, in degrees
         merge                depth: median of the members' log depth; latent: mean of their latents, decoded once
         max_ensemble_size,   of ensemble_size auto: three members, then two by two, until standard_error of the
         uncertainty_target   image is at most the target (relative)
+
+        The camera is stated in one of these three ways at most; for a list of images by a list, with None where it is
+        not known. Unless it is stated, a photograph's EXIF has it, or it is not known: then points, and the scale of a
+        model whose needs_camera is True, are those of 60 degrees over the longer side, and focal_from is fov_deg.
 
         One seed serves every image, which keeps depth from flickering over the frames of a video; a list of seeds has
         one for each image. A prediction depends on its image and seed alone, whatever else is in the list. A model
@@ -241,7 +275,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         Raises ValueError for what is not an image, for options out of range, and for more than one step of a one-step
         model; OSError for a path that cannot be opened.
         """
-        images = read_images(image, intrinsics, fov_deg)
+        images = read_images(image, intrinsics=intrinsics, focal_px=focal_px, fov_deg=fov_deg)
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         options = EnsembleOptions(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
         seeds = seed_of_each(seed, len(images))
@@ -379,13 +413,16 @@ class MetricGoldPipeline(DiffusionPipeline):
             merged, deviation = median_and_deviation(torch.stack(list(members)))
         if merge == "latent" or len(members) == 1:
             deviation = torch.full_like(merged, torch.nan)  # 0 would claim certainty
-        d, deviation = self.grid(*image.rgb.shape[:2]).to_image(torch.stack([merged, deviation]))
+        grid = self.grid(*image.rgb.shape[:2])
+        log_depth = self.log_depth_of(self.relative_focal(grid, image.intrinsics))
+        d, deviation = grid.to_image(torch.stack([merged, deviation]))
         return Prediction(
-            planar_depth_m=self.log_depth.denormalize(d).cpu().numpy(),
-            uncertainty=(deviation * (self.log_depth.ln_range / 2)).cpu().numpy(),
+            planar_depth_m=log_depth.denormalize(d).cpu().numpy(),
+            uncertainty=(deviation * (log_depth.ln_range / 2)).cpu().numpy(),
             valid_mask=(d.abs() < 1 - SATURATED).cpu().numpy(),
             intrinsics=image.intrinsics,
             focal_from=image.focal_from,
+            log_depth=log_depth,
             num_members=len(members),
         )
 

@@ -10,6 +10,7 @@ from .project import lay_out_project as lay_out_project
 from .sections import (
     Backbone as Backbone,
     Benchmark as Benchmark,
+    CanonicalRange as CanonicalRange,
     DatasetName as DatasetName,
     DepthVae as DepthVae,
     Download as Download,
@@ -30,12 +31,14 @@ from .sections import (
     load_params as load_params,
 )
 from .words import (
+    CAMERAS as CAMERAS,
     DTYPES as DTYPES,
     FIRST_ROUND as FIRST_ROUND,
     OUTPUTS as OUTPUTS,
     PREDICTION_TYPES as PREDICTION_TYPES,
     PRESETS as PRESETS,
     SPACINGS as SPACINGS,
+    Camera as Camera,
     Dtype as Dtype,
     Output as Output,
     PredictionType as PredictionType,

@@ -17,7 +17,7 @@ from pydantic import (
 
 from metricgold.log_depth import LogDepth
 from metricgold.params.paths import require_dataset_name
-from metricgold.params.words import Dtype, Output, PredictionType, Spacing
+from metricgold.params.words import Camera, Dtype, Output, PredictionType, Spacing
 from metricgold.storage import faults_of, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -44,9 +44,26 @@ class LogDepthRange(Section):
             raise ValueError(f"near_m {self.near_m} must be below far_m {self.far_m}")
         return self
 
-    def to_log_depth(self) -> LogDepth:
-        """The mapping of this range onto [-1, 1]."""
+    def to_log_depth(self, relative_focal: float = 1.0) -> LogDepth:
+        """The mapping of this range onto [-1, 1], of an image with that relative focal length; here one for all."""
         return LogDepth(self.near_m, self.far_m)
+
+
+class CanonicalRange(LogDepthRange):
+    """Metres of canonical depth that map to -1 and +1: what a lens of relative focal length 1 would need.
+
+    Planar depth over the image's relative focal length (Metric3D, arXiv 2307.10984), so that the same picture is the
+    same canonical depth, whatever lens took it.
+    """
+
+    # 0.5th and 99.5th percentiles of canonical depth over the demo's training frames, rounded outwards.
+    near_m: PositiveFloat = 0.45
+    far_m: PositiveFloat = 100.0
+    canonical: Literal[True] = True  # so that a cache of it is not taken for one of metres
+
+    def to_log_depth(self, relative_focal: float = 1.0) -> LogDepth:
+        """The mapping of this range onto [-1, 1], in metres of an image with that relative focal length."""
+        return LogDepth(self.near_m * relative_focal, self.far_m * relative_focal)
 
 
 class Synthesize(Section):
@@ -243,6 +260,10 @@ class Train(Section):
     prediction_type: PredictionType = "v_prediction"
     zero_terminal_snr: bool = True
     flip: bool = True
+    # What the network is told of the lens. canonical: depth over the relative focal length, in the range of
+    # canonical_depth; token: that length as one more token of the prompt; none: nothing, as in the paper.
+    camera: Camera = "none"
+    camera_dropout: Fraction = 0.1  # of samples whose token says "unknown", for images without a known camera
     ema_decay: Fraction = 0.0  # 0: no average
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # 8 bits by bitsandbytes: a quarter of the moments' memory
     gradient_checkpointing: bool = False
@@ -375,6 +396,7 @@ class Params(Section):
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     benchmarks: list[DatasetName] = []  # data sets that only measure; no null, of which DVC can make no stages
     log_depth: LogDepthRange = LogDepthRange()
+    canonical_depth: CanonicalRange = CanonicalRange()  # in place of log_depth where train.camera says canonical
     synthesize: Synthesize = Synthesize()
     synthesize_benchmark: SynthesizeBenchmark = SynthesizeBenchmark()
     download: Download = Download()
@@ -388,6 +410,11 @@ class Params(Section):
     benchmark: Benchmark = Benchmark()
     predict: Predict = Predict()
     promote: Promote = Promote()
+
+    @property
+    def depth_range(self) -> LogDepthRange:
+        """The range of what the network predicts: log_depth, or canonical_depth where train.camera says so."""
+        return self.canonical_depth if "canonical" in self.train.camera else self.log_depth
 
     @model_validator(mode="after")
     def _weights_name_datasets(self) -> "Params":

@@ -8,6 +8,10 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 PredictionType = Literal["v_prediction", "epsilon", "sample"]
 PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
 
+# What a network is told of the lens: nothing, or depth as one lens would have it, or a token of its own.
+Camera = Literal["none", "canonical", "token", "canonical+token"]
+CAMERAS: tuple[Camera, ...] = get_args(Camera)
+
 Spacing = Literal["trailing", "leading", "linspace"]  # of timesteps while sampling
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 

@@ -270,7 +270,7 @@ def predict_batch(
             uncertainty=prediction.uncertainty,
             valid_mask=prediction.valid_mask,
             intrinsics=intrinsics,
-            log_depth=model.log_depth,
+            log_depth=prediction.log_depth,
             facts={
                 "input": entry.key,
                 "input_tag": entry.tag,

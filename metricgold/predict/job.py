@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from metricgold.log_depth import LogDepth
 from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.calibration import Calibration
 from metricgold.predict.outputs import DEFAULT
@@ -24,10 +23,6 @@ FILES_VERSION = 3  # of the output files; a person raises it when their meaning 
 
 class DepthModel(Protocol):
     """What a batch job needs of a model; metricgold.MetricGoldPipeline is one."""
-
-    @property
-    def log_depth(self) -> LogDepth:
-        """The range of depth that the model predicts."""
 
     @property
     def max_steps(self) -> int:

@@ -255,6 +255,8 @@ def test_merged_latents_are_their_mean_decoded_once(pipe, monkeypatch):
         ({"batch_size": 0}, "batch_size must be an integer from 1, got 0"),
         ({"intrinsics": np.eye(4)}, r"intrinsics must be a finite \[3, 3\] that can be inverted, got"),
         ({"intrinsics": np.zeros((3, 3))}, r"intrinsics must be a finite \[3, 3\] that can be inverted, got"),
+        ({"focal_px": -3}, "focal_px must be a positive number of pixels, got -3"),
+        ({"focal_px": 40, "fov_deg": 60}, "a camera is stated in one way, got focal_px and fov_deg"),
         ({"fov_deg": 180}, "fov_deg must be between 0 and 180, got 180"),
         ({"timestep_spacing": "even"}, "timestep_spacing must be one of trailing, leading, linspace, got 'even'"),
     ],
@@ -316,10 +318,15 @@ def test_the_camera_is_the_caller_s_or_the_file_s(pipe, tmp_path):
     assert (focal, x, y) == pytest.approx((35 * 80 / 43.2666, 32, 24), rel=1e-4)
     found = pipe(tmp_path / "a.jpg", **options, intrinsics=camera.tolist())
     assert found.intrinsics.dtype == np.float64 and np.array_equal(found.intrinsics, camera)
-    assumed = pipe(rgb.transpose(1, 0, 2), **options, fov_deg=90)
-    np.testing.assert_allclose(assumed.intrinsics, [[32, 0, 24], [0, 32, 32], [0, 0, 1]])
+    stated = pipe(rgb.transpose(1, 0, 2), **options, fov_deg=90)
+    np.testing.assert_allclose(stated.intrinsics, [[32, 0, 24], [0, 32, 32], [0, 0, 1]])
     assert pipe(rgb, **options).intrinsics[0, 0] == focal_px_from_fov(Predict().fov_deg, 64)  # as a batch job's
-    assert [one.focal_from for one in (by_exif, found, assumed)] == ["exif", "argument", "fov_deg"]
+    assert [one.focal_from for one in (by_exif, found, stated, pipe(rgb, **options))] == [
+        *("exif", "argument", "argument", "fov_deg")
+    ]
+    by_focal = pipe([rgb, tmp_path / "a.jpg"], **options, focal_px=[40, None])
+    assert [one.intrinsics[0, 0] for one in by_focal] == [40, focal]
+    assert [one.intrinsics[1, 1] for one in pipe([rgb, rgb], **options, focal_px=40.5)] == [40.5, 40.5]
     two = pipe([rgb, tmp_path / "a.jpg"], **options, intrinsics=[camera, None])
     assert np.array_equal(two[0].intrinsics, camera) and two[1].intrinsics[0, 0] == focal
     with pytest.raises(ValueError, match="2 images need a list of as many intrinsics, got 1 of them"):

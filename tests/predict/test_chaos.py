@@ -31,7 +31,6 @@ pytestmark = pytest.mark.slow
 class SteadyPipe:
     """Depth from the red channel, 1 to 11 m, in PACE_S an image."""
 
-    log_depth = LogDepth(0.5, 80.0)
     max_steps = 1000
     is_one_step = False
     PACE_S = 0.005
@@ -47,6 +46,7 @@ class SteadyPipe:
     def predict(rgb):
         depth_m = 1 + rgb[..., 0].astype(np.float32) / 25.5
         known = {"uncertainty": np.full_like(depth_m, 0.02), "valid_mask": depth_m < 10.9}
+        known["log_depth"] = LogDepth(0.5, 80.0)
         return SimpleNamespace(planar_depth_m=depth_m, num_members=2, **known)
 
 

@@ -12,7 +12,6 @@ from metricgold.log_depth import LogDepth
 class PlainPipe:
     """A DepthModel: 1 to 11 m by the red channel. Pictures of `deadly_width` kill the process."""
 
-    log_depth = LogDepth(0.5, 80.0)
     max_steps = 1000
     is_one_step = False
 
@@ -33,7 +32,12 @@ class PlainPipe:
         depth_m = 1 + rgb[..., 0].astype(np.float32) / 25.5
         uncertainty, valid_mask = np.full_like(depth_m, 0.02), depth_m < 10.9
         return SimpleNamespace(
-            planar_depth_m=depth_m, uncertainty=uncertainty, valid_mask=valid_mask, intrinsics=None, num_members=2
+            planar_depth_m=depth_m,
+            uncertainty=uncertainty,
+            valid_mask=valid_mask,
+            intrinsics=None,
+            log_depth=LogDepth(0.5, 80.0),
+            num_members=2,
         )
 
 
