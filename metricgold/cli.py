@@ -379,7 +379,7 @@ def plan(ctx: click.Context, card: str | None, as_json: bool) -> None:
 @click.pass_context
 def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     """Fine-tune the U-Net on the latent caches into models/metricgold; MLflow follows it live."""
-    from metricgold.evaluate import held_out_validation
+    from metricgold.evaluate import held_out_calibration, held_out_validation
     from metricgold.registry import track
     from metricgold.train import only_job, train
 
@@ -390,6 +390,8 @@ def train(ctx: click.Context, resume: str, no_track: bool) -> None:
     validate = None
     if params.train.validation:
         validate = held_out_validation(params.train.validation, params.depth_range, training, FOLDERS.samples)
+    uncertainty = params.train.uncertainty
+    calibrate = held_out_calibration(uncertainty, training) if uncertainty else None
     device, is_first = _device_and_first()
     with only_job(device), track(params, FOLDERS.state) if is_first and not no_track else nullcontext() as report:
         train(
@@ -403,6 +405,7 @@ def train(ctx: click.Context, resume: str, no_track: bool) -> None:
             plot=FOLDERS.plots / "train.csv",
             report=report,
             validate=validate,
+            calibrate=calibrate,
         )
 
 

@@ -9,6 +9,7 @@ from .summary import (
     every_figure as every_figure,
     rebuild_report as rebuild_report,
 )
+from .uncertainty import held_out_calibration as held_out_calibration
 from .vae_floor import (
     Encoding as Encoding,
     Floor as Floor,

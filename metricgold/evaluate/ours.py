@@ -57,16 +57,22 @@ class OurModel:
         return digest_json([self.model_digest, self.inference.model_dump(include=set(Inference.model_fields))])
 
     def estimate(self, rgbs: Sequence[np.ndarray], intrinsics: Sequence[np.ndarray] | None) -> list[Estimate]:
-        """Depth in metres; uncertainty where the ensemble has members that differ."""
+        """Depth in metres; uncertainty where the model is calibrated, or the ensemble has members that differ."""
         options = self.inference.model_dump(include=set(Inference.model_fields) - {"dtype"})
-        return [estimate_of(one.planar_depth_m, one.uncertainty) for one in self.pipe(list(rgbs), **options)]
+        return [
+            estimate_of(one.planar_depth_m, one.uncertainty, one.uncertainty_calibrated)
+            for one in self.pipe(list(rgbs), **options)
+        ]
 
 
-def estimate_of(planar_depth_m: np.ndarray, deviation: np.ndarray | None) -> Estimate:
-    """Depth in metres, with the median absolute deviation of its ln over an ensemble where every pixel has one."""
-    if deviation is None or not np.isfinite(deviation).all():
+def estimate_of(planar_depth_m: np.ndarray, uncertainty: np.ndarray | None, is_calibrated: bool) -> Estimate:
+    """Depth in metres, with the standard deviation of its ln where every pixel has an uncertainty.
+
+    One that is not calibrated is the median absolute deviation over an ensemble, as Prediction has it.
+    """
+    if uncertainty is None or not np.isfinite(uncertainty).all():
         return Estimate(planar_depth_m, "depth_m")
-    return Estimate(planar_depth_m, "depth_m", deviation * np.float32(SIGMA_OF_MAD))
+    return Estimate(planar_depth_m, "depth_m", uncertainty * np.float32(1 if is_calibrated else SIGMA_OF_MAD))
 
 
 @dataclass(frozen=True, eq=False)

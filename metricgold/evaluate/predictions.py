@@ -150,10 +150,11 @@ def _read_own(path: Path) -> Estimate:
     except ValueError as error:
         raise ValueError(f"{error}; for other files say in {STATEMENT} what they hold") from error
     beside = path.with_name(re.sub(r"\.depth(_mm)?\.\w+$", ".uncertainty.png", path.name))
-    deviation = file.uncertainty
-    if deviation is None and beside != path and beside.is_file():
-        deviation = read_uncertainty_png(beside)[0]
-    return estimate_of(file.planar_depth_m, deviation)
+    uncertainty, attributes = file.uncertainty, file.attributes
+    if uncertainty is None and beside != path and beside.is_file():
+        uncertainty, attributes = read_uncertainty_png(beside)
+    is_calibrated = attributes.get("uncertainty_calibrated") == "true"
+    return estimate_of(file.planar_depth_m, uncertainty, is_calibrated)
 
 
 def _read_stated(path: Path, statement: Statement) -> Estimate:

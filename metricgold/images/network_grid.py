@@ -133,6 +133,22 @@ class NetworkGrid:
         grown = functional.interpolate(inner, scale_factor=1 / self.scale, mode="bilinear", align_corners=False)
         return grown[0, :, : self.image_height, : self.image_width]
 
+    def sample_maps(self, maps: "torch.Tensor", other: "NetworkGrid") -> "torch.Tensor":
+        """Maps [N, height, width] of another grid of the same image in this grid's pixels; bilinear.
+
+        NaN where the other grid does not reach; padding counts as the image.
+        """
+        import torch
+
+        rows, columns = (
+            (torch.arange(side, device=maps.device) + 0.5 - here) * (other.scale / self.scale) + there
+            for side, here, there in ((self.height, self.top, other.top), (self.width, self.left, other.left))
+        )
+        y, x = torch.meshgrid(2 * rows / other.height - 1, 2 * columns / other.width - 1, indexing="ij")
+        places = torch.stack([x, y], dim=-1)[None].to(maps.dtype)
+        sampled = torch.nn.functional.grid_sample(maps[None], places, padding_mode="border", align_corners=False)[0]
+        return sampled.masked_fill((places[0].abs() > 1 + ROUNDING).any(dim=-1), torch.nan)
+
     @property
     def _is_the_image(self) -> bool:
         """Whether the grid's pixels are the image's."""

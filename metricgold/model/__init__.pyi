@@ -16,6 +16,7 @@ from .pipeline import (
     load_pipeline as load_pipeline,
 )
 from .stand_in import new_unet as new_unet, new_vae as new_vae
+from .uncertainty import UncertaintyScale as UncertaintyScale, fit_scale as fit_scale
 from .vae import (
     check_size as check_size,
     decode_log_depth as decode_log_depth,

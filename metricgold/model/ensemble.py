@@ -1,7 +1,7 @@
 """How many runs an image gets, and how they become one map with an uncertainty."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import pi, sqrt
 from numbers import Integral, Real
 from typing import Literal
@@ -54,6 +54,14 @@ class EnsembleOptions:
         """Members that an image can get."""
         return self.max_ensemble_size if self.ensemble_size == "auto" else self.ensemble_size
 
+    def check_views(self, num_views: int) -> None:
+        """Raise ValueError unless the members can be views of an image, of which there are `num_views`."""
+        if self.most > num_views:
+            name = "max_ensemble_size" if self.ensemble_size == "auto" else "ensemble_size"
+            raise ValueError(f"this model was trained for one step: its {name} is at most {num_views}, got {self.most}")
+        if self.merge != "depth":
+            raise ValueError("this model was trained for one step: its members are views, whose latents do not merge")
+
     @property
     def first_round(self) -> int:
         """Members that every image gets: all of them, or of auto three, the fewest that show how far they differ."""
@@ -66,10 +74,29 @@ class EnsembleOptions:
             yield range(start, end)
 
 
+@dataclass(slots=True)
+class Ensemble:
+    """What an image's members say, before they are merged.
+
+    members     log depth [H, W] of each, NaN where it does not see the image, or scaled latents [c, h, w]
+    statistics  image_statistics of the image's latent, [2c]; None before the first member
+    """
+
+    members: list[torch.Tensor] = field(default_factory=list)
+    statistics: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
 def median_and_deviation(members: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Median over members [E, H, W] and median absolute deviation from it, [H, W] each."""
-    median = members.quantile(0.5, dim=0)
-    return median, (members - median).abs().quantile(0.5, dim=0)
+    """Median over members [E, H, W] and median absolute deviation from it, [H, W] each.
+
+    A pixel's members are those that see it: NaN does not count.
+    """
+    quantile = torch.nanquantile if members.isnan().any() else torch.quantile
+    median = quantile(members, 0.5, dim=0)
+    return median, quantile((members - median).abs(), 0.5, dim=0)
 
 
 def standard_error(members: torch.Tensor, log_depth: LogDepth) -> float:

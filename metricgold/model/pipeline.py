@@ -7,9 +7,9 @@ which keeps metres metres. A model trained for one step (metricgold.train.object
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +23,11 @@ from safetensors import safe_open
 from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize, focal_px_from_fov, pinhole
 from metricgold.log_depth import LogDepth
 from metricgold.model.configs import naming_the_folder
-from metricgold.model.ensemble import EnsembleOptions, median_and_deviation, standard_error
+from metricgold.model.ensemble import Ensemble, EnsembleOptions, median_and_deviation, standard_error
 from metricgold.model.folded_upsampling import fold_upsampling
 from metricgold.model.inputs import CalibratedImage, is_batch, read_images, seed_of_each
 from metricgold.model.prompt_attention import compute_prompt_once, prompt_computed_once
+from metricgold.model.uncertainty import HeldOut, Signs, UncertaintyScale, image_statistics
 from metricgold.model.vae import (
     decode_log_depth,
     default_device,
@@ -35,10 +36,12 @@ from metricgold.model.vae import (
     rgb_to_tensor,
     vae_factor,
 )
-from metricgold.params import CAMERAS, DTYPES, SPACINGS
+from metricgold.model.views import VIEWS
+from metricgold.params import CAMERAS, DTYPES, SPACINGS, Uncertainty
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
+NEGLIGIBLE = 0.3  # sqrt(1 - 0.3^2) is 0.95
 MAX_PROCESSING_SIDE = 8192
 MAX_GRAPHS = 64  # of a compiled U-Net, one for each processing size; beyond, sizes run uncompiled
 MAX_FROZEN_BYTES = 4_000_000_000  # of weights in such graphs on a CPU, each of which has its own
@@ -49,14 +52,16 @@ class Prediction:
     """Depth of one image of H x W pixels, as MetricGoldPipeline returns it (MetricGold, arXiv 2411.10886).
 
     planar_depth_m  float32 [H, W], metres along the optical axis, within log_depth
-    uncertainty     float32 [H, W], relative (0.1 is about 10 % of the depth): the median absolute deviation of ln
-                    depth over the ensemble's members; NaN with one member or merged latents, which do not show it
+    uncertainty     float32 [H, W], relative (0.1 is about 10 % of the depth). Calibrated: the standard error of ln
+                    depth, within which 68 % of held-out pixels were. Else the median absolute deviation of ln depth
+                    over the ensemble's members; NaN with one member, which does not show it. NaN with merged latents
     valid_mask      bool [H, W], False where depth saturates: the surface is nearer or farther than log_depth reaches
     intrinsics      float64 [3, 3] in pixels of the image, pixel centres at +0.5; None for a file that says that it is a
                     panorama: its depth is not planar
     focal_from      where its focal length comes from: argument, csv, exif, fov_deg, which is an assumption, or none
     log_depth       the range in metres that the model has for this image: with canonical depth its lens decides
     num_members     members that were merged
+    uncertainty_calibrated  whether uncertainty is the standard error that the model was calibrated to state
     """
 
     planar_depth_m: np.ndarray
@@ -66,6 +71,7 @@ class Prediction:
     focal_from: FocalFrom
     log_depth: LogDepth
     num_members: int = 1
+    uncertainty_calibrated: bool = False
 
 
 class EmptyPrompt(ModelMixin, ConfigMixin):
@@ -97,8 +103,10 @@ class MetricGoldPipeline(DiffusionPipeline):
     objective                            what the U-Net was trained for: diffusion or one-step
     camera                               what it is told of an image's lens (metricgold.params.Camera): with canonical
                                          the range is that of depth over the relative focal length
+    uncertainty_scale                    UncertaintyScale as a dict, from held-out frames; None: not calibrated
 
-    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, and for another camera.
+    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera, and for a
+    broken scale.
     """
 
     def __init__(
@@ -113,6 +121,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         processing_width: int | None = None,
         objective: str = "diffusion",
         camera: str = "none",
+        uncertainty_scale: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if near_m is None or far_m is None or processing_height is None or processing_width is None:
@@ -131,7 +140,9 @@ class MetricGoldPipeline(DiffusionPipeline):
             processing_width=processing_width,
             objective=objective,
             camera=camera,
+            uncertainty_scale=uncertainty_scale,
         )
+        self.uncertainty_scale = UncertaintyScale.model_validate(uncertainty_scale) if uncertainty_scale else None
         unet.eval(), vae.eval()
         self.is_compiled = self._is_frozen = False
 
@@ -169,7 +180,7 @@ class MetricGoldPipeline(DiffusionPipeline):
 
     @property
     def is_one_step(self) -> bool:
-        """Whether the U-Net was trained for one step from zeros, and so takes no more steps and no ensemble."""
+        """Whether the U-Net was trained for one step from zeros: it takes no more, and its members are views."""
         return self.config.objective == "one-step"
 
     def compile_unet(self, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -252,7 +263,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         image                PIL image, uint8 [H, W, 3], path, or tensor [3, H, W] (uint8, or float from 0 to 1); a
                              list of those or a tensor [B, 3, H, W] gives a list
         num_inference_steps  DDIM steps, 50 as in the paper
-        ensemble_size        members of the ensemble, 10 as in the paper, or auto
+        ensemble_size        members of the ensemble, 10 as in the paper, or auto; of a one-step model 1, or so many
+                             views of the image, at most 10: as it is, mirrored, and zoomed about its centre
         seed                 of the noise: member k starts from noise drawn from (seed, k)
         timestep_spacing     trailing, leading or linspace, as in diffusers (arXiv 2305.08891)
         batch_size           images x members through the U-Net at once
@@ -261,7 +273,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         fov_deg              or the field of view over the image's longer side, in degrees
         merge                depth: median of the members' log depth; latent: mean of their latents, decoded once
         max_ensemble_size,   of ensemble_size auto: three members, then two by two, until standard_error of the
-        uncertainty_target   image is at most the target (relative)
+        uncertainty_target   image is at most the target (relative), or more of them would hardly lower the uncertainty
+                             that a calibrated model states
 
         The camera is stated in one of these three ways at most; for a list of images by a list, with None where it is
         not known. Unless it is stated, a photograph's EXIF has it, or it is not known: then points, and the scale of a
@@ -269,30 +282,45 @@ class MetricGoldPipeline(DiffusionPipeline):
 
         One seed serves every image, which keeps depth from flickering over the frames of a video; a list of seeds has
         one for each image. A prediction depends on its image and seed alone, whatever else is in the list. A model
-        trained for one step takes one step and one member, its defaults, and draws no noise: every member would be
-        the same.
+        trained for one step takes one step, and draws no noise.
 
-        Raises ValueError for what is not an image, for options out of range, and for more than one step of a one-step
-        model; OSError for a path that cannot be opened.
+        Raises ValueError for what is not an image, for options out of range, and for more than one step or merged
+        latents of a one-step model; OSError for a path that cannot be opened.
         """
         images = read_images(image, intrinsics=intrinsics, focal_px=focal_px, fov_deg=fov_deg)
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         options = EnsembleOptions(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
+        if self.is_one_step and options.most > 1:
+            options.check_views(len(VIEWS))
         seeds = seed_of_each(seed, len(images))
         scheduler = self.new_scheduler(num_steps, timestep_spacing)
+        predictions: dict[int, Prediction] = {}
+        for i, ensemble in self.ensembles(images, seeds, options, scheduler):
+            predictions[i] = self.merge_members(ensemble.members, images[i], merge, ensemble.statistics)
+        in_order = [predictions[i] for i in range(len(images))]
+        return in_order if is_batch(image) else in_order[0]
+
+    @torch.no_grad()
+    def ensembles(
+        self,
+        images: Sequence[CalibratedImage],
+        seeds: Sequence[int],
+        options: EnsembleOptions,
+        scheduler: DDIMScheduler,
+    ) -> Iterator[tuple[int, Ensemble]]:
+        """The ensemble of each image, of any size, with its index; not in order."""
         grids = [self.grid(*one.rgb.shape[:2]) for one in images]
         of_size = defaultdict(list)
         for index, grid in enumerate(grids):
             of_size[grid.size].append(index)
-        predictions: dict[int, Prediction] = {}
         with prompt_computed_once(self.unet, self._prompt()):
             for indices in of_size.values():
-                rgb = np.stack([grids[i].see(images[i].rgb) for i in indices])
-                ensembles = self.run_members(rgb, [seeds[i] for i in indices], options, scheduler)
-                for i, members in zip(indices, ensembles, strict=True):
-                    predictions[i] = self.merge_members(members, images[i], merge)
-        in_order = [predictions[i] for i in range(len(images))]
-        return in_order if is_batch(image) else in_order[0]
+                if self.is_one_step:
+                    found = self.run_views([(grids[i], images[i].rgb) for i in indices], options, scheduler)
+                else:
+                    seen = np.stack([grids[i].see(images[i].rgb) for i in indices])
+                    found = self.run_members(seen, [seeds[i] for i in indices], options, scheduler)
+                yield from zip(indices, found, strict=True)
 
     def _policy(
         self, num_steps: int | None, ensemble_size: int | Literal["auto"] | None, timestep_spacing: str
@@ -300,12 +328,12 @@ class MetricGoldPipeline(DiffusionPipeline):
         """Steps and members, with this model's defaults."""
         if not self.is_one_step:
             return 50 if num_steps is None else num_steps, 10 if ensemble_size is None else ensemble_size
-        if {num_steps, ensemble_size} - {None, 1} or timestep_spacing != "trailing":
+        if num_steps not in (None, 1) or timestep_spacing != "trailing":
             raise ValueError(
-                "this model was trained for one step: it takes num_inference_steps 1, ensemble_size 1 and "
-                f"timestep_spacing trailing, got {num_steps}, {ensemble_size} and {timestep_spacing}"
+                "this model was trained for one step: it takes num_inference_steps 1 and timestep_spacing trailing, "
+                f"got {num_steps} and {timestep_spacing}"
             )
-        return 1, 1
+        return 1, 1 if ensemble_size is None else ensemble_size
 
     def new_scheduler(self, num_steps: int, timestep_spacing: str = "trailing") -> DDIMScheduler:
         """A scheduler for one call, its timesteps set; the pipeline's own stays as it was saved.
@@ -324,26 +352,20 @@ class MetricGoldPipeline(DiffusionPipeline):
     @torch.no_grad()
     def run_members(
         self, rgb: np.ndarray, seeds: Sequence[int], options: EnsembleOptions, scheduler: DDIMScheduler
-    ) -> list[list[torch.Tensor]]:
+    ) -> list[Ensemble]:
         """The members of each image before they are merged.
 
         rgb      uint8 [B, H, W, 3], images as their grids see them
         seeds    one for each image
-        Returns for each image its members: log depth [H, W], or scaled latents [c, h, w] where those are merged.
+        Members are log depth [H, W], or scaled latents [c, h, w] where those are merged.
         """
         tensor, scaling = rgb_to_tensor(rgb), self.vae.config.scaling_factor
         parts = tensor.split(max(1, VAE_PIXELS // tensor[0, 0].numel()))
         rgb_latent = torch.cat([encode_rgb(self.vae, part.to(self.device)) for part in parts]) * scaling
         noise = {seed: self.draw_noise(rgb_latent.shape[1:], options.most, seed) for seed in set(seeds)}
-        members: list[list[torch.Tensor]] = [[] for _ in rgb]
-
-        def is_settled(b: int) -> bool:
-            if not members[b]:
-                return False
-            return standard_error(torch.stack(members[b]), self.log_depth) <= options.uncertainty_target
-
+        ensembles = [Ensemble([], statistics) for statistics in image_statistics(rgb_latent)]
         for of_round in options.rounds():
-            pairs = [(b, k) for b in range(len(rgb)) if not is_settled(b) for k in of_round]
+            pairs = [(b, k) for b, one in enumerate(ensembles) if not self.is_settled(one, options) for k in of_round]
             for start in range(0, len(pairs), options.batch_size):
                 batch = pairs[start : start + options.batch_size]
                 # A compiled U-Net has one graph for each processing size: every batch is full.
@@ -352,8 +374,44 @@ class MetricGoldPipeline(DiffusionPipeline):
                 latents = self.denoise(rgb_latent[[b for b, _ in full]], drawn, scheduler)[: len(batch)]
                 outputs = self.decode(latents) if options.merge == "depth" else latents
                 for (b, _), member in zip(batch, outputs, strict=True):
-                    members[b].append(member)
-        return members
+                    ensembles[b].members.append(member)
+        return ensembles
+
+    def run_views(
+        self, images: Sequence[tuple[NetworkGrid, np.ndarray]], options: EnsembleOptions, scheduler: DDIMScheduler
+    ) -> list[Ensemble]:
+        """As run_members, of a model that draws no noise: member k is what it says of VIEWS[k].
+
+        images  the grid and uint8 [H, W, 3] of each, alike in the grid's size
+        """
+        alone = replace(options, ensemble_size=1)
+        ln_range = 0.0 if self.config.camera == "token" else self.log_depth.ln_range  # that one knows each view's lens
+        ensembles = [Ensemble() for _ in images]
+        for of_round in options.rounds():
+            pairs = [(b, k) for b, one in enumerate(ensembles) if not self.is_settled(one, options) for k in of_round]
+            if not pairs:
+                break
+            seen = np.stack([VIEWS[k].see(*images[b]) for b, k in pairs])
+            for (b, k), answer in zip(pairs, self.run_members(seen, [0] * len(pairs), alone, scheduler), strict=True):
+                if k == 0:
+                    ensembles[b].statistics = answer.statistics
+                (member,) = answer.members
+                ensembles[b].members.append(VIEWS[k].bring_back(images[b][0], member, ln_range))
+        return ensembles
+
+    def is_settled(self, ensemble: Ensemble, options: EnsembleOptions) -> bool:
+        """Whether an image has members enough: all of them, or of auto as many as uncertainty_target asks for.
+
+        A calibrated uncertainty is mostly what no number of members takes away. Where the merged members' own error is
+        at most NEGLIGIBLE of it, without that error it would be 5 % lower.
+        """
+        if not ensemble.members or options.ensemble_size != "auto":
+            return False
+        members, target = torch.stack(ensemble.members), options.uncertainty_target
+        if self.uncertainty_scale is not None:
+            stated = self._calibrated(members, ensemble.statistics)
+            target = max(target, NEGLIGIBLE * stated.median().item())
+        return standard_error(members, self.log_depth) <= target
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Scaled latents float32 [B, c, h, w] to log depth [B, H, W]. ValueError where that is NaN or infinite."""
@@ -404,26 +462,76 @@ class MetricGoldPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def merge_members(
-        self, members: Sequence[torch.Tensor], image: CalibratedImage, merge: str = "depth"
+        self,
+        members: Sequence[torch.Tensor],
+        image: CalibratedImage,
+        merge: str = "depth",
+        statistics: torch.Tensor | None = None,
     ) -> Prediction:
-        """One prediction at the image's size from its members: log depth [H, W] or, for merge latent, latents."""
+        """One prediction at the image's size from its members: log depth [H, W] or, for merge latent, latents.
+
+        statistics: of the image's latent, without which the uncertainty is not calibrated
+        """
+        stacked = torch.stack(list(members))
         if merge == "latent":
-            merged = self.decode(torch.stack(list(members)).mean(dim=0, keepdim=True))[0]
+            merged = self.decode(stacked.mean(dim=0, keepdim=True))[0]
         else:
-            merged, deviation = median_and_deviation(torch.stack(list(members)))
-        if merge == "latent" or len(members) == 1:
-            deviation = torch.full_like(merged, torch.nan)  # 0 would claim certainty
+            merged, deviation = median_and_deviation(stacked)
+        is_calibrated = self.uncertainty_scale is not None and statistics is not None and merge == "depth"
+        if is_calibrated:
+            uncertainty = self._calibrated(stacked, statistics)
+        elif merge == "latent" or len(members) == 1:
+            uncertainty = torch.full_like(merged, torch.nan)  # 0 would claim certainty
+        else:
+            uncertainty = deviation * (self.log_depth.ln_range / 2)
         grid = self.grid(*image.rgb.shape[:2])
         log_depth = self.log_depth_of(self.relative_focal(grid, image.intrinsics))
-        d, deviation = grid.to_image(torch.stack([merged, deviation]))
+        d, uncertainty = grid.to_image(torch.stack([merged, uncertainty]))
         return Prediction(
             planar_depth_m=log_depth.denormalize(d).cpu().numpy(),
-            uncertainty=(deviation * (log_depth.ln_range / 2)).cpu().numpy(),
+            uncertainty=uncertainty.cpu().numpy(),
             valid_mask=(d.abs() < 1 - SATURATED).cpu().numpy(),
             intrinsics=image.intrinsics,
             focal_from=image.focal_from,
             log_depth=log_depth,
             num_members=len(members),
+            uncertainty_calibrated=is_calibrated,
+        )
+
+    @torch.no_grad()
+    def held_out_errors(
+        self, rgbs: list[np.ndarray], intrinsics: list[np.ndarray], true_depths_m: list[np.ndarray], params: Uncertainty
+    ) -> Iterator[list[HeldOut]]:
+        """How wrong the model is on frames, from which fit_scale makes a calibration: by one member, by two and so on.
+
+        true_depths_m: float32 [H, W] as the images, NaN where there is no truth that counts
+        """
+        options = EnsembleOptions(params.ensemble_size, batch_size=params.batch_size)
+        images = read_images(rgbs, intrinsics=intrinsics)
+        scheduler = self.new_scheduler(params.num_inference_steps, "trailing")
+        for i, ensemble in self.ensembles(images, [0] * len(images), options, scheduler):
+            grid = self.grid(*true_depths_m[i].shape)
+            log_depth = self.log_depth_of(self.relative_focal(grid, images[i].intrinsics))
+            as_network_m = true_depths_m[i] * np.float32(self.log_depth.near_m / log_depth.near_m)
+            true_m = torch.from_numpy(grid.sample(as_network_m)).to(self.device)
+            stacked = torch.stack(ensemble.members)
+            if true_m.isfinite().any() and ensemble.statistics is not None:
+                signs = (self._signs(stacked[:count]) for count in range(1, len(stacked) + 1))
+                yield [HeldOut.of(one, true_m, ensemble.statistics) for one in signs]
+
+    def calibrate(self, scale: UncertaintyScale) -> None:
+        """State from now on, and in folders saved, the uncertainty of this scale."""
+        self.uncertainty_scale = scale
+        self.register_to_config(uncertainty_scale=scale.model_dump())
+
+    def _signs(self, members: torch.Tensor) -> Signs:
+        return Signs.of(members, median_and_deviation(members)[0], self.log_depth)
+
+    def _calibrated(self, members: torch.Tensor, statistics: torch.Tensor | None) -> torch.Tensor:
+        """Standard error of ln depth [H, W] that the model states of members [E, H, W], log depth."""
+        assert self.uncertainty_scale is not None and statistics is not None
+        return self.uncertainty_scale.standard_error(
+            self._signs(members), self.uncertainty_scale.unlikeness(statistics)
         )
 
     @torch.no_grad()

@@ -26,6 +26,7 @@ from .sections import (
     Synthesize as Synthesize,
     SynthesizeBenchmark as SynthesizeBenchmark,
     Train as Train,
+    Uncertainty as Uncertainty,
     VaeFloor as VaeFloor,
     Validation as Validation,
     load_params as load_params,

@@ -231,6 +231,22 @@ class Validation(Section):
     patience: PositiveInt | None = None  # validations without a better one, after which training ends
 
 
+class Uncertainty(Section):
+    """Held-out frames predicted after training: what the model states as its standard error is fitted to their errors.
+
+    Each is predicted by one member, by two and so on up to ensemble_size, which is what it costs.
+    """
+
+    version: PositiveInt = 1
+    split: Literal["val", "test"] = "val"
+    frames_per_dataset: Annotated[int, Field(ge=2)] = 64  # evenly spaced
+    num_inference_steps: PositiveInt = 1
+    ensemble_size: Annotated[int, Field(ge=1, le=10)] = 4
+    batch_size: PositiveInt = 8  # images x members at once
+    min_m: PositiveFloat = 0.1  # truth that counts, as in evaluate
+    max_m: PositiveFloat = 80.0
+
+
 class Train(Section):
     """Fine-tuning of the U-Net: objective, data, optimiser, checkpoints."""
 
@@ -274,6 +290,7 @@ class Train(Section):
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10
     validation: Validation | None = None
+    uncertainty: Uncertainty | None = None  # None: the model states only how much its members differ
 
     @model_validator(mode="after")
     def _consistent(self) -> "Train":
@@ -296,9 +313,10 @@ class Train(Section):
         steps = [phase.until_step for phase in self.curriculum or []]
         if steps != sorted(set(steps)):
             raise ValueError(f"curriculum needs rising until_step, got {steps}")
-        num_steps = self.validation.num_inference_steps if self.validation else 1
-        if self.objective == "one-step" and num_steps != 1:
-            raise ValueError(f"objective one-step needs validation.num_inference_steps 1, got {num_steps}")
+        for name, section in (("validation", self.validation), ("uncertainty", self.uncertainty)):
+            num_steps = section.num_inference_steps if section else 1
+            if self.objective == "one-step" and num_steps != 1:
+                raise ValueError(f"objective one-step needs {name}.num_inference_steps 1, got {num_steps}")
         return self
 
 
@@ -451,12 +469,9 @@ class Params(Section):
             ("evaluate", self.evaluate),
             ("benchmark", self.benchmark if self.benchmarks else None),
         ):
-            policy = (inference.num_inference_steps, inference.ensemble_size) if inference else (1, 1)
-            if self.train.objective == "one-step" and policy != (1, 1):
-                raise ValueError(
-                    f"train.objective one-step needs {name}.num_inference_steps 1 and ensemble_size 1, "
-                    f"got {policy[0]} and {policy[1]}"
-                )
+            num_steps = inference.num_inference_steps if inference else 1
+            if self.train.objective == "one-step" and num_steps != 1:
+                raise ValueError(f"train.objective one-step needs {name}.num_inference_steps 1, got {num_steps}")
         return self
 
 

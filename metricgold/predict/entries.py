@@ -284,6 +284,7 @@ def predict_batch(
                 "panorama": photo.panorama,
                 "camera_name": photo.camera_name,
                 "num_members": prediction.num_members,
+                "uncertainty_calibrated": prediction.uncertainty_calibrated,
                 "params": job.inference,
                 "model": job.model_name,
                 "model_sha256": job.model_sha256,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILES_VERSION = 3  # of the output files; a person raises it when their meaning changes
+FILES_VERSION = 4  # of the output files; a person raises it when their meaning changes
 
 
 class DepthModel(Protocol):
@@ -30,7 +30,7 @@ class DepthModel(Protocol):
 
     @property
     def is_one_step(self) -> bool:
-        """Whether it was trained for one step: then it takes num_inference_steps 1 and ensemble_size 1 only."""
+        """Whether it was trained for one step: then it takes num_inference_steps 1 only."""
 
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which the model sees an image; images of one such size share a batch."""
@@ -80,13 +80,13 @@ class BatchJob:
 
     def check_model(self, model: DepthModel) -> None:
         """Raise ValueError where the model cannot do what the params ask: every image would fail for that reason."""
-        num_steps, ensemble_size = self.params.num_inference_steps, self.params.ensemble_size
+        num_steps = self.params.num_inference_steps
         if num_steps > model.max_steps:
             raise ValueError(f"{self.model_name} takes num_inference_steps up to {model.max_steps}, got {num_steps}")
-        if model.is_one_step and (num_steps, ensemble_size) != (1, 1):
+        if model.is_one_step and num_steps != 1:
             raise ValueError(
-                f"{self.model_name} was trained for one step: it takes num_inference_steps 1 and ensemble_size 1 "
-                f"(--preset one-step), got {num_steps} and {ensemble_size}"
+                f"{self.model_name} was trained for one step: it takes num_inference_steps 1 (--preset one-step), "
+                f"got {num_steps}"
             )
 
     def check_calibration(self) -> None:

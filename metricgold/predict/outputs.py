@@ -86,6 +86,7 @@ class ImageFacts(DepthFigures, total=False):
     focal_reason: str | None  # why it is not the one of EXIF
     panorama: str | None  # how it was projected; its depth is not planar
     num_members: int  # runs that were merged
+    uncertainty_calibrated: bool  # whether it is the standard error that the model was calibrated to state
     params: dict[str, Any]  # those that decide the numbers
     model: str
     model_sha256: str
@@ -123,6 +124,7 @@ class ImageResult:
             texts["panorama"] = f"{panorama}: the values are not planar depth, and pixels no rays of a pinhole"
         if calibration := self.facts.get("calibration"):
             texts["calibration"] = json.dumps(calibration, sort_keys=True)
+        texts["uncertainty_calibrated"] = str(self.facts.get("uncertainty_calibrated", False)).lower()
         return texts | {"params": json.dumps(self.facts["params"], sort_keys=True)}
 
     @property

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file
 
-from metricgold.model import MetricGoldPipeline
+from metricgold.model import MetricGoldPipeline, UncertaintyScale
 from metricgold.params import Train
 from metricgold.shards import LatentCache, LatentFrame
 from metricgold.storage import row_line, write_aside, write_json
@@ -35,6 +35,9 @@ class Validate(Protocol):
 
     def __call__(self, pipe: MetricGoldPipeline, step: int, /) -> dict[str, float]:
         """Figures of metricgold.metrics; whatever pictures it writes are in place when it returns."""
+
+
+Calibrate = Callable[[MetricGoldPipeline], UncertaintyScale]  # what the pipeline then states as its uncertainty
 
 
 class Samples(NamedTuple):
@@ -336,7 +339,7 @@ class TrainingRun(ResumableRun[Samples]):
 
     # --- result ---
 
-    def export(self, out: Path, lineage: dict[str, Any]) -> None:
+    def export(self, out: Path, lineage: dict[str, Any], calibrate: Calibrate | None) -> None:
         """Write the pipeline folder, complete or not at all: the weights with the best validation, or else the last."""
         if not self.is_writer:
             return
@@ -344,6 +347,8 @@ class TrainingRun(ResumableRun[Samples]):
         with self._averaged(), self._pipeline() as pipe, write_aside(out, marks=["lineage.json"]) as aside:
             if self.best.value is not None:
                 pipe.unet.load_state_dict(load_file(self.state / "best" / "unet.safetensors"))
+            if calibrate is not None:
+                pipe.calibrate(calibrate(pipe))
             pipe.save_pretrained(aside)
             step = self.step if self.best.value is None else self.best.step
             write_json(aside / "lineage.json", lineage | {"step": step})

@@ -20,7 +20,7 @@ from metricgold.params import LogDepthRange, Train
 from metricgold.shards import LatentCache
 from metricgold.storage import digest_json, only_writer, read_json, read_rows, require_ours, write_aside
 from metricgold.train.resumable import Report, state_folder
-from metricgold.train.run import TrainingRun, Validate
+from metricgold.train.run import Calibrate, TrainingRun, Validate
 
 
 def train(
@@ -35,6 +35,7 @@ def train(
     plot: Path | None = None,
     report: Report | None = None,
     validate: Validate | None = None,
+    calibrate: Calibrate | None = None,
 ) -> Path:
     """Train and write the pipeline folder `out`; what a later run resumes from is stored in `<out>.state`.
 
@@ -42,7 +43,7 @@ def train(
     resume: "auto" continues from a checkpoint of exactly these params and data, "fresh" starts over. `report`
     receives every row of metrics.jsonl once the row is in the file; `plot` receives the same rows as CSV. `validate` is
     called as params.validation says: its figures join the row as val_<name>, and the weights with the best figure
-    become the result.
+    become the result. `calibrate` is asked, as params.uncertainty says, for the uncertainty_scale of the result.
 
     SIGTERM saves a checkpoint and exits 143; exit code 0 would tell DVC and Prefect that the model exists.
     Raises ValueError when the caches do not fit the backbone or each other, or when too many updates in a row had to
@@ -52,6 +53,8 @@ def train(
     require_ours(out, ["lineage.json"])  # now, not after the last step
     if params.validation and validate is None:
         raise ValueError("train.validation is set, but this run was given nothing to validate with")
+    if params.uncertainty and calibrate is None:
+        raise ValueError("train.uncertainty is set, but this run was given nothing to calibrate with")
     opened = {name: LatentCache(path) for name, path in caches.items()}
     processing = _check_caches(opened, range_m, backbone)
     digest = backbone_digest(backbone)  # gigabytes for the real one: read once
@@ -69,7 +72,7 @@ def train(
             "depth_vae": read_json(depth_vae / "depth_vae.json") if depth_vae else None,
             "latents": {name: {"index": cache.digest, "num_frames": len(cache)} for name, cache in opened.items()},
         }
-        run.export(out, lineage)
+        run.export(out, lineage, calibrate if params.uncertainty else None)
         if plot is not None and accelerator.is_main_process:
             _write_plot(state / "metrics.jsonl", plot)
         accelerator.wait_for_everyone()
@@ -98,8 +101,9 @@ def _fingerprint(
     depth_vae: Path | None,
 ) -> str:
     """Digest of everything that decides what is learnt."""
-    # How often a run saves or reports, and when it gives up, does not.
-    learnt = params.model_dump(exclude={"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped"})
+    # How often a run saves or reports, when it gives up, and what is measured once it is done, does not.
+    not_learnt = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "uncertainty"}
+    learnt = params.model_dump(exclude=not_learnt)
     decoder = read_json(depth_vae / "depth_vae.json") if depth_vae and params.decoded_loss_weight else None
     return digest_json(
         {

@@ -39,6 +39,7 @@ class FreePipe:
             uncertainty=uncertainty,
             valid_mask=np.ones((SIDE, SIDE), bool),
             num_members=10,
+            uncertainty_calibrated=False,
         )
 
     def processing_size(self, height, width):

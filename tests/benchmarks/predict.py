@@ -157,7 +157,7 @@ def _check_agreement(pipe: MetricGoldPipeline, theirs: Diffusers, photograph: np
 @torch.no_grad()
 def _members(pipe: MetricGoldPipeline, photograph: np.ndarray, num_steps: int, count: int) -> list[torch.Tensor]:
     options = EnsembleOptions(count, batch_size=count)
-    return pipe.run_members(photograph[None], [0], options, pipe.new_scheduler(num_steps))[0]
+    return pipe.run_members(photograph[None], [0], options, pipe.new_scheduler(num_steps))[0].members
 
 
 def _photograph(work: Work) -> np.ndarray:

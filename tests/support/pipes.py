@@ -38,6 +38,7 @@ class PlainPipe:
             intrinsics=None,
             log_depth=LogDepth(0.5, 80.0),
             num_members=2,
+            uncertainty_calibrated=False,
         )
 
 

@@ -185,8 +185,11 @@ def test_a_one_step_model_says_so_and_takes_one_step(one_step_model):
     found = pipe(rgb)
     assert found.num_members == 1 and np.isnan(found.uncertainty).all()
     np.testing.assert_array_equal(found.planar_depth_m, pipe(rgb, 1, 1, seed=9).planar_depth_m)
-    for wrong in ({"num_inference_steps": 50}, {"ensemble_size": 10}, {"timestep_spacing": "leading"}):
+    for wrong in ({"num_inference_steps": 50}, {"timestep_spacing": "leading"}):
         with pytest.raises(ValueError, match="trained for one step: it takes num_inference_steps 1"):
+            pipe(rgb, **wrong)
+    for wrong in ({"ensemble_size": 11}, {"ensemble_size": 2, "merge": "latent"}):
+        with pytest.raises(ValueError, match=r"one step: its (ensemble_size is at most 10|members are views)"):
             pipe(rgb, **wrong)
 
 
@@ -230,7 +233,7 @@ def test_params_that_contradict_each_other_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": {"objective": "one-step"}}, "evaluate.num_inference_steps 1 and ensemble_size 1, got 50 and 10"),
+        ({"train": {"objective": "one-step"}}, "evaluate.num_inference_steps 1, got 50"),
         ({"train": {"curriculum": [{"until_step": 9, "weights": {"b": 1}}]}}, r"curriculum.0.weights names \['b'\]"),
         ({"train": {"curriculum": [{"until_step": 9, "weights": {"a": 0}}]}}, "leaves no data set"),
     ],
