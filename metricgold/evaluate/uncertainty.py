@@ -20,8 +20,8 @@ def held_out_calibration(
 ) -> Callable[[MetricGoldPipeline], UncertaintyScale]:
     """What train() calibrates its result with. Frames are listed now, and read when it is called.
 
-    Raises ValueError naming a data set without a frame of the split; the function, where fewer than MIN_FRAMES have depth in
-    range.
+    Raises ValueError naming a data set without a frame of the split; the function, where fewer than MIN_FRAMES have
+    depth in range.
     """
     held_out = {
         name: unedited_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
@@ -38,7 +38,8 @@ def held_out_calibration(
                 of_frames += pipe.held_out_errors(rgbs, cameras, true_m, params)
         if len(of_frames) < MIN_FRAMES:
             raise ValueError(
-                f"train.uncertainty needs {MIN_FRAMES} frames of split {params.split} with depth in range, got {len(of_frames)}"
+                f"train.uncertainty needs {MIN_FRAMES} frames of split {params.split} with depth from {params.min_m:g} "
+                f"to {params.max_m:g} m, got {len(of_frames)}"
             )
         return fit_scale(list(zip(*of_frames, strict=True)))
 

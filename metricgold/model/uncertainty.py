@@ -115,7 +115,7 @@ def image_statistics(rgb_latent: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """Pixels of a predicted frame whose truth is known, float64 [PIXELS_OF_FRAME] each, and image_statistics [2c] of it.
+    """Pixels of a predicted frame whose truth is known, float64 [PIXELS_OF_FRAME] each, and its image_statistics [2c].
 
     error  |ln of predicted over true depth|; the others as Signs has them
     """
@@ -128,7 +128,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, signs: Signs, true_depth_m: torch.Tensor, statistics: torch.Tensor) -> "HeldOut":
-        """Of true depth [H, W] in the network's metres, NaN where there is none, pixels evenly spaced over those that have some."""
+        """Of true depth [H, W] in the network's metres, NaN where there is none: pixels evenly spaced over the known."""
         known = true_depth_m.isfinite().flatten().nonzero()[:, 0]
         chosen = known[torch.linspace(0, len(known) - 1, PIXELS_OF_FRAME).long()]
         error = (signs.ln_depth - true_depth_m.log()).abs()
@@ -170,11 +170,17 @@ def fit_scale(by_members: Sequence[Sequence[HeldOut]]) -> UncertaintyScale:
 
 
 def _whitening(statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [N] of the rows of statistics [frames, N], and what makes their covariance [N, N] the identity."""
+    """Mean [N] of the rows of statistics [frames, N], and what makes their covariance [N, N] the identity.
+
+    Of fewer than 2 N frames all zeros: they do not show what is usual, and no image is unlike them.
+    """
+    num_frames, size = statistics.shape
+    if num_frames < 2 * size:
+        return statistics.mean(dim=0), torch.zeros(size, size, dtype=statistics.dtype)
     covariance = statistics.T.cov(correction=0)
     variances = covariance.diagonal().diag()
     # Correlations are shrunk, and no statistic is taken for exactly constant.
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * variances + LEAST * torch.eye(len(variances))
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * variances + LEAST * torch.eye(size)
     return statistics.mean(dim=0), torch.linalg.cholesky(covariance.inverse()).T
 
 

@@ -193,6 +193,27 @@ def test_a_one_step_model_says_so_and_takes_one_step(one_step_model):
             pipe(rgb, **wrong)
 
 
+def test_members_of_a_one_step_model_are_views_of_the_image(one_step_model):
+    pipe = MetricGoldPipeline.from_pretrained(one_step_model)
+    images = [
+        np.random.default_rng(i).integers(0, 255, (*side, 3), dtype=np.uint8)
+        for i, side in enumerate([(32, 48), (50, 70), (32, 48)])
+    ]
+    found = pipe(images, ensemble_size=2)
+    for rgb, one in zip(images, found, strict=True):
+        alone, mirrored = (pipe(seen).planar_depth_m for seen in (rgb, np.ascontiguousarray(rgb[:, ::-1])))
+        middle = np.sqrt(alone * mirrored[:, ::-1])  # of two, the median of logarithms
+        assert one.num_members == 2 and not np.array_equal(one.planar_depth_m, alone)
+        if rgb.shape[:2] == (32, 48):  # of other sizes the padding is not as wide on either side
+            np.testing.assert_allclose(one.planar_depth_m, middle, rtol=1e-4)
+            np.testing.assert_allclose(one.uncertainty, np.abs(np.log(alone / middle)), atol=1e-4)
+    zoomed = pipe(images[1], ensemble_size=10)
+    assert zoomed.num_members == 10 and np.isfinite(zoomed.planar_depth_m).all()
+    assert np.isfinite(zoomed.uncertainty).all() and zoomed.uncertainty.any()
+    sure, unsure = (pipe(images[0], ensemble_size="auto", uncertainty_target=by).num_members for by in (9.0, 1e-6))
+    assert (sure, unsure) == (3, 10)
+
+
 def test_a_one_step_prediction_is_the_unet_s_answer_decoded(one_step_model):
     pipe = MetricGoldPipeline.from_pretrained(one_step_model)
     rgb = np.random.default_rng(1).integers(0, 255, (32, 48, 3), dtype=np.uint8)
