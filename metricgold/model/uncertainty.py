@@ -128,7 +128,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, signs: Signs, true_depth_m: torch.Tensor, statistics: torch.Tensor) -> "HeldOut":
-        """Of true depth [H, W] in the network's metres, NaN where there is none: pixels evenly spaced over the known."""
+        """Of true depth [H, W] in the network's metres, NaN where there is none: pixels evenly over the known."""
         known = true_depth_m.isfinite().flatten().nonzero()[:, 0]
         chosen = known[torch.linspace(0, len(known) - 1, PIXELS_OF_FRAME).long()]
         error = (signs.ln_depth - true_depth_m.log()).abs()
