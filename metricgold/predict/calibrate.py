@@ -72,8 +72,7 @@ class PredictedImage:
     @property
     def camera(self) -> Camera:
         """Of the photograph."""
-        size = self.file.planar_depth_m.shape
-        return Camera.of(self.facts["intrinsics"], *size, name=self.facts.get("camera_name"))
+        return Camera.of(self.facts["intrinsics"], self.file.planar_depth_m.shape, self.facts.get("camera_name"))
 
     @property
     def depth_m(self) -> np.ndarray:
@@ -173,7 +172,7 @@ def stored(fit: Fit, pairs: list[Pair], camera: Camera, facts: dict[str, Any]) -
         model_sha256=facts["model_sha256"],
         params=facts["params"],
         camera=camera,
-        kind=fit.model,  # type: ignore[arg-type]  # none is not stored
+        kind=fit.model,
         **asdict(fit.line),
         scale_error=fit.scale_error,
         power_error=fit.power_error,

@@ -40,10 +40,10 @@ class Camera(ClosedModel):
     name: str | None = None
 
     @classmethod
-    def of(cls, intrinsics: Any, height: int, width: int, name: str | None = None) -> "Camera":
-        """The camera of an image of that size in pixels, by its intrinsics [3, 3]."""
+    def of(cls, intrinsics: Any, size: tuple[int, ...], name: str | None = None) -> "Camera":
+        """The camera of an image of that height and width in pixels, by its intrinsics [3, 3]."""
         focal_px = (intrinsics[0][0] * intrinsics[1][1]) ** 0.5
-        return cls(relative_focal=float(focal_px / (height * width) ** 0.5), name=name)
+        return cls(relative_focal=float(focal_px / (size[0] * size[1]) ** 0.5), name=name)
 
     def difference(self, other: "Camera") -> str | None:
         """How another camera differs; None if it is the same one."""
@@ -150,7 +150,7 @@ def apply_calibration(
     if prediction.intrinsics is None:
         raise ValueError("it has no pinhole camera, and the calibration is one camera's")
     depth_m = prediction.planar_depth_m
-    camera = Camera.of(prediction.intrinsics, *depth_m.shape, name=camera_name)
+    camera = Camera.of(prediction.intrinsics, depth_m.shape, camera_name)
     if reason := calibration.camera.difference(camera):
         raise ValueError(f"the calibration is another camera's: this one is {reason}")
     of_fit = calibration.scale_error**2 + (calibration.power_error * np.log(depth_m / calibration.pivot_m)) ** 2

@@ -155,14 +155,15 @@ def _robust_line(x: np.ndarray, y: np.ndarray, model: Model) -> tuple[float, flo
         return 0.0, 0.0, np.ones(x.size, bool)
     slope = _repeated_median_slope(x, y) if model == "scale and power" else 0.0
     at = float(np.median(y - slope * x))
-    weights, limit = np.ones(x.size), TUKEY * _deviation(y - at - slope * x)
+    limit = TUKEY * _deviation(y - at - slope * x)
     for _ in range(50):
         weights = np.clip(1 - ((y - at - slope * x) / limit) ** 2, 0, None) ** 2
-        middle = np.average(x, weights=weights)
-        if model == "scale and power" and (spread := np.sum(weights * (x - middle) ** 2)) > 0:
-            slope = float(np.sum(weights * (x - middle) * y) / spread)
-        at, before = float(np.average(y - slope * x, weights=weights)), at
-        if abs(at - before) < 1e-9:
+        total, before = weights.sum(), at
+        middle = (weights @ x) / total
+        if model == "scale and power" and (spread := weights @ (x - middle) ** 2) > 0:
+            slope = float((weights * (x - middle)) @ y / spread)
+        at = float(weights @ (y - slope * x) / total)
+        if abs(at - before) < 1e-7:
             break
     return at, slope, np.abs(y - at - slope * x) < limit
 
