@@ -148,6 +148,8 @@ def calibrate_on(predictions: Folder | S3Prefix, measured: list[Measured], point
     if fit.model == "none":
         raise ValueError(f"{points}: nothing to calibrate: {in_doubt(fit)}; {picture} shows it")
     calibration = stored(fit, pairs, camera, next(iter(predicted.values())).facts)
+    if calibration.abs_rel.left_out == "point":
+        log.warning("%s is of %d images: its error is that of their scenes; three images say more", out, len(predicted))
     write_json(out, calibration.model_dump(mode="json"))
     return calibration
 

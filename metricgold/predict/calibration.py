@@ -3,7 +3,7 @@
 metricgold.predict.calibrate makes it, `predict --calibration` applies it: see apply_calibration.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -66,7 +66,9 @@ class LeaveOneOut(ClosedModel):
 
 
 class Calibration(ClosedModel):
-    """depth = scale * predicted * (predicted / pivot_m) ^ (power - 1), for one model and one camera.
+    """depth = scale * predicted * (p / pivot_m) ^ (power - 1), p being predicted within near_m to far_m: see Line.
+
+    For one model and one camera.
 
     scale_error, power_error  standard errors, relative and absolute
     params                    of the predictions that it was fitted to
@@ -84,6 +86,8 @@ class Calibration(ClosedModel):
     power: Positive
     power_error: NotNegative
     pivot_m: Positive
+    near_m: Positive
+    far_m: Positive
     abs_rel: LeaveOneOut
     num_points: int
     num_used: int
@@ -98,8 +102,7 @@ class Calibration(ClosedModel):
     @property
     def facts(self) -> dict[str, Any]:
         """What outputs say of it."""
-        numbers = {"scale": self.scale, "power": self.power, "pivot_m": self.pivot_m}
-        return {"kind": self.kind, **numbers, "scale_error": self.scale_error, "sha256": self.sha256}
+        return {"kind": self.kind, **asdict(self.line), "scale_error": self.scale_error, "sha256": self.sha256}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -120,7 +123,7 @@ class Calibration(ClosedModel):
     @property
     def line(self) -> Line:
         """What is done to depth in metres."""
-        return Line(self.scale, self.power, self.pivot_m)
+        return Line(self.scale, self.power, self.pivot_m, self.near_m, self.far_m)
 
     def apply_to_range(self, log_depth: LogDepth) -> LogDepth:
         """The range of calibrated depth: as the model's own moves along, nothing more saturates than did before."""

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 Model = Literal["none", "scale", "scale and power"]
-MIN_POINTS, MIN_POINTS_OF_POWER = 3, 5
+MIN_POINTS, MIN_POINTS_OF_POWER = 3, 8
 MIN_SPREAD = log(2.0)  # of predicted depth, nearest to farthest: over less, a power is a guess beyond the points
 POWERS = 0.5, 2.0  # others say that the points are wrong, or are not of one camera
 MAX_LEFT_OUT = 0.25  # of three points that do not agree nobody knows which one is wrong
@@ -30,17 +30,23 @@ _NORMAL_95 = 1.6448536269514722
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """measured = scale * predicted * (predicted / pivot_m) ^ (power - 1)."""
+    """measured = scale * predicted * (p / pivot_m) ^ (power - 1), p being predicted within near_m to far_m.
+
+    These are the ends of what the points speak of: nearer and farther the ratio stays what it is there.
+    """
 
     scale: float
     power: float
     pivot_m: float
+    near_m: float
+    far_m: float
 
     def apply(self, planar_depth_m: np.ndarray) -> np.ndarray:
         """Predicted depth in metres, of any shape, as the points say that it should be; keeps the type."""
         if self.power == 1:
             return planar_depth_m * self.scale
-        return self.scale * planar_depth_m * (planar_depth_m / self.pivot_m) ** (self.power - 1)
+        within = np.clip(planar_depth_m, self.near_m, self.far_m)
+        return self.scale * planar_depth_m * (within / self.pivot_m) ** (self.power - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,8 @@ class _Candidate:
         x, ratio = np.log(predicted_m / self.pivot_m), np.log(measured_m / predicted_m)
         at, slope, self.used = _robust_line(x, ratio, model)
         self.residuals = ratio - at - slope * x
-        self.line = Line(float(np.exp(at)), 1 + slope, self.pivot_m)
+        ends = float(predicted_m[self.used].min()), float(predicted_m[self.used].max())
+        self.line = Line(float(np.exp(at)), 1 + slope, self.pivot_m, *ends)
         self.errors, left_out = np.empty(x.size), []
         for group in range(number.max() + 1):
             seen = number != group

@@ -77,13 +77,14 @@ def fitted(place: Path, points: Path | None = None, **options):
     return calibrate(points, place / "c.json", predictions=str(place / "depth"), **options)
 
 
-def test_points_to_a_file_that_says_by_how_much(place):
+def test_points_to_a_file_that_says_by_how_much(place, caplog):
     calibration = fitted(place)
     assert calibration == read_calibration(place / "c.json")
     assert (calibration.kind, calibration.power) == ("scale", 1)
     assert calibration.scale == pytest.approx(TRUE_SCALE, rel=0.02)
     assert calibration.abs_rel.after < 0.04 < 0.6 < calibration.abs_rel.before
     assert calibration.abs_rel.interval_90[0] > 0.5 and calibration.abs_rel.left_out == "point"
+    assert "c.json is of 1 images: its error is that of their scenes" in caplog.text
     assert (calibration.num_points, calibration.num_used) == (5, 5)
     assert calibration.model_sha256 == digest_folder(place / "model")
     assert calibration.camera.relative_focal == pytest.approx(1.0, abs=0.001)  # 60 degrees over 4:3
@@ -253,7 +254,7 @@ def test_in_python_a_power_bends_depth_and_its_range():
     """4 m at a pivot of 2 m and a power of 1/2: half of 4 times (4 / 2) ^ -1/2."""
     facts = {"model": "m", "model_sha256": "0", "params": {}, "date": "2026-01-01", "points": [], "num_points": 9}
     abs_rel = dict(left_out="point", before=0.5, after=0.1, improvement=0.4, interval_90=(0.3, 0.5), models={})
-    numbers = dict(scale=0.5, scale_error=0.1, power=0.5, power_error=0.2, pivot_m=2.0)
+    numbers = dict(scale=0.5, scale_error=0.1, power=0.5, power_error=0.2, pivot_m=2.0, near_m=1.0, far_m=9.0)
     calibration = Calibration(
         **facts, **numbers, camera={"relative_focal": 1.0}, kind="scale and power", abs_rel=abs_rel, num_used=9
     )
@@ -267,7 +268,7 @@ def test_in_python_a_power_bends_depth_and_its_range():
     assert corrected.planar_depth_m.dtype == corrected.uncertainty.dtype == np.float32
     spread = np.sqrt((0.5 * 0.3) ** 2 + 0.1**2 + (0.2 * np.log(2)) ** 2)
     np.testing.assert_allclose(corrected.uncertainty, spread, rtol=1e-6)
-    assert corrected.log_depth.near_m == pytest.approx(0.5 * 0.5 * 0.25**-0.5)
+    assert corrected.log_depth.near_m == pytest.approx(0.5 * 0.5 * 0.5**-0.5)  # nearer than the points, as at 1 m
     with pytest.raises(ValueError, match=r"of relative focal length 2.000, not 1.000"):
         apply_calibration(calibration, replace(result, intrinsics=np.diag([24**0.5, 24**0.5, 1])))
     with pytest.raises(ValueError, match="no pinhole camera"):

@@ -32,6 +32,8 @@ def test_a_power_is_chosen_where_scale_does_not_do_and_distances_spread():
     assert found.model == "scale and power"
     assert found.line.power == pytest.approx(0.7, abs=0.05)
     assert found.abs_rel["scale and power"] < found.abs_rel["scale"] / 2
+    ratio = found.line.apply(np.array([0.01, 1.0, 20.0, 1000.0])) / [0.01, 1.0, 20.0, 1000.0]
+    assert ratio[0] == pytest.approx(ratio[1]) and ratio[2] == pytest.approx(ratio[3])  # no guess beyond the points
     near_m = np.linspace(3.0, 4.0, 12)  # too alike to say what is farther away
     assert fit(near_m, 0.9 * near_m**0.7).model == "scale"
 
