@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from metricgold.datasets import ClosedModel
+from metricgold.images import relative_focal
 from metricgold.log_depth import LogDepth
 from metricgold.predict.robust_fit import Line
 from metricgold.storage import digest_json, faults_of, read_json
@@ -32,7 +33,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Camera(ClosedModel):
     """What makes two images those of one camera.
 
-    relative_focal  sqrt(fx fy) over sqrt(height width) of the image, which no resizing changes
+    relative_focal  metricgold.images.relative_focal, which no resizing changes
     name            make and model by EXIF; None where it does not say
     """
 
@@ -40,10 +41,9 @@ class Camera(ClosedModel):
     name: str | None = None
 
     @classmethod
-    def of(cls, intrinsics: Any, size: tuple[int, ...], name: str | None = None) -> "Camera":
+    def of(cls, intrinsics: Any, size: tuple[int, int], name: str | None = None) -> "Camera":
         """The camera of an image of that height and width in pixels, by its intrinsics [3, 3]."""
-        focal_px = (intrinsics[0][0] * intrinsics[1][1]) ** 0.5
-        return cls(relative_focal=float(focal_px / (size[0] * size[1]) ** 0.5), name=name)
+        return cls(relative_focal=float(relative_focal(np.asarray(intrinsics), *size[:2])), name=name)
 
     def difference(self, other: "Camera") -> str | None:
         """How another camera differs; None if it is the same one."""
@@ -158,10 +158,9 @@ def apply_calibration(
         raise ValueError(f"the calibration is another camera's: this one is {reason}")
     of_fit = calibration.scale_error**2 + (calibration.power_error * np.log(depth_m / calibration.pivot_m)) ** 2
     uncertainty = np.sqrt((calibration.power * prediction.uncertainty) ** 2 + of_fit)
-    changed: dict[str, Any] = {
-        "planar_depth_m": calibration.line.apply(depth_m).astype(np.float32),
-        "uncertainty": uncertainty.astype(np.float32),
-    }
-    if hasattr(prediction, "log_depth"):
-        changed["log_depth"] = calibration.apply_to_range(prediction.log_depth)
-    return replace(prediction, **changed)
+    return replace(
+        prediction,
+        planar_depth_m=calibration.line.apply(depth_m).astype(np.float32),
+        uncertainty=uncertainty.astype(np.float32),
+        log_depth=calibration.apply_to_range(prediction.log_depth),
+    )

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image
 from metricgold.cli import main
 from metricgold.images.camera import planar_from_ray_distance, rays_from_intrinsics
 from metricgold.images.depth_files import read_depth, write_mm_depth_png
+from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Predict
 from metricgold.predict.calibrate import calibrate
 from metricgold.predict.calibration import Calibration, apply_calibration, read_calibration
@@ -261,7 +262,7 @@ def test_in_python_a_power_bends_depth_and_its_range():
     depth_m = np.full((2, 3), 4.0, np.float32)
     intrinsics = np.diag([6**0.5, 6**0.5, 1])
     result = ImageResult(
-        *(None, depth_m, np.full_like(depth_m, 0.3), depth_m > 0, intrinsics), log_depth=PlainPipe.log_depth, facts={}
+        *(None, depth_m, np.full_like(depth_m, 0.3), depth_m > 0, intrinsics), log_depth=LogDepth(0.5, 80.0), facts={}
     )
     corrected = apply_calibration(calibration, result)
     np.testing.assert_allclose(corrected.planar_depth_m, 0.5 * 4 * 2**-0.5, rtol=1e-6)
