@@ -10,7 +10,7 @@ from pydantic import Field
 
 from flows.child_processes import ask_child
 from flows.gpu_slots import gpu_slot
-from metricgold.params import Output, Preset
+from metricgold.params import Output, Preset, Windows
 
 
 @task(task_run_name="predict", cache_policy=NO_CACHE)
@@ -37,6 +37,7 @@ def batch_depth(
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None,
     ensemble_size: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = None,
     seed: Annotated[int, Field(ge=0)] | None = None,
+    windows: Windows | None = None,
     outputs: list[Output] | None = None,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
@@ -59,7 +60,7 @@ def batch_depth(
     """
     options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
     options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
-    options["calibration"] = calibration
+    options |= {"calibration": calibration, "windows": windows}
     summary = predict(input, output, model, options)
     lines = [f"| {key} | {value} |" for key, value in summary.items()]
     create_markdown_artifact("\n".join(["| | |", "|---|---|", *lines]), key="batch-depth", description=output)

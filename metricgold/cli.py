@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metricgold.extras import naming_the_extra
-from metricgold.params import OUTPUTS, PRESETS, Folders, require_dataset_name
+from metricgold.params import OUTPUTS, PRESETS, WINDOWS, Folders, require_dataset_name
 from metricgold.storage import OneLineFormatter, message_of, one_line
 
 if TYPE_CHECKING:
@@ -554,6 +554,7 @@ class _FailedType(click.ParamType):
 @click.option("--steps", "num_inference_steps", type=click.IntRange(1), metavar="N", help="Denoising steps.")
 @click.option("--ensemble", "ensemble_size", type=_EnsembleType(), help="Runs; auto: until depth is certain.")
 @click.option("--seed", type=click.IntRange(0), help="Of the noise that the runs start from.")
+@click.option("--windows", type=click.Choice(WINDOWS), help="Whether very wide or tall images are seen by windows too.")
 @click.option("--write", "outputs", type=click.Choice(OUTPUTS), multiple=True, help="A kind of output; repeatable.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")

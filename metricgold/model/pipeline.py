@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,8 @@ from metricgold.model.vae import (
     vae_factor,
 )
 from metricgold.model.views import VIEWS
-from metricgold.params import CAMERAS, DTYPES, SPACINGS, Uncertainty
+from metricgold.model.windows import Strip
+from metricgold.params import CAMERAS, DTYPES, SPACINGS, WINDOWS, Uncertainty, Windows
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
@@ -104,6 +106,8 @@ class MetricGoldPipeline(DiffusionPipeline):
     camera                               what it is told of an image's lens (metricgold.params.Camera): with canonical
                                          the range is that of depth over the relative focal length
     uncertainty_scale                    UncertaintyScale as a dict, from held-out frames; None: not calibrated
+    trained_aspects                      width over height of the narrowest and the widest frames trained on; None: of
+                                         the processing size
 
     Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera, and for a
     broken scale.
@@ -122,6 +126,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         objective: str = "diffusion",
         camera: str = "none",
         uncertainty_scale: dict[str, Any] | None = None,
+        trained_aspects: list[float] | None = None,
     ) -> None:
         super().__init__()
         if near_m is None or far_m is None or processing_height is None or processing_width is None:
@@ -132,6 +137,10 @@ class MetricGoldPipeline(DiffusionPipeline):
             raise ValueError(f"processing_height x processing_width is {processing_height} x {processing_width}")
         if camera not in CAMERAS:
             raise ValueError(f"camera is {camera!r}, expected one of {', '.join(CAMERAS)}")
+        if trained_aspects is not None:
+            narrowest, widest = trained_aspects
+            if not 0 < narrowest <= widest:
+                raise ValueError(f"trained_aspects must be two widths over heights, got {trained_aspects}")
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
         self.register_to_config(
             near_m=near_m,
@@ -141,6 +150,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             objective=objective,
             camera=camera,
             uncertainty_scale=uncertainty_scale,
+            trained_aspects=trained_aspects,
         )
         self.uncertainty_scale = UncertaintyScale.model_validate(uncertainty_scale) if uncertainty_scale else None
         unet.eval(), vae.eval()
@@ -237,6 +247,17 @@ class MetricGoldPipeline(DiffusionPipeline):
             intrinsics = pinhole(focal_px_from_fov(FOV_DEG, max(height, width)), height, width)
         return self.training_size.relative_focal(grid.intrinsics(intrinsics))
 
+    def strip(self, height: int, width: int, windows: Windows = "auto") -> Strip:
+        """The windows by which an image of that height and width is seen beside one view of all of it, if any."""
+        if windows not in WINDOWS:
+            raise ValueError(f"windows must be one of {', '.join(WINDOWS)}, got {windows!r}")
+        if windows == "never":
+            return Strip.without_windows()
+        sides = self.config.processing_height, self.config.processing_width
+        narrowest, widest = self.config.trained_aspects or (1.0, 1.0)
+        shape = max(sides) / min(sides)
+        return Strip.of(height, width, max(shape, widest), max(shape, 1 / narrowest))
+
     def processing_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels at which an image of that size goes through the U-Net."""
         return self.grid(height, width).size
@@ -257,6 +278,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         merge: str = "depth",
         max_ensemble_size: int = 10,
         uncertainty_target: float = 0.01,
+        windows: Windows = "auto",
     ) -> Prediction | list[Prediction]:
         """Predict planar depth in metres of one image, or of each of several of any sizes.
 
@@ -275,6 +297,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         max_ensemble_size,   of ensemble_size auto: three members, then two by two, until standard_error of the
         uncertainty_target   image is at most the target (relative), or more of them would hardly lower the uncertainty
                              that a calibrated model states
+        windows              auto: images more than 1.5 times as wide or tall in shape as the frames of training are
+                             seen by overlapping windows too (metricgold.model.windows); never: as one view
 
         The camera is stated in one of these three ways at most; for a list of images by a list, with None where it is
         not known. Unless it is stated, a photograph's EXIF has it, or it is not known: then points, and the scale of a
@@ -292,13 +316,17 @@ class MetricGoldPipeline(DiffusionPipeline):
         options = EnsembleOptions(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
         if self.is_one_step and options.most > 1:
             options.check_views(len(VIEWS))
-        seeds = seed_of_each(seed, len(images))
+        strips = [self.strip(*one.rgb.shape[:2], windows=windows) for one in images]
+        of_image = zip(seed_of_each(seed, len(images)), strips, strict=True)
+        seeds = [one for one, strip in of_image for _ in range(strip.num_parts)]
+        images = [part for one, strip in zip(images, strips, strict=True) for part in strip.cut(one)]
         scheduler = self.new_scheduler(num_steps, timestep_spacing)
         predictions: dict[int, Prediction] = {}
         for i, ensemble in self.ensembles(images, seeds, options, scheduler):
             predictions[i] = self.merge_members(ensemble.members, images[i], merge, ensemble.statistics)
-        in_order = [predictions[i] for i in range(len(images))]
-        return in_order if is_batch(image) else in_order[0]
+        in_order = (predictions.pop(i) for i in range(len(images)))
+        joined = [strip.join(list(islice(in_order, strip.num_parts))) for strip in strips]
+        return joined if is_batch(image) else joined[0]
 
     @torch.no_grad()
     def ensembles(

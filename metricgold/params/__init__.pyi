@@ -39,10 +39,12 @@ from .words import (
     PREDICTION_TYPES as PREDICTION_TYPES,
     PRESETS as PRESETS,
     SPACINGS as SPACINGS,
+    WINDOWS as WINDOWS,
     Camera as Camera,
     Dtype as Dtype,
     Output as Output,
     PredictionType as PredictionType,
     Preset as Preset,
     Spacing as Spacing,
+    Windows as Windows,
 )

@@ -17,7 +17,7 @@ from pydantic import (
 
 from metricgold.log_depth import LogDepth
 from metricgold.params.paths import require_dataset_name
-from metricgold.params.words import Camera, Dtype, Output, PredictionType, Spacing
+from metricgold.params.words import Camera, Dtype, Output, PredictionType, Spacing, Windows
 from metricgold.storage import faults_of, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -329,6 +329,8 @@ class Inference(Section):
     max_ensemble_size: PositiveInt = 10  # of auto
     uncertainty_target: PositiveFloat = 0.01  # of auto: what the median depth of an image may still be off, relative
     merge: Literal["depth", "latent"] = "depth"  # median of members' log depth, or the mean of latents decoded once
+    # auto: images more than 1.5 times as wide or tall in shape as those of training are seen by windows too.
+    windows: Windows = "auto"
     seed: Count = 0
     dtype: Dtype = "float32"  # of U-Net and VAE
 

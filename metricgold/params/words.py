@@ -15,6 +15,9 @@ CAMERAS: tuple[Camera, ...] = get_args(Camera)
 Spacing = Literal["trailing", "leading", "linspace"]  # of timesteps while sampling
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
+Windows = Literal["auto", "never"]  # of frames much wider or taller than those of training
+WINDOWS: tuple[Windows, ...] = get_args(Windows)
+
 Output = Literal["log-png", "mm-png", "npz", "tiff", "exr", "uncertainty", "preview", "json", "normals", "ply", "glb"]
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 

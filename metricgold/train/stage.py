@@ -79,8 +79,8 @@ def train(
     return out
 
 
-def _check_caches(caches: dict[str, LatentCache], range_m: LogDepthRange, backbone: Path) -> dict[str, int]:
-    """All caches must come from this VAE, this log depth and one size; returns that size."""
+def _check_caches(caches: dict[str, LatentCache], range_m: LogDepthRange, backbone: Path) -> dict[str, Any]:
+    """All caches must come from this VAE, this log depth and one size; returns what the pipeline keeps of it."""
     expected: dict[str, Any] = {"vae": vae_digest(backbone), "log_depth": range_m.model_dump()}
     sizes = {name: [cache.identity["encode"][side] for side in ("height", "width")] for name, cache in caches.items()}
     for name, cache in caches.items():
@@ -90,7 +90,14 @@ def _check_caches(caches: dict[str, LatentCache], range_m: LogDepthRange, backbo
     if len({tuple(size) for size in sizes.values()}) != 1:
         raise ValueError(f"the latent caches differ in size: {sizes}")
     height, width = next(iter(sizes.values()))
-    return {"processing_height": height, "processing_width": width}
+    return {"processing_height": height, "processing_width": width, "trained_aspects": _aspects(caches)}
+
+
+def _aspects(caches: dict[str, LatentCache]) -> list[float]:
+    """Width over height of the narrowest and the widest frames, of those that most of a cache's frames are like."""
+    commonest = [max(sizes, key=sizes.__getitem__) for sizes in (cache.index["sizes"] for cache in caches.values())]
+    aspects = [int(width) / int(height) for height, width in (size.split("x") for size in commonest)]
+    return [min(aspects), max(aspects)]
 
 
 def _fingerprint(

@@ -115,6 +115,7 @@ def test_known_answers(raw, tmp_path):
         "max_ensemble_size": 10,
         "uncertainty_target": 0.01,
         "merge": "depth",
+        "windows": "auto",
         "seed": 0,
     }
     with (plots / "evaluate_by_depth.csv").open() as file:

@@ -518,6 +518,8 @@ def test_a_broken_folder_is_named(broken, name, text):
         ("model_index.json", "processing_height", 60_000, "processing_height x processing_width is 60000 x"),
         ("model_index.json", "processing_height", "64", "processing_height x processing_width is 64 x"),
         ("model_index.json", "near_m", "near", "."),
+        ("model_index.json", "trained_aspects", [0, 1.5], "trained_aspects must be two widths over heights"),
+        ("model_index.json", "trained_aspects", 1.5, "."),
     ],
 )
 def test_a_config_that_no_model_has_is_refused_before_anything_is_built(broken, name, key, value, message):

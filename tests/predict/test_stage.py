@@ -423,7 +423,7 @@ def test_one_aspect_shares_a_batch_whatever_the_sizes(tmp_path):
     assert sorted(pipe.calls) == [1, 2, 3]  # 3 images x 2 members make 6
     assert pipe.options == {
         **{"num_inference_steps": 2, "ensemble_size": 2, "timestep_spacing": "trailing", "seed": 0, "merge": "depth"},
-        **{"max_ensemble_size": 10, "uncertainty_target": 0.01, "batch_size": 6},
+        **{"max_ensemble_size": 10, "uncertainty_target": 0.01, "windows": "auto", "batch_size": 6},
     }
     for row, (width, height) in zip(receipt(Folder(tmp_path / "out")), sizes, strict=True):
         assert (row["width"], row["height"]) == (width, height)

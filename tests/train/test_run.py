@@ -47,6 +47,7 @@ def test_a_run_leaves_a_pipeline_lineage_and_metrics(tiny, tiny_model, tiny_late
     index = json.loads((tiny_model / "model_index.json").read_text())
     assert (index["near_m"], index["far_m"]) == (0.5, 80.0)
     assert (index["processing_height"], index["processing_width"]) == (32, 48)
+    assert index["trained_aspects"] == [1.5, 1.5]  # width over height of the narrowest and the widest frames
     lineage = json.loads((tiny_model / "lineage.json").read_text())
     assert lineage["step"] == 12 and lineage["train"]["lr"] == 1e-3
     assert lineage["backbone"]["source"] == "stand-in"
