@@ -34,14 +34,15 @@ def read_crops(ref: FrameRef, size: TrainingSize, params: Encode) -> list[Frame]
 def crop_frame(frame: Frame, number: int, size: TrainingSize, min_crop: float) -> Frame:
     """Crop 0 is the full frame, as predictions see it; all others are random, a function of name and number.
 
-    A random crop has min_crop to 1 times the sides of crop 0, at any place in the frame, and is mirrored or not.
+    A random crop has min_crop to 1 times the sides of crop 0, every lens in between equally likely in steps of its
+    focal length, lies anywhere in the frame, and is mirrored or not.
     """
     grid = size.grid(*frame.valid_mask.shape)
     if number == 0:
         return fit_frame(frame, grid)
     name = f"{frame.name}{MARK}{number}"
     rng = np.random.default_rng(int.from_bytes(sha256(name.encode()).digest()[:8], "big"))
-    share, top, left = rng.uniform(min_crop, 1), *rng.random(2)
+    share, top, left = min_crop ** rng.random(), *rng.random(2)
     crop = fit_frame(replace(frame, name=name), grid.zoomed(1 / share, (top, left)))
     return mirror_frame(crop) if rng.random() < 0.5 else crop
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import psutil
+import pytest
 
 from metricgold.datasets.frame import Frame, fit_frame
 from metricgold.datasets.readers import list_frames
@@ -67,6 +68,14 @@ def test_crops_differ_in_size_place_and_side():
     for crop in crops:
         assert crop.rgb.shape == (HEIGHT, WIDTH, 3)
         assert set(crop.planar_depth_m[crop.valid_mask]) <= set(1 + np.arange(30 * 44))
+
+
+def test_lenses_are_drawn_evenly_in_steps_of_their_focal_length():
+    """As many between 1 and 1.58 times the whole frame's as between 1.58 and 2.5 times; by sides it would be 2 in 5."""
+    whole = crop_frame(numbered_frame(), 0, SIZE, 0.4)
+    crops = [crop for number in range(1, 9) for crop in crops_of_frames(number)]
+    longer = np.array([crop.intrinsics[1, 1] for crop in crops]) / whole.intrinsics[1, 1]
+    assert np.mean(longer > 0.4**-0.5) == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_crop_is_a_function_of_name_and_number():
