@@ -113,11 +113,13 @@ class SceneEncoder:
     ) -> None:
         # The arguments with which a worker makes an encoder like this one.
         self.made_by = (dataset, params, range_m, backbone, Path(out), vae_sha256, device)
-        self.params, self.log_depth, self.out = params, range_m.to_log_depth(), Path(out)
+        self.params, self.range_m, self.out = params, range_m, Path(out)
         self.vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
         check_size(self.vae, (params.height, params.width))
         self.size = TrainingSize(params.height, params.width, vae_factor(self.vae))
-        self.measured = {} if params.dtype == "float32" else check_dtype(self.vae, backbone, params, self.log_depth)
+        self.measured = (
+            {} if params.dtype == "float32" else check_dtype(self.vae, backbone, params, range_m.to_log_depth())
+        )
         # Everything that all latents depend on. Batch size is part of it: it can change the last bit.
         self.common = {
             "dataset": dataset,
@@ -267,12 +269,18 @@ class SceneEncoder:
             batch = waiting[crops[0].valid_mask.shape]
             batch += crops
             while len(batch) >= self.params.batch_size:
-                frames += encode_batch(self.vae, batch[: self.params.batch_size], self.log_depth)
+                frames += self.encode_batch(batch[: self.params.batch_size])
                 del batch[: self.params.batch_size]
         for batch in waiting.values():
-            frames += encode_batch(self.vae, batch, self.log_depth) if batch else []
+            frames += self.encode_batch(batch) if batch else []
         kept = [one for one in frames if one.latent_mask.any() and one.latent_mask.mean() >= self.params.min_valid]
         return kept, dropped + [TOO_FEW] * (len(frames) - len(kept))
+
+    def encode_batch(self, frames: Sequence[Frame]) -> list[LatentFrame]:
+        """Latents of frames of one size, each in the range of its own lens."""
+        return encode_batch(
+            self.vae, frames, [self.range_m.to_log_depth(self.size.relative_focal(one.intrinsics)) for one in frames]
+        )
 
     def read_ahead(self, refs: Sequence[FrameRef]) -> Iterator[list[Frame] | str]:
         """Each frame's crops, in order, decoded two batches ahead of the VAE; a message for one that fails.
@@ -395,10 +403,13 @@ def check_dtype(vae: AutoencoderKL, backbone: Path, params: Encode, log_depth: L
 
 
 @torch.no_grad()
-def encode_batch(vae: AutoencoderKL, frames: Sequence[Frame], log_depth: LogDepth) -> list[LatentFrame]:
+def encode_batch(vae: AutoencoderKL, frames: Sequence[Frame], ranges: Sequence[LogDepth]) -> list[LatentFrame]:
     """Latents of frames of one size: images and filled log depth through the VAE, stored as float16."""
     rgb = rgb_to_tensor(np.stack([frame.rgb for frame in frames]))
-    filled = [filled_log_depth(log_depth, frame.planar_depth_m, frame.valid_mask) for frame in frames]
+    filled = [
+        filled_log_depth(log_depth, frame.planar_depth_m, frame.valid_mask)
+        for log_depth, frame in zip(ranges, frames, strict=True)
+    ]
     rgb_latents = encode_rgb(vae, rgb.to(vae.device))
     depth_latents = encode_log_depth(vae, torch.from_numpy(np.stack(filled)).to(vae.device))
     return [

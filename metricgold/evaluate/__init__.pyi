@@ -14,6 +14,7 @@ from .uncertainty import held_out_calibration as held_out_calibration
 from .vae_floor import (
     Encoding as Encoding,
     Floor as Floor,
+    frames_in_range as frames_in_range,
     measure_floor as measure_floor,
     measure_vae_floor as measure_vae_floor,
 )

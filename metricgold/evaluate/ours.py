@@ -1,7 +1,7 @@
 """Our own checkpoints as methods, and what stands beside them: the VAE floor and baselines that never look."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
 from metricgold.log_depth import LogDepth
 from metricgold.params import Inference
-from metricgold.storage import digest_folder, digest_json
+from metricgold.storage import digest_folder, digest_json, read_json
 
 if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline
@@ -33,7 +33,11 @@ class OurModel:
     folder: Path
     name: str
     inference: Inference
-    takes_camera: bool = field(default=False, init=False)
+
+    @cached_property
+    def takes_camera(self) -> bool:
+        """Whether the network is told the lens."""
+        return read_json(self.folder / "model_index.json").get("camera", "none") != "none"
 
     @cached_property
     def pipe(self) -> "MetricGoldPipeline":
@@ -59,10 +63,9 @@ class OurModel:
     def estimate(self, rgbs: Sequence[np.ndarray], intrinsics: Sequence[np.ndarray] | None) -> list[Estimate]:
         """Depth in metres; uncertainty where the model is calibrated, or the ensemble has members that differ."""
         options = self.inference.model_dump(include=set(Inference.model_fields) - {"dtype"})
-        return [
-            estimate_of(one.planar_depth_m, one.uncertainty, one.uncertainty_calibrated)
-            for one in self.pipe(list(rgbs), **options)
-        ]
+        cameras = None if intrinsics is None else list(intrinsics)
+        predictions = self.pipe(list(rgbs), **options, intrinsics=cameras)
+        return [estimate_of(one.planar_depth_m, one.uncertainty, one.uncertainty_calibrated) for one in predictions]
 
 
 def estimate_of(planar_depth_m: np.ndarray, uncertainty: np.ndarray | None, is_calibrated: bool) -> Estimate:
@@ -107,10 +110,18 @@ class VaeFloor:
 
 def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
     """Each frame's true depth through the VAE and back, metres [H, W]; invalid pixels are filled with far_m."""
-    filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, np.float32(pipe.log_depth.far_m)) for frame in frames]
+    cameras = [frame.intrinsics for frame in frames]
+    filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, np.float32(far_m(pipe, frame))) for frame in frames]
     if len({depth_m.shape for depth_m in filled_m}) == 1:
-        return list(pipe.encode_decode_depth(np.stack(filled_m)))
-    return [pipe.encode_decode_depth(depth_m[None])[0] for depth_m in filled_m]
+        return list(pipe.encode_decode_depth(np.stack(filled_m), cameras))
+    pairs = zip(filled_m, cameras, strict=True)
+    return [pipe.encode_decode_depth(depth_m[None], [camera])[0] for depth_m, camera in pairs]
+
+
+def far_m(pipe: "MetricGoldPipeline", frame: Frame) -> float:
+    """The far end in metres of what a model can say of a frame."""
+    grid = pipe.grid(*frame.valid_mask.shape)
+    return pipe.log_depth_of(pipe.relative_focal(grid, frame.intrinsics)).far_m
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,7 +163,7 @@ def score(
 ) -> Iterator[Example]:
     """Predict a batch and score all four methods; yields the images for the panels."""
     options = params.model_dump(include=set(Inference.model_fields) - {"dtype"})
-    predictions = pipe([frame.rgb for frame in frames], **options)
+    predictions = pipe([one.rgb for one in frames], **options, intrinsics=[one.intrinsics for one in frames])
     floors_m = through_vae(pipe, frames)
     for frame, prediction, floor_m in zip(frames, predictions, floors_m, strict=True):
         valid = in_range(frame, params.ruler)

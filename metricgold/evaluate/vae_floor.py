@@ -18,8 +18,8 @@ photographs compares encodings fairly.)
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ from metricgold.model import (
     rgb_to_tensor,
     vae_factor,
 )
-from metricgold.params import LogDepthRange, VaeFloor
+from metricgold.params import CanonicalRange, LogDepthRange, VaeFloor
 from metricgold.storage import write_json
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,9 @@ def measure_vae_floor(
     of `size`, height and width, sees them. `plots` receives vae_floor.csv (every encoding by range of true depth) and
     vae_floor.png. The JSON is flat, for DVC: `<data set>/<encoding>/<near>-<far>/abs_rel` and `delta1`, the same
     under `mean`, by depth for the range of the params (`.../abs_rel/2-4`), `best/near_m` and `best/far_m`, and for
-    each data set what mirroring latents costs (flip_asymmetry). It is written last. Raises ValueError when the size
+    each data set what mirroring latents costs (flip_asymmetry). canonical_depth/near_m and far_m are the percentiles of
+    canonical depth that a range of it is chosen by; with a CanonicalRange all ranges are of canonical depth, so that
+    its errors are those of metres. It is written last. Raises ValueError when the size
     does not suit the VAE, or naming a data set without a frame to measure.
     """
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
@@ -121,20 +123,73 @@ def measure_vae_floor(
     ranges = list(dict.fromkeys([range_m, *params.ranges_m]))
     encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
     edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
-    measured, flips = {}, {}
+    measured, flips, spread = {}, {}, CanonicalSpread(seen)
     for name, raw in raw_folders.items():
         refs = unedited_frames(name, raw, params.split, params.frames_per_dataset)
         flip = FlipAsymmetry(Encoding("log", range_m.near_m, range_m.far_m), edges_m)
         batches = frame_batches(refs, seen, params.batch_size, f"vae-floor {name}")
+        batches = frames_in_range(spread.noting(batches), range_m, seen)
         measured[name] = measure_floor(vae, batches, encodings, edges_m, beside=flip.add)
         flips[name] = flip.report()
     present, best = Encoding("log", range_m.near_m, range_m.far_m), best_range(measured)
-    report = _report(measured, flips, present, best)
+    report = _report(measured, flips, present, best) | spread.report()
     floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
     log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
     _plot(Path(plots), measured, present)
     write_json(metrics, report)
     return report
+
+
+def frames_in_range(
+    batches: Iterable[list[Frame]], range_m: LogDepthRange, size: TrainingSize
+) -> Iterator[list[Frame]]:
+    """Frames as a network sees them, with their depth in the metres of the range: canonical ones for a CanonicalRange.
+
+    Relative errors are the same in either.
+    """
+    for frames in batches:
+        yield [canonical_frame(one, size) for one in frames] if isinstance(range_m, CanonicalRange) else frames
+
+
+def canonical_frame(frame: Frame, size: TrainingSize) -> Frame:
+    """A frame in a grid of the network, with canonical depth in place of its own."""
+    focal = np.float32(size.relative_focal(frame.intrinsics))
+    return replace(frame, planar_depth_m=frame.planar_depth_m / focal)
+
+
+class CanonicalSpread:
+    """How canonical depth is distributed over all valid pixels, in a histogram of its logarithm.
+
+    Its PERCENTILES are the rule for canonical_depth: the range holds all but one pixel of a hundred, and no far end of
+    a few skies or backdrops costs all others their precision.
+    """
+
+    PERCENTILES = (0.5, 99.5)
+
+    def __init__(self, size: TrainingSize) -> None:
+        self.size, self.edges_m = size, np.geomspace(1e-3, 1e5, 8001)  # bins of 0.23 %
+        self.counts = np.zeros(8000)
+
+    def noting(self, batches: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
+        """The batches as they come, each counted."""
+        for frames in batches:
+            for frame in frames:
+                depth_m = canonical_frame(frame, self.size).planar_depth_m[frame.valid_mask]
+                self.counts += np.histogram(depth_m.clip(self.edges_m[0], self.edges_m[-1]), self.edges_m)[0]
+            yield frames
+
+    def report(self) -> dict[str, float]:
+        """The range by the rule, in metres, as flat metrics."""
+        shares = np.concatenate([[0], np.cumsum(self.counts) / self.counts.sum()])
+        near_m, far_m = np.exp(np.interp(np.array(self.PERCENTILES) / 100, shares, np.log(self.edges_m)))
+        log.info("canonical depth: %.3g to %.4g m from percentile %g to %g", near_m, far_m, *self.PERCENTILES)
+        lowest, highest = self.PERCENTILES
+        return {
+            "canonical_depth/near_m": float(near_m),
+            "canonical_depth/far_m": float(far_m),
+            "canonical_depth/from_percentile": lowest,
+            "canonical_depth/to_percentile": highest,
+        }
 
 
 def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]]) -> Encoding:

@@ -10,7 +10,7 @@ from pathlib import Path
 from metricgold.datasets import Frame, read_frame
 from metricgold.download import unedited_frames
 from metricgold.evaluate.baselines import in_range
-from metricgold.images import COLUMNS, Example, write_panels
+from metricgold.images import COLUMNS, Example, relative_focal, write_panels
 from metricgold.metrics import depth_metrics, mean_metrics
 from metricgold.model import MetricGoldPipeline
 from metricgold.params import LogDepthRange, Validation
@@ -24,11 +24,14 @@ def held_out_validation(
     Frames are listed and read now, those without depth in range left out; `samples` receives step-NNNNNN.png, a row
     for each data set, before the metrics are returned. Raises ValueError naming a data set without a frame to measure.
     """
-    log_depth = range_m.to_log_depth()
     held_out: dict[str, list[Frame]] = {}
     for name, raw in raw_folders.items():
         frames = [read_frame(ref) for ref in unedited_frames(name, raw, params.split, params.frames_per_dataset)]
-        held_out[name] = [frame for frame in frames if in_range(frame, log_depth).any()]
+        held_out[name] = [
+            frame
+            for frame in frames
+            if in_range(frame, range_m.to_log_depth(relative_focal(frame.intrinsics, *frame.valid_mask.shape))).any()
+        ]
         if not held_out[name]:
             raise ValueError(f"{name}: no frame of split {params.split} with depth in range to validate on")
 
@@ -49,14 +52,14 @@ def held_out_validation(
 def _predict(pipe: MetricGoldPipeline, frames: list[Frame], params: Validation) -> list[Example]:
     """Each frame with its prediction: one run, no ensemble."""
     options = {"num_inference_steps": params.num_inference_steps, "ensemble_size": 1, "batch_size": params.batch_size}
-    predictions = pipe([frame.rgb for frame in frames], **options)
+    predictions = pipe([one.rgb for one in frames], **options, intrinsics=[one.intrinsics for one in frames])
     return [
         Example(
             frame.name,
             frame.rgb,
             prediction.planar_depth_m,
             frame.planar_depth_m,
-            in_range(frame, pipe.log_depth),
+            in_range(frame, prediction.log_depth),
         )
         for frame, prediction in zip(frames, predictions, strict=True)
     ]

@@ -22,6 +22,11 @@ class CalibratedImage:
     intrinsics: np.ndarray | None
     focal_from: FocalFrom
 
+    @property
+    def has_known_camera(self) -> bool:
+        """Whether somebody or something says what its camera is."""
+        return self.focal_from not in ("fov_deg", "none")
+
 
 def is_batch(image: Any) -> bool:
     """Whether the caller passed several images: a list, or a tensor [B, 3, H, W]."""

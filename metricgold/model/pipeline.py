@@ -7,13 +7,13 @@ which keeps metres metres. A model trained for one step (metricgold.train.object
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize, focal_px_from_fov, pinhole
 from metricgold.log_depth import LogDepth
+from metricgold.model.camera_token import CameraToken
 from metricgold.model.configs import naming_the_folder
 from metricgold.model.ensemble import Ensemble, EnsembleOptions, median_and_deviation, standard_error
 from metricgold.model.folded_upsampling import fold_upsampling
@@ -40,6 +41,7 @@ from metricgold.model.vae import (
 from metricgold.model.views import VIEWS
 from metricgold.model.windows import Strip
 from metricgold.params import CAMERAS, DTYPES, SPACINGS, WINDOWS, Uncertainty, Windows
+from metricgold.storage import read_json
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
@@ -100,6 +102,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     vae                                  images are only encoded and depth only decoded, so that its decoder may be
                                          one fine-tuned on log depth (metricgold.train.depth_vae)
     scheduler, empty_prompt              noise schedule; embedding of the prompt ""
+    camera_token                         makes one more token of the prompt from the lens; of cameras with token only
     near_m, far_m                        range in metres of the log depth that the U-Net was trained on
     processing_height, processing_width  size in pixels the U-Net was trained at; images are scaled to its area
     objective                            what the U-Net was trained for: diffusion or one-step
@@ -109,9 +112,11 @@ class MetricGoldPipeline(DiffusionPipeline):
     trained_aspects                      width over height of the narrowest and the widest frames trained on; None: of
                                          the processing size
 
-    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera, and for a
-    broken scale.
+    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera or a broken
+    scale, and where there is a camera_token for none or none for one that needs it.
     """
+
+    _optional_components: ClassVar[list[str]] = ["camera_token"]  # folders of before, and of camera none, lack it
 
     def __init__(
         self,
@@ -119,6 +124,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: DDIMScheduler,
         empty_prompt: EmptyPrompt,
+        camera_token: CameraToken | None = None,
         near_m: float | None = None,  # diffusers takes arguments without a default for modules
         far_m: float | None = None,
         processing_height: int | None = None,
@@ -141,7 +147,10 @@ class MetricGoldPipeline(DiffusionPipeline):
             narrowest, widest = trained_aspects
             if not 0 < narrowest <= widest:
                 raise ValueError(f"trained_aspects must be two widths over heights, got {trained_aspects}")
+        if ("token" in camera) != (camera_token is not None):
+            raise ValueError(f"camera {camera} {'needs' if 'token' in camera else 'has no'} part camera_token")
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, empty_prompt=empty_prompt)
+        self.register_modules(camera_token=camera_token)
         self.register_to_config(
             near_m=near_m,
             far_m=far_m,
@@ -164,6 +173,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         at random), or whose near_m and far_m are not a range.
         """
         with naming_the_folder(Path(folder), "checkpoint"):
+            _check_present(Path(folder), options)
             pipe = super().from_pretrained(folder, **options | {"use_safetensors": True})
             _check_complete(Path(folder), pipe)
         return pipe
@@ -218,7 +228,8 @@ class MetricGoldPipeline(DiffusionPipeline):
     def _compile_frozen(self) -> None:
         """Compile for a CPU, with the weights as constants of the graphs."""
         self._is_frozen = True
-        compute_prompt_once(self.unet, self._prompt())  # from now on: its keys and values are constants too
+        if self.camera_token is None:
+            compute_prompt_once(self.unet, self._prompt())  # from now on: its keys and values are constants too
         fold_upsampling(self.unet)
         options = {
             # Of a small U-Net's pass 6 % is Python between 300 kernels, 3 % guards on modules that must not change,
@@ -341,13 +352,15 @@ class MetricGoldPipeline(DiffusionPipeline):
         of_size = defaultdict(list)
         for index, grid in enumerate(grids):
             of_size[grid.size].append(index)
-        with prompt_computed_once(self.unet, self._prompt()):
+        with self._attending():
             for indices in of_size.values():
+                pairs = [(grids[i], images[i]) for i in indices]
                 if self.is_one_step:
-                    found = self.run_views([(grids[i], images[i].rgb) for i in indices], options, scheduler)
+                    found = self.run_views(pairs, options, scheduler)
                 else:
-                    seen = np.stack([grids[i].see(images[i].rgb) for i in indices])
-                    found = self.run_members(seen, [seeds[i] for i in indices], options, scheduler)
+                    seen = np.stack([grid.see(image.rgb) for grid, image in pairs])
+                    prompts = self.prompts([self.known_focal(grid, image) for grid, image in pairs])
+                    found = self.run_members(seen, [seeds[i] for i in indices], options, scheduler, prompts)
                 yield from zip(indices, found, strict=True)
 
     def _policy(
@@ -379,14 +392,22 @@ class MetricGoldPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def run_members(
-        self, rgb: np.ndarray, seeds: Sequence[int], options: EnsembleOptions, scheduler: DDIMScheduler
+        self,
+        rgb: np.ndarray,
+        seeds: Sequence[int],
+        options: EnsembleOptions,
+        scheduler: DDIMScheduler,
+        prompts: torch.Tensor | None = None,
     ) -> list[Ensemble]:
         """The members of each image before they are merged.
 
         rgb      uint8 [B, H, W, 3], images as their grids see them
         seeds    one for each image
+        prompts  [B, tokens, width], the images' own; None: of images whose camera is not known
+
         Members are log depth [H, W], or scaled latents [c, h, w] where those are merged.
         """
+        prompts = self.prompts([None] * len(rgb)) if prompts is None else prompts
         tensor, scaling = rgb_to_tensor(rgb), self.vae.config.scaling_factor
         parts = tensor.split(max(1, VAE_PIXELS // tensor[0, 0].numel()))
         rgb_latent = torch.cat([encode_rgb(self.vae, part.to(self.device)) for part in parts]) * scaling
@@ -399,32 +420,37 @@ class MetricGoldPipeline(DiffusionPipeline):
                 # A compiled U-Net has one graph for each processing size: every batch is full.
                 full = batch + batch[:1] * (options.batch_size - len(batch)) if self.is_compiled else batch
                 drawn = torch.stack([noise[seeds[b]][k] for b, k in full])
-                latents = self.denoise(rgb_latent[[b for b, _ in full]], drawn, scheduler)[: len(batch)]
+                places = [b for b, _ in full]
+                latents = self.denoise(rgb_latent[places], drawn, scheduler, prompts[places])[: len(batch)]
                 outputs = self.decode(latents) if options.merge == "depth" else latents
                 for (b, _), member in zip(batch, outputs, strict=True):
                     ensembles[b].members.append(member)
         return ensembles
 
     def run_views(
-        self, images: Sequence[tuple[NetworkGrid, np.ndarray]], options: EnsembleOptions, scheduler: DDIMScheduler
+        self, images: Sequence[tuple[NetworkGrid, CalibratedImage]], options: EnsembleOptions, scheduler: DDIMScheduler
     ) -> list[Ensemble]:
         """As run_members, of a model that draws no noise: member k is what it says of VIEWS[k].
 
-        images  the grid and uint8 [H, W, 3] of each, alike in the grid's size
+        images  each with its grid, all of one size
         """
         alone = replace(options, ensemble_size=1)
-        ln_range = 0.0 if self.config.camera == "token" else self.log_depth.ln_range  # that one knows each view's lens
         ensembles = [Ensemble() for _ in images]
         for of_round in options.rounds():
             pairs = [(b, k) for b, one in enumerate(ensembles) if not self.is_settled(one, options) for k in of_round]
             if not pairs:
                 break
-            seen = np.stack([VIEWS[k].see(*images[b]) for b, k in pairs])
-            for (b, k), answer in zip(pairs, self.run_members(seen, [0] * len(pairs), alone, scheduler), strict=True):
+            seen = np.stack([VIEWS[k].see(images[b][0], images[b][1].rgb) for b, k in pairs])
+            prompts = self.prompts([self.known_focal(VIEWS[k].grid(images[b][0]), images[b][1]) for b, k in pairs])
+            answers = self.run_members(seen, [0] * len(pairs), alone, scheduler, prompts)
+            for (b, k), answer in zip(pairs, answers, strict=True):
                 if k == 0:
                     ensembles[b].statistics = answer.statistics
                 (member,) = answer.members
-                ensembles[b].members.append(VIEWS[k].bring_back(images[b][0], member, ln_range))
+                grid, image = images[b]
+                is_told = self.config.camera == "token" and image.has_known_camera  # then it answers in metres
+                ln_range = 0.0 if is_told else self.log_depth.ln_range
+                ensembles[b].members.append(VIEWS[k].bring_back(grid, member, ln_range))
         return ensembles
 
     def is_settled(self, ensemble: Ensemble, options: EnsembleOptions) -> bool:
@@ -466,9 +492,26 @@ class MetricGoldPipeline(DiffusionPipeline):
     def _prompt(self) -> torch.Tensor:
         return self.empty_prompt.embedding[None].to(self.unet.dtype)  # [1, tokens, width]
 
-    def denoise(self, rgb_latent: torch.Tensor, noise: torch.Tensor, scheduler: DDIMScheduler) -> torch.Tensor:
-        """DDIM from noise to depth latents; scaled latents float32 [B, c, h, w] in and out."""
-        prompt = self._prompt().expand(len(noise), -1, -1)
+    def prompts(self, relative_focals: Sequence[float | None]) -> torch.Tensor:
+        """The prompt of each image [B, tokens, width]: the empty one, and a token of its lens; None: not known."""
+        empty, token = self._prompt(), self.camera_token
+        if token is None:
+            return empty.expand(len(relative_focals), -1, -1)
+        # One by one: an image's token must not depend on how many others are with it.
+        return torch.cat([torch.cat([empty, token.of(one).to(empty.dtype)], dim=1) for one in relative_focals])
+
+    def known_focal(self, grid: NetworkGrid, image: CalibratedImage) -> float | None:
+        """Relative focal length of what the U-Net sees of an image; None where its camera is not known."""
+        return self.relative_focal(grid, image.intrinsics) if image.has_known_camera else None
+
+    def _attending(self) -> AbstractContextManager[None]:
+        """Within it keys and values of the prompt are computed once, where it is the same for all images."""
+        return prompt_computed_once(self.unet, self._prompt()) if self.camera_token is None else nullcontext()
+
+    def denoise(
+        self, rgb_latent: torch.Tensor, noise: torch.Tensor, scheduler: DDIMScheduler, prompt: torch.Tensor
+    ) -> torch.Tensor:
+        """DDIM from noise to depth latents; scaled latents float32 [B, c, h, w] in and out, prompt as `prompts`."""
         latent, dtype = noise, prompt.dtype  # the U-Net's; asking the U-Net itself goes through all its weights
         # As numbers to the scheduler: its tables are on the CPU, so that a tensor on the GPU would have to be awaited.
         for timestep, number in zip(scheduler.timesteps, scheduler.timesteps.tolist(), strict=True):
@@ -563,15 +606,22 @@ class MetricGoldPipeline(DiffusionPipeline):
         )
 
     @torch.no_grad()
-    def encode_decode_depth(self, planar_depth_m: np.ndarray) -> np.ndarray:
+    def encode_decode_depth(
+        self, planar_depth_m: np.ndarray, intrinsics: Sequence[np.ndarray] | None = None
+    ) -> np.ndarray:
         """Planar depth float32 [B, H, W] in metres through the VAE and back, without the U-Net; same shape and unit.
 
-        What the VAE alone changes is the floor under the error of any prediction.
+        intrinsics: [3, 3] of each; None: not known. What the VAE alone changes is the floor under the error of any
+        prediction.
         """
         grid = self.grid(*planar_depth_m.shape[1:])
-        seen = np.stack([grid.sample(self.log_depth.normalize(depth_m)) for depth_m in planar_depth_m])
+        cameras = [None] * len(planar_depth_m) if intrinsics is None else intrinsics
+        ranges = [self.log_depth_of(self.relative_focal(grid, camera)) for camera in cameras]
+        pairs = zip(ranges, planar_depth_m, strict=True)
+        seen = np.stack([grid.sample(log_depth.normalize(depth_m)) for log_depth, depth_m in pairs])
         decoded = decode_log_depth(self.vae, encode_log_depth(self.vae, torch.from_numpy(seen).to(self.device)))
-        return self.log_depth.denormalize(grid.to_image(decoded)).cpu().numpy()
+        maps = zip(ranges, grid.to_image(decoded), strict=True)
+        return torch.stack([log_depth.denormalize(d) for log_depth, d in maps]).cpu().numpy()
 
 
 def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False) -> MetricGoldPipeline:
@@ -596,6 +646,14 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     if compile:
         pipe.compile_unet()
     return pipe
+
+
+def _check_present(folder: Path, given: Container[str]) -> None:
+    """Raise ValueError naming a part that a local folder's index names and the folder lacks, nor was given."""
+    index = folder / "model_index.json"
+    for name, kind in (read_json(index) if index.is_file() else {}).items():
+        if isinstance(kind, list) and any(kind) and name not in given and not (folder / name).is_dir():
+            raise ValueError(f"{name}/ is missing")
 
 
 def _check_complete(folder: Path, pipe: MetricGoldPipeline) -> None:

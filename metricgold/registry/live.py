@@ -21,7 +21,17 @@ logger = logging.getLogger(__name__)
 SEND_EVERY_S = 5.0
 END_S, STOPPED_S = 60.0, 8.0  # patience with MLflow at the end; a job that gets SIGTERM is killed 30 s later
 # Sections that a training reads or that come before it; the others may still change before `register`.
-TRAINED_WITH = ("datasets", "log_depth", "synthesize", "download", "backbone", "encode", "depth_vae", "train")
+TRAINED_WITH = (
+    "datasets",
+    "log_depth",
+    "canonical_depth",
+    "synthesize",
+    "download",
+    "backbone",
+    "encode",
+    "depth_vae",
+    "train",
+)
 
 
 @contextmanager

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from metricgold.datasets import Frame, list_frames, readable
 from metricgold.download import refuse_edited
 from metricgold.images import TrainingSize
-from metricgold.log_depth import LogDepth
 from metricgold.model import encode_log_depth, filled_log_depth
-from metricgold.params import DepthVae
+from metricgold.params import DepthVae, LogDepthRange
 from metricgold.storage import remove
 from metricgold.train.checkpoints import Tensors
 from metricgold.train.mixture import Draw, Mixture
@@ -46,7 +45,7 @@ class DecoderRun(ResumableRun[Crops]):
     def __init__(
         self,
         params: DepthVae,
-        log_depth: LogDepth,
+        range_m: LogDepthRange,
         vae: AutoencoderKL,
         raw_folders: dict[str, Path],
         size: TrainingSize,
@@ -59,7 +58,7 @@ class DecoderRun(ResumableRun[Crops]):
             log_every=LOG_EVERY,
             keep_checkpoints=1,
         )
-        self.params, self.log_depth, self.vae, self.size = params, log_depth, vae, size
+        self.params, self.range_m, self.vae, self.size = params, range_m, vae, size
         self.crop = [min(params.crop, side) // size.multiple * size.multiple for side in (size.height, size.width)]
         if not all(self.crop):
             raise ValueError(f"depth_vae.crop {params.crop} is smaller than one latent of {size.multiple} pixels")
@@ -99,7 +98,8 @@ class DecoderRun(ResumableRun[Crops]):
         depth_m, valid = window.sample(frame.planar_depth_m), window.sample(frame.valid_mask)
         if draw.flip:
             depth_m, valid = depth_m[:, ::-1], valid[:, ::-1]
-        return filled_log_depth(self.log_depth, depth_m, valid), np.ascontiguousarray(valid)
+        log_depth = self.range_m.to_log_depth(self.size.relative_focal(grid.intrinsics(frame.intrinsics)))
+        return filled_log_depth(log_depth, depth_m, valid), np.ascontiguousarray(valid)
 
     def readable_frame(self, draw: Draw) -> Frame:
         """The frame that was drawn, or the next one that can be read, at its own size. ValueError where none can."""

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 
 from metricgold.datasets import FrameRef, frame_batches
 from metricgold.download import unedited_frames
-from metricgold.evaluate import Encoding, Floor, measure_floor, range_edges_m
+from metricgold.evaluate import Encoding, Floor, frames_in_range, measure_floor, range_edges_m
 from metricgold.images import TrainingSize
 from metricgold.model import check_size, default_device, load_vae, vae_digest, vae_factor
 from metricgold.params import DepthVae, LogDepthRange
@@ -71,7 +71,7 @@ def train_depth_vae(
         before = _floors(vae, held_out, params, range_m, seen, "before")
         after = before
         if params.num_steps:
-            run = DecoderRun(params, range_m.to_log_depth(), vae, raw_folders, seen, state)
+            run = DecoderRun(params, range_m, vae, raw_folders, seen, state)
             run.start(_fingerprint(params, range_m, raw_folders, run.frames, backbone, size))
             run.run(report)
             after = _floors(vae, held_out, params, range_m, seen, "after")
@@ -145,7 +145,9 @@ def _floors(
     edges_m = range_edges_m(range_m.to_log_depth())
     floors = {}
     for name, refs in held_out.items():
-        batches = frame_batches(refs, size, params.batch_size, f"depth-vae {name}, floor {when}")
+        batches = frames_in_range(
+            frame_batches(refs, size, params.batch_size, f"depth-vae {name}, floor {when}"), range_m, size
+        )
         floors[name] = measure_floor(vae, batches, [encoding], edges_m)[encoding]
     return floors
 

@@ -17,17 +17,21 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file
 
-from metricgold.model import MetricGoldPipeline, UncertaintyScale
+from metricgold.images import relative_focal
+from metricgold.model import MetricGoldPipeline, UncertaintyScale, new_camera_token
 from metricgold.params import Train
 from metricgold.shards import LatentCache, LatentFrame
 from metricgold.storage import row_line, write_aside, write_json
 from metricgold.train.checkpoints import BROKEN, Tensors, read_position, save_folder
 from metricgold.train.mixture import Draw, Mixture
+from metricgold.train.network import Network
 from metricgold.train.objective import Objective, training_scheduler
 from metricgold.train.optimizer import SpikeGuard, exponential_rate, new_optimizer
 from metricgold.train.resumable import MetricRow, ResumableRun
 
 log = logging.getLogger(__name__)
+
+DROPPED_CAMERAS = 3  # the stream of random numbers, beside those of the mixture and the objective
 
 
 class Validate(Protocol):
@@ -62,7 +66,10 @@ class BestValidation:
 
 
 class TrainingRun(ResumableRun[Samples]):
-    """Fine-tunes the U-Net of `parts` (a backbone) on latent caches; config: the pipeline's own settings."""
+    """Fine-tunes the U-Net of `parts` (a backbone) on latent caches; config: the pipeline's own settings.
+
+    Where params.camera has a token, it learns with the U-Net: one optimiser, one average, one checkpoint.
+    """
 
     name = "train"
 
@@ -89,8 +96,8 @@ class TrainingRun(ResumableRun[Samples]):
         self.mixture = mixture_of(params, caches)
         self.share = share_of_batch(params, accelerator)
         self.scheduler = training_scheduler(parts["scheduler"], params)
-        self.unet, self.optimizer = prepare_unet(parts["unet"], params, accelerator)
-        self.average = [p.detach().clone() for p in self.unet.parameters()] if params.ema_decay else None
+        self.network, self.optimizer = prepare_network(parts["unet"], params, accelerator)
+        self.average = [p.detach().clone() for p in self.network.parameters()] if params.ema_decay else None
         self.prompt = parts["empty_prompt"].embedding.detach().to(accelerator.device)
         if params.decoded_loss_weight:
             parts["vae"].requires_grad_(False).to(accelerator.device)
@@ -110,7 +117,7 @@ class TrainingRun(ResumableRun[Samples]):
     def update(self, batch: Samples) -> float | None:
         """One optimiser step over the batch, in micro-batches; left out where the guard finds a fault."""
         loss = self.add_gradients(self.inputs(batch))
-        norm = float(self.accelerator.clip_grad_norm_(self.unet.parameters(), self.params.max_grad_norm))
+        norm = float(self.accelerator.clip_grad_norm_(self.network.parameters(), self.params.max_grad_norm))
         # Over all processes, so that all of them come to one decision.
         mean_loss = self.accelerator.reduce(loss, "sum").item()
         fault = self.guard.fault(mean_loss, norm)
@@ -119,7 +126,7 @@ class TrainingRun(ResumableRun[Samples]):
             if self.average is not None:
                 # The average starts as a plain mean and becomes exponential: no bias from the first weights.
                 weight = max(1 - self.params.ema_decay, 1 / (self.step + 2))
-                torch._foreach_lerp_(self.average, [p.detach() for p in self.unet.parameters()], weight)
+                torch._foreach_lerp_(self.average, [p.detach() for p in self.network.parameters()], weight)
             self.guard.note_update(norm)
         else:
             self._leave_out(fault, batch)
@@ -134,7 +141,7 @@ class TrainingRun(ResumableRun[Samples]):
         losses = []
         for number, (inputs, part) in enumerate(parts, 1):
             # The last backward pass shares the gradients with the other processes, which takes their mean.
-            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.unet):
+            with nullcontext() if number == len(parts) else self.accelerator.no_sync(self.network):
                 loss = self.loss({name: tensor[part].to(device) for name, tensor in inputs.items()}, of_step)
                 self.accelerator.backward(loss * world)
             losses.append(loss.detach())
@@ -153,7 +160,22 @@ class TrainingRun(ResumableRun[Samples]):
             for ids in of_shape.values()
         ]
         drawn = self.objective.draws([tuple(latents["depth"].shape) for latents, _ in groups], self.step)
-        return [(latents | draw, ids) for (latents, ids), draw in zip(groups, drawn, strict=True)]
+        known = self._known_cameras(len(batch.frames))
+        return [
+            (latents | draw | self._lenses([batch.frames[i] for i in ids]) | {"known": known[ids]}, ids)
+            for (latents, ids), draw in zip(groups, drawn, strict=True)
+        ]
+
+    def _known_cameras(self, num_samples: int) -> torch.Tensor:
+        """Which of a step's samples the network is told the lens of, bool [B]; a function of (seed, step)."""
+        rng = np.random.default_rng([self.params.seed, self.step, DROPPED_CAMERAS])
+        return torch.from_numpy(rng.random(num_samples) >= self.params.camera_dropout)
+
+    def _lenses(self, frames: Sequence[LatentFrame]) -> dict[str, torch.Tensor]:
+        """ln of the relative focal length of each, [B]."""
+        size = self.config["processing_height"], self.config["processing_width"]
+        focals = [relative_focal(frame.intrinsics, *size) for frame in frames]
+        return {"ln_focal": torch.tensor(focals, dtype=torch.float32).log()}
 
     def _latents(self, samples: Samples) -> dict[str, torch.Tensor]:
         """Scaled latents and valid mask of samples of one shape, mirrored where their draw says so."""
@@ -178,7 +200,7 @@ class TrainingRun(ResumableRun[Samples]):
         if self.params.channels_last:
             sample = sample.contiguous(memory_format=torch.channels_last)
         with self.accelerator.autocast():
-            output = self.unet(sample, inputs["timesteps"], encoder_hidden_states=prompt).sample
+            output = self.network(sample, inputs["timesteps"], prompt, inputs["ln_focal"], inputs["known"])
         return self.objective.loss(output.float(), inputs, of_step)
 
     def _leave_out(self, fault: str, batch: Samples) -> None:
@@ -209,7 +231,7 @@ class TrainingRun(ResumableRun[Samples]):
     # --- checkpoints ---
 
     def contents(self) -> tuple[dict[str, Tensors], dict[str, Any]]:
-        parts = {"unet": self.accelerator.unwrap_model(self.unet).state_dict()}
+        parts = {name: part.state_dict() for name, part in self.learning.items()}
         if self.average is not None:
             parts["average"] = {str(i): p for i, p in enumerate(self.average)}
         scaler = self.accelerator.scaler
@@ -220,7 +242,8 @@ class TrainingRun(ResumableRun[Samples]):
         }
 
     def restore(self, folder: Path, position: dict[str, Any]) -> None:
-        self.accelerator.unwrap_model(self.unet).load_state_dict(load_file(folder / "unet.safetensors"))
+        for name, part in self.learning.items():
+            part.load_state_dict(load_file(folder / f"{name}.safetensors"))
         if self.average is not None:
             for i, tensor in load_file(folder / "average.safetensors").items():
                 self.average[int(i)].copy_(tensor)
@@ -248,7 +271,7 @@ class TrainingRun(ResumableRun[Samples]):
             fault = str(error)
         try:
             weights = self.weights_of(self.state / f"step-{step:06d}")
-            if save_folder(folder, {"unet": weights}, {"step": step}):
+            if save_folder(folder, weights, {"step": step}):
                 log.warning("%s did not hold the weights of step %d (%s); made again", folder, step, fault)
                 return
         except BROKEN:
@@ -260,15 +283,23 @@ class TrainingRun(ResumableRun[Samples]):
         )  # fmt: skip
         self.best = BestValidation(worse_since=self.best.worse_since)
 
-    def weights_of(self, checkpoint: Path) -> Tensors:
-        """The U-Net that would have been exported at a checkpoint; raises one of BROKEN where it is not complete."""
+    def weights_of(self, checkpoint: Path) -> dict[str, Tensors]:
+        """The parts that would have been exported at a checkpoint; raises one of BROKEN where it is not complete."""
         read_position(checkpoint)
-        weights = load_file(checkpoint / "unet.safetensors")
+        weights = {part: load_file(checkpoint / f"{part}.safetensors") for part in self.learning}
         if self.average is not None:
             average = load_file(checkpoint / "average.safetensors")
-            names = [name for name, _ in self.accelerator.unwrap_model(self.unet).named_parameters()]
-            weights |= {name: average[str(i)] for i, name in enumerate(names)}
+            names = self.accelerator.unwrap_model(self.network).named_parameters()
+            for i, (name, _) in enumerate(names):
+                part, _, inner = name.partition(".")
+                weights[part][inner] = average[str(i)]
         return weights
+
+    @property
+    def learning(self) -> dict[str, torch.nn.Module]:
+        """What learns, by the names of the pipeline's parts."""
+        network: Network = self.accelerator.unwrap_model(self.network)
+        return network.parts
 
     # --- rows and validation ---
 
@@ -291,7 +322,9 @@ class TrainingRun(ResumableRun[Samples]):
                     )
                 # Only weights that are on the disk can become the result.
                 is_best = self.best.is_beaten_by(figures[validation.metric], validation.metric) and save_folder(
-                    self.state / "best", {"unet": pipe.unet.state_dict()}, {"step": self.step}
+                    self.state / "best",
+                    {name: part.state_dict() for name, part in self.learning.items()},
+                    {"step": self.step},
                 )
         figures, is_best = broadcast_object_list([figures, is_best])
         if is_best:
@@ -315,12 +348,11 @@ class TrainingRun(ResumableRun[Samples]):
     @contextmanager
     def _pipeline(self) -> Iterator[MetricGoldPipeline]:
         """The pipeline of the weights in training, on this device."""
-        unet = self.accelerator.unwrap_model(self.unet)
-        parts = self.parts | {"unet": unet, "scheduler": self.scheduler}
+        parts = self.parts | self.learning | {"scheduler": self.scheduler}
         try:
             yield MetricGoldPipeline(**parts, **self.config).to(self.accelerator.device)
         finally:
-            unet.train()
+            self.network.train()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -328,7 +360,7 @@ class TrainingRun(ResumableRun[Samples]):
         average = self.average or []
 
         def swap() -> None:
-            for i, (parameter, mean) in enumerate(zip(self.unet.parameters(), average, strict=False)):
+            for i, (parameter, mean) in enumerate(zip(self.network.parameters(), average, strict=False)):
                 parameter.data, average[i] = mean, parameter.data
 
         swap()
@@ -346,7 +378,8 @@ class TrainingRun(ResumableRun[Samples]):
         self.check_best()
         with self._averaged(), self._pipeline() as pipe, write_aside(out, marks=["lineage.json"]) as aside:
             if self.best.value is not None:
-                pipe.unet.load_state_dict(load_file(self.state / "best" / "unet.safetensors"))
+                for name, part in self.learning.items():
+                    part.load_state_dict(load_file(self.state / "best" / f"{name}.safetensors"))
             if calibrate is not None:
                 pipe.calibrate(calibrate(pipe))
             pipe.save_pretrained(aside)
@@ -377,8 +410,9 @@ def share_of_batch(params: Train, accelerator: Accelerator) -> set[int]:
     return {start + i for start in starts[accelerator.process_index :: world] for i in range(micro)}
 
 
-def prepare_unet(unet: UNet2DConditionModel, params: Train, accelerator: Accelerator) -> tuple[torch.nn.Module, Any]:
-    """The U-Net in training mode, with what saves memory or time, and its optimiser; both wrapped by accelerate."""
+def prepare_network(unet: UNet2DConditionModel, params: Train, accelerator: Accelerator) -> tuple[torch.nn.Module, Any]:
+    """The U-Net in training mode, with what saves memory or time, a new token of the camera where params ask for one,
+    and their optimiser; network and optimiser wrapped by accelerate."""
     assert all(isinstance(one, AttnProcessor2_0) for one in unet.attn_processors.values()), "attention is not SDPA"
     if params.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -386,4 +420,7 @@ def prepare_unet(unet: UNet2DConditionModel, params: Train, accelerator: Acceler
         unet.to(memory_format=torch.channels_last)
     if params.compile:
         unet.compile()  # in place: names of weights stay
-    return accelerator.prepare(unet.train(), new_optimizer(params, unet.parameters()))
+    has_token = "token" in params.camera
+    token = new_camera_token(unet.config.cross_attention_dim, params.seed) if has_token else None
+    network = Network(unet, token).train()
+    return accelerator.prepare(network, new_optimizer(params, network.parameters()))

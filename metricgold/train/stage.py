@@ -16,7 +16,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from metricgold.model import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
-from metricgold.params import LogDepthRange, Train
+from metricgold.params import CanonicalRange, LogDepthRange, Train
 from metricgold.shards import LatentCache
 from metricgold.storage import digest_json, only_writer, read_json, read_rows, require_ours, write_aside
 from metricgold.train.resumable import Report, state_folder
@@ -55,13 +55,16 @@ def train(
         raise ValueError("train.validation is set, but this run was given nothing to validate with")
     if params.uncertainty and calibrate is None:
         raise ValueError("train.uncertainty is set, but this run was given nothing to calibrate with")
+    if ("canonical" in params.camera) != isinstance(range_m, CanonicalRange):
+        raise ValueError(f"train.camera {params.camera} does not go with a range of {type(range_m).__name__}")
     opened = {name: LatentCache(path) for name, path in caches.items()}
     processing = _check_caches(opened, range_m, backbone)
     digest = backbone_digest(backbone)  # gigabytes for the real one: read once
     accelerator = Accelerator(mixed_precision=params.mixed_precision)
     with only_writer(state) if accelerator.is_main_process else nullcontext():
         parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
-        config = processing | range_m.model_dump() | {"objective": params.objective}
+        config = processing | {"near_m": range_m.near_m, "far_m": range_m.far_m}
+        config |= {"objective": params.objective, "camera": params.camera}
         run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
         run.start(_fingerprint(params, range_m, opened, digest, depth_vae), fresh=resume == "fresh")
         run.run(report)
@@ -108,8 +111,11 @@ def _fingerprint(
     depth_vae: Path | None,
 ) -> str:
     """Digest of everything that decides what is learnt."""
-    # How often a run saves or reports, when it gives up, and what is measured once it is done, does not.
+    # How often a run saves or reports, when it gives up, and what is measured once it is done, does not. The camera
+    # does where there is one: runs of before it go on.
     not_learnt = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "uncertainty"}
+    not_learnt |= set() if "token" in params.camera else {"camera_dropout"}
+    not_learnt |= {"camera"} if params.camera == "none" else set()
     learnt = params.model_dump(exclude=not_learnt)
     decoder = read_json(depth_vae / "depth_vae.json") if depth_vae and params.decoded_loss_weight else None
     return digest_json(

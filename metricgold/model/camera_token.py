@@ -1,0 +1,39 @@
+"""The lens as one more token of the prompt: the U-Net's weights stay as they are, its cross-attention sees one more."""
+
+from math import nan
+
+import torch
+from diffusers import ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+
+
+class CameraToken(ModelMixin, ConfigMixin):
+    """A token from the relative focal length of what the U-Net sees, or a learnt one that says "unknown".
+
+    width: of the prompt's tokens; hidden: of the one layer between.
+    """
+
+    __module__ = "metricgold.model"  # what every saved model_index.json names: the face, wherever this file moves
+
+    @register_to_config
+    def __init__(self, width: int = 1024, hidden: int = 64) -> None:
+        super().__init__()
+        self.embed = torch.nn.Sequential(torch.nn.Linear(1, hidden), torch.nn.SiLU(), torch.nn.Linear(hidden, width))
+        self.unknown = torch.nn.Parameter(torch.zeros(width))
+
+    def forward(self, ln_focal: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Tokens float32 [B, 1, width] from ln of the relative focal length [B], which counts where known, bool [B]."""
+        tokens = self.embed(ln_focal.nan_to_num(0.0)[:, None])
+        return torch.where(known[:, None], tokens, self.unknown)[:, None]
+
+    def of(self, relative_focal: float | None) -> torch.Tensor:
+        """The token [1, 1, width] of one image; None: its camera is not known."""
+        ln_focal = torch.tensor([nan if relative_focal is None else relative_focal], device=self.unknown.device).log()
+        return self(ln_focal, ~ln_focal.isnan())
+
+
+def new_camera_token(width: int, seed: int) -> CameraToken:
+    """A token to be trained, for prompts of that width; a function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CameraToken(width)
