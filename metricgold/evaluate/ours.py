@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline
 
 SEARCHED = LogDepth(1e-4, 1e5)  # metres in which the best constant is
+BEYOND_M = np.float32(SEARCHED.far_m)  # farther than any model's range, whatever the lens
 SIGMA_OF_MAD = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 
 
@@ -109,19 +110,13 @@ class VaeFloor:
 
 
 def through_vae(pipe: "MetricGoldPipeline", frames: Sequence[Frame]) -> list[np.ndarray]:
-    """Each frame's true depth through the VAE and back, metres [H, W]; invalid pixels are filled with far_m."""
+    """Each frame's true depth through the VAE and back, metres [H, W]; invalid pixels are as far as it can say."""
     cameras = [frame.intrinsics for frame in frames]
-    filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, np.float32(far_m(pipe, frame))) for frame in frames]
+    filled_m = [np.where(frame.valid_mask, frame.planar_depth_m, BEYOND_M) for frame in frames]
     if len({depth_m.shape for depth_m in filled_m}) == 1:
         return list(pipe.encode_decode_depth(np.stack(filled_m), cameras))
     pairs = zip(filled_m, cameras, strict=True)
     return [pipe.encode_decode_depth(depth_m[None], [camera])[0] for depth_m, camera in pairs]
-
-
-def far_m(pipe: "MetricGoldPipeline", frame: Frame) -> float:
-    """The far end in metres of what a model can say of a frame."""
-    grid = pipe.grid(*frame.valid_mask.shape)
-    return pipe.log_depth_of(pipe.relative_focal(grid, frame.intrinsics)).far_m
 
 
 @dataclass(frozen=True, eq=False)

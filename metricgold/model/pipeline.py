@@ -124,7 +124,6 @@ class MetricGoldPipeline(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: DDIMScheduler,
         empty_prompt: EmptyPrompt,
-        camera_token: CameraToken | None = None,
         near_m: float | None = None,  # diffusers takes arguments without a default for modules
         far_m: float | None = None,
         processing_height: int | None = None,
@@ -133,6 +132,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         camera: str = "none",
         uncertainty_scale: dict[str, Any] | None = None,
         trained_aspects: list[float] | None = None,
+        camera_token: CameraToken | None = None,
     ) -> None:
         super().__init__()
         if near_m is None or far_m is None or processing_height is None or processing_width is None:

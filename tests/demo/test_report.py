@@ -77,7 +77,7 @@ class OffByTenPerCent:
         depths_m = (np.where(rgb[..., 0] < 240, rgb[..., 0] / 12.0 + 0.5, 60.0) for rgb in images)
         return [SimpleNamespace(planar_depth_m=np.float32(1.1 * depth_m), uncertainty=None) for depth_m in depths_m]
 
-    def encode_decode_depth(self, planar_depth_m):
+    def encode_decode_depth(self, planar_depth_m, intrinsics):
         return planar_depth_m * np.float32(1.01)
 
 

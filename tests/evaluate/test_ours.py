@@ -15,7 +15,7 @@ class Blurring:
 
     log_depth = LogDepth(0.5, 80.0)
 
-    def encode_decode_depth(self, depth_m):
+    def encode_decode_depth(self, depth_m, intrinsics):
         log_depth = np.log(depth_m.reshape(*depth_m.shape[:2], -1, 4))
         return np.exp(np.repeat(log_depth.mean(axis=3), 4, axis=2)).astype(np.float32)
 

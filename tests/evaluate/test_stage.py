@@ -82,7 +82,7 @@ class FakeModel:
     def _answer(self, rgb):
         return (self.depths_m[rgb[0, 0, 0]] * self.factor).astype(np.float32)
 
-    def encode_decode_depth(self, planar_depth_m):
+    def encode_decode_depth(self, planar_depth_m, intrinsics):
         assert np.isfinite(planar_depth_m).all()
         assert (planar_depth_m > 0).all(), "invalid depth must be filled before the VAE sees it"
         return planar_depth_m * np.float32(1.02)
@@ -108,7 +108,9 @@ def test_known_answers(raw, tmp_path):
     for one in found["by_depth"]:
         assert one["abs_rel"] == pytest.approx(0.1, abs=1e-6)
     assert [count for count, _ in pipe.asked] == [3, 3]
-    assert pipe.asked[0][1] == {
+    options = dict(pipe.asked[0][1])
+    assert [len(camera) for camera in options.pop("intrinsics")] == [3, 3, 3]  # each frame's own
+    assert options == {
         "num_inference_steps": 1,
         "timestep_spacing": "trailing",
         "ensemble_size": 1,
@@ -372,5 +374,8 @@ def test_vae_floor_takes_frames_of_any_size(tiny_model):
 
     pipe = MetricGoldPipeline.from_pretrained(tiny_model)
     sizes = [(16, 24), (9, 31)]
-    frames = [SimpleNamespace(planar_depth_m=np.ones(s, np.float32), valid_mask=np.ones(s, bool)) for s in sizes]
+    frames = [
+        SimpleNamespace(planar_depth_m=np.ones(s, np.float32), valid_mask=np.ones(s, bool), intrinsics=np.eye(3))
+        for s in sizes
+    ]
     assert [one.shape for one in through_vae(pipe, frames)] == sizes
