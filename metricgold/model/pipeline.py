@@ -652,7 +652,8 @@ def _check_present(folder: Path, given: Container[str]) -> None:
     """Raise ValueError naming a part that a local folder's index names and the folder lacks, nor was given."""
     index = folder / "model_index.json"
     for name, kind in (read_json(index) if index.is_file() else {}).items():
-        if isinstance(kind, list) and any(kind) and name not in given and not (folder / name).is_dir():
+        is_part = isinstance(kind, list) and all(isinstance(word, str) for word in kind)  # its library and class
+        if is_part and name not in given and not (folder / name).is_dir():
             raise ValueError(f"{name}/ is missing")
 
 
