@@ -247,12 +247,12 @@ def test_batch_depth_and_promote_model(at_server, small):
     from flows.promote_model import promote_model
 
     asked = {"preset": "fast", "ensemble_size": "auto", "include": ["*.jpg", "a b/**"], "outputs": ["npz"]}
-    asked |= {"max_failed": 0.5, "dask": "local:2", "seed": 3}
+    asked |= {"max_failed": 0.5, "dask": "local:2", "seed": 3, "calibration": "c.json"}
     assert batch_depth("photos", "depth", **asked)["images_done"] == 2
     assert promote_model()["passed"]
     assert calls(small) == [
         "predict photos depth --model models:/metricgold@champion --preset=fast --ensemble=auto --seed=3 --write=npz"
-        " --include=*.jpg --include=a b/** --max-failed=0.5 --dask=local:2 --json",
+        " --include=*.jpg --include=a b/** --max-failed=0.5 --dask=local:2 --calibration=c.json --json",
         "promote --json --dry-run",
     ]
     Path("refuse").touch()

@@ -1,6 +1,7 @@
 """Points with known distances to a file, and that file to corrected depth: whole jobs with a plain model."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Predict
 from metricgold.predict.calibrate import calibrate
 from metricgold.predict.calibration import Calibration, apply_calibration, read_calibration
+from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import ImageResult
 from metricgold.predict.stage import predict_all
 from metricgold.storage.files import digest_folder
@@ -295,3 +297,11 @@ def test_a_broken_file_is_named(place):
     (place / "c.json").write_text(json.dumps(values | {"scale": -1}))
     with pytest.raises(ValueError, match=r"c.json: scale: Input should be greater than 0, got -1"):
         read_calibration(place / "c.json")
+
+
+def test_a_job_takes_its_calibration_to_other_machines(place):
+    calibration = fitted(place)
+    job = BatchJob(PARAMS, "in", "out", place / "model", "m/1", digest_folder(place / "model"), calibration=calibration)
+    there = pickle.loads(pickle.dumps(job.elsewhere()))
+    assert there.calibration == calibration and there.identity == job.identity
+    assert job.identity != replace(job, calibration=None).identity
