@@ -315,7 +315,16 @@ def vae_floor(ctx: click.Context) -> None:
     params = _params(ctx)
     raw_folders, size = _training(params), (params.encode.height, params.encode.width)
     metrics, plots = FOLDERS.metrics("vae_floor"), FOLDERS.plots
-    measure_vae_floor(params.vae_floor, params.depth_range, raw_folders, FOLDERS.backbone, metrics, plots, size=size)
+    measure_vae_floor(
+        params.vae_floor,
+        params.depth_range,
+        raw_folders,
+        FOLDERS.backbone,
+        metrics,
+        plots,
+        size=size,
+        view_shares=params.encode.view_shares,
+    )
 
 
 @main.command("depth-vae")

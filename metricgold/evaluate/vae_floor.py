@@ -104,6 +104,7 @@ def measure_vae_floor(
     plots: Path,
     *,
     size: tuple[int, int],
+    view_shares: Sequence[float] = (1.0,),
     device: str = "",
 ) -> dict[str, float]:
     """Measure log, linear and inverse depth over `range_m` and every range of the params; write the JSON `metrics`.
@@ -112,10 +113,9 @@ def measure_vae_floor(
     of `size`, height and width, sees them. `plots` receives vae_floor.csv (every encoding by range of true depth) and
     vae_floor.png. The JSON is flat, for DVC: `<data set>/<encoding>/<near>-<far>/abs_rel` and `delta1`, the same
     under `mean`, by depth for the range of the params (`.../abs_rel/2-4`), `best/near_m` and `best/far_m`, and for
-    each data set what mirroring latents costs (flip_asymmetry). canonical_depth/near_m and far_m are the percentiles of
-    canonical depth that a range of it is chosen by; with a CanonicalRange all ranges are of canonical depth, so that
-    its errors are those of metres. It is written last. Raises ValueError when the size
-    does not suit the VAE, or naming a data set without a frame to measure.
+    each data set what mirroring latents costs (flip_asymmetry). canonical_depth/near_m and far_m are the percentiles by
+    which a range of canonical depth is chosen, over frames and their views (Encode.view_shares); with a CanonicalRange
+    all ranges are of canonical depth. The JSON is written last. Raises ValueError when the size does not suit the VAE, or naming a data set without a frame to measure.
     """
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
     check_size(vae, size)
@@ -123,7 +123,7 @@ def measure_vae_floor(
     ranges = list(dict.fromkeys([range_m, *params.ranges_m]))
     encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
     edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
-    measured, flips, spread = {}, {}, CanonicalSpread(seen)
+    measured, flips, spread = {}, {}, CanonicalSpread(seen, view_shares)
     for name, raw in raw_folders.items():
         refs = unedited_frames(name, raw, params.split, params.frames_per_dataset)
         flip = FlipAsymmetry(Encoding("log", range_m.near_m, range_m.far_m), edges_m)
@@ -158,7 +158,9 @@ def canonical_frame(frame: Frame, size: TrainingSize) -> Frame:
 
 
 class CanonicalSpread:
-    """How canonical depth is distributed over all valid pixels, in a histogram of its logarithm.
+    """The distribution of canonical depth over all valid pixels of frames and their views, by its logarithm.
+
+    A view that sees a share of a frame's sides is by a longer lens, so that its canonical depth is that share.
 
     Its PERCENTILES are the rule for canonical_depth: the range holds all but one pixel of a hundred, and no far end of
     a few skies or backdrops costs all others their precision.
@@ -166,8 +168,9 @@ class CanonicalSpread:
 
     PERCENTILES = (0.5, 99.5)
 
-    def __init__(self, size: TrainingSize) -> None:
-        self.size, self.edges_m = size, np.geomspace(1e-3, 1e5, 8001)  # bins of 0.23 %
+    def __init__(self, size: TrainingSize, view_shares: Sequence[float]) -> None:
+        self.size, self.view_shares = size, view_shares
+        self.edges_m = np.geomspace(1e-3, 1e5, 8001)  # bins of 0.23 %
         self.counts = np.zeros(8000)
 
     def noting(self, batches: Iterable[list[Frame]]) -> Iterator[list[Frame]]:
@@ -175,7 +178,9 @@ class CanonicalSpread:
         for frames in batches:
             for frame in frames:
                 depth_m = canonical_frame(frame, self.size).planar_depth_m[frame.valid_mask]
-                self.counts += np.histogram(depth_m.clip(self.edges_m[0], self.edges_m[-1]), self.edges_m)[0]
+                for share in self.view_shares:
+                    of_view_m = (share * depth_m).clip(self.edges_m[0], self.edges_m[-1])
+                    self.counts += np.histogram(of_view_m, self.edges_m)[0]
             yield frames
 
     def report(self) -> dict[str, float]:

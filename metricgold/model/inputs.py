@@ -84,7 +84,7 @@ def stated_camera(kind: str, value: Any, height: int, width: int) -> np.ndarray:
             raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")
         return camera
     limit = 180 if kind == "fov_deg" else np.inf
-    if not (isinstance(value, Real) and 0 < value < limit):
+    if not (isinstance(value, Real) and 0 < float(value) < limit):
         expected = "between 0 and 180" if kind == "fov_deg" else "a positive number of pixels"
         raise ValueError(f"{kind} must be {expected}, got {value!r}")
     focal_px = float(value) if kind == "focal_px" else focal_px_from_fov(float(value), max(height, width))

@@ -169,6 +169,12 @@ class Encode(Section):
     # step as much as a full one and teaches a twentieth of it, beside a target that is mostly fill.
     min_valid: Fraction = 0.05
 
+    @property
+    def view_shares(self) -> tuple[float, ...]:
+        """Sides of a frame's views as shares of the whole frame's; those of random ones as they are on average."""
+        num_random = self.views - 1
+        return (1.0, *(self.min_crop ** ((i + 0.5) / num_random) for i in range(num_random)))
+
 
 class VaeFloor(Section):
     """The true depth through the VAE and back: which encoding and which range lose least."""

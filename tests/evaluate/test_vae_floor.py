@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from metricgold.datasets.readers import open_dataset
+from metricgold.encode.crops import crop_frame
 from metricgold.evaluate.depth_ranges import range_edges_m
 from metricgold.evaluate.vae_floor import (
     Encoding,
@@ -20,10 +21,11 @@ from metricgold.evaluate.vae_floor import (
     measure_floor,
     measure_vae_floor,
 )
+from metricgold.images import TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.metrics import depth_metrics
 from metricgold.model.backbone import load_vae
-from metricgold.params.sections import VaeFloor
+from metricgold.params.sections import CanonicalRange, Encode, VaeFloor
 from metricgold.storage.files import digest_folder
 
 SIZE = (32, 48)
@@ -51,6 +53,34 @@ def test_frames_of_several_shapes_are_measured_each_at_its_own(tiny, mixed_raw, 
     params = PARAMS.model_copy(update={"split": "train", "frames_per_dataset": 8, "batch_size": 4})
     figures = run(tiny, mixed_raw, tiny_backbone, tmp_path, params)
     assert figures[f"{tiny.datasets[0]}/num_frames"] == 8
+
+
+@pytest.mark.parametrize("views", [1, 4])
+def test_the_range_of_canonical_depth_is_by_its_percentiles(tiny, tiny_raw, tiny_backbone, tmp_path, views):
+    """Of a lens as long as the root of its image's area both kinds of metres would be the same; here they are not."""
+    focals, depths_m = [], []
+    for frame in open_dataset(tiny.datasets[0], tiny_raw, split="train"):
+        for number in range(views):
+            view = crop_frame(frame, number, TrainingSize(*SIZE, 8), 0.5)
+            focals.append(TrainingSize(*SIZE, 8).relative_focal(view.intrinsics))
+            depths_m.append(view.planar_depth_m[view.valid_mask] / focals[-1])
+    expected = np.percentile(np.concatenate(depths_m), [0.5, 99.5])
+    assert abs(np.log(focals[0])) > 0.1
+    canonical = CanonicalRange(near_m=0.3, far_m=90.0)
+    params = PARAMS.model_copy(update={"split": "train", "frames_per_dataset": 100, "ranges_m": PARAMS.ranges_m[:1]})
+    shares = Encode(views=views, min_crop=0.5).view_shares
+    figures = {}
+    for range_m in (tiny.log_depth, canonical):
+        out = (tmp_path / "floor.json", tmp_path / "plots")
+        of_set = {tiny.datasets[0]: tiny_raw}
+        figures[range_m] = measure_vae_floor(
+            params, range_m, of_set, tiny_backbone, *out, size=SIZE, view_shares=shares
+        )
+        found = [figures[range_m][f"canonical_depth/{end}"] for end in ("near_m", "far_m")]
+        np.testing.assert_allclose(found, expected, rtol=0.01 if views == 1 else 0.3)  # eight frames' random crops
+    name = tiny.datasets[0]
+    assert f"{name}/log/0.3-90/abs_rel" in figures[canonical] and f"{name}/log/0.5-80/abs_rel" not in figures[canonical]
+    assert figures[tiny.log_depth][f"{name}/log/1-40/abs_rel"] != figures[canonical][f"{name}/log/1-40/abs_rel"]
 
 
 # -- encodings --------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from metricgold.datasets.readers import list_frames, read_frame
 from metricgold.encode.stage import encode
+from metricgold.images import relative_focal
 from metricgold.images.network_grid import TrainingSize
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
-from metricgold.params.sections import DepthVae
+from metricgold.params.sections import CanonicalRange, DepthVae, LogDepthRange
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.train.decoder_run import log_depth_loss
 from metricgold.train.depth_vae import train_depth_vae
@@ -37,6 +38,24 @@ def run(tiny, raw, backbone, out, *, size=(32, 48), **changes):
 @pytest.fixture(scope="module")
 def tuned(tiny, tiny_raw, tiny_backbone, tmp_path_factory):
     return run(tiny, tiny_raw, tiny_backbone, tmp_path_factory.mktemp("depth") / "depth-vae", num_steps=150)
+
+
+def test_canonical_depth_is_learnt_over_each_frame_s_relative_focal_length(tiny, tiny_raw, tiny_backbone, tmp_path):
+    """With both metres and lens doubled nothing changes: the frames of one set have one lens."""
+    (frame, *_) = (read_frame(ref) for ref in list_frames(tiny.datasets[0], tiny_raw, split="train").frames)
+    focal = relative_focal(frame.intrinsics, *frame.valid_mask.shape)
+    ranges = LogDepthRange(near_m=0.3 * focal, far_m=90 * focal), CanonicalRange(near_m=0.3, far_m=90.0)
+    folders = []
+    for range_m in ranges:
+        out, params = tmp_path / type(range_m).__name__, PARAMS.model_copy(update={"num_steps": 3})
+        raws, metrics = {tiny.datasets[0]: tiny_raw}, out.with_suffix(".json")
+        folders.append(train_depth_vae(params, range_m, raws, tiny_backbone, out, metrics, size=(32, 48)))
+    one, other = (load_file(folder / WEIGHTS) for folder in folders)
+    for name, weight in one.items():
+        torch.testing.assert_close(other[name], weight, rtol=0, atol=1e-5)
+    assert json.loads((folders[1] / "depth_vae.json").read_text())["log_depth"]["canonical"] is True
+    floors = [json.loads(folder.with_suffix(".json").read_text())["mean/after/abs_rel"] for folder in folders]
+    assert floors[0] == pytest.approx(floors[1], rel=1e-3)
 
 
 # -- the loss ---------------------------------------------------------------------------------------------
