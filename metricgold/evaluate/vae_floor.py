@@ -115,7 +115,8 @@ def measure_vae_floor(
     under `mean`, by depth for the range of the params (`.../abs_rel/2-4`), `best/near_m` and `best/far_m`, and for
     each data set what mirroring latents costs (flip_asymmetry). canonical_depth/near_m and far_m are the percentiles by
     which a range of canonical depth is chosen, over frames and their views (Encode.view_shares); with a CanonicalRange
-    all ranges are of canonical depth. The JSON is written last. Raises ValueError when the size does not suit the VAE, or naming a data set without a frame to measure.
+    all ranges are of canonical depth. The JSON is written last. Raises ValueError when the size does not suit the VAE,
+    or naming a data set without a frame to measure.
     """
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
     check_size(vae, size)
