@@ -308,7 +308,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         max_ensemble_size,   of ensemble_size auto: three members, then two by two, until standard_error of the
         uncertainty_target   image is at most the target (relative), or more of them would hardly lower the uncertainty
                              that a calibrated model states
-        windows              auto: images more than 1.5 times as wide or tall in shape as the frames of training are
+        windows              auto: images more than 1.25 times as wide or tall in shape as the frames of training are
                              seen by overlapping windows too (metricgold.model.windows); never: as one view
 
         The camera is stated in one of these three ways at most; for a list of images by a list, with None where it is
@@ -327,7 +327,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         options = EnsembleOptions(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
         if self.is_one_step and options.most > 1:
             options.check_views(len(VIEWS))
-        strips = [self.strip(*one.rgb.shape[:2], windows=windows) for one in images]
+        strips = [self.strip(one.rgb.shape[0], one.rgb.shape[1], windows) for one in images]
         of_image = zip(seed_of_each(seed, len(images)), strips, strict=True)
         seeds = [one for one, strip in of_image for _ in range(strip.num_parts)]
         images = [part for one, strip in zip(images, strips, strict=True) for part in strip.cut(one)]

@@ -7,7 +7,7 @@ neighbours and to the whole frame; then they fade into one another. (Averaging l
 MultiDiffusion does, arXiv 2302.08113, was no better in trials, and serves no model of one step.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from metricgold.model.inputs import CalibratedImage
 if TYPE_CHECKING:
     from metricgold.model.pipeline import Prediction
 
-BEYOND = 1.5  # times the shape that training showed: from there on windows are better than one view
+BEYOND = 1.25  # times the shape that training showed: nearer to it windows gain little for their time
 OVERLAP = 0.25  # of two neighbours at least, as a share of their length
 MOST_WINDOWS = 16  # a strip that needs more is seen as one
 WHOLE_WEIGHT = 1.0  # of a window's agreement with the whole frame, beside that with its neighbours
@@ -79,12 +79,14 @@ class Strip:
         if not windows:
             return whole
         shifts = self._shifts(parts)
-        ln_depth = self._fade([np.log(one.planar_depth_m) + shift for one, shift in zip(windows, shifts, strict=True)])
+        size = whole.planar_depth_m.shape
+        ln_depth = self._fade(size, (np.log(one.planar_depth_m) + by for one, by in zip(windows, shifts, strict=True)))
+        depth_m = np.exp(ln_depth, out=ln_depth)
         return replace(
             whole,
-            planar_depth_m=np.exp(ln_depth, out=ln_depth).clip(whole.log_depth.near_m, whole.log_depth.far_m),
-            uncertainty=self._fade([one.uncertainty for one in windows]),
-            valid_mask=self._fade([one.valid_mask for one in windows]) > 0.5,
+            planar_depth_m=depth_m.clip(whole.log_depth.near_m, whole.log_depth.far_m, out=depth_m),
+            uncertainty=self._fade(size, (one.uncertainty for one in windows)),
+            valid_mask=self._fade(size, (one.valid_mask for one in windows)) > 0.5,
             num_members=min(one.num_members for one in parts),
         )
 
@@ -106,18 +108,22 @@ class Strip:
             differences.append(_median_difference(windows[i][:, -shared:], windows[i + 1][:, :shared]))
         return np.linalg.lstsq(np.array(rows), np.array(differences), rcond=None)[0].astype(np.float32)
 
-    def _fade(self, maps: Sequence[np.ndarray]) -> np.ndarray:
-        """Maps of the windows as one of the image, float32; each weighs less towards its ends."""
+    def _fade(self, size: tuple[int, ...], maps: Iterable[np.ndarray]) -> np.ndarray:
+        """Maps of the windows as one of the image, float32 of its size; each weighs less towards its ends.
+
+        Of a large image maps should come one by one: they take gigabytes.
+        """
         along = (np.arange(self.length, dtype=np.float32) + 0.5) / self.length
         weights = np.minimum(along, 1 - along)
         total = np.zeros(self.starts[-1] + self.length, np.float32)
-        joined = np.zeros((self._upright(maps[0]).shape[0], len(total)), np.float32)
+        joined = np.zeros(size, np.float32)
+        upright = self._upright(joined)  # a view
         for start, values in zip(self.starts, maps, strict=True):
             part = slice(start, start + self.length)
             total[part] += weights
-            joined[:, part] += weights * self._upright(values)
-        joined /= total
-        return np.ascontiguousarray(self._upright(joined))
+            upright[:, part] += weights * self._upright(values)
+        upright /= total
+        return joined
 
     def _upright(self, values: np.ndarray) -> np.ndarray:
         """A map whose windows lie side by side; the same again turns it back."""

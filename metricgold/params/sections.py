@@ -335,7 +335,7 @@ class Inference(Section):
     max_ensemble_size: PositiveInt = 10  # of auto
     uncertainty_target: PositiveFloat = 0.01  # of auto: what the median depth of an image may still be off, relative
     merge: Literal["depth", "latent"] = "depth"  # median of members' log depth, or the mean of latents decoded once
-    # auto: images more than 1.5 times as wide or tall in shape as those of training are seen by windows too.
+    # auto: images more than 1.25 times as wide or tall in shape as those of training are seen by windows too.
     windows: Windows = "auto"
     seed: Count = 0
     dtype: Dtype = "float32"  # of U-Net and VAE

@@ -48,7 +48,9 @@ def test_windows_have_a_shape_that_training_showed_and_cover_the_image(size):
     assert (steps > 0).all() and (steps <= (1 - OVERLAP) * strip.length + 1).all()
 
 
-@pytest.mark.parametrize("size", [(64, 96), (96, 64), (40, 40), (1080, 1920), (1920, 1080), (1, 1), (1, 4000)])
+@pytest.mark.parametrize(
+    "size", [(64, 96), (96, 64), (40, 40), (72, 134), (1080, 1920), (1920, 1080), (1, 1), (1, 4000)]
+)
 def test_shapes_near_those_of_training_and_mere_lines_are_seen_as_one(size):
     assert Strip.of(*size, widest=1.5, tallest=1.5).num_parts == 1
 
