@@ -32,10 +32,20 @@ from metricgold.evaluate.depth_ranges import (
     save_figure,
     write_table,
 )
-from metricgold.evaluate.ours import through_vae
+from metricgold.evaluate.methods import Estimate
+from metricgold.evaluate.ours import estimate_of, through_vae
+from metricgold.evaluate.reliability import mean_reliability, plot_reliability, reliability
 from metricgold.evaluate.rows import NUMBERS, ROWS, Row, require_parquet, write_rows_file
 from metricgold.images import COLUMNS, Example, write_panels
-from metricgold.metrics import METRICS, Interval, depth_metrics, interval_by_scene, mean_interval, mean_metrics
+from metricgold.metrics import (
+    METRICS,
+    Interval,
+    depth_metrics,
+    interval_by_scene,
+    mean_interval,
+    mean_metrics,
+    uncertainty_figures,
+)
 from metricgold.params import Evaluate, Inference
 from metricgold.storage import digest_folder, digest_json, write_json
 
@@ -65,7 +75,8 @@ def evaluate(
     pipe: the same model where the caller has loaded it, to measure it in several ways; the folder is not read then.
 
     Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names. `plots`
-    receives evaluate_by_depth.csv, evaluate.png (AbsRel by depth) and examples/<data set>.png. Beside `out`,
+    receives evaluate_by_depth.csv, evaluate.png (AbsRel by depth), evaluate_uncertainty.png (how many pixels lie within
+    what the model states) and examples/<data set>.png. Beside `out`,
     <stem>.rows.parquet has a row for each frame and method, see metricgold.evaluate.rows.
 
     The JSON holds the means over data sets, `interval95` of each by scene, `datasets` with every figure and the frames
@@ -98,8 +109,13 @@ def evaluate(
             examples += [example for example in scored if example.name in shown]
         write_panels(Path(plots) / "examples" / f"{name}.png", examples, COLUMNS, width_px=1200)
     has_folder = (Path(model) / "model_index.json").is_file()
-    report = _report(params, constant_m, measured) | {"model_digest": digest_folder(model) if has_folder else ""}
+    report = _report(params, constant_m, measured) | {
+        "model_digest": digest_folder(model) if has_folder else "",
+        "uncertainty_calibrated": pipe.uncertainty_scale is not None,
+    }
     _plot_by_depth(Path(plots), measured)
+    of_model = {name: of_dataset.of("model") for name, of_dataset in measured.items()}
+    plot_reliability(Path(plots) / "evaluate_uncertainty.png", of_model)
     write_rows_file(Path(out).with_suffix(ROWS), _rows(params, report["model_digest"], measured))
     write_json(out, report)
     return report
@@ -115,8 +131,11 @@ class Measured:
     images: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # frame name -> reason
 
-    def add(self, frame: Frame, valid: np.ndarray, maps_m: dict[str, np.ndarray]) -> None:
-        """Score one image by every method. ValueError naming the frame for a prediction that is not a depth map."""
+    def add(self, frame: Frame, valid: np.ndarray, maps_m: dict[str, np.ndarray], stated: Estimate) -> None:
+        """Score one image by every method, and what the model states of its own error.
+
+        ValueError naming the frame for a prediction that is not a depth map.
+        """
         height, width = valid.shape
         image = {"frame": frame.name, "scene": frame.scene, "reason": "", "focal_px": float(frame.intrinsics[0, 0])}
         image |= {"width": width, "height": height, "num_pixels": int(valid.sum())}
@@ -124,6 +143,8 @@ class Measured:
         for method, pred_m in maps_m.items():
             try:
                 figures = depth_metrics(pred_m, frame.planar_depth_m, valid)
+                if method == "model" and stated.uncertainty is not None:
+                    figures |= uncertainty_figures(pred_m, frame.planar_depth_m, valid, stated.uncertainty)
             except ValueError as error:
                 raise ValueError(f"{frame.name}, {method}: {error}") from error
             self.images.append(image | {"method": method, "median_pred_m": float(np.median(pred_m[valid]))} | figures)
@@ -172,7 +193,8 @@ def score(
             **baselines.maps_m(valid.shape),
             "vae_floor": floor_m,
         }
-        measured.add(frame, valid, maps_m)
+        stated = estimate_of(prediction.planar_depth_m, prediction.uncertainty, prediction.uncertainty_calibrated)
+        measured.add(frame, valid, maps_m, stated)
         yield Example(frame.name, frame.rgb, prediction.planar_depth_m, frame.planar_depth_m, valid)
 
 
@@ -186,6 +208,7 @@ def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) 
             **{method: of_dataset.means(method) for method in beside},
             "interval95": _ends(intervals[name]),
             "by_depth": of_dataset.by_depth.rows(),
+            "uncertainty": reliability(of_dataset.of("model")),
             "num_frames": len(of_dataset.of("model")),
             "left_out": of_dataset.left_out,
         }
@@ -197,6 +220,7 @@ def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) 
     return {
         **{key: interval.mean for key, interval in overall.items()},
         **others,
+        **mean_reliability([one["uncertainty"] for one in each]),
         "interval95": _ends(overall),
         "min_m": params.min_m,
         "max_m": params.max_m,

@@ -2,8 +2,10 @@ from .alignment import ALIGNMENTS as ALIGNMENTS, Alignment as Alignment, align a
 from .boundary import boundary_f1 as boundary_f1, boundary_recall as boundary_recall
 from .calibration import (
     CALIBRATION as CALIBRATION,
+    COVERAGES as COVERAGES,
     Sparsification as Sparsification,
     sparsification as sparsification,
+    uncertainty_figures as uncertainty_figures,
 )
 from .edges import EdgeDistances as EdgeDistances, edge_distances as edge_distances
 from .figures import (

@@ -2,8 +2,9 @@
 
 Uncertainty u is the standard deviation of ln depth. With e = ln p - ln g:
 
-coverage50, 80, 95   share of pixels with |e| <= z u, z = 0.674, 1.282, 1.960: of a normal distribution as many per cent
-                     lie within; less is overconfident (Kuleshov et al., arXiv 1807.00263, section 3)
+coverage50, 68,      share of pixels with |e| <= z u, z = 0.674, 1, 1.282, 1.960: of a normal distribution as many per
+coverage80, 95       cent lie within; less is overconfident (Kuleshov et al., arXiv 1807.00263, section 3)
+mean_uncertainty     mean u
 ause_abs_rel, _rmse  area between two sparsification curves (Ilg et al., arXiv 1802.07095, section 5; in Poggi et al.'s
                      form, arXiv 2005.06209: steps of 2 %, not divided by the error of all pixels). Each curve is the
                      error of the pixels that stay when a share is removed, the most uncertain first, or, for the
@@ -11,6 +12,7 @@ ause_abs_rel, _rmse  area between two sparsification curves (Ilg et al., arXiv 1
                      equal parts, so that the curve depends on no order of pixels; when nothing stays, the error is 0.
 """
 
+from math import erf, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -18,8 +20,8 @@ import numpy as np
 
 from metricgold.metrics.pairs import Pairs
 
-COVERAGES = {"coverage50": 0.50, "coverage80": 0.80, "coverage95": 0.95}
-CALIBRATION = ("ause_abs_rel", "ause_rmse", *COVERAGES)
+COVERAGES = {"coverage50": 0.50, "coverage68": erf(sqrt(0.5)), "coverage80": 0.80, "coverage95": 0.95}
+CALIBRATION = ("ause_abs_rel", "ause_rmse", *COVERAGES, "mean_uncertainty")
 STEPS = 50
 CURVE = {f"sparsification/{step / STEPS:g}": step for step in range(0, STEPS, 5)}  # AbsRel of what stays, every 10 %
 _BITS_OF_PARTS = 16
@@ -50,6 +52,16 @@ def sparsification(
     return _sparsification(pairs, _checked(uncertainty, valid))
 
 
+def uncertainty_figures(
+    pred_m: np.ndarray, true_m: np.ndarray, valid: np.ndarray, uncertainty: np.ndarray
+) -> dict[str, float]:
+    """The figures of CALIBRATION and CURVE of one image; arguments and errors as those of sparsification.
+
+    uncertainty is the standard deviation of ln depth.
+    """
+    return calibration(Pairs(pred_m, true_m, valid), uncertainty, valid)
+
+
 def calibration(pairs: Pairs, uncertainty: np.ndarray, valid: np.ndarray) -> dict[str, float]:
     """The figures of CALIBRATION and CURVE; `uncertainty` and `valid` as the image has them."""
     u = _checked(uncertainty, valid)
@@ -62,6 +74,7 @@ def calibration(pairs: Pairs, uncertainty: np.ndarray, valid: np.ndarray) -> dic
     for key, share in COVERAGES.items():
         z = NormalDist().inv_cdf((1 + share) / 2)
         figures[key] = np.count_nonzero(e <= z * u) / u.size
+    figures["mean_uncertainty"] = float(u.mean())
     return figures | {key: float(curves.abs_rel[step]) for key, step in CURVE.items()}
 
 

@@ -75,12 +75,22 @@ class Synthesize(Section):
     width: PositiveInt = 96
     num_train_scenes: PositiveInt = 40  # per data set
     num_test_scenes: PositiveInt = 8
+    num_val_scenes: Count = 0  # for train.validation and train.uncertainty
     frames_per_scene: PositiveInt = 10
 
     @property
     def num_scenes(self) -> int:
-        """Of both splits."""
-        return self.num_train_scenes + self.num_test_scenes
+        """Of all splits."""
+        return self.num_train_scenes + self.num_test_scenes + self.num_val_scenes
+
+    def place(self, scene_index: int) -> tuple[str, int]:
+        """Split of a scene, and its number within that split: 0.. train, then test, then val."""
+        number = scene_index
+        for split, count in (("train", self.num_train_scenes), ("test", self.num_test_scenes)):
+            if number < count:
+                return split, number
+            number -= count
+        return "val", number
 
 
 class SynthesizeBenchmark(Section):

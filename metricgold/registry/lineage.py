@@ -48,8 +48,15 @@ def dvc_outputs(lock: Path) -> dict[str, str]:
 
 
 def score_tags(scores: dict[str, Any], benchmarks: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """Digests of the evaluation's ruler, which decides whether two versions compare, and of all figures."""
-    return {"evaluation_digest": str(scores.get("digest", "")), "scores_digest": digest_json([scores, benchmarks])}
+    """Digests of the evaluation's ruler, which decides whether two versions compare, and of all figures.
+
+    And whether the model was calibrated to state its standard error.
+    """
+    return {
+        "evaluation_digest": str(scores.get("digest", "")),
+        "scores_digest": digest_json([scores, benchmarks]),
+        "uncertainty_calibrated": str(bool(scores.get("uncertainty_calibrated"))).lower(),
+    }
 
 
 def flat(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:

@@ -21,7 +21,12 @@ from . import CannotRun, least_seconds
 HEIGHT, WIDTH, NUM_IMAGES, ROUNDS = 480, 640, 8, 3
 SMALL = 48, 64
 EDGES_M = [0, 2, 4, 6, 8, 10]
-Z = {"coverage50": 0.6744897501960817, "coverage80": 1.2815515655446004, "coverage95": 1.959963984540054}
+Z = {
+    "coverage50": 0.6744897501960817,
+    "coverage68": 1.0,
+    "coverage80": 1.2815515655446004,
+    "coverage95": 1.959963984540054,
+}
 DELTAS = {"delta_half": 1.25**0.5, "delta1": 1.25, "delta2": 1.25**2, "delta3": 1.25**3}
 
 

@@ -71,11 +71,12 @@ def write_raw(raw: Path) -> None:
 class OffByTenPerCent:
     """A model that knows these scenes: depth from brightness, ten per cent too far."""
 
-    log_depth = RANGE
+    log_depth, uncertainty_scale = RANGE, None
 
     def __call__(self, images, **_):
         depths_m = (np.where(rgb[..., 0] < 240, rgb[..., 0] / 12.0 + 0.5, 60.0) for rgb in images)
-        return [SimpleNamespace(planar_depth_m=np.float32(1.1 * depth_m), uncertainty=None) for depth_m in depths_m]
+        known = {"uncertainty": None, "uncertainty_calibrated": False}
+        return [SimpleNamespace(planar_depth_m=np.float32(1.1 * depth_m), **known) for depth_m in depths_m]
 
     def encode_decode_depth(self, planar_depth_m, intrinsics):
         return planar_depth_m * np.float32(1.01)

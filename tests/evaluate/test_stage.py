@@ -72,12 +72,17 @@ def raw(tmp_path):
 class FakeModel:
     """Answers truth times a factor, as the pipeline would; its VAE is off by two per cent."""
 
+    uncertainty_scale = None
+
     def __init__(self, depths_m, factor=1.0):
         self.log_depth, self.depths_m, self.factor, self.asked = RANGE, depths_m, factor, []
 
     def __call__(self, images, **options):
         self.asked.append((len(images), options))
-        return [SimpleNamespace(planar_depth_m=self._answer(rgb), uncertainty=None) for rgb in images]
+        return [self._predict(rgb) for rgb in images]
+
+    def _predict(self, rgb):
+        return SimpleNamespace(planar_depth_m=self._answer(rgb), uncertainty=None, uncertainty_calibrated=False)
 
     def _answer(self, rgb):
         return (self.depths_m[rgb[0, 0, 0]] * self.factor).astype(np.float32)
@@ -92,6 +97,37 @@ def run(raw, tmp_path, pipe, params=PARAMS, place="one"):
     folder = tmp_path / place
     evaluate(params, {NAME: raw}, folder / "none", folder / "metrics/evaluate.json", folder / "plots", pipe=pipe)
     return json.loads((folder / "metrics/evaluate.json").read_text()), folder / "plots"
+
+
+class CalibratedModel(FakeModel):
+    """Too far by a tenth, and says so of the first frames of a scene: of the others it states less."""
+
+    uncertainty_scale = object()
+
+    def _predict(self, rgb):
+        stated = np.full(rgb.shape[:2], 0.1 if rgb[0, 0, 0] < 3 else 0.02, np.float32)
+        return SimpleNamespace(planar_depth_m=self._answer(rgb), uncertainty=stated, uncertainty_calibrated=True)
+
+
+def test_what_the_model_states_of_its_error_is_measured(raw, tmp_path):
+    """|e| is ln 1.1 = 0.095: within 0.1 and 1.28 x 0.1, beyond 0.67 x 0.1 and 1.96 x 0.02."""
+    report, plots = run(raw, tmp_path, CalibratedModel(random_depths(2), factor=1.1))
+    found = report["datasets"][NAME]["uncertainty"]
+    assert [found[f"coverage{level}"] for level in (50, 68, 80, 95)] == [0, 0.5, 0.5, 0.5]
+    assert found["ause_abs_rel"] == pytest.approx(0, abs=1e-6) and -1 <= found["spearman_images"] <= 1
+    assert found["interval95"]["coverage68"] is None  # one scene
+    assert report["uncertainty_calibrated"] and report["coverage68"] == 0.5
+    assert (plots / "evaluate_uncertainty.png").stat().st_size > 0
+    rows = read_rows_files([tmp_path / "one/metrics/evaluate.rows.parquet"])
+    ours = rows.where(method="model")
+    np.testing.assert_allclose(ours["mean_uncertainty"], np.where(ours["coverage68"] == 1, 0.1, 0.02), rtol=1e-6)
+    assert np.isnan(rows.where(method="best_constant")["coverage68"]).all()
+
+
+def test_a_model_that_states_nothing_has_no_figures_of_it(raw, tmp_path):
+    report, plots = run(raw, tmp_path, FakeModel(random_depths(2)))
+    assert not report["uncertainty_calibrated"] and report["datasets"][NAME]["uncertainty"] == {}
+    assert "coverage68" not in report and (plots / "evaluate_uncertainty.png").is_file()
 
 
 def test_known_answers(raw, tmp_path):
@@ -194,7 +230,7 @@ def test_equal_inputs_equal_bytes(raw, tmp_path):
     for place in ("one", "two"):
         run(raw, tmp_path, FakeModel(random_depths(2), 1.2), place=place)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 

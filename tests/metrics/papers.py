@@ -95,6 +95,8 @@ def calibration(p, g, u):
         "ause_abs_rel": ause(np.abs(p - g) / g, u, root=False),
         "ause_rmse": ause((p - g) ** 2, u, root=True),
         "coverage50": mean(e <= REAL(0.6744897501960817) * u),
+        "coverage68": mean(e <= u),
         "coverage80": mean(e <= REAL(1.2815515655446004) * u),
         "coverage95": mean(e <= REAL(1.959963984540054) * u),
+        "mean_uncertainty": mean(u),
     }

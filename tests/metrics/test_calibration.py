@@ -22,6 +22,7 @@ def test_an_honest_uncertainty_covers_what_it_says():
     pred_m = TRUE_M * np.exp(sigma * rng.standard_normal(TRUE_M.shape))
     row = measured(pred_m, sigma)
     assert row["coverage50"] == pytest.approx(0.50, abs=0.03)
+    assert row["coverage68"] == pytest.approx(0.683, abs=0.03)
     assert row["coverage80"] == pytest.approx(0.80, abs=0.03)
     assert row["coverage95"] == pytest.approx(0.95, abs=0.02)
     overconfident = measured(pred_m, sigma / 3)

@@ -40,7 +40,7 @@ def write_hypersim(recipe: Recipe, params: Synthesize, out: Path) -> None:
     camera_rows = []
     for index in scene_indices(recipe.dataset, params.num_scenes):
         scene = recipe.scene_name(params, index)
-        split = "test" if index >= params.num_train_scenes else "train"
+        split, _ = params.place(index)
         released = {hypersim_frame_id(number) for number in range(params.frames_per_scene)}
         for frame_id in range(max(released) + 1):
             is_released = frame_id in released

@@ -29,7 +29,7 @@ def frames_through_lens(dataset: str, params: Synthesize, factor: float) -> Iter
         return np.diag([factor, factor, 1.0]) @ own.rays_from_pixels(scene_index, height, width)
 
     recipe = replace(own, rays_from_pixels=rays_from_pixels)
-    for scene_index in range(params.num_train_scenes, params.num_scenes):
+    for scene_index in range(params.num_train_scenes, params.num_train_scenes + params.num_test_scenes):
         for frame in render_scene(recipe, params, scene_index):
             yield _frame(frame, has_linear_colour=dataset == "hypersim-synthetic")
 

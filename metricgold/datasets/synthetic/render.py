@@ -53,7 +53,7 @@ class Recipe:
 
     draw_world        (rng, scene index) -> World
     rays_from_pixels  (scene index, height, width) -> float64 [3, 3] that maps (x, y, 1) in pixels to a ray
-    name_scene        (number within its split, whether it is for test) -> name, in the data set's own manner
+    name_scene        (number within its split, split) -> name, in the data set's own manner
     write             (recipe, params, folder): renders every scene and packs it as the publisher does
     variations        the weathers of each pose
     """
@@ -61,14 +61,14 @@ class Recipe:
     dataset: str
     draw_world: Callable[[np.random.Generator, int], World]
     rays_from_pixels: Callable[[int, int, int], np.ndarray]
-    name_scene: Callable[[int, bool], str]
+    name_scene: Callable[[int, str], str]
     write: Callable[["Recipe", Synthesize, Path], None]
     variations: tuple[str, ...] = ("clone",)
 
     def scene_name(self, params: Synthesize, scene_index: int) -> str:
-        """Scenes 0.. are for training, num_train_scenes.. for test."""
-        is_test = scene_index >= params.num_train_scenes
-        return self.name_scene(scene_index - is_test * params.num_train_scenes, is_test)
+        """The name of a scene, which says what split it is in."""
+        split, number = params.place(scene_index)
+        return self.name_scene(number, split)
 
 
 def render_scene(recipe: Recipe, params: Synthesize, scene_index: int) -> Iterator[RenderedFrame]:

@@ -24,7 +24,7 @@ from metricgold.params import Synthesize
 from metricgold.storage import only_writer, write_aside
 
 LISTS_OF_CHECKSUMS = ("SHA256SUMS", "vkitti_*_md5_checksums.txt")  # one of them is in every folder made here
-MAX_SCENES = 490  # of a split: names of train and test scenes stay apart
+MAX_SCENES = 490  # of a split: names of train, val and test scenes stay apart
 
 
 def synthesize(dataset: str, params: Synthesize, out: Path) -> Path:
@@ -36,7 +36,7 @@ def synthesize(dataset: str, params: Synthesize, out: Path) -> Path:
     out = Path(out)
     if dataset not in RECIPES:
         raise ValueError(f"cannot synthesize {dataset!r}; known are {', '.join(RECIPES)}")
-    for key in ("num_train_scenes", "num_test_scenes"):
+    for key in ("num_train_scenes", "num_test_scenes", "num_val_scenes"):
         if getattr(params, key) > MAX_SCENES:
             raise ValueError(f"synthesize.{key} must be at most {MAX_SCENES}, got {getattr(params, key)}")
     recipe = RECIPES[dataset]
@@ -68,14 +68,16 @@ def draw_tartanair_world(rng: np.random.Generator, scene_index: int) -> World:
     return draw_hall(rng) if scene_index % 3 == 2 else draw_garden(rng)
 
 
-def name_hypersim_scene(number: int, is_test: bool) -> str:
-    """ai_900_001.. for training, ai_950_001.. for test."""
-    return f"ai_{(950 if is_test else 900) + number // 10:03d}_{number % 10 + 1:03d}"
+def name_hypersim_scene(number: int, split: str) -> str:
+    """ai_900_001.. for training, ai_950_001.. for test, ai_850_001.. for validation."""
+    volume = {"train": 900, "test": 950, "val": 850}[split] + number // 10
+    return f"ai_{volume:03d}_{number % 10 + 1:03d}"
 
 
-def numbered(word: str, number: int, is_test: bool) -> str:
-    """`word` and a number that begins with 1 for training and with 9 for test."""
-    return f"{word}{9 if is_test else 1}{number + 1:02d}"
+def numbered(word: str, number: int, split: str) -> str:
+    """`word` and a number that begins with 1 for training, with 9 for test and with 5 for validation."""
+    first = {"train": 1, "test": 9, "val": 5}[split]
+    return f"{word}{first}{number + 1:02d}"
 
 
 RECIPES: dict[str, Recipe] = {
@@ -92,7 +94,7 @@ RECIPES: dict[str, Recipe] = {
             "vkitti2-synthetic",
             draw_world=lambda rng, scene_index: draw_street(rng),
             rays_from_pixels=vkitti2_rays_from_pixels,
-            name_scene=lambda number, is_test: numbered("Scene", number, is_test),
+            name_scene=lambda number, split: numbered("Scene", number, split),
             write=write_vkitti2,
             variations=("clone", "fog"),
         ),
@@ -100,14 +102,14 @@ RECIPES: dict[str, Recipe] = {
             "tartanair-synthetic",
             draw_world=draw_tartanair_world,
             rays_from_pixels=tartanair_rays_from_pixels,
-            name_scene=lambda number, is_test: numbered("env", number, is_test),
+            name_scene=lambda number, split: numbered("env", number, split),
             write=write_tartanair,
         ),
         Recipe(
             "tartanair2-synthetic",
             draw_world=draw_tartanair_world,
             rays_from_pixels=tartanair_rays_from_pixels,
-            name_scene=lambda number, is_test: numbered("Env", number, is_test),
+            name_scene=lambda number, split: numbered("Env", number, split),
             write=write_tartanair2,
         ),
     )

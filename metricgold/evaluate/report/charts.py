@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 BESIDE = "#8a8f98"  # floors and baselines
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "*")
-LEVELS = (50, 80, 95)
+LEVELS = (50, 68, 80, 95)
 # Ink, soft ink and lines of the page; nothing else in a chart has these colours.
 LIGHT, DARK = ("#1d2530", "#5d6b7c", "#dfe5ec"), ("#e6ebf1", "#9aa7b6", "#313b47")
 SIZE_IN = (4.8, 3.2)  # without the legend
@@ -285,7 +285,7 @@ def coverage(comparison: Comparison) -> Chart | None:
         f"{method.title} {', '.join(f'{100 * one.mean:.0f}' for one in intervals if one)}"
         for method, intervals in found.items()
     )
-    return chart("Calibration", f"Pixels covered where 50, 80 and 95 % should be: {said}.", draw)
+    return chart("Calibration", f"Pixels covered where 50, 68, 80 and 95 % should be: {said}.", draw)
 
 
 def sparsification(comparison: Comparison) -> Chart | None:

@@ -87,8 +87,10 @@ CALIBRATION = [
     Figure("ause_abs_rel", "AUSE, AbsRel"),
     Figure("ause_rmse", "AUSE, RMSE"),
     Figure("coverage50", "covered by 50 %", better=0),
+    Figure("coverage68", "covered by 68 %", better=0),
     Figure("coverage80", "covered by 80 %", better=0),
     Figure("coverage95", "covered by 95 %", better=0),
+    Figure("mean_uncertainty", "mean uncertainty", better=0),
 ]
 PAIRED = [*ACCURACY, *(figure for figure in METRIC if figure.column in ("metric/rmse_m", "metric/silog"))]
 PAIRED += [Figure("boundary_f1", "boundary F1", better=HIGHER)]

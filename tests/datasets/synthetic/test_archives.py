@@ -10,12 +10,14 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import replace
+from fnmatch import fnmatch
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
 
+from metricgold.datasets.manifest import load_manifest
 from metricgold.datasets.readers import open_dataset
 from metricgold.datasets.synthetic.archives import hypersim_cam_from_uv
 from metricgold.datasets.synthetic.render import render_scene
@@ -135,12 +137,31 @@ def test_unknown_data_set_and_too_many_scenes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("dataset", RECIPES)
 def test_scene_names_are_unique_and_tell_the_split(dataset):
-    params = Synthesize(num_train_scenes=490, num_test_scenes=490)
-    names = [RECIPES[dataset].scene_name(params, index) for index in range(980)]
-    assert len({*names, "ai_999_001"}) == 981
+    params = Synthesize(num_train_scenes=490, num_test_scenes=490, num_val_scenes=490)
+    names = [RECIPES[dataset].scene_name(params, index) for index in range(params.num_scenes)]
+    assert len({*names, "ai_999_001"}) == 3 * 490 + 1
     if not dataset.startswith("hypersim"):  # where a csv tells it
         first_digits = [name.lower().removeprefix("scene").removeprefix("env")[0] for name in names]
-        assert first_digits == ["1"] * 490 + ["9"] * 490
+        assert first_digits == ["1"] * 490 + ["9"] * 490 + ["5"] * 490
+
+
+@pytest.mark.parametrize("dataset", RECIPES)
+def test_scenes_for_validation_change_no_others(dataset, archives, tmp_path):
+    params = PARAMS.model_copy(update={"num_val_scenes": 1})
+    out = synthesize(dataset, params, tmp_path / "out")
+    scene = RECIPES[dataset].scene_name(params, PARAMS.num_scenes)
+    assert params.place(PARAMS.num_scenes) == ("val", 0)
+    if dataset.startswith("hypersim"):
+        splits = {
+            row["scene_name"]: row["split_partition_name"] for row in rows(out / "metadata_images_split_scene_v1.csv")
+        }
+        assert splits[scene] == "val" and {"train", "test"} < set(splits.values())
+    else:
+        globs = load_manifest(dataset).splits.scenes
+        assert [split for split, patterns in globs.items() if fnmatch(scene, patterns[0])] == ["val"]
+    for path in archives[dataset].rglob("*.zip"):
+        other = out / path.relative_to(archives[dataset])
+        assert other.read_bytes() == path.read_bytes()
 
 
 def test_a_failure_leaves_the_old_archives_alone(archives, tmp_path, monkeypatch):
