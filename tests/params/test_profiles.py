@@ -42,6 +42,7 @@ def test_one_step_differs_from_diffusion_by_what_one_step_means():
     changed = differences(values(PROFILES / "rtx3090.yaml"), values(PROFILES / "rtx3090-one-step.yaml"))
     assert {line.partition(":")[0] for line in changed} == {
         "train.objective", "train.loss", "train.validation.num_inference_steps",
+        "train.uncertainty.num_inference_steps",
         "evaluate.num_inference_steps", "evaluate.ensemble_size",
         "benchmark.num_inference_steps", "benchmark.ensemble_size",
         "predict.num_inference_steps", "predict.ensemble_size",
