@@ -26,7 +26,8 @@ def frames_through_lens(dataset: str, params: Synthesize, factor: float) -> Iter
     own = RECIPES[dataset]
 
     def rays_from_pixels(scene_index: int, height: int, width: int) -> np.ndarray:
-        return np.diag([factor, factor, 1.0]) @ own.rays_from_pixels(scene_index, height, width)
+        rays: np.ndarray = np.diag([factor, factor, 1.0]) @ own.rays_from_pixels(scene_index, height, width)
+        return rays
 
     recipe = replace(own, rays_from_pixels=rays_from_pixels)
     for scene_index in range(params.num_train_scenes, params.num_train_scenes + params.num_test_scenes):
