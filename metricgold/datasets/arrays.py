@@ -65,15 +65,14 @@ def read_labels(path: Path, size: tuple[int, ...]) -> np.ndarray:
     return labels
 
 
-def read_depth_png(path: Path, units_per_metre: float, no_depth: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def read_depth_png(path: Path, units_per_metre: float) -> tuple[np.ndarray, np.ndarray]:
     """Planar depth float32 [H, W] in metres (0 where invalid) and valid mask bool [H, W] of a 16-bit grey PNG.
 
-    Virtual KITTI 2 stores centimetres, NYUv2 millimetres, KITTI 1/256 m.
-    A pixel is invalid where it holds `no_depth` or 0. Raises ValueError naming the file when it is not
-    16-bit grey: read as 8 bits, a KITTI map would be rounded to metres and look right.
+    NYUv2 stores millimetres, KITTI 1/256 m. A pixel is invalid where it holds 0. Raises ValueError naming the file
+    when it is not 16-bit grey: read as 8 bits, a KITTI map would be rounded to metres and look right.
     """
     units = read_pixels(path, "I;16")
-    valid_mask = (units != no_depth) & (units != 0)
+    valid_mask = units != 0
     planar_depth_m = np.where(valid_mask, units / np.float32(units_per_metre), np.float32(0))
     return planar_depth_m.astype(np.float32), valid_mask
 

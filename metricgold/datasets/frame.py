@@ -7,6 +7,8 @@ import numpy as np
 
 from metricgold.images import NetworkGrid, mirror_intrinsics
 
+NO_SURFACE = "no_surface"  # the layer bool of pixels known to show none, such as sky; not those that no one measured
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
@@ -17,7 +19,7 @@ class Frame:
     valid_mask      bool    [H, W]
     intrinsics      float64 [3, 3], pixels of this rgb, pixel centres at +0.5
     scene, name     the scene it belongs to; its own name, unique within the data set
-    layers          what a benchmark tells of the image besides, by name, each [H, W]: bool or integers for masks and
+    layers          what else is known of the image, by name, each [H, W]: bool or integers for masks and
                     ids of instances, float32 for another map of depth in metres, finite and 0 where it has none
 
     Raises ValueError naming the frame and what is wrong with it.
@@ -71,6 +73,11 @@ class Frame:
         arrays = {key: np.asarray(layer) for key, layer in (layers or {}).items()}
         layers = {key: _depth_or_0(array) if array.dtype.kind == "f" else array for key, array in arrays.items()}
         return cls(np.asarray(rgb), depth_m, depth_m > 0, np.asarray(intrinsics, np.float64), scene, name, layers)
+
+    @property
+    def no_surface(self) -> np.ndarray:
+        """Pixels without depth that are known to show no surface, bool [H, W]; none where the data set does not say."""
+        return self.layers.get(NO_SURFACE, np.zeros_like(self.valid_mask)) & ~self.valid_mask
 
     def _expect(self, field: str, dtype: type, shape: tuple[int, ...]) -> None:
         array = getattr(self, field)

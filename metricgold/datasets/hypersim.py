@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from metricgold.datasets.arrays import expect_floats, expect_shape, naming, read_hdf5
-from metricgold.datasets.frame import Frame
+from metricgold.datasets.frame import NO_SURFACE, Frame
 from metricgold.datasets.listing import (
     FrameRef,
     Gaps,
@@ -120,7 +120,8 @@ def read_frame(ref: FrameRef) -> Frame:
         known = entity_ids != -1
     cosine, intrinsics = cosines_and_intrinsics(ref.camera, *size)
     planar_depth_m = np.multiply(ray_distance_m, cosine, dtype=np.float32, casting="same_kind")
-    return Frame.from_arrays(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
+    rgb, layers = tone_map(colour, known), {NO_SURFACE: ~known}
+    return Frame.from_arrays(rgb, planar_depth_m, known, intrinsics, ref.scene, ref.name, layers)
 
 
 @lru_cache(maxsize=8)  # frames come scene by scene

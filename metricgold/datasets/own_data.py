@@ -49,7 +49,7 @@ import numpy as np
 
 from metricgold.datasets.arrays import Size, expect_shape, format_size, naming, read_size
 from metricgold.datasets.content import contents_by_scene
-from metricgold.datasets.frame import Frame
+from metricgold.datasets.frame import NO_SURFACE, Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, is_clutter, no_gaps, paired_ids
 from metricgold.datasets.own_statement import (
     CAMERA,
@@ -301,12 +301,12 @@ def read_frame(ref: FrameRef) -> Frame:
         depth_m *= cosines(*camera_for(intrinsics, size, stored.shape), *stored.shape)
     # Written as 32 bits, -0.1 is another number than in 64.
     invalid = np.array(recording.invalid, stored.dtype if stored.dtype.kind == "f" else np.float64)
-    valid_mask = resize_nearest(~np.isin(stored, invalid) & (stored < recording.far), size)
+    known = resize_nearest(~np.isin(stored, invalid), size)
     if ref.mask_path is not None:
-        valid_mask &= resize_nearest(read_mask(ref.mask_path, (stored.shape, size)), size) == (
-            recording.mask == "valid"
-        )
-    return Frame.from_arrays(rgb, resize_nearest(depth_m, size), valid_mask, intrinsics, ref.scene, ref.name)
+        known &= resize_nearest(read_mask(ref.mask_path, (stored.shape, size)), size) == (recording.mask == "valid")
+    is_far = resize_nearest(stored >= recording.far, size)
+    depth_m, layers = resize_nearest(depth_m, size), {NO_SURFACE: known & is_far}
+    return Frame.from_arrays(rgb, depth_m, known & ~is_far, intrinsics, ref.scene, ref.name, layers)
 
 
 def resize_nearest(image: np.ndarray, size: Size) -> np.ndarray:

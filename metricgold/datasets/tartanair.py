@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from metricgold.datasets.arrays import expect_floats, expect_shape, read_npy, read_pixels
-from metricgold.datasets.frame import Frame
+from metricgold.datasets.frame import NO_SURFACE, Frame
 from metricgold.datasets.listing import FrameRef, Listing, folders_below, member_ids, no_gaps, paired_ids
 from metricgold.images import pinhole, rays_from_intrinsics
 
@@ -50,7 +50,7 @@ def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: 
 
 
 def read_frame(ref: FrameRef) -> Frame:
-    """Zero and the sky are invalid; intrinsics follow from the width. ValueError names a broken member."""
+    """Zero is invalid, and the sky, which shows no surface; intrinsics follow from the width. ValueError names a broken member."""
     planar_depth_m = read_npy(ref.depth_path)
     expect_floats(ref.depth_path, planar_depth_m)
     return frame_from(ref, planar_depth_m)
@@ -62,8 +62,9 @@ def frame_from(ref: FrameRef, planar_depth_m: np.ndarray) -> Frame:
     height, width = rgb.shape[:2]
     expect_shape(ref.depth_path, planar_depth_m, (height, width))
     ray_distance_m = planar_depth_m * ray_lengths(height, width)
-    valid_mask = ray_distance_m < min(FAR_RAY_DISTANCE_M, sky_ray_distance_m(ray_distance_m))
-    return Frame.from_arrays(rgb, planar_depth_m, valid_mask, pinhole(width / 2, height, width), ref.scene, ref.name)
+    no_surface = ray_distance_m >= min(FAR_RAY_DISTANCE_M, sky_ray_distance_m(ray_distance_m))
+    intrinsics, layers = pinhole(width / 2, height, width), {NO_SURFACE: no_surface}
+    return Frame.from_arrays(rgb, planar_depth_m, ~no_surface, intrinsics, ref.scene, ref.name, layers)
 
 
 def sky_ray_distance_m(ray_distance_m: np.ndarray) -> float:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.arrays import expect_shape, naming, read_depth_png, read_pixels
-from metricgold.datasets.frame import Frame
+from metricgold.datasets.arrays import expect_shape, naming, read_pixels
+from metricgold.datasets.frame import NO_SURFACE, Frame
 from metricgold.datasets.listing import FrameRef, Gaps, Listing, folders_below, member_ids, no_gaps, paired_ids
 from metricgold.images import intrinsics_from
 
@@ -66,9 +66,12 @@ def parse_row(line: str) -> tuple[tuple[str, str], tuple[float, ...]]:
 
 
 def read_frame(ref: FrameRef) -> Frame:
-    """Centimetres to metres; 65535 and 0 invalid. ValueError names a broken member."""
+    """Centimetres to metres; 65535 shows no surface, 0 is invalid too. ValueError names a broken member."""
     rgb = read_pixels(ref.rgb_path, "RGB")
-    planar_depth_m, valid_mask = read_depth_png(ref.depth_path, 100, no_depth=FAR)
-    expect_shape(ref.depth_path, planar_depth_m, rgb.shape[:2])
+    centimetres = read_pixels(ref.depth_path, "I;16")
+    expect_shape(ref.depth_path, centimetres, rgb.shape[:2])
+    no_surface = centimetres == FAR
     intrinsics = intrinsics_from(*ref.camera, first_pixel=0)  # cx = 620.5 for 1242 columns
-    return Frame.from_arrays(rgb, planar_depth_m, valid_mask, intrinsics, ref.scene, ref.name)
+    layers = {NO_SURFACE: no_surface}
+    planar_depth_m = centimetres / np.float32(100)
+    return Frame.from_arrays(rgb, planar_depth_m, ~no_surface, intrinsics, ref.scene, ref.name, layers)
