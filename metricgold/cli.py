@@ -565,6 +565,7 @@ class _FailedType(click.ParamType):
 @click.option("--seed", type=click.IntRange(0), help="Of the noise that the runs start from.")
 @click.option("--windows", type=click.Choice(WINDOWS), help="Whether very wide or tall images are seen by windows too.")
 @click.option("--write", "outputs", type=click.Choice(OUTPUTS), multiple=True, help="A kind of output; repeatable.")
+@click.option("--drop-edges", is_flag=True, default=None, help="No points between two surfaces, at blurred edges.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
 @click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")

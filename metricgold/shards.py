@@ -19,6 +19,7 @@ frames a group that is named after it, such as 480x640, with n frames of H x W p
         rgb_latent       float16 [c, h, w]  unscaled means of the VAE's posterior
         depth_latent     float16 [c, h, w]
         latent_mask      bool [h, w]        every pixel below this latent is valid
+        no_surface_mask  bool [h, w]        every pixel below it is valid or known to show no surface, not all are valid
         name             UTF-8, filled up with zeros
     valid_mask           uint8, in one piece: a zlib stream a frame of the bits of its bool [H, W], one behind the
                          other; attribute shape: H, W
@@ -69,7 +70,7 @@ FORMAT = 3  # 2: all frames of one size; 1: an array a field, no valid_mask in p
 INDEX = "index.json"
 MAX_OPEN_SHARDS = 64  # a process often has 1024 descriptors; opening one again costs 20 microseconds
 # Numbers of eight bytes first: then they start at multiples of eight in a record that was read alone.
-_ARRAYS = ("intrinsics", "rgb_latent", "depth_latent", "latent_mask")
+_ARRAYS = ("intrinsics", "rgb_latent", "depth_latent", "latent_mask", "no_surface_mask")
 _RECORD_SUFFIX = ".scene.json"
 _OWN_NAME = re.compile(rf"{re.escape(INDEX)}|.+{re.escape(_RECORD_SUFFIX)}|.+-\d{{3,}}\.h5", re.DOTALL)
 # What h5py may raise for broken bytes.
@@ -82,6 +83,8 @@ class LatentFrame:
 
     rgb_latent, depth_latent  float16 [c, h, w], unscaled means of the VAE's posterior
     latent_mask               bool [h, w]: every pixel below this latent is valid
+    no_surface_mask           bool [h, w]: every pixel below it is valid or known to show no surface, such as sky, and
+                              not all are valid; None, of shards of an earlier version too: no such pixel is known
     intrinsics                float64 [3, 3] in pixels of the encoded image, pixel centres at +0.5
     scene, name               of the frame; a crop's name ends in # and its number
     valid_mask                bool [H, W] of the encoded image; None when read from a cache, see its valid_mask(i)
@@ -94,6 +97,14 @@ class LatentFrame:
     scene: str
     name: str
     valid_mask: np.ndarray | None = None
+    no_surface_mask: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a record holds of it, by field."""
+        nowhere = np.zeros_like(self.latent_mask)
+        no_surface_mask = nowhere if self.no_surface_mask is None else self.no_surface_mask
+        return {field: getattr(self, field) for field in _ARRAYS} | {"no_surface_mask": no_surface_mask}
 
 
 def shard_path(cache: Path, scene: str, number: int) -> Path:
@@ -167,12 +178,11 @@ def _pack_shard(of_size: Mapping[str, Sequence[LatentFrame]], attributes: Mappin
 def _pack_records(frames: Sequence[LatentFrame]) -> np.ndarray:
     """Frames of one size as one structured array [n]."""
     names = np.array([frame.name.encode() for frame in frames])
-    first = {field: getattr(frames[0], field) for field in _ARRAYS}
-    fields = [(field, array.dtype, array.shape) for field, array in first.items()]
+    fields = [(field, array.dtype, array.shape) for field, array in frames[0].arrays.items()]
     records = np.empty(len(frames), [*fields, ("name", names.dtype)])
     records["name"] = names
     for field in _ARRAYS:
-        records[field] = [getattr(frame, field) for frame in frames]
+        records[field] = [frame.arrays[field] for frame in frames]
     return records
 
 
@@ -391,7 +401,8 @@ class LatentCache:
         content = self._read(number, file, layout.frame_offset + row * size, size)
         record = np.frombuffer(content, layout.record)[0]
         scene = self.index["shards"][number]["scene"]
-        return LatentFrame(**{field: record[field] for field in _ARRAYS}, scene=scene, name=record["name"].decode())
+        arrays = {field: record[field] for field in _ARRAYS if field in layout.record.names}
+        return LatentFrame(**arrays, scene=scene, name=record["name"].decode())
 
     def valid_mask(self, i: int) -> np.ndarray:
         """Pixels of frame i with measured depth in range, bool [H, W]. Raises as [i] does."""

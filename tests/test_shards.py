@@ -345,3 +345,21 @@ def test_an_index_never_leads_out_of_the_cache(tmp_path):
     write_json(tmp_path / "cache" / "index.json", index)
     with pytest.raises(ValueError, match=r"cache/outside\.h5 cannot be read"):
         LatentCache(tmp_path / "cache")[0]
+
+
+def test_where_no_surface_is_known_is_kept_and_shards_without_it_are_read(tmp_path, monkeypatch):
+    one = frame("a", 0)
+    sky = ~one.latent_mask
+    write_index(tmp_path, COMMON, {"a": write_frames(tmp_path, [replace(one, no_surface_mask=sky)])})
+    np.testing.assert_array_equal(LatentCache(tmp_path)[0].arrays["no_surface_mask"], sky)
+    monkeypatch.setattr(shards, "_ARRAYS", shards._ARRAYS[:-1])  # as an earlier version wrote them
+    write_index(tmp_path, COMMON, {"a": write_frames(tmp_path, [one])})
+    monkeypatch.undo()
+    old = LatentCache(tmp_path)[0]
+    assert old.no_surface_mask is None and not old.arrays["no_surface_mask"].any()
+    np.testing.assert_array_equal(old.latent_mask, one.latent_mask)
+
+
+def write_frames(folder, frames):
+    identity = COMMON | {"scene": "a", "source": "source of a"}
+    return write_record(folder, "a", identity, {}, [write_shard(shard_path(folder, "a", 0), frames, (), identity)])

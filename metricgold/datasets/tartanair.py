@@ -50,7 +50,10 @@ def list_trajectories(dataset: str, raw: Path, levels: tuple[str, str], camera: 
 
 
 def read_frame(ref: FrameRef) -> Frame:
-    """Zero is invalid, and the sky, which shows no surface; intrinsics follow from the width. ValueError names a broken member."""
+    """Zero is invalid, and the sky, which shows no surface; intrinsics follow from the width.
+
+    ValueError names a broken member.
+    """
     planar_depth_m = read_npy(ref.depth_path)
     expect_floats(ref.depth_path, planar_depth_m)
     return frame_from(ref, planar_depth_m)

@@ -412,17 +412,19 @@ def encode_batch(vae: AutoencoderKL, frames: Sequence[Frame], ranges: Sequence[L
     ]
     rgb_latents = encode_rgb(vae, rgb.to(vae.device))
     depth_latents = encode_log_depth(vae, torch.from_numpy(np.stack(filled)).to(vae.device))
+    masks = [latent_valid_mask(frame.valid_mask, vae_factor(vae)) for frame in frames]
     return [
         LatentFrame(
             rgb_latent=rgb_latent.cpu().numpy().astype(np.float16),
             depth_latent=depth_latent.cpu().numpy().astype(np.float16),
-            latent_mask=latent_valid_mask(frame.valid_mask, vae_factor(vae)),
+            latent_mask=valid,
+            no_surface_mask=latent_valid_mask(frame.valid_mask | frame.no_surface, vae_factor(vae)) & ~valid,
             intrinsics=frame.intrinsics,
             scene=frame.scene,
             name=frame.name,
             valid_mask=frame.valid_mask,
         )
-        for frame, rgb_latent, depth_latent in zip(frames, rgb_latents, depth_latents, strict=True)
+        for frame, valid, rgb_latent, depth_latent in zip(frames, masks, rgb_latents, depth_latents, strict=True)
     ]
 
 

@@ -154,7 +154,10 @@ def _read_own(path: Path) -> Estimate:
     if uncertainty is None and beside != path and beside.is_file():
         uncertainty, attributes = read_uncertainty_png(beside)
     is_calibrated = attributes.get("uncertainty_calibrated") == "true"
-    return estimate_of(file.planar_depth_m, uncertainty, is_calibrated)
+    # The model has depth at every pixel, and protocols ask for it: what it calls no surface is as far as it can see.
+    farthest_m = file.far_m or np.nanmax(file.planar_depth_m, initial=0)
+    depth_m = np.where(file.beyond_mask, np.float32(farthest_m), file.planar_depth_m)
+    return estimate_of(depth_m, uncertainty, is_calibrated)
 
 
 def _read_stated(path: Path, statement: Statement) -> Estimate:

@@ -36,6 +36,7 @@ from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.ours import estimate_of, through_vae
 from metricgold.evaluate.reliability import mean_reliability, plot_reliability, reliability
 from metricgold.evaluate.rows import NUMBERS, ROWS, Row, require_parquet, write_rows_file
+from metricgold.evaluate.surfaces import SurfaceCalls
 from metricgold.images import COLUMNS, Example, write_panels
 from metricgold.metrics import (
     METRICS,
@@ -130,6 +131,7 @@ class Measured:
     asked: Sequence[FrameRef]
     images: list[Row] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)  # frame name -> reason
+    surfaces: SurfaceCalls = field(default_factory=SurfaceCalls)
 
     def add(self, frame: Frame, valid: np.ndarray, maps_m: dict[str, np.ndarray], stated: Estimate) -> None:
         """Score one image by every method, and what the model states of its own error.
@@ -195,6 +197,8 @@ def score(
         }
         stated = estimate_of(prediction.planar_depth_m, prediction.uncertainty, prediction.uncertainty_calibrated)
         measured.add(frame, valid, maps_m, stated)
+        share_of_far = prediction.planar_depth_m / prediction.log_depth.far_m
+        measured.surfaces.add(prediction.valid_mask, share_of_far, frame.no_surface, valid)
         yield Example(frame.name, frame.rgb, prediction.planar_depth_m, frame.planar_depth_m, valid)
 
 
@@ -209,6 +213,7 @@ def _report(params: Evaluate, constant_m: float, measured: dict[str, Measured]) 
             "interval95": _ends(intervals[name]),
             "by_depth": of_dataset.by_depth.rows(),
             "uncertainty": reliability(of_dataset.of("model")),
+            **of_dataset.surfaces.figures(),
             "num_frames": len(of_dataset.of("model")),
             "left_out": of_dataset.left_out,
         }

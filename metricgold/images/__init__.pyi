@@ -47,6 +47,7 @@ from .depth_files import (
     write_normals_png as write_normals_png,
     write_uncertainty_png as write_uncertainty_png,
 )
+from .flying_pixels import flying_pixels as flying_pixels
 from .html import (
     ColourScale as ColourScale,
     css_gradient as css_gradient,

@@ -3,7 +3,7 @@
 Depth is coloured by its logarithm, because equal ratios of depth look equally far apart. The scale of a picture ends
 at the 1st and the 99th percentile of its depth: a few stray pixels, such as a gap in a hedge, do not stretch it. It
 is never narrower than a ratio of 1.21, so that a flat wall is not stretched to a rainbow. A pixel whose depth is not
-finite and positive has no depth and is grey.
+finite and positive has no depth and is light grey; where it is infinite there is no surface, and it is slate.
 """
 
 import io
@@ -16,6 +16,7 @@ DEPTH_COLOURS = "Spectral"  # near red, far blue, on a logarithmic scale
 ERROR_COLOURS = "magma"
 WORST_SHOWN = 0.5  # relative error at the bright end
 NO_DEPTH = (235, 235, 235)  # light grey
+NO_SURFACE = (60, 66, 82)  # slate
 RANGE_WITHOUT_DEPTH_M = (1.0, 10.0)
 
 _SAMPLED_PIXELS = 20_000  # percentiles of these differ from those of all by less than one colour
@@ -53,13 +54,16 @@ def widen_range(near_m: float, far_m: float) -> tuple[float, float]:
 
 
 def colour_depth(depth_m: np.ndarray, range_m: tuple[float, float], valid: np.ndarray | None = None) -> np.ndarray:
-    """Planar depth [H, W] in metres to uint8 [H, W, 3], logarithmic between range_m; grey where there is none."""
+    """Planar depth [H, W] in metres to uint8 [H, W, 3], logarithmic between range_m; see above for the others."""
     near_m, far_m = range_m
     known = has_depth(depth_m) if valid is None else has_depth(depth_m) & valid
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.log(depth_m / near_m)
         share *= 1 / log(far_m / near_m)
-    return colour_share(share, DEPTH_COLOURS, known)
+    colours = colour_share(share, DEPTH_COLOURS, known)
+    no_surface = np.isposinf(depth_m) if valid is None else np.isposinf(depth_m) & valid
+    colours[no_surface] = NO_SURFACE
+    return colours
 
 
 def colour_error(relative_error: np.ndarray) -> np.ndarray:

@@ -37,6 +37,8 @@ class DepthFile:
 
     kind            format and encoding, one of log-png, mm-png, npz, tiff and exr
     planar_depth_m  float32 [H, W], metres along the optical axis; NaN where the file gives no depth
+    beyond_mask     bool [H, W]: of those the pixels that show no surface, such as sky, or one out of range; an mm-png
+                    does not tell them from others without depth
     attributes      the file's texts by name, such as unit, encoding, model and input
     near_m, far_m   metres that the codes of a log-png span; None for the other kinds
     uncertainty     float32 [H, W], relative (median absolute deviation of ln depth); in an npz only, else None
@@ -45,6 +47,7 @@ class DepthFile:
 
     kind: DepthFileKind
     planar_depth_m: np.ndarray
+    beyond_mask: np.ndarray
     attributes: dict[str, str]
     near_m: float | None = None
     far_m: float | None = None
@@ -76,7 +79,7 @@ def read_depth(source: str | Path | BinaryIO) -> DepthFile:
         read = {"mm-png": read_mm_depth_png, "tiff": read_depth_tiff, "exr": read_depth_exr}[kind]
         depth_m, attributes = read(source)
     planar_depth_m = np.where(has_depth(depth_m), depth_m, np.float32(np.nan))
-    return DepthFile(kind, planar_depth_m, attributes, near_m, far_m, uncertainty, intrinsics)
+    return DepthFile(kind, planar_depth_m, np.isposinf(depth_m), attributes, near_m, far_m, uncertainty, intrinsics)
 
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -59,7 +59,8 @@ class Prediction:
     uncertainty     float32 [H, W], relative (0.1 is about 10 % of the depth). Calibrated: the standard error of ln
                     depth, within which 68 % of held-out pixels were. Else the median absolute deviation of ln depth
                     over the ensemble's members; NaN with one member, which does not show it. NaN with merged latents
-    valid_mask      bool [H, W], False where depth saturates: the surface is nearer or farther than log_depth reaches
+    valid_mask      bool [H, W], False where the model sees no surface, such as sky: from no_surface_from of the far end
+                    on; and where one is nearer than log_depth.near_m; planar_depth_m has a value there too
     intrinsics      float64 [3, 3] in pixels of the image, pixel centres at +0.5; None for a file that says that it is a
                     panorama: its depth is not planar
     focal_from      where its focal length comes from: argument, csv, exif, fov_deg, which is an assumption, or none
@@ -111,6 +112,7 @@ class MetricGoldPipeline(DiffusionPipeline):
     uncertainty_scale                    UncertaintyScale as a dict, from held-out frames; None: not calibrated
     trained_aspects                      width over height of the narrowest and the widest frames trained on; None: of
                                          the processing size
+    no_surface_from                      share of far_m from which on a prediction says that there is no surface
 
     Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera or a broken
     scale, and where there is a camera_token for none or none for one that needs it.
@@ -133,6 +135,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         uncertainty_scale: dict[str, Any] | None = None,
         trained_aspects: list[float] | None = None,
         camera_token: CameraToken | None = None,
+        no_surface_from: float = 1.0,  # that of folders of earlier versions: only what saturates
     ) -> None:
         super().__init__()
         if near_m is None or far_m is None or processing_height is None or processing_width is None:
@@ -160,6 +163,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             camera=camera,
             uncertainty_scale=uncertainty_scale,
             trained_aspects=trained_aspects,
+            no_surface_from=no_surface_from,
         )
         self.uncertainty_scale = UncertaintyScale.model_validate(uncertainty_scale) if uncertainty_scale else None
         unet.eval(), vae.eval()
@@ -192,6 +196,12 @@ class MetricGoldPipeline(DiffusionPipeline):
         """The model's range in metres of an image with that relative focal length."""
         near_m, far_m = self.config.near_m, self.config.far_m
         return LogDepth(near_m * relative_focal, far_m * relative_focal) if self.needs_camera else self.log_depth
+
+    @property
+    def _no_surface_log_depth(self) -> float:
+        """Log depth from which on a pixel shows no surface."""
+        limit: float = self.log_depth.normalize(self.config.no_surface_from * self.log_depth.far_m)
+        return min(limit, 1 - SATURATED)
 
     @property
     def max_steps(self) -> int:
@@ -561,7 +571,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         return Prediction(
             planar_depth_m=log_depth.denormalize(d).cpu().numpy(),
             uncertainty=uncertainty.cpu().numpy(),
-            valid_mask=(d.abs() < 1 - SATURATED).cpu().numpy(),
+            valid_mask=((d > SATURATED - 1) & (d < self._no_surface_log_depth)).cpu().numpy(),
             intrinsics=image.intrinsics,
             focal_from=image.focal_from,
             log_depth=log_depth,

@@ -273,7 +273,10 @@ class Train(Section):
     decoded_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the error of decoded log depth; one-step only
     # Side of the square crop, in latents; memory grows with its area, because the decoder's gradient is kept.
     decoded_crop: PositiveInt = 32
-    invalid_weight: Fraction = 0.0  # of latents without depth, relative to those with it; their target is far_m
+    # Of latents known to show no surface, such as sky, relative to those with depth; their target is far_m.
+    invalid_weight: Fraction = 0.0
+    # Share of far_m from which on the model's predictions say that there is no surface; 1: where they saturate.
+    no_surface_from: Annotated[float, Field(gt=0, le=1)] = 1.0
     weights: dict[DatasetName, PositiveFloat] = {}  # data set -> share of samples; empty: equal shares
     curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
     num_steps: PositiveInt = 30_000
@@ -400,6 +403,7 @@ class Predict(Inference):
     max_pixels: PositiveInt = 100_000_000  # larger images are refused before they are decoded
     max_aspect: Annotated[float, Field(ge=1)] = 8.0  # long side over short side; longer strips are refused
     allow_truncated: bool = False  # predict on the part that is there of an image that ends early
+    drop_edges: bool = False  # leave pixels between two surfaces, of blurred edges, out of point clouds
     fov_deg: Annotated[float, Field(gt=0, lt=180)] = 60.0  # of the long side, where no camera is known
     # Images that may fail before the job does: a share (0.01) or a number of them (20); None: all but one.
     max_failed: PositiveInt | Fraction | None = None

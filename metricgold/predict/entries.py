@@ -285,6 +285,7 @@ def predict_batch(
                 "camera_name": photo.camera_name,
                 "num_members": prediction.num_members,
                 "uncertainty_calibrated": prediction.uncertainty_calibrated,
+                "drop_edges": job.params.drop_edges,
                 "params": job.inference,
                 "model": job.model_name,
                 "model_sha256": job.model_sha256,
@@ -319,7 +320,7 @@ def write_image(
     """Write the files of an image and offer it to the sample; its finished row, with the reason if writing failed."""
     started, key = time.perf_counter(), image.entry.key
     try:
-        figures = depth_figures(result.planar_depth_m, result.uncertainty, result.valid_mask)
+        figures = depth_figures(result.seen_depth_m, result.uncertainty, result.valid_mask)
         result = replace(result, facts={**result.facts, **figures})
         stem = sink.own_key(key)
         if own := next(filter(is_of_job, (stem + SUFFIXES[kind] for kind in job.kinds)), None):
@@ -340,7 +341,7 @@ def write_image(
         return row_without_depth(job, image.entry, "failed", reason, seconds=image.seconds)
     try:
         if sample is not None and sample.wants(key):
-            sample.keep(key, make_thumbnail(result.rgb, result.planar_depth_m))
+            sample.keep(key, make_thumbnail(result.rgb, result.seen_depth_m))
     except Exception as error:  # the page is an extra; the files are written
         log.warning("%s: no thumbnail for %s: %s", key, GALLERY, reason_of(error))
     return {

@@ -148,6 +148,7 @@ class BatchJob:
         """Digest of what decides an output besides its input."""
         model = {"name": self.model_name, "sha256": self.model_sha256}
         decisive: dict[str, Any] = {"params": self.inference, "fov_deg": self.params.fov_deg}
+        decisive["drop_edges"] = self.params.drop_edges
         if self.calibration:
             decisive["calibration"] = self.calibration.sha256
         return digest_json({"files": FILES_VERSION, "model": model, **decisive})

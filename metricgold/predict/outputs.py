@@ -14,6 +14,7 @@ import numpy as np
 
 from metricgold.images import (
     draw_preview,
+    flying_pixels,
     normals_from_depth,
     points_from_depth,
     write_depth_exr,
@@ -69,7 +70,7 @@ class DepthFigures(TypedDict, total=False):
     median_m: float | None
     max_m: float | None
     uncertainty_median: float | None
-    saturated: float  # share of pixels at near_m or far_m
+    saturated: float  # share of pixels that are not valid: nearer than near_m, or without a surface
 
 
 class ImageFacts(DepthFigures, total=False):
@@ -87,6 +88,7 @@ class ImageFacts(DepthFigures, total=False):
     panorama: str | None  # how it was projected; its depth is not planar
     num_members: int  # runs that were merged
     uncertainty_calibrated: bool  # whether it is the standard error that the model was calibrated to state
+    drop_edges: bool  # whether flying pixels are left out of point clouds
     params: dict[str, Any]  # those that decide the numbers
     model: str
     model_sha256: str
@@ -99,7 +101,7 @@ class ImageResult:
     """An image with its depth: all its files are made from this.
 
     rgb             uint8 [H, W, 3]
-    planar_depth_m  float32 [H, W]
+    planar_depth_m  float32 [H, W], of every pixel
     uncertainty     float32 [H, W], relative, NaN where it is not known
     valid_mask      bool [H, W]; points and normals are made from these pixels only
     intrinsics      float64 [3, 3]; None for a panorama, of which none of NEED_PINHOLE can be made
@@ -127,6 +129,12 @@ class ImageResult:
         texts["uncertainty_calibrated"] = str(self.facts.get("uncertainty_calibrated", False)).lower()
         return texts | {"params": json.dumps(self.facts["params"], sort_keys=True)}
 
+    @cached_property
+    def seen_depth_m(self) -> np.ndarray:
+        """planar_depth_m as files have it: inf where the model sees no surface, near_m where one is nearer."""
+        middle_m = (self.log_depth.near_m * self.log_depth.far_m) ** 0.5  # invalid is either at one end or at the other
+        return np.where(self.valid_mask | ~(self.planar_depth_m > middle_m), self.planar_depth_m, np.float32(np.inf))
+
     @property
     def valid_depth_m(self) -> np.ndarray:
         """planar_depth_m, NaN outside valid_mask."""
@@ -134,9 +142,11 @@ class ImageResult:
 
     @property
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Points [N, 3] in metres and their colours, uint8 [N, 3], of the valid pixels."""
+        """Points [N, 3] in metres and their colours, uint8 [N, 3], of the valid pixels; of drop_edges without edges."""
         depth_m = self.valid_depth_m
         known = np.isfinite(depth_m) & (depth_m > 0)
+        if self.facts.get("drop_edges"):
+            known &= ~flying_pixels(self.planar_depth_m)
         return points_from_depth(depth_m, self.intrinsics)[known], self.rgb[known]
 
 
@@ -176,13 +186,13 @@ def files_of(result: ImageResult, kinds: Iterable[Output]) -> Iterator[File]:
 
 
 _WRITERS: dict[Output, Callable[[BinaryIO, ImageResult], None]] = {
-    "log-png": lambda file, it: write_log_depth_png(file, it.planar_depth_m, it.log_depth, it.attributes),
-    "mm-png": lambda file, it: write_mm_depth_png(file, it.planar_depth_m, it.attributes),
-    "npz": lambda file, it: write_depth_npz(file, it.planar_depth_m, it.uncertainty, it.intrinsics, it.attributes),
-    "tiff": lambda file, it: write_depth_tiff(file, it.planar_depth_m, it.attributes),
-    "exr": lambda file, it: write_depth_exr(file, it.planar_depth_m, it.attributes),
+    "log-png": lambda file, it: write_log_depth_png(file, it.seen_depth_m, it.log_depth, it.attributes),
+    "mm-png": lambda file, it: write_mm_depth_png(file, it.seen_depth_m, it.attributes),
+    "npz": lambda file, it: write_depth_npz(file, it.seen_depth_m, it.uncertainty, it.intrinsics, it.attributes),
+    "tiff": lambda file, it: write_depth_tiff(file, it.seen_depth_m, it.attributes),
+    "exr": lambda file, it: write_depth_exr(file, it.seen_depth_m, it.attributes),
     "uncertainty": lambda file, it: write_uncertainty_png(file, it.uncertainty, it.attributes),
-    "preview": lambda file, it: draw_preview(it.planar_depth_m).save(file, "JPEG", quality=90, subsampling=0),
+    "preview": lambda file, it: draw_preview(it.seen_depth_m).save(file, "JPEG", quality=90, subsampling=0),
     "normals": lambda file, it: write_normals_png(
         file, normals_from_depth(it.valid_depth_m, it.intrinsics), it.attributes
     ),

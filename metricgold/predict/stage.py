@@ -16,6 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from metricgold.images import read_depth
 from metricgold.params import Output, Predict
 from metricgold.predict.calibration import Calibration
@@ -245,9 +247,10 @@ def thumbnails_from_files(
 
     def make(row: ReceiptRow, kind: Output) -> Thumbnail:
         file = row["outputs"][kind]
-        planar_depth_m = read_depth(BytesIO(sink.read(file["key"], tag=file["tag"]))).planar_depth_m
+        depth = read_depth(BytesIO(sink.read(file["key"], tag=file["tag"])))
+        seen_depth_m = np.where(depth.beyond_mask, np.float32(np.inf), depth.planar_depth_m)
         data = source.read(row["input"], tag=row["input_tag"])
-        return make_thumbnail(read_job_photo(job, data, row["input"]).rgb, planar_depth_m)
+        return make_thumbnail(read_job_photo(job, data, row["input"]).rgb, seen_depth_m)
 
     thumbnails, reasons = {}, []
     making: deque[tuple[str, int, Future[Thumbnail]]] = deque()  # with the pixels of the image

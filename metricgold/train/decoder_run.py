@@ -89,7 +89,10 @@ class DecoderRun(ResumableRun[Crops]):
         return Crops(torch.from_numpy(log_depth), torch.from_numpy(valid))
 
     def read_crop(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Log depth and valid mask [h, w] of a random crop of the frame that was drawn."""
+        """Log depth [h, w] of a random crop of the frame that was drawn, and the mask of what is known of it.
+
+        Where there is no surface that is far_m: a decoder that never saw it decoded there shows sky as a wall.
+        """
         frame = self.readable_frame(draw)
         grid = self.size.grid(*frame.valid_mask.shape)
         # A strip that is smaller than the crop continues as at its edge.

@@ -78,20 +78,20 @@ class Objective:
 
     def weights(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """How much of what the loss is a mean of these samples have, [2]: weights of latents, and latents in crops."""
-        latents = latent_weights(inputs["valid"], self.params.invalid_weight).sum()
+        latents = latent_weights(inputs, self.params.invalid_weight).sum()
         in_crops = self._crop(inputs["valid"], inputs).sum() if self.params.decoded_loss_weight else latents
         return torch.stack([latents, in_crops])
 
     def loss(
         self, output: torch.Tensor, inputs: dict[str, torch.Tensor], of_step: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Error of the U-Net's output [B, c, h, w] over valid latents; with decoded_loss_weight also of depth.
+        """Error of the U-Net's output [B, c, h, w] over latents that weigh; with decoded_loss_weight also of depth.
 
         of_step: the sum of `weights` over all samples of the step; their losses add up to the loss of the step.
         """
         params, (latents, in_crops) = self.params, self.weights(inputs) if of_step is None else of_step
         target = self.target(inputs)
-        loss = masked_loss(output, target, inputs["valid"], params.loss, params.invalid_weight, total=latents)
+        loss = masked_loss(output, target, latent_weights(inputs, params.invalid_weight), params.loss, total=latents)
         if params.decoded_loss_weight:
             loss = loss + params.decoded_loss_weight * self._decoded_loss(output, inputs, in_crops)
         return loss
@@ -137,19 +137,18 @@ def shifted_timesteps(timesteps: torch.Tensor, num_timesteps: int, shift: float)
 def masked_loss(
     output: torch.Tensor,
     target: torch.Tensor,
-    valid: torch.Tensor,
+    weights: torch.Tensor,
     kind: str = "l2",
-    invalid_weight: float = 0.0,
     *,
     total: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean squared (l2) or absolute (l1) error over the valid latents of all samples together.
+    """Mean squared (l2) or absolute (l1) error over the latents of all samples together.
 
-    output, target [B, c, h, w]; valid bool [B, 1, h, w]. A latent that is not valid counts invalid_weight of one that
-    is; at 0 not at all, not even where it is NaN. total: weight of all latents of which these are a part, so that the
-    losses of the parts add up to the loss of the whole.
+    output, target [B, c, h, w]; weights [B, 1, h, w], bool or float: a latent that weighs 0 does not count at all, not
+    even where it is NaN. total: weight of all latents of which these are a part, so that the losses of the parts add up
+    to the loss of the whole.
     """
-    weights = latent_weights(valid, invalid_weight)
+    weights = weights.float()
     # Chosen, not multiplied: 0 x NaN is NaN.
     difference = torch.where(weights > 0, output - target, 0.0)
     error = (difference**2 if kind == "l2" else difference.abs()).mean(dim=1, keepdim=True) * weights
@@ -157,9 +156,12 @@ def masked_loss(
     return error.sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def latent_weights(valid: torch.Tensor, invalid_weight: float) -> torch.Tensor:
-    """What each latent counts in the loss, [B, 1, h, w]."""
-    return torch.where(valid, 1.0, invalid_weight)
+def latent_weights(inputs: dict[str, torch.Tensor], invalid_weight: float) -> torch.Tensor:
+    """What each latent counts in the loss, [B, 1, h, w]: 1 with depth, invalid_weight where no surface is to be seen.
+
+    What lies below all others is not known: they weigh nothing.
+    """
+    return inputs["valid"] + invalid_weight * inputs["no_surface"]
 
 
 def square_crops(maps: torch.Tensor, corners: torch.Tensor, side: int) -> torch.Tensor:

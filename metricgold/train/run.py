@@ -181,11 +181,12 @@ class TrainingRun(ResumableRun[Samples]):
         """Scaled latents and valid mask of samples of one shape, mirrored where their draw says so."""
 
         def stacked(name: str) -> torch.Tensor:
-            arrays = [(getattr(frame, name), draw.flip) for draw, frame in zip(*samples, strict=True)]
+            arrays = [(frame.arrays[name], draw.flip) for draw, frame in zip(*samples, strict=True)]
             return torch.from_numpy(np.stack([array[..., ::-1] if flip else array for array, flip in arrays]))
 
         rgb, depth = (stacked(name).float() * self.scaling for name in ("rgb_latent", "depth_latent"))
-        return {"rgb": rgb, "depth": depth, "valid": stacked("latent_mask")[:, None]}
+        valid, no_surface = (stacked(name)[:, None] for name in ("latent_mask", "no_surface_mask"))
+        return {"rgb": rgb, "depth": depth, "valid": valid, "no_surface": no_surface}
 
     def micro_batches(self, samples: Sequence[int]) -> list[list[int]]:
         """This process's share of samples of one shape, whose places in the batch are given, in micro-batches."""

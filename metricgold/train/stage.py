@@ -65,6 +65,7 @@ def train(
         parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
         config = processing | {"near_m": range_m.near_m, "far_m": range_m.far_m}
         config |= {"objective": params.objective, "camera": params.camera}
+        config |= {"no_surface_from": params.no_surface_from}
         run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
         run.start(_fingerprint(params, range_m, opened, digest, depth_vae), fresh=resume == "fresh")
         run.run(report)

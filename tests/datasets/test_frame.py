@@ -84,3 +84,14 @@ def test_layers_go_where_their_pixels_go():
         np.testing.assert_array_equal(fitted.layers[name], layer.reshape(-1)[numbers])
         np.testing.assert_array_equal(mirrored.layers[name], layer[:, ::-1])
         assert fitted.layers[name].dtype == layer.dtype and fitted.layers[name].shape == fitted.valid_mask.shape
+
+
+def test_what_shows_no_surface_is_never_valid_and_goes_along():
+    """A layer of the reader; without it nothing is known of the pixels without depth."""
+    depth_m = np.float32([[0, 0, 0, 2], [0, 0, 2, 2]])
+    sky = np.array([[True, True, False, True], [False] * 4])
+    rest = np.zeros((2, 4, 3), np.uint8), depth_m, depth_m > 0, np.eye(3), "a", "a/0"
+    frame = Frame.from_arrays(*rest, {"no_surface": sky})
+    assert np.argwhere(frame.no_surface).tolist() == [[0, 0], [0, 1]]
+    assert np.argwhere(mirror_frame(frame).no_surface).tolist() == [[0, 2], [0, 3]]
+    assert not Frame.from_arrays(*rest).no_surface.any()

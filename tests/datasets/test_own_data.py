@@ -739,3 +739,17 @@ def test_own_data_take_every_row_of_the_graph(tmp_path, monkeypatch):
     assert read_json(tmp_path / "data/raw/mine/ledger.json")["archives"].keys() == {"barn"}
     refused = CliRunner().invoke(main, ["download", "mine", "--verify"])
     assert refused.exit_code == 2 and "your own" in refused.output
+
+
+def test_from_the_far_value_on_there_is_no_surface_unless_a_mask_takes_it_out(tmp_path):
+    """Stored: 0 is invalid, from 9000 on it is sky; the mask leaves out the last column."""
+    stored = np.full((HEIGHT, WIDTH), 2000, np.uint16)
+    stored[0], stored[1, 0] = 9000, 0
+    write_one(tmp_path, depth={"invalid": 0, "far": 9000, "mask": "valid"}, stored=stored)
+    mask = np.ones((HEIGHT, WIDTH), bool)
+    mask[:, -1] = False
+    (tmp_path / "barn/mask").mkdir()
+    Image.fromarray(mask).save(tmp_path / "barn/mask/0001.png")
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[0, :-1] = True
+    np.testing.assert_array_equal(only(tmp_path).no_surface, expected)

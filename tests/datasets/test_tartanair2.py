@@ -65,6 +65,7 @@ def test_sky_behind_a_gap(tmp_path):
     write_frame(tmp_path, depth_m)
     (frame,) = open_dataset("tartanair2", tmp_path)
     assert frame.valid_mask.all(axis=1).tolist() == [False, True, True, True]
+    np.testing.assert_array_equal(frame.no_surface, ~frame.valid_mask)
 
 
 def test_an_opaque_or_premultiplied_alpha_changes_the_depth_and_is_no_frame_of_ours(tmp_path):
@@ -76,6 +77,7 @@ def test_an_opaque_or_premultiplied_alpha_changes_the_depth_and_is_no_frame_of_o
         image.save(ref.depth_path)
     (frame,) = open_dataset("tartanair2", tmp_path)
     assert not frame.valid_mask.any()
+    assert not frame.no_surface.any()
 
 
 def test_splits(tmp_path):

@@ -34,6 +34,7 @@ def test_centimetres_sky_and_intrinsics(tmp_path):
     (frame,) = open_dataset("vkitti2", tmp_path)
     np.testing.assert_allclose(frame.planar_depth_m[:2, :3], [[0.01, 12.34, 655.34], [0, 0, 3]], rtol=1e-6)
     np.testing.assert_array_equal(frame.valid_mask[:2, :3], [[True, True, True], [False, False, True]])
+    assert np.argwhere(frame.no_surface).tolist() == [[1, 0]]  # 65535; nobody measured where there is a 0
     # The file's principal point counts from the centre of the first pixel, a frame's from its corner.
     np.testing.assert_array_equal(frame.intrinsics, [[725.0087, 0, 5], [0, 725.0087, 3], [0, 0, 1]])
 

@@ -51,6 +51,8 @@ def test_latents_are_the_vae_s_of_the_training_frames(tiny, tiny_raw, tiny_backb
         np.testing.assert_allclose(cache[i].depth_latent, depth_latent, atol=2e-3)
         # The sky is not measured, so the latents above the horizon are not valid.
         assert not cache[i].latent_mask[0].any() and cache[i].latent_mask[-1].all()
+        # All of it is known to be sky, the latents on the horizon included.
+        np.testing.assert_array_equal(cache[i].no_surface_mask, ~cache[i].latent_mask)
         np.testing.assert_array_equal(cache.valid_mask(i), frames[i].valid_mask)
         np.testing.assert_array_equal(cache[i].intrinsics, frames[i].intrinsics)
 

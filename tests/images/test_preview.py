@@ -3,18 +3,18 @@
 import numpy as np
 import pytest
 
-from metricgold.images.colours import NO_DEPTH, colour_depth, metre_ticks
+from metricgold.images.colours import NO_DEPTH, NO_SURFACE, colour_depth, metre_ticks
 from metricgold.images.preview import draw_preview, draw_scale
 
 
 def test_preview_is_red_near_and_blue_far_and_holds_a_scale():
     depth_m = np.geomspace(1, 50, 300 * 400).reshape(300, 400).astype(np.float32)
-    depth_m[100:110, 100:110] = np.nan
+    depth_m[100:110, 100:110], depth_m[0] = np.nan, np.inf
     sheet = np.asarray(draw_preview(depth_m)).astype(int)
     near, far, nothing = sheet[2, 200], sheet[297, 200], sheet[105, 105]
     assert near[0] > near[2] + 50
     assert far[2] > far[0] + 50
-    assert tuple(nothing) == NO_DEPTH
+    assert tuple(nothing) == NO_DEPTH and tuple(sheet[0, 200]) == NO_SURFACE
     panel = sheet[:, 400:]
     assert panel.shape[1] > 40
     assert (panel.max(axis=2) < 100).sum() > 30  # ink of ticks and figures

@@ -4,13 +4,14 @@ import hashlib
 import io
 import json
 import typing
+from dataclasses import replace
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from metricgold.images import depth_files
+from metricgold.images import depth_files, read_depth
 from metricgold.log_depth import LogDepth
 from metricgold.params.sections import Output
 from metricgold.predict import outputs
@@ -22,6 +23,7 @@ from metricgold.predict.outputs import (
     depth_figures,
     files_of,
     labels,
+    side_car,
     to_ascii,
 )
 
@@ -123,3 +125,32 @@ def test_ascii_gives_back_what_it_was_given(text, name):
 def test_metadata_says_whose_output_it_is(result):
     assert set(labels(result.facts)) == {"input", "input_tag", "identity", "model"}
     assert labels(result.facts)["input"] == "ä b.jpg"
+
+
+def test_where_there_is_no_surface_files_say_beyond_and_clouds_have_no_point(result):
+    """Invalid and far is sky; invalid and near is a surface, nearer than near_m, which the formats store as near_m."""
+    depth_m, valid_mask = result.planar_depth_m.copy(), np.ones((HEIGHT, WIDTH), bool)
+    valid_mask[0], depth_m[0] = False, 70.0
+    valid_mask[1, 0], depth_m[1, 0] = False, 0.5
+    files = {
+        file.kind: file.data
+        for file in files_of(replace(result, planar_depth_m=depth_m, valid_mask=valid_mask), SUFFIXES)
+    }
+    for kind in ("log-png", "npz", "tiff", "exr", "mm-png"):
+        depth = read_depth(io.BytesIO(files[kind]))
+        assert np.isnan(depth.planar_depth_m[0]).all() and not np.isnan(depth.planar_depth_m[1:]).any()
+        np.testing.assert_array_equal(depth.beyond_mask, np.isnan(depth.planar_depth_m) & (kind != "mm-png"))
+        assert depth.planar_depth_m[1, 0] == pytest.approx(0.5, rel=1e-3)
+    assert b"element vertex %d\n" % (valid_mask.sum()) in files["ply"]
+
+
+def test_drop_edges_takes_flying_pixels_out_of_clouds_alone(result):
+    depth_m = np.full((HEIGHT, WIDTH), 2, np.float32)
+    depth_m[:, WIDTH // 2], depth_m[:, WIDTH // 2 + 1 :] = 4, 8
+    whole = replace(result, planar_depth_m=depth_m, valid_mask=np.ones((HEIGHT, WIDTH), bool))
+    dropped = replace(whole, facts=whole.facts | {"drop_edges": True})
+    assert set(np.unique(whole.points[0][:, 2])) == {2, 4, 8}
+    assert len(whole.points[0]) - len(dropped.points[0]) == HEIGHT - 2  # rows at the border have no neighbour to tell
+    assert side_car(whole, None) != side_car(dropped, None)
+    kinds = [kind for kind in SUFFIXES if kind not in ("ply", "glb", "json")]
+    assert [file.data for file in files_of(whole, kinds)] == [file.data for file in files_of(dropped, kinds)]

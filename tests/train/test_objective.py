@@ -39,11 +39,24 @@ def test_what_is_no_number_does_not_leave_an_invalid_latent():
 
 def test_invalid_latents_weigh_what_they_are_told_to():
     output, target = torch.zeros(2, 4, 1, 4), torch.ones(2, 4, 1, 4)
-    valid = torch.tensor([True, True, False, False]).expand(2, 1, 1, 4).clone()
-    valid[1] = False  # nothing valid: the sky alone
+    weights = torch.tensor([1.0, 1.0, 0.5, 0.5]).expand(2, 1, 1, 4).clone()
+    weights[1] = 0.5  # nothing valid: the sky alone
     target[..., 2:] = 3.0
-    per_sample = [masked_loss(output[i : i + 1], target[i : i + 1], valid[i : i + 1], "l1", 0.5).item() for i in (0, 1)]
-    assert per_sample == pytest.approx([(2 * 1 + 0.5 * 2 * 3) / 3, 2.0])
+    one_by_one = zip(output[:, None], target[:, None], weights[:, None], strict=True)
+    assert [masked_loss(*one, "l1").item() for one in one_by_one] == pytest.approx([(2 * 1 + 0.5 * 2 * 3) / 3, 2.0])
+
+
+def test_only_what_is_known_to_show_no_surface_is_taught_as_far(one_step, tiny_backbone):
+    """Latents: depth, sky, and one that nobody measured, which says nothing whatever it holds."""
+    objective, inputs = draw_of(one_step.model_copy(update={"invalid_weight": 0.5}), tiny_backbone)
+    for name in ("valid", "no_surface"):
+        inputs[name] = torch.zeros_like(inputs["valid"])
+    inputs["valid"][..., 0], inputs["no_surface"][..., 1] = True, True
+    output = inputs["depth"].clone()
+    output[..., 0] += 1.0
+    output[..., 1] += 4.0
+    output[..., 2:] += torch.nan
+    assert objective.loss(output, inputs).item() == pytest.approx((1 + 0.5 * 4) / 1.5)
 
 
 def test_errors_count_squared_or_absolute():
@@ -120,7 +133,8 @@ def draw_of(params, backbone, shape=(4, 4, 16, 24), step=3):
     parts = load_backbone(backbone)
     objective = Objective(params, training_scheduler(parts["scheduler"], params), parts["vae"])
     torch.manual_seed(0)
-    inputs = {"rgb": torch.randn(shape), "depth": torch.randn(shape), "valid": torch.ones(4, 1, 16, 24).bool()}
+    valid = torch.ones(4, 1, 16, 24).bool()
+    inputs = {"rgb": torch.randn(shape), "depth": torch.randn(shape), "valid": valid, "no_surface": ~valid}
     return objective, inputs | objective.draws([shape], step)[0]
 
 
