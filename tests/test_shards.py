@@ -352,9 +352,11 @@ def test_where_no_surface_is_known_is_kept_and_shards_without_it_are_read(tmp_pa
     sky = ~one.latent_mask
     write_index(tmp_path, COMMON, {"a": write_frames(tmp_path, [replace(one, no_surface_mask=sky)])})
     np.testing.assert_array_equal(LatentCache(tmp_path)[0].arrays["no_surface_mask"], sky)
-    monkeypatch.setattr(shards, "_ARRAYS", shards._ARRAYS[:-1])  # as an earlier version wrote them
-    write_index(tmp_path, COMMON, {"a": write_frames(tmp_path, [one])})
-    monkeypatch.undo()
+    without = {field: array for field, array in one.arrays.items() if field != "no_surface_mask"}
+    with monkeypatch.context() as earlier:  # as an earlier version wrote it
+        earlier.setattr(shards, "_ARRAYS", tuple(without))
+        earlier.setattr(LatentFrame, "arrays", without)
+        write_index(tmp_path, COMMON, {"a": write_frames(tmp_path, [one])})
     old = LatentCache(tmp_path)[0]
     assert old.no_surface_mask is None and not old.arrays["no_surface_mask"].any()
     np.testing.assert_array_equal(old.latent_mask, one.latent_mask)

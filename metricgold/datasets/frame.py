@@ -7,7 +7,7 @@ import numpy as np
 
 from metricgold.images import NetworkGrid, mirror_intrinsics
 
-NO_SURFACE = "no_surface"  # the layer bool of pixels known to show none, such as sky; not those that no one measured
+NO_SURFACE = "no_surface"  # the layer bool of pixels known to show none, such as sky
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,8 @@ metadata_camera_parameters.csv at the top of the raw folder; without its row a s
 
 The colour of a frame may be brightest where nothing was hit, so the exposure is taken from pixels that show an
 entity; where the file of entity ids is missing, from those that have a distance.
+
+Where nothing was hit there may be a window or a hole in a mesh: such pixels are not said to show no surface.
 """
 
 import csv
@@ -19,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from metricgold.datasets.arrays import expect_floats, expect_shape, naming, read_hdf5
-from metricgold.datasets.frame import NO_SURFACE, Frame
+from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import (
     FrameRef,
     Gaps,
@@ -120,8 +122,7 @@ def read_frame(ref: FrameRef) -> Frame:
         known = entity_ids != -1
     cosine, intrinsics = cosines_and_intrinsics(ref.camera, *size)
     planar_depth_m = np.multiply(ray_distance_m, cosine, dtype=np.float32, casting="same_kind")
-    rgb, layers = tone_map(colour, known), {NO_SURFACE: ~known}
-    return Frame.from_arrays(rgb, planar_depth_m, known, intrinsics, ref.scene, ref.name, layers)
+    return Frame.from_arrays(tone_map(colour, known), planar_depth_m, known, intrinsics, ref.scene, ref.name)
 
 
 @lru_cache(maxsize=8)  # frames come scene by scene

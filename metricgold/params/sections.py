@@ -212,6 +212,8 @@ class DepthVae(Section):
     lr: PositiveFloat = 2e-5
     warmup_steps: Count = 100
     gradient_weight: Annotated[float, Field(ge=0)] = 0.5  # of the error's differences between neighbours; 0: none
+    # Of pixels known to show no surface, such as sky, that decode to less than far_m; at 0 they become walls.
+    no_surface_weight: Fraction = 0.0
     max_grad_norm: PositiveFloat = 1.0
     mixed_precision: Literal["no", "bf16"] = "no"
     checkpoint_every: PositiveInt = 500

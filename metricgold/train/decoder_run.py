@@ -31,6 +31,7 @@ class Crops(NamedTuple):
 
     log_depth: torch.Tensor
     valid: torch.Tensor  # bool
+    no_surface: torch.Tensor  # bool
 
 
 class DecoderRun(ResumableRun[Crops]):
@@ -85,24 +86,21 @@ class DecoderRun(ResumableRun[Crops]):
     def read(self, step: int) -> Crops:
         rng = np.random.default_rng([self.params.seed, step, 1])
         crops = [self.read_crop(draw, rng) for draw in self.mixture.draw(step, self.params.batch_size)]
-        log_depth, valid = (np.stack(arrays) for arrays in zip(*crops, strict=True))
-        return Crops(torch.from_numpy(log_depth), torch.from_numpy(valid))
+        return Crops(*(torch.from_numpy(np.stack(arrays)) for arrays in zip(*crops, strict=True)))
 
-    def read_crop(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Log depth [h, w] of a random crop of the frame that was drawn, and the mask of what is known of it.
-
-        Where there is no surface that is far_m: a decoder that never saw it decoded there shows sky as a wall.
-        """
+    def read_crop(self, draw: Draw, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """Log depth, valid mask and mask of no surface [h, w] of a random crop of the frame that was drawn."""
         frame = self.readable_frame(draw)
         grid = self.size.grid(*frame.valid_mask.shape)
         # A strip that is smaller than the crop continues as at its edge.
         room = (max(0, side - part) + 1 for side, part in zip(grid.size, self.crop, strict=True))
         window = grid.window(*(int(rng.integers(places)) for places in room), *self.crop)
-        depth_m, valid = window.sample(frame.planar_depth_m), window.sample(frame.valid_mask)
-        if draw.flip:
-            depth_m, valid = depth_m[:, ::-1], valid[:, ::-1]
+        depth_m, *masks = (
+            np.ascontiguousarray(window.sample(array)[:, :: -1 if draw.flip else 1])
+            for array in (frame.planar_depth_m, frame.valid_mask, frame.no_surface)
+        )
         log_depth = self.range_m.to_log_depth(self.size.relative_focal(grid.intrinsics(frame.intrinsics)))
-        return filled_log_depth(log_depth, depth_m, valid), np.ascontiguousarray(valid)
+        return filled_log_depth(log_depth, depth_m, masks[0]), *masks
 
     def readable_frame(self, draw: Draw) -> Frame:
         """The frame that was drawn, or the next one that can be read, at its own size. ValueError where none can."""
@@ -124,6 +122,9 @@ class DecoderRun(ResumableRun[Crops]):
             # Not decode_log_depth: what is clipped has no gradient, and would stay out of range for good.
             output = self.vae.decode(latent).sample.mean(dim=1)
         loss = log_depth_loss(output.float(), target, valid, self.params.gradient_weight)
+        if self.params.no_surface_weight:
+            too_near = (1 - output.float()).clamp(min=0) * batch.no_surface.to(device)
+            loss = loss + self.params.no_surface_weight * too_near.mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights.values(), self.params.max_grad_norm)
         self.optimizer.step()

@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 
 from metricgold.images.colours import (
     NO_DEPTH,
+    NO_SURFACE,
     RANGE_WITHOUT_DEPTH_M,
     colour_depth,
     colour_range,
@@ -59,10 +60,13 @@ def test_every_picture_of_one_depth_map_has_the_same_range():
     assert Example("slope", rgb, SLOPE, SLOPE, ~nowhere).range_m == pytest.approx(range_m, rel=0.02)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, -2.0])
-def test_what_is_not_depth_is_grey(value):
+@pytest.mark.parametrize(
+    ("value", "colour"),
+    [(np.nan, NO_DEPTH), (-np.inf, NO_DEPTH), (0.0, NO_DEPTH), (-2.0, NO_DEPTH), (np.inf, NO_SURFACE)],
+)
+def test_what_is_not_depth_is_grey_and_no_surface_is_slate(value, colour):
     with np.errstate(all="raise"):
-        assert tuple(colour_depth(np.full((1, 1), value, np.float32), (1.0, 10.0))[0, 0]) == NO_DEPTH
+        assert tuple(colour_depth(np.full((1, 1), value, np.float32), (1.0, 10.0))[0, 0]) == colour
 
 
 def test_depth_beyond_the_range_has_the_colour_of_its_end():

@@ -115,6 +115,20 @@ def test_the_processing_size_keeps_area_and_aspect(pipe):
         assert h % 2 == 0 == w % 2 and h * w == pytest.approx(32 * 48, rel=0.1)
 
 
+def test_from_a_share_of_far_on_there_is_no_surface(pipe, tiny_model, tmp_path):
+    """A member of 0.5, 2, 39, 41 and 80 m, of a range to 80 m; without a share only what saturates has none."""
+    far = MetricGoldPipeline.from_pretrained(tiny_model, no_surface_from=0.5)
+    far.save_pretrained(tmp_path)
+    far = MetricGoldPipeline.from_pretrained(tmp_path)
+    depth_m = np.tile(np.repeat(np.float32([0.5, 2, 39, 41, 80, 80]), 8), (32, 1))
+    members = [torch.from_numpy(LogDepth(0.5, 80.0).normalize(depth_m))]
+    photo = CalibratedImage(image(32, 48), np.eye(3), "argument")
+    for model, valid in ((pipe, [0, 1, 1, 1, 0, 0]), (far, [0, 1, 1, 0, 0, 0])):
+        prediction = model.merge_members(members, photo)
+        np.testing.assert_array_equal(prediction.valid_mask, np.tile(np.repeat(np.bool_(valid), 8), (32, 1)))
+        np.testing.assert_allclose(prediction.planar_depth_m, depth_m, rtol=1e-5)  # whatever is valid
+
+
 def test_pil_images_are_taken_and_other_arrays_refused(pipe):
     rgb = image()
     from_pil = pipe(Image.fromarray(rgb), **OPTIONS)

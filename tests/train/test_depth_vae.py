@@ -17,6 +17,7 @@ from metricgold.encode.stage import encode
 from metricgold.images import relative_focal
 from metricgold.images.network_grid import TrainingSize
 from metricgold.model.backbone import load_depth_vae, load_vae, vae_digest
+from metricgold.model.vae import decode_log_depth, encode_log_depth
 from metricgold.params.sections import CanonicalRange, DepthVae, LogDepthRange
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.train.decoder_run import log_depth_loss
@@ -297,3 +298,13 @@ def test_stopped_it_resumes_and_ends_with_the_same_bytes(tiny, tiny_raw, tiny_ba
     run(tiny, tiny_raw, tiny_backbone, out, **LONG)
     assert digest_folder(out) == digest_folder(undisturbed)
     assert out.with_suffix(".json").read_bytes() == undisturbed.with_suffix(".json").read_bytes()
+
+
+def test_a_decoder_that_counts_what_shows_no_surface_decodes_it_farther(tiny, tiny_raw, tiny_backbone, tmp_path):
+    """The same steps with and without it: log depth of a sky alone, through the VAE and back."""
+    skies = []
+    for weight in (0.0, 1.0):
+        vae = load_vae(run(tiny, tiny_raw, tiny_backbone, tmp_path / str(weight), no_surface_weight=weight)).eval()
+        with torch.no_grad():
+            skies.append(decode_log_depth(vae, encode_log_depth(vae, torch.ones(1, 32, 48))).mean().item())
+    assert skies[1] > skies[0]
