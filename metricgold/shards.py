@@ -401,7 +401,7 @@ class LatentCache:
         content = self._read(number, file, layout.frame_offset + row * size, size)
         record = np.frombuffer(content, layout.record)[0]
         scene = self.index["shards"][number]["scene"]
-        arrays = {field: record[field] for field in _ARRAYS if field in layout.record.names}
+        arrays = {field: record[field] for field in _ARRAYS if field in (layout.record.names or ())}
         return LatentFrame(**arrays, scene=scene, name=record["name"].decode())
 
     def valid_mask(self, i: int) -> np.ndarray:

@@ -77,7 +77,8 @@ class Frame:
     @property
     def no_surface(self) -> np.ndarray:
         """Pixels without depth that are known to show no surface, bool [H, W]; none where the data set does not say."""
-        return self.layers.get(NO_SURFACE, np.zeros_like(self.valid_mask)) & ~self.valid_mask
+        no_surface: np.ndarray = self.layers.get(NO_SURFACE, np.zeros_like(self.valid_mask)) & ~self.valid_mask
+        return no_surface
 
     def _expect(self, field: str, dtype: type, shape: tuple[int, ...]) -> None:
         array = getattr(self, field)

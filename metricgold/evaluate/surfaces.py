@@ -29,12 +29,13 @@ class SurfaceCalls:
 
     def figures(self) -> dict[str, Any]:
         """The two shares called wrongly, and what they would be at other thresholds; None where there is no pixel."""
-        of_model, *of_shares = (
+        figures: list[dict[str, Any]] = [
             {
                 "no_surface_called_valid": float(wrong / skies) if skies else None,
                 "surface_called_invalid": float(lost / surfaces) if surfaces else None,
             }
             for wrong, skies, lost, surfaces in self._sums
-        )
+        ]
+        of_model, *of_shares = figures
         rows = [{"no_surface_from": share} | row for share, row in zip(SHARES, of_shares, strict=True)]
         return of_model | {"by_no_surface_from": rows}

@@ -1,5 +1,7 @@
 """Flying pixels: those of a blurred edge, which lie between two surfaces and on neither."""
 
+from typing import Any
+
 import numpy as np
 
 MIN_STEP = 0.05  # of ln depth, to a nearer and to a farther neighbour
@@ -18,7 +20,7 @@ def flying_pixels(planar_depth_m: np.ndarray) -> np.ndarray:
     flying = np.zeros(ln_depth.shape, bool)
     inner = flying[1:-1, 1:-1]
     middle = ln_depth[1:-1, 1:-1]
-    along = [(np.s_[1:-1, :-2], np.s_[1:-1, 2:]), (np.s_[:-2, 1:-1], np.s_[2:, 1:-1])]
+    along: list[tuple[Any, Any]] = [(np.s_[1:-1, :-2], np.s_[1:-1, 2:]), (np.s_[:-2, 1:-1], np.s_[2:, 1:-1])]
     along += [(np.s_[:-2, :-2], np.s_[2:, 2:]), (np.s_[:-2, 2:], np.s_[2:, :-2])]
     with np.errstate(invalid="ignore"):
         for one, other in along:

@@ -75,8 +75,9 @@ class OffByTenPerCent:
 
     def __call__(self, images, **_):
         depths_m = (np.where(rgb[..., 0] < 240, rgb[..., 0] / 12.0 + 0.5, 60.0) for rgb in images)
-        known = {"uncertainty": None, "uncertainty_calibrated": False}
-        return [SimpleNamespace(planar_depth_m=np.float32(1.1 * depth_m), **known) for depth_m in depths_m]
+        known = {"uncertainty": None, "uncertainty_calibrated": False, "log_depth": LogDepth(0.5, 80.0)}
+        maps_m = [np.float32(1.1 * depth_m) for depth_m in depths_m]
+        return [SimpleNamespace(planar_depth_m=one, valid_mask=one < 80, **known) for one in maps_m]
 
     def encode_decode_depth(self, planar_depth_m, intrinsics):
         return planar_depth_m * np.float32(1.01)

@@ -82,7 +82,8 @@ class FakeModel:
         return [self._predict(rgb) for rgb in images]
 
     def _predict(self, rgb):
-        return SimpleNamespace(planar_depth_m=self._answer(rgb), uncertainty=None, uncertainty_calibrated=False)
+        depth_m, known = self._answer(rgb), {"uncertainty": None, "uncertainty_calibrated": False}
+        return SimpleNamespace(planar_depth_m=depth_m, valid_mask=depth_m < 80, log_depth=RANGE, **known)
 
     def _answer(self, rgb):
         return (self.depths_m[rgb[0, 0, 0]] * self.factor).astype(np.float32)
