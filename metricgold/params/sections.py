@@ -273,6 +273,7 @@ class Train(Section):
     objective: Literal["diffusion", "one-step"] = "diffusion"
     loss: Literal["l1", "l2"] = "l2"
     decoded_loss_weight: Annotated[float, Field(ge=0)] = 0.0  # of the error of decoded log depth; one-step only
+    decoded_loss: Literal["l1", "sinkhorn"] = "l1"  # sinkhorn: each pixel matched in its window (arXiv 2609.08084)
     # Side of the square crop, in latents; memory grows with its area, because the decoder's gradient is kept.
     decoded_crop: PositiveInt = 32
     # Of latents known to show no surface, such as sky, relative to those with depth; their target is far_m.

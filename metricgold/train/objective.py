@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
+from torch.nn import functional
 
 from metricgold.model import vae_factor
 from metricgold.params import Train
@@ -99,13 +100,16 @@ class Objective:
     def _decoded_loss(
         self, output: torch.Tensor, inputs: dict[str, torch.Tensor], in_crops: torch.Tensor
     ) -> torch.Tensor:
-        """Absolute error of log depth in pixels, against what the truth's latents decode to, over in_crops latents."""
+        """Error of log depth in pixels, against what the truth's latents decode to, over in_crops latents."""
         clean = -output if self.params.prediction_type == "v_prediction" else output
         with torch.no_grad():
             truth = self._decode(self._crop(inputs["depth"], inputs))
         factor = vae_factor(self.vae)
         valid = self._crop(inputs["valid"], inputs).repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
-        return masked_loss(self._decode(self._crop(clean, inputs)), truth, valid, "l1", total=in_crops * factor**2)
+        output, total = self._decode(self._crop(clean, inputs)), in_crops * factor**2
+        if self.params.decoded_loss == "sinkhorn":
+            return sinkhorn_loss(output, truth, valid, total=total)
+        return masked_loss(output, truth, valid, "l1", total=total)
 
     def _crop(self, maps: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return square_crops(maps, inputs["corners"], self.params.decoded_crop)
@@ -154,6 +158,43 @@ def masked_loss(
     error = (difference**2 if kind == "l2" else difference.abs()).mean(dim=1, keepdim=True) * weights
     total = weights.sum() if total is None else total
     return error.sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def sinkhorn_loss(
+    output: torch.Tensor,
+    target: torch.Tensor,
+    valid: torch.Tensor,
+    *,
+    total: torch.Tensor | None = None,
+    window: int = 5,
+    temperature: float = 0.1,
+    iterations: int = 5,
+) -> torch.Tensor:
+    """Mean absolute error over valid pixels, each matched within its window (SinkLoss, Marigold V2, arXiv 2609.08084).
+
+    output, target [B, 1, H, W], valid bool. In each square of window x window pixels Sinkhorn's iterations find a soft
+    one-to-one matching of predicted and true values, cheap pairs first: what is thin and a pixel off costs nothing,
+    what is blurred as much as ever. Values nearer than the temperature are hardly told apart, in a smooth slope too:
+    a window should be small beside what the image shows. total: as for masked_loss.
+    """
+    height, width = output.shape[2:]
+    padding = (0, -width % window, 0, -height % window)  # right and below, not valid
+
+    def windows(maps: torch.Tensor) -> torch.Tensor:
+        squares = functional.unfold(functional.pad(maps, padding), window, stride=window)
+        return squares.transpose(1, 2)  # [B, windows, pixels]
+
+    inside = windows(valid.float()) > 0
+    # Chosen, not multiplied: 0 x NaN is NaN.
+    predicted, true = (windows(torch.where(valid, maps, 0.0)) for maps in (output, target))
+    both = inside[..., :, None] & inside[..., None, :]
+    cost = (predicted[..., :, None] - true[..., None, :]).abs()
+    match = torch.where(both, -cost / temperature, -1e6)  # log of the weight of each pair [.., predicted, true]
+    for axis in (-1, -2) * iterations:
+        match = torch.where(both, match - match.logsumexp(dim=axis, keepdim=True), -1e6)
+    error = torch.where(both, match.exp() * cost, 0.0).sum()  # the weights of a true value's pairs add up to one
+    total = valid.sum() if total is None else total
+    return error / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def latent_weights(inputs: dict[str, torch.Tensor], invalid_weight: float) -> torch.Tensor:

@@ -13,7 +13,14 @@ from metricgold.model.backbone import load_backbone
 from metricgold.model.vae import decode_log_depth, encode_rgb, rgb_to_tensor
 from metricgold.params.sections import Params, Train
 from metricgold.storage.files import read_rows
-from metricgold.train.objective import Objective, masked_loss, shifted_timesteps, square_crops, training_scheduler
+from metricgold.train.objective import (
+    Objective,
+    masked_loss,
+    shifted_timesteps,
+    sinkhorn_loss,
+    square_crops,
+    training_scheduler,
+)
 from metricgold.train.optimizer import exponential_rate
 from metricgold.train.stage import train
 
@@ -62,6 +69,32 @@ def test_only_what_is_known_to_show_no_surface_is_taught_as_far(one_step, tiny_b
 def test_errors_count_squared_or_absolute():
     output, target, valid = torch.full((1, 4, 2, 2), 3.0), torch.zeros(1, 4, 2, 2), torch.ones(1, 1, 2, 2).bool()
     assert masked_loss(output, target, valid, "l2").item() == 9 and masked_loss(output, target, valid, "l1").item() == 3
+
+
+def test_what_is_thin_and_a_pixel_off_is_matched():
+    truth, valid = torch.full((1, 1, 10, 10), -1.0), torch.ones(1, 1, 10, 10, dtype=torch.bool)
+    truth[..., 2] = truth[..., 6] = 1.0  # two poles, one in each window of five pixels
+    shifted, blurred = truth.roll(1, dims=-1), torch.full_like(truth, -0.6)  # the same mean
+    assert masked_loss(shifted, truth, valid, "l1").item() == pytest.approx(0.8)
+    assert sinkhorn_loss(shifted, truth, valid).item() < 1e-3
+    assert sinkhorn_loss(blurred, truth, valid).item() == pytest.approx(0.4 * 0.8 + 1.6 * 0.2)
+    assert sinkhorn_loss(truth + 0.3, truth, valid).item() == pytest.approx(0.3, abs=1e-3)
+
+
+def test_only_valid_pixels_are_matched_and_parts_add_up():
+    torch.manual_seed(0)
+    output, target = torch.randn(4, 1, 8, 7, requires_grad=True), torch.randn(4, 1, 8, 7)
+    valid = torch.rand(4, 1, 8, 7) > 0.5
+    valid[1] = False
+    target[~valid] = float("nan")
+    whole = sinkhorn_loss(output, target, valid)
+    whole.backward()
+    parts = [sinkhorn_loss(output[i : i + 2], target[i : i + 2], valid[i : i + 2], total=valid.sum()) for i in (0, 2)]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert output.grad.isfinite().all() and (output.grad[~valid] == 0).all() and output.grad[valid].any()
+    # Every valid pixel counts as one: of a constant error nothing is lost at borders and holes.
+    level = torch.zeros(4, 1, 8, 7)
+    assert sinkhorn_loss(level + 0.25, level, valid).item() == pytest.approx(0.25, rel=1e-5)
 
 
 def test_the_loss_of_a_step_is_the_sum_of_its_parts():
