@@ -43,6 +43,10 @@ def batch_depth(
     exclude: list[str] | None = None,
     max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None,
     calibration: str | None = None,
+    intrinsics: str | None = None,
+    focal_px: Annotated[float, Field(gt=0)] | None = None,
+    focal_35mm: Annotated[float, Field(gt=0)] | None = None,
+    fov_deg: Annotated[float, Field(gt=0, lt=180)] | None = None,
     dask: str | None = None,
 ) -> dict[str, Any]:
     """Depth and its companion files for every image of `input`, with one receipt.
@@ -56,11 +60,14 @@ def batch_depth(
     include, exclude   globs over keys: only these, none of these
     max_failed         images that may fail, a number (20) or a share (0.01), before the run does; else all but one
     calibration        a file of `metricgold calibrate`, by which depth is corrected
+    intrinsics to      the camera of all images, in one of these ways: a JSON file, a focal length in pixels or on
+    fov_deg            35 mm film, degrees over the longer side; else cameras.csv beside the images, else EXIF
     dask               tcp://host:port of a Dask scheduler, or local:N processes here
     """
     options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
     options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
-    options |= {"calibration": calibration, "windows": windows}
+    options |= {"calibration": calibration, "windows": windows, "intrinsics": intrinsics}
+    options |= {"focal-px": focal_px, "focal-35mm": focal_35mm, "fov-deg": fov_deg}
     summary = predict(input, output, model, options)
     lines = [f"| {key} | {value} |" for key, value in summary.items()]
     create_markdown_artifact("\n".join(["| | |", "|---|---|", *lines]), key="batch-depth", description=output)

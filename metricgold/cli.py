@@ -579,6 +579,10 @@ class _FailedType(click.ParamType):
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Correct depth by a file of `calibrate`."
 )
+@click.option("--intrinsics", type=click.Path(path_type=Path), metavar="FILE", help="The camera of all images, JSON.")
+@click.option("--focal-px", type=float, metavar="F", help="Its focal length, in pixels of each image.")
+@click.option("--focal-35mm", "focal_35mm", type=float, metavar="F", help="Its focal length on 35 mm film.")
+@click.option("--fov-deg", type=float, metavar="D", help="Its field of view over the longer side, in degrees.")
 @click.option("--dask", metavar="ADDRESS", help="Slices on a Dask cluster: tcp://host:port, or local:N processes here.")
 @json_option
 @click.pass_context
@@ -588,6 +592,10 @@ def predict(
     output: str,
     model: str,
     calibration: Path | None,
+    intrinsics: Path | None,
+    focal_px: float | None,
+    focal_35mm: float | None,
+    fov_deg: float | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     dask: str | None,
@@ -599,11 +607,19 @@ def predict(
     Options override the section predict of params.yaml; without that file the defaults hold. Exit 1 if more images
     fail than --max-failed allows; without it if all do.
     """
-    from metricgold.predict import open_client, over_budget, predict_all, predict_on, read_calibration
+    from metricgold.predict import (
+        open_client,
+        over_budget,
+        predict_all,
+        predict_on,
+        read_calibration,
+        stated_for_all,
+    )
     from metricgold.registry import fetch_model
     from metricgold.storage import exit_on_sigterm
 
     params = _overridden(_predict_params(ctx), **options)
+    cameras = stated_for_all(intrinsics=intrinsics, focal_px=focal_px, focal_35mm=focal_35mm, fov_deg=fov_deg)
     folder, model_name = fetch_model(model)
     with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
         summary = predict_all(
@@ -615,6 +631,7 @@ def predict(
             include=include,
             exclude=exclude,
             calibration=read_calibration(calibration) if calibration else None,
+            cameras=cameras,
             run_entries=partial(predict_on, client) if client else None,
         )
     _print(summary, as_json)

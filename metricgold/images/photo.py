@@ -56,7 +56,7 @@ class NotAnImage(ValueError):
     """Neither the bytes nor the name claim to be an image; nothing is broken."""
 
 
-FocalFrom = Literal["argument", "csv", "exif", "fov_deg", "none"]
+FocalFrom = Literal["argument", "csv", "colmap", "exif", "fov_deg", "none"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

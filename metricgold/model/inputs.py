@@ -34,7 +34,12 @@ def is_batch(image: Any) -> bool:
 
 
 def read_images(
-    image: Any, *, intrinsics: Any = None, focal_px: Any = None, fov_deg: Any = None
+    image: Any,
+    *,
+    intrinsics: Any = None,
+    focal_px: Any = None,
+    fov_deg: Any = None,
+    assumed_fov_deg: float = FOV_DEG,
 ) -> list[CalibratedImage]:
     """One image or a batch, with its camera or cameras, as MetricGoldPipeline takes them. Raises as it does."""
     cameras = {"intrinsics": intrinsics, "focal_px": focal_px, "fov_deg": fov_deg}
@@ -43,18 +48,18 @@ def read_images(
         raise ValueError(f"a camera is stated in one way, got {' and '.join(given)}")
     kind = given[0] if given else "intrinsics"
     if not is_batch(image):
-        return [read_image(image, kind, cameras[kind])]
+        return [read_image(image, kind, cameras[kind], assumed_fov_deg)]
     values = cameras[kind]
     if values is None or isinstance(values, Real):  # one number for all images
         values = [values] * len(image)
     if not isinstance(values, list | tuple) or len(values) != len(image):
         got = f"{len(values)} of them" if isinstance(values, list | tuple) else type(values).__name__
         raise ValueError(f"{len(image)} images need a list of as many {kind}, got {got}")
-    return [read_image(one, kind, value) for one, value in zip(image, values, strict=True)]
+    return [read_image(one, kind, value, assumed_fov_deg) for one, value in zip(image, values, strict=True)]
 
 
-def read_image(image: Any, kind: str, value: Any) -> CalibratedImage:
-    """One image. Its camera is the caller's, else the one in its EXIF, else one with FOV_DEG over the longer side.
+def read_image(image: Any, kind: str, value: Any, assumed_fov_deg: float) -> CalibratedImage:
+    """One image. Its camera is the caller's, else the one in its EXIF, else one of assumed_fov_deg.
 
     kind, value: intrinsics, focal_px or fov_deg as the caller states it, None where it does not. A panorama by its
     file's metadata has no camera, unless the caller knows one.
@@ -69,7 +74,7 @@ def read_image(image: Any, kind: str, value: Any) -> CalibratedImage:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise ValueError(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
     if value is None:
-        return CalibratedImage(rgb, *photo.camera(FOV_DEG))
+        return CalibratedImage(rgb, *photo.camera(assumed_fov_deg))
     return CalibratedImage(rgb, stated_camera(kind, value, *rgb.shape[:2]), "argument")
 
 

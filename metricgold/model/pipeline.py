@@ -296,6 +296,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         intrinsics: Any = None,
         focal_px: float | Sequence[float | None] | None = None,
         fov_deg: float | Sequence[float | None] | None = None,
+        assumed_fov_deg: float = FOV_DEG,
         merge: str = "depth",
         max_ensemble_size: int = 10,
         uncertainty_target: float = 0.01,
@@ -314,6 +315,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         intrinsics           [3, 3] in pixels of the image
         focal_px             or the focal length alone, in pixels of the image: its axis meets the middle
         fov_deg              or the field of view over the image's longer side, in degrees
+        assumed_fov_deg      of images whose camera is not known
         merge                depth: median of the members' log depth; latent: mean of their latents, decoded once
         max_ensemble_size,   of ensemble_size auto: three members, then two by two, until standard_error of the
         uncertainty_target   image is at most the target (relative), or more of them would hardly lower the uncertainty
@@ -323,7 +325,7 @@ class MetricGoldPipeline(DiffusionPipeline):
 
         The camera is stated in one of these three ways at most; for a list of images by a list, with None where it is
         not known. Unless it is stated, a photograph's EXIF has it, or it is not known: then points, and the scale of a
-        model whose needs_camera is True, are those of 60 degrees over the longer side, and focal_from is fov_deg.
+        model whose needs_camera is True, are those of assumed_fov_deg over the longer side, and focal_from is fov_deg.
 
         One seed serves every image, which keeps depth from flickering over the frames of a video; a list of seeds has
         one for each image. A prediction depends on its image and seed alone, whatever else is in the list. A model
@@ -332,7 +334,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         Raises ValueError for what is not an image, for options out of range, and for more than one step or merged
         latents of a one-step model; OSError for a path that cannot be opened.
         """
-        images = read_images(image, intrinsics=intrinsics, focal_px=focal_px, fov_deg=fov_deg)
+        stated = {"intrinsics": intrinsics, "focal_px": focal_px, "fov_deg": fov_deg}
+        images = read_images(image, **stated, assumed_fov_deg=assumed_fov_deg)
         num_steps, ensemble_size = self._policy(num_inference_steps, ensemble_size, timestep_spacing)
         options = EnsembleOptions(ensemble_size, max_ensemble_size, uncertainty_target, merge, batch_size)
         if self.is_one_step and options.most > 1:

@@ -5,6 +5,7 @@ from .calibration import (
     apply_calibration as apply_calibration,
     read_calibration as read_calibration,
 )
+from .cameras import Cameras as Cameras, StatedCamera as StatedCamera, stated_for_all as stated_for_all
 from .dask_cluster import open_client as open_client, open_executor as open_executor
 from .dask_slices import predict_on as predict_on
 from .job import DepthModel as DepthModel

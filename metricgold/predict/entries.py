@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from threading import Lock
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from metricgold.images import NotAnImage, Photo, claims_image, pixels_by_head, read_photo
+from metricgold.images import FocalFrom, NotAnImage, Photo, claims_image, pixels_by_head, read_photo
 from metricgold.params import Output
 from metricgold.predict.calibration import Calibration, apply_calibration
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
@@ -51,12 +51,26 @@ class FetchedImage:
 Fetching = Future[FetchedImage | ReceiptRow]
 
 
+class ImageCamera(NamedTuple):
+    """Intrinsics [3, 3] of an image, None for a panorama; where they come from, and where they are stated."""
+
+    intrinsics: np.ndarray | None
+    focal_from: FocalFrom
+    place: str | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is not assumed."""
+        return self.focal_from not in ("fov_deg", "none")
+
+
 @dataclass(frozen=True, eq=False)
 class ReadImage:
     """An image on its way from the source to its files."""
 
     entry: StoredObject
     photo: Photo
+    camera: ImageCamera
     seconds: dict[str, float]  # of each step so far
 
 
@@ -186,8 +200,10 @@ def decode_image(job: BatchJob, file: Fetching) -> ReadImage | ReceiptRow:
 
     def decode() -> ReadImage:
         photo = read_job_photo(job, fetched.data, entry.key)
-        check_kinds_of_panorama(entry.key, photo, job.kinds)
-        return ReadImage(entry, photo, {"read": seconds_since(started)})
+        camera = camera_of(job, entry.key, photo)
+        if camera.intrinsics is None:
+            check_kinds_of_panorama(entry.key, photo, job.kinds)
+        return ReadImage(entry, photo, camera, {"read": seconds_since(started)})
 
     return or_its_row(job, entry, started, decode)
 
@@ -202,6 +218,21 @@ def or_its_row(job: BatchJob, entry: StoredObject, started: float, read: Callabl
         return row_without_depth(job, entry, "skipped", str(error), seconds={"read": seconds_since(started)})
     except Exception as error:  # a fault of one image must not end the others
         return row_without_depth(job, entry, "failed", reason_of(error), seconds={"read": seconds_since(started)})
+
+
+def camera_of(job: BatchJob, key: str, photo: Photo) -> ImageCamera:
+    """The camera that is stated for an image, else that of its EXIF, else an assumed one.
+
+    ValueError where the stated one is of another shape.
+    """
+    stated = job.cameras.of_image(key) if job.cameras else None
+    if job.cameras is None or stated is None:
+        return ImageCamera(*photo.camera(job.params.fov_deg))
+    camera, place = stated
+    try:
+        return ImageCamera(camera.intrinsics(*photo.rgb.shape[:2]), job.cameras.stated_from, place)
+    except ValueError as error:
+        raise ValueError(f"{key}: {place}: {error}") from error
 
 
 def read_job_photo(job: BatchJob, data: bytes, key: str) -> Photo:
@@ -253,7 +284,7 @@ def predict_batch(
 ) -> Iterator[tuple[ReadImage, ImageResult | ReceiptRow]]:
     """Each image of a batch with its depth, or with its row where the model failed."""
     started = time.perf_counter()
-    predictions = predict_or_halve(model, [image.photo.rgb for image in batch], job.options)
+    predictions = predict_or_halve(model, batch, job.options | {"assumed_fov_deg": job.params.fov_deg})
     share = seconds_since(started) / len(batch)
     for image, prediction in zip(batch, predictions, strict=True):
         entry, photo = image.entry, image.photo
@@ -263,7 +294,7 @@ def predict_batch(
             continue
         image.seconds["model"] = round(share, 4)
         height, width = photo.rgb.shape[:2]
-        intrinsics, focal_from = photo.camera(job.params.fov_deg)
+        intrinsics = image.camera.intrinsics
         result = ImageResult(
             rgb=photo.rgb,
             planar_depth_m=prediction.planar_depth_m,
@@ -274,13 +305,15 @@ def predict_batch(
             facts={
                 "input": entry.key,
                 "input_tag": entry.tag,
-                "identity": job.identity,
+                "identity": job.identity_of(entry.key),
                 "width": width,
                 "height": height,
                 "truncated": photo.truncated,
                 "focal_px": None if intrinsics is None else float(intrinsics[0, 0]),
-                "focal_from": focal_from,
-                "focal_reason": photo.focal_reason,
+                "focal_from": image.camera.focal_from,
+                "focal_place": image.camera.place,
+                "focal_reason": None if image.camera.is_known else photo.focal_reason,
+                "scale_assumed": model.needs_camera and not image.camera.is_known,
                 "panorama": photo.panorama,
                 "camera_name": photo.camera_name,
                 "num_members": prediction.num_members,
@@ -303,10 +336,11 @@ def calibrated(result: ImageResult, calibration: Calibration) -> ImageResult:
     return replace(result, facts={**result.facts, "calibration": calibration.facts})
 
 
-def predict_or_halve(model: DepthModel, images: list[np.ndarray], options: dict[str, Any]) -> list[Any]:
+def predict_or_halve(model: DepthModel, images: list[ReadImage], options: dict[str, Any]) -> list[Any]:
     """Predictions of a batch; where the model fails, those of its halves, in the end an error for one image."""
     try:
-        return model(images, **options)
+        cameras = [image.camera.intrinsics if image.camera.is_known else None for image in images]
+        return model([image.photo.rgb for image in images], intrinsics=cameras, **options)
     except Exception as error:  # out of memory and the like: one image must not cost the others
         if len(images) == 1:
             return [error]
@@ -373,7 +407,7 @@ def row_without_depth(
     row: ReceiptRow = {
         "input": entry.key,
         "input_tag": entry.tag,
-        "identity": job.identity,
+        "identity": job.identity_of(entry.key),
         "status": status,
         "reason": reason,
         "finished": utc_now(),

@@ -242,6 +242,7 @@ def _shown(name: str, thumbnail: Thumbnail, row: ReceiptRow) -> dict[str, Any]:
         "codes": base64.b64encode(thumbnail.codes).decode(),
         "metres": [row["min_m"], row["median_m"], row["max_m"]],
         "uncertainty": row["uncertainty_median"],
+        "scale_assumed": row.get("scale_assumed", False),
         "num_members": row.get("num_members"),  # rows of earlier versions have none
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.calibration import Calibration
+from metricgold.predict.cameras import Cameras
 from metricgold.predict.outputs import DEFAULT
 from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_folder, digest_json, open_bucket
 
@@ -29,6 +30,10 @@ class DepthModel(Protocol):
         """The largest num_inference_steps that the model takes."""
 
     @property
+    def needs_camera(self) -> bool:
+        """Whether the scale of its depth follows from the focal length."""
+
+    @property
     def is_one_step(self) -> bool:
         """Whether it was trained for one step: then it takes num_inference_steps 1 only."""
 
@@ -45,6 +50,7 @@ class BatchJob:
 
     lease        of the output, once the job holds it; without one nothing is asked before a write
     calibration  by which depth is corrected; images of other cameras than its own then fail
+    cameras      that people state for images; they come before EXIF
     """
 
     params: Predict
@@ -57,6 +63,7 @@ class BatchJob:
     exclude: tuple[str, ...] = ()
     lease: Lease | Holder | None = None
     calibration: Calibration | None = None
+    cameras: Cameras | None = None
 
     def open_source(self) -> Folder | S3Prefix:
         return open_bucket(self.input, include=self.include, exclude=self.exclude)
@@ -143,9 +150,14 @@ class BatchJob:
         num_runs = self.params.ensemble_size
         return max(1, self.params.batch_size // (FIRST_ROUND if num_runs == "auto" else num_runs))
 
+    def identity_of(self, key: str) -> str:
+        """Digest of what decides an image's output besides its bytes; where its camera is stated does not."""
+        stated = self.cameras.of_image(key) if self.cameras else None
+        return digest_json([self.identity, stated[0].stated]) if stated else self.identity
+
     @cached_property
     def identity(self) -> str:
-        """Digest of what decides an output besides its input."""
+        """Digest of what decides every output."""
         model = {"name": self.model_name, "sha256": self.model_sha256}
         decisive: dict[str, Any] = {"params": self.inference, "fov_deg": self.params.fov_deg}
         decisive["drop_edges"] = self.params.drop_edges

@@ -83,8 +83,10 @@ class ImageFacts(DepthFigures, total=False):
     height: int
     truncated: bool  # the input ends early or is damaged, and the rest of it is blank or wrong
     focal_px: float | None  # None for a panorama
-    focal_from: str  # exif or fov_deg; none for a panorama
-    focal_reason: str | None  # why it is not the one of EXIF
+    focal_from: str  # argument, csv, colmap or exif; fov_deg where it is assumed; none for a panorama
+    focal_place: str | None  # the file and line that state it
+    scale_assumed: bool  # the model's scale follows from the focal length, which is assumed
+    focal_reason: str | None  # why EXIF has none, where it is assumed
     panorama: str | None  # how it was projected; its depth is not planar
     num_members: int  # runs that were merged
     uncertainty_calibrated: bool  # whether it is the standard error that the model was calibrated to state

@@ -21,6 +21,7 @@ import numpy as np
 from metricgold.images import read_depth
 from metricgold.params import Output, Predict
 from metricgold.predict.calibration import Calibration
+from metricgold.predict.cameras import CAMERA_FILES, Cameras, find_cameras
 from metricgold.predict.entries import (
     WRITTEN_PIXELS,
     PromptPool,
@@ -58,6 +59,7 @@ def predict_all(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     calibration: Calibration | None = None,
+    cameras: Cameras | None = None,
     pipe: DepthModel | None = None,
     run_entries: Callable[..., Generator[ReceiptRow, None, None]] | None = None,
 ) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def predict_all(
     `run_entries` for predict_entries, such as metricgold.predict.dask_slices.predict_on with a cluster.
 
     `calibration` corrects depth; images of another camera than its own then fail, and another model is a ValueError.
+    `cameras` are stated for the images; without them those of cameras.csv or COLMAP's files beside the images count.
 
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written,
     OutputLost once another job has taken the output.
@@ -81,6 +84,7 @@ def predict_all(
     job.check_calibration()
     check_kinds(job.kinds)
     source, sink = job.open_source(), job.open_sink()
+    job = replace(job, cameras=cameras or find_cameras(source))
     entries = list_inputs(source, sink)
     with (
         hold_output(sink, params.lease_s) as lease,
@@ -106,6 +110,8 @@ def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[
     inside = source.prefix_of(sink)
 
     def is_input(entry: StoredObject) -> bool:
+        if entry.key in CAMERA_FILES:
+            return False
         if inside is None or not entry.key.startswith(inside):
             return True
         key = entry.key[len(inside) :]
@@ -136,7 +142,7 @@ def fill_receipt(
 
     def to_predict() -> Iterator[StoredObject]:
         for entry in entries:
-            if word := receipt.keep(entry, job.identity, job.kinds):
+            if word := receipt.keep(entry, job.identity_of(entry.key), job.kinds):
                 counts[word] += 1
                 progress.advance()
             else:

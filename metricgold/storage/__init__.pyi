@@ -27,6 +27,7 @@ from .files import (
     write_aside as write_aside,
     write_json as write_json,
 )
+from .globs import Wanted as Wanted
 from .hdf5 import dataset_within as dataset_within
 from .messages import (
     Lines as Lines,

@@ -29,6 +29,7 @@ class FreePipe:
     log_depth = LogDepth(0.5, 80.0)
     max_steps = 1000
     is_one_step = False
+    needs_camera = False
 
     def __init__(self) -> None:
         y = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None]

@@ -33,6 +33,7 @@ class SteadyPipe:
 
     max_steps = 1000
     is_one_step = False
+    needs_camera = False
     PACE_S = 0.005
 
     def processing_size(self, height, width):

@@ -424,6 +424,7 @@ def test_one_aspect_shares_a_batch_whatever_the_sizes(tmp_path):
     assert pipe.options == {
         **{"num_inference_steps": 2, "ensemble_size": 2, "timestep_spacing": "trailing", "seed": 0, "merge": "depth"},
         **{"max_ensemble_size": 10, "uncertainty_target": 0.01, "windows": "auto", "batch_size": 6},
+        **{"assumed_fov_deg": 60.0, "intrinsics": [None] * pipe.calls[-1]},
     }
     for row, (width, height) in zip(receipt(Folder(tmp_path / "out")), sizes, strict=True):
         assert (row["width"], row["height"]) == (width, height)

@@ -14,6 +14,7 @@ class PlainPipe:
 
     max_steps = 1000
     is_one_step = False
+    needs_camera = False
 
     def __init__(self, seconds: float = 0.0, deadly_width: int | None = None) -> None:
         self.seconds, self.deadly_width = seconds, deadly_width
