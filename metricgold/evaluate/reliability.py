@@ -15,6 +15,7 @@ from metricgold.evaluate.rows import Row
 from metricgold.metrics import COVERAGES, interval_by_scene
 
 FIGURES = (*COVERAGES, "ause_abs_rel")
+RANKED = ("mean_uncertainty", "abs_rel")
 STEPS = [step / 10 for step in range(10)]  # shares removed, of which rows hold the AbsRel that stays
 
 
@@ -29,8 +30,8 @@ def reliability(images: Sequence[Row]) -> dict[str, Any]:
         return {}
     scenes = [image["scene"] for image in known]
     intervals = {key: interval_by_scene([image[key] for image in known], scenes) for key in FIGURES}
-    ranks = [np.argsort(np.argsort([image[key] for image in known])) for key in ("mean_uncertainty", "abs_rel")]
-    correlation = float(np.corrcoef(*ranks)[0, 1]) if len(known) > 1 else None
+    uncertainty, error = (np.argsort(np.argsort([image[key] for image in known])) for key in RANKED)
+    correlation = float(np.corrcoef(uncertainty, error)[0, 1]) if len(known) > 1 else None
     ends = {key: {"low": one.low, "high": one.high} if isfinite(one.low) else None for key, one in intervals.items()}
     return {key: one.mean for key, one in intervals.items()} | {"spearman_images": correlation, "interval95": ends}
 

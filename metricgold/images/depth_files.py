@@ -41,7 +41,7 @@ class DepthFile:
                     does not tell them from others without depth
     attributes      the file's texts by name, such as unit, encoding, model and input
     near_m, far_m   metres that the codes of a log-png span; None for the other kinds
-    uncertainty     float32 [H, W], relative (median absolute deviation of ln depth); in an npz only, else None
+    uncertainty     float32 [H, W], relative, see write_uncertainty_png; in an npz only, else None
     intrinsics      float64 [3, 3], in pixels of planar_depth_m; in an npz only, else None
     """
 
@@ -197,7 +197,11 @@ _UNCERTAINTY_ENCODING = "uncertainty = code * step for code 0 to 65534 (saturati
 def write_uncertainty_png(
     target: str | Path | BinaryIO, uncertainty: np.ndarray, attributes: Mapping[str, str]
 ) -> None:
-    """Write relative uncertainty [H, W] (median absolute deviation of ln depth) as a linear 16-bit PNG."""
+    """Write relative uncertainty [H, W] as a linear 16-bit PNG.
+
+    It is the standard error of ln depth where the attribute uncertainty_calibrated is true, else the median absolute
+    deviation of ln depth over the runs.
+    """
     code = np.clip(_image(uncertainty) * np.float32(1 / _UNCERTAINTY_STEP) + 0.5, 0, 65534)
     code = np.where(np.isnan(code), 65535, code).astype(np.uint16)
     own = {"unit": "relative (ln depth)", "kind": "uncertainty", "encoding": _UNCERTAINTY_ENCODING}

@@ -25,6 +25,7 @@ NUM_RANGES = 8  # of predicted depth, with equally many held-out pixels each
 PIXELS_OF_FRAME = 500  # that a fit takes of each frame, so that all weigh the same
 LAPLACE = 1.148  # -ln(1 - WITHIN): of a Laplace distribution, sigma that holds WITHIN over its scale
 SHRINKAGE = 0.1  # of the statistics' correlations, which few frames show badly
+MOST_UNLIKE = 20.0  # times as uncertain: a picture of one colour is unlike all others without a bound
 LEAST = 1e-4  # nats: what floor begins from, and the least that sigma is
 
 
@@ -66,7 +67,7 @@ class UncertaintyScale(_Frozen):
         return self
 
     def unlikeness(self, statistics: torch.Tensor) -> float:
-        """Mean square of the whitened statistics [N], 1 for a typical held-out frame; 1 at least."""
+        """Mean square of the whitened statistics [N], 1 for a typical held-out frame: 1 to MOST_UNLIKE."""
         mean, whitening = (torch.tensor(one, dtype=torch.float64) for one in (self.mean, self.whitening))
         return _unlikeness(statistics.double().cpu(), mean, whitening)
 
@@ -132,8 +133,13 @@ class HeldOut:
         known = true_depth_m.isfinite().flatten().nonzero()[:, 0]
         chosen = known[torch.linspace(0, len(known) - 1, PIXELS_OF_FRAME).long()]
         error = (signs.ln_depth - true_depth_m.log()).abs()
-        maps = (one.flatten()[chosen].double().cpu() for one in (error, signs.ln_depth, signs.spread, signs.slope))
-        return cls(*maps, statistics.double().cpu())
+
+        def sample(one: torch.Tensor) -> torch.Tensor:
+            return one.flatten()[chosen].double().cpu()
+
+        return cls(
+            sample(error), sample(signs.ln_depth), sample(signs.spread), sample(signs.slope), statistics.double().cpu()
+        )
 
 
 class _Pixels(NamedTuple):
@@ -159,8 +165,8 @@ def fit_scale(by_members: Sequence[Sequence[HeldOut]]) -> UncertaintyScale:
     unlikeness = torch.tensor(each, dtype=torch.float64).repeat_interleave(PIXELS_OF_FRAME)
     samples = []
     for frames in by_members:
-        columns = (torch.cat([getattr(one, name) for one in frames]) for name in _Pixels._fields[:-1])
-        samples.append(_Pixels(*columns, unlikeness))
+        columns = {name: torch.cat([getattr(one, name) for one in frames]) for name in _Pixels._fields[:-1]}
+        samples.append(_Pixels(**columns, unlikeness=unlikeness))
     edges = samples[0].ln_depth.quantile(torch.arange(1, NUM_RANGES).double() / NUM_RANGES).unique()
     terms = [_fit_terms(pixels, edges) for pixels in samples]
     mean, whitening = _whitening(statistics)
@@ -185,7 +191,7 @@ def _whitening(statistics: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _unlikeness(statistics: torch.Tensor, mean: torch.Tensor, whitening: torch.Tensor) -> float:
-    return max(1.0, (whitening @ (statistics - mean)).square().mean().item())
+    return min(max(1.0, (whitening @ (statistics - mean)).square().mean().item()), MOST_UNLIKE)
 
 
 def _fit_terms(pixels: _Pixels, edges: torch.Tensor) -> ErrorTerms:

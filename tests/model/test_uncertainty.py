@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from metricgold.log_depth import LogDepth
 from metricgold.model.uncertainty import (
+    MOST_UNLIKE,
     PIXELS_OF_FRAME,
     HeldOut,
     Signs,
@@ -69,7 +70,8 @@ def test_several_members_state_more_where_they_differ(scale):
 def test_an_image_unlike_the_held_out_ones_is_less_certain(scale):
     assert scale.unlikeness(torch.tensor(scale.mean)) == 1
     near, far = (scale.unlikeness(torch.full((8,), value)) for value in (2.0, 4.0))
-    assert 2 < near < far / 3
+    assert 2 < near < far / 2
+    assert scale.unlikeness(torch.full((8,), 1e6)) == MOST_UNLIKE
     flat = torch.zeros(1, 1)
     typical, unlike = (scale.standard_error(Signs(flat, flat, flat, 1), by) for by in (1.0, near))
     torch.testing.assert_close(unlike, typical * near)
