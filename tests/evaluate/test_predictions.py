@@ -102,6 +102,22 @@ def test_files_of_predict_need_no_statement_and_bring_their_uncertainty(tmp_path
     np.testing.assert_array_equal(open_predictions(folder, refs).read("hall/1", SIZE).depth, truths["hall/1"])
 
 
+def test_where_an_own_file_shows_no_surface_it_is_as_far_as_can_be(tmp_path, refs, truths):
+    """Protocols ask for depth at every pixel, and the model had some there: at least far_m of a log-png."""
+    maps_m = {name: depth_m.copy() for name, depth_m in truths.items()}
+    maps_m["hall/1"][0] = np.inf
+    for suffix, farthest_m, write in (
+        (".depth.png", 80.0, lambda path, depth_m: write_log_depth_png(path, depth_m, LogDepth(0.1, 80.0), {})),
+        (".depth.tiff", truths["hall/1"][1:].max(), lambda path, depth_m: write_depth_tiff(path, depth_m, {})),
+    ):
+        folder = write_folder(
+            tmp_path / suffix[7:], maps_m, lambda path, m, end=suffix, to=write: to(f"{path}{end}", m)
+        )
+        depth_m = open_predictions(folder, refs).read("hall/1", SIZE).depth
+        np.testing.assert_allclose(depth_m[0], farthest_m, rtol=1e-6)
+        np.testing.assert_allclose(depth_m[1:], truths["hall/1"][1:], rtol=1e-3)
+
+
 def test_a_folder_is_measured_as_its_numbers_say(tmp_path, project, truths):  # noqa: F811
     folder = write_folder(tmp_path / "theirs", {name: 1000 / (1.1 * depth_m) for name, depth_m in truths.items()})
     state(folder, kind="disparity_per_m", scale=0.001, name="their net")

@@ -107,7 +107,8 @@ class CalibratedModel(FakeModel):
 
     def _predict(self, rgb):
         stated = np.full(rgb.shape[:2], 0.1 if rgb[0, 0, 0] < 3 else 0.02, np.float32)
-        return SimpleNamespace(planar_depth_m=self._answer(rgb), uncertainty=stated, uncertainty_calibrated=True)
+        known = vars(super()._predict(rgb)) | {"uncertainty": stated, "uncertainty_calibrated": True}
+        return SimpleNamespace(**known)
 
 
 def test_what_the_model_states_of_its_error_is_measured(raw, tmp_path):
@@ -129,6 +130,21 @@ def test_a_model_that_states_nothing_has_no_figures_of_it(raw, tmp_path):
     report, plots = run(raw, tmp_path, FakeModel(random_depths(2)))
     assert not report["uncertainty_calibrated"] and report["datasets"][NAME]["uncertainty"] == {}
     assert "coverage68" not in report and (plots / "evaluate_uncertainty.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("factor", "called_valid", "called_invalid"), [(1.0, 0.0, 0.0), (0.02, 1.0, 0.0), (9, 0.0, 0.5)]
+)
+def test_sky_that_is_called_valid_is_counted(tmp_path, factor, called_valid, called_invalid):
+    """Sky 2 km away, above a floor of 2 and 20 m; a model calls valid what it sees nearer than 80 m."""
+    depths_m = np.full((2, 16, 24), 2000.0)
+    depths_m[:, 8:], depths_m[:, 12:] = 2.0, 20.0
+    for scene in ("room_a", "hall_b"):
+        write_scene(tmp_path, scene, depths_m)
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump(MANIFEST))
+    report, _ = run(tmp_path, tmp_path, FakeModel(depths_m, factor))
+    found = report["datasets"][NAME]
+    assert (found["no_surface_called_valid"], found["surface_called_invalid"]) == (called_valid, called_invalid)
 
 
 def test_known_answers(raw, tmp_path):
