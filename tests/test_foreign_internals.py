@@ -16,7 +16,7 @@ import pytest
 from tests.support import ROOT
 
 # Underscores that are documented: of namedtuples, of the os module.
-PUBLIC = {"_replace", "_asdict", "_exit"}
+PUBLIC = {"_replace", "_asdict", "_fields", "_exit"}
 
 
 def test_every_private_attribute_of_another_package_is_named_here():

@@ -121,7 +121,8 @@ class Cameras:
     @classmethod
     def of(cls, stated_from: StatedFrom, lines: Sequence[tuple[str, StatedCamera, str]]) -> "Cameras":
         """From a glob, a camera and its place a line, in order."""
-        globs, names = [], {}
+        globs: list[tuple[int, str, StatedCamera, str]] = []
+        names: dict[str, tuple[int, StatedCamera, str]] = {}
         for number, (glob, camera, place) in enumerate(lines):
             if has_magic(glob) or glob.endswith("/"):
                 globs.append((number, glob, camera, place))
