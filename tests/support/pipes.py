@@ -42,6 +42,12 @@ class PlainPipe:
             uncertainty_calibrated=False,
         )
 
+    @classmethod
+    def seen_depth_m(cls, rgb):
+        """Depth as files have it: inf where there is no surface."""
+        prediction = cls.predict(rgb)
+        return np.where(prediction.valid_mask, prediction.planar_depth_m, np.float32(np.inf))
+
 
 class NotingPipe(PlainPipe):
     """Notes the name of the worker that asks; for workers that are threads of the test's process."""
