@@ -43,6 +43,7 @@ COMMON: Changes = {
         "num_steps": 600,
         "decay_steps": 600,
         "validation": None,
+        "uncertainty": None,
     },
     "evaluate": {"num_inference_steps": 1, "ensemble_size": 1},
     "benchmark": {"num_inference_steps": 1, "ensemble_size": 1},

@@ -43,7 +43,7 @@ POLICIES: dict[str, dict[str, dict[str, Any]]] = {
 def train_objective(name: str, params: Params, out: Path) -> Path:
     """Train on the latent caches by params, but for the objective; a finished model is taken as it is."""
     folders = Folders()
-    changed = OBJECTIVES[name] | {"validation": None}
+    changed = OBJECTIVES[name] | {"validation": None, "uncertainty": None}
     train_params = params.train.model_validate(params.train.model_dump() | changed)
     depth_vae = folders.depth_vae if folders.depth_vae.exists() else None
     caches = folders.latents_of(params.datasets)

@@ -182,6 +182,7 @@ def _calibration(p: np.ndarray, g: np.ndarray, u: np.ndarray) -> dict[str, float
 def check(path: Path) -> None:
     """ValueError unless both sides answer the same, as far as float32 goes."""
     (figures, ranges), (theirs, their_ranges) = ours(*read(path)), script(*read(path))
-    wrong = [key for key, value in figures.items() if not np.isclose(value, theirs[key], rtol=1e-3, atol=1e-4)]
+    shared = figures.keys() & theirs.keys()  # the script has no mean of what a model states
+    wrong = [key for key in shared if not np.isclose(figures[key], theirs[key], rtol=1e-3, atol=1e-4)]
     if wrong or not np.allclose(ranges, their_ranges, rtol=1e-3):
         raise ValueError(f"ours and the script's figures differ: {wrong}")

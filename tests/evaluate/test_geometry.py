@@ -38,7 +38,9 @@ def pipe():
     params = StandIn(vae_channels=[8] * 4, unet_channels=[8] * 4, text_width=8)
     scheduler = DDIMScheduler(**SCHEDULE)
     prompt, unet = EmptyPrompt(2, 8), widen_conv_in(new_unet(params), params.latent_channels)
-    return MetricGoldPipeline(unet, new_vae(params), scheduler, prompt, 0.5, 80.0, SIZE.height, SIZE.width)
+    aspects = [min(w / h for h, w in SHAPES.values()), max(w / h for h, w in SHAPES.values())]  # of what training saw
+    numbers = {"near_m": 0.5, "far_m": 80.0, "processing_height": SIZE.height, "processing_width": SIZE.width}
+    return MetricGoldPipeline(unet, new_vae(params), scheduler, prompt, **numbers, trained_aspects=aspects)
 
 
 @pytest.fixture

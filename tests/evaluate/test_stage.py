@@ -107,7 +107,11 @@ class CalibratedModel(FakeModel):
 
     def _predict(self, rgb):
         stated = np.full(rgb.shape[:2], 0.1 if rgb[0, 0, 0] < 3 else 0.02, np.float32)
-        known = vars(super()._predict(rgb)) | {"uncertainty": stated, "uncertainty_calibrated": True}
+        known = (
+            vars(super()._predict(rgb))
+            | {"log_depth": self.log_depth}
+            | {"uncertainty": stated, "uncertainty_calibrated": True}
+        )
         return SimpleNamespace(**known)
 
 

@@ -65,7 +65,11 @@ def test_a_knob_reruns_what_it_touches(reproduced):
     _change(project, depth_vae={"num_steps": 3})
     assert _repro(project) == ["depth-vae", "train", "evaluate"]
     _change(project, encode={"batch_size": 8})
-    assert _repro(project) == [*(f"encode {name}" for name in sorted(DATASETS, key=DATASETS.index)), "train"]
+    assert _repro(project) == [
+        *(f"encode {name}" for name in sorted(DATASETS, key=DATASETS.index)),
+        "vae-floor",
+        "train",
+    ]
     _change(project, evaluate={"version": 99})
     assert _repro(project) == ["evaluate"]
 
