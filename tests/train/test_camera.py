@@ -14,6 +14,7 @@ from metricgold.encode.crops import crop_frame
 from metricgold.encode.stage import encode
 from metricgold.images import TrainingSize, pinhole
 from metricgold.model.camera_token import new_camera_token
+from metricgold.model.pipeline import load_pipeline
 from metricgold.params.sections import CanonicalRange
 from metricgold.shards import LatentCache
 from metricgold.storage.files import digest_folder
@@ -200,3 +201,15 @@ def test_a_canonical_cache_holds_depth_over_the_relative_focal_length(tiny, tiny
     assert len(plain) == len(canonical)
     np.testing.assert_array_equal(plain[0].rgb_latent, canonical[0].rgb_latent)
     assert not np.array_equal(plain[0].depth_latent, canonical[0].depth_latent)
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_sees_each_image_s_token(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    compiled, plain = load_pipeline(trained("token"), compile=True), load_pipeline(trained("token"))
+    for focals in ([30.0, 90.0], [None, 45.0]):
+        pairs = zip(
+            *(pipe([picture(), picture()], focal_px=focals, batch_size=2) for pipe in (compiled, plain)), strict=True
+        )
+        for found, expected in pairs:
+            np.testing.assert_allclose(found.planar_depth_m, expected.planar_depth_m, rtol=1e-4)
