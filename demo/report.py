@@ -197,7 +197,10 @@ class Predicted:
 
 
 def read_predicted(root: Path, row: dict[str, Any], metrics: dict[str, Any]) -> Predicted:
-    """One `done` row of the demo's receipt with its files; truth counts as in the figures of `evaluate`."""
+    """One `done` row of the demo's receipt with its files.
+
+    Truth counts as in the figures of `evaluate`, but for pixels that the model calls sky: a file has no metres there.
+    """
     name, output = row["input"], row["output"].removesuffix(".depth.png")
     rgb = read_rgb(root / IMAGES / name, max_pixels=MAX_PIXELS)
     depth_m, _ = read_log_depth_png(root / DEPTH / f"{output}.depth.png")
@@ -208,7 +211,9 @@ def read_predicted(root: Path, row: dict[str, Any], metrics: dict[str, Any]) -> 
         return Predicted(Example(name, rgb, depth_m, depth_m, nowhere), uncertainty, None)
     with np.load(truth, allow_pickle=False) as stored:
         true_m = stored["planar_depth_m"]
-        valid = stored["valid_mask"] & (true_m >= metrics["min_m"]) & (true_m <= metrics["max_m"])
+        valid = (
+            stored["valid_mask"] & (true_m >= metrics["min_m"]) & (true_m <= metrics["max_m"]) & np.isfinite(depth_m)
+        )
         return Predicted(Example(name, rgb, depth_m, true_m, valid), uncertainty, str(stored["frame"]))
 
 
@@ -216,6 +221,7 @@ def image_card(predicted: Predicted) -> dict[str, Any]:
     """One image as the page shows it: its pictures as small PNGs, and its figures where it has a true depth."""
     example, frame = predicted.example, predicted.frame
     height, width = example.pred_m.shape
+    centre_m = float(example.pred_m[height // 2, width // 2])
     step = max(1, -(-max(height, width) // SHOWN_PX))
 
     def small(picture: np.ndarray) -> str:
@@ -227,7 +233,7 @@ def image_card(predicted: Predicted) -> dict[str, Any]:
         "name": frame or example.name.removeprefix("yours-"),
         "source": example.name.rpartition("-")[0] if frame else "your image",
         "size": f"{width} x {height}",
-        "centre_m": float(example.pred_m[height // 2, width // 2]),
+        "centre_m": centre_m if np.isfinite(centre_m) else None,
         "photograph": small(example.rgb),
         "depth": small(colour_depth(example.pred_m, example.range_m)),
         "depth_scale": depth_scale(example.range_m),

@@ -90,7 +90,11 @@ def predict(root: Path) -> dict:
     for path in sorted((root / IMAGES).iterdir()):
         rgb = np.asarray(Image.open(path).convert("RGB"))
         (prediction,) = OffByTenPerCent()([rgb])
-        write_log_depth_png(root / DEPTH / f"{path.name}.depth.png", prediction.planar_depth_m, RANGE, {})
+        depth_m = prediction.planar_depth_m
+        depth_m[-1] = np.inf  # no surface by the model, whatever the truth says
+        if "sea" in path.name:
+            depth_m[:] = np.inf
+        write_log_depth_png(root / DEPTH / f"{path.name}.depth.png", depth_m, RANGE, {})
         spread = np.full(rgb.shape[:2], 0.05, np.float32)
         write_uncertainty_png(root / DEPTH / f"{path.name}.uncertainty.png", spread, {})
         rows.append({"input": path.name, "status": "done", "reason": None, "output": f"{path.name}.depth.png"})
@@ -212,6 +216,10 @@ def test_page_shows_what_happened(demo):
     assert demo.html.index("sea.jpg") < demo.html.index("hall_b/Easy/P000/000001"), "the user's own images lead"
     assert demo.html.count("no truth for this image") == 2
     assert "12.3 s" in demo.html
+
+
+def test_page_says_where_the_model_sees_no_surface(demo):
+    assert demo.html.count("centre without a surface") == 1 and "inf m" not in demo.html
 
 
 def test_page_escapes_names_and_reasons(demo):
