@@ -12,19 +12,22 @@ height where these are given, and scaled to an image of other size and the same 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from glob import has_magic
 from math import hypot
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from unicodedata import normalize
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from metricgold.images import focal_px_from_fov, intrinsics_from, pinhole
-from metricgold.storage import Folder, S3Prefix, Wanted, read_json
+from metricgold.storage import Folder, S3Prefix, Wanted, literal_head, read_json
+
+log = logging.getLogger(__name__)
 
 CSV, COLMAP, COLMAP_IMAGES = "cameras.csv", "cameras.txt", "images.txt"
 CAMERA_FILES = (CSV, COLMAP, COLMAP_IMAGES)
@@ -36,14 +39,14 @@ Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Place = Annotated[float, Field(allow_inf_nan=False)]
 StatedFrom = Literal["argument", "csv", "colmap"]
 
-# The focal lengths and the principal point among the parameters of COLMAP's models; the rest is distortion.
+# The parameters of COLMAP's models: focal lengths and principal point, and how many of distortion follow.
 _COLMAP_MODELS = {
-    "SIMPLE_PINHOLE": ("fx", "cx", "cy"),
-    "PINHOLE": ("fx", "fy", "cx", "cy"),
-    "SIMPLE_RADIAL": ("fx", "cx", "cy"),
-    "RADIAL": ("fx", "cx", "cy"),
-    "OPENCV": ("fx", "fy", "cx", "cy"),
-    "FULL_OPENCV": ("fx", "fy", "cx", "cy"),
+    "SIMPLE_PINHOLE": (("fx", "cx", "cy"), 0),
+    "PINHOLE": (("fx", "fy", "cx", "cy"), 0),
+    "SIMPLE_RADIAL": (("fx", "cx", "cy"), 1),
+    "RADIAL": (("fx", "cx", "cy"), 2),
+    "OPENCV": (("fx", "fy", "cx", "cy"), 4),
+    "FULL_OPENCV": (("fx", "fy", "cx", "cy"), 8),
 }
 
 
@@ -106,41 +109,53 @@ class StatedCamera(BaseModel):
         return scale_x, scale_y
 
 
+class StatedLine(NamedTuple):
+    """A camera, the images that it is stated for, and where that stands, such as cameras.csv line 3."""
+
+    glob: str
+    camera: StatedCamera
+    place: str
+
+
 @dataclass(frozen=True)
 class Cameras:
     """Which camera was stated for which image, for a look at each of many.
 
-    globs  in order, with their camera and where it stands, such as cameras.csv line 3
-    names  keys without magic, and their place in that order: most files have a line an image
+    lines    those with globs, in order
+    by_head  the numbers of those whose matches begin with a text: a file may have a line an image
+    keys     the images of COLMAP, which names each in full
     """
 
     stated_from: StatedFrom
-    globs: tuple[tuple[int, str, StatedCamera, str], ...] = ()
-    names: Mapping[str, tuple[int, StatedCamera, str]] = field(default_factory=dict)
+    lines: tuple[StatedLine, ...] = ()
+    by_head: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    keys: Mapping[str, StatedLine] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, stated_from: StatedFrom, lines: Sequence[tuple[str, StatedCamera, str]]) -> "Cameras":
-        """From a glob, a camera and its place a line, in order."""
-        globs: list[tuple[int, str, StatedCamera, str]] = []
-        names: dict[str, tuple[int, StatedCamera, str]] = {}
-        for number, (glob, camera, place) in enumerate(lines):
-            if has_magic(glob) or glob.endswith("/"):
-                globs.append((number, glob, camera, place))
-            else:
-                names.setdefault(normalize("NFC", glob), (number, camera, place))
-        return cls(stated_from, tuple(globs), names)
+    def of_globs(cls, stated_from: StatedFrom, lines: Iterable[StatedLine]) -> "Cameras":
+        """Those of a file whose first line that matches an image counts."""
+        lines, by_head = tuple(lines), defaultdict[str, list[int]](list)
+        for number, line in enumerate(lines):
+            by_head[literal_head(normalize("NFC", line.glob))].append(number)
+        return cls(stated_from, lines, dict(by_head))
 
-    def of_image(self, key: str) -> tuple[StatedCamera, str] | None:
-        """The camera of an image and where it is stated; None where nobody has stated one."""
+    def of_image(self, key: str) -> StatedLine | None:
+        """What is stated for an image; None where nobody has stated a camera."""
         key = normalize("NFC", key)
-        found = [self.names[name] for name in {key, key.rpartition("/")[2]} if name in self.names]
-        first = min(found, key=lambda one: one[0], default=None)
-        for number, glob, camera, place in self.globs:
-            if first is not None and number > first[0]:
-                break
-            if key in Wanted(include=(glob,)):
-                return camera, place
-        return None if first is None else first[1:]
+        if key in self.keys:
+            return self.keys[key]
+        texts = {text[:end] for text in (key, key.rpartition("/")[2]) for end in range(len(text) + 1)}
+        numbers = sorted(number for text in texts for number in self.by_head.get(text, ()))
+        lines = (self.lines[number] for number in numbers)
+        return next((line for line in lines if key in Wanted(include=(line.glob,))), None)
+
+    def warn_of_unused(self, used: Iterable[str]) -> None:
+        """Log the first place that states a camera of no image; `used` are the places that did."""
+        places = dict.fromkeys(line.place for line in (*self.lines, *self.keys.values()))
+        unused = [place for place in places if place not in set(used)]
+        if unused:
+            others = f" (and of {len(unused) - 1} more)" if len(unused) > 1 else ""
+            log.warning("no image has the camera of %s%s", unused[0], others)
 
 
 def stated_for_all(
@@ -156,8 +171,12 @@ def stated_for_all(
     if len(given) + (intrinsics is not None) > 1:
         raise ValueError("give one of intrinsics, focal-px, focal-35mm and fov-deg")
     if intrinsics is not None:
-        return Cameras.of("argument", [("**", read_intrinsics(intrinsics), str(intrinsics))])
-    return Cameras.of("argument", [("**", StatedCamera(**given), "argument")]) if given else None
+        line = StatedLine("**", read_intrinsics(intrinsics), str(intrinsics))
+    elif given:
+        line = StatedLine("**", _checked(given, "the camera of all images"), "argument")
+    else:
+        return None
+    return Cameras.of_globs("argument", [line])
 
 
 def read_intrinsics(path: Path) -> StatedCamera:
@@ -182,26 +201,35 @@ def find_cameras(source: Folder | S3Prefix) -> Cameras | None:
 
 def parse_csv(data: bytes) -> Cameras:
     """Cameras of a cameras.csv. ValueError names the line and what is wrong with it."""
-    rows = csv.DictReader(io.StringIO(_text(data, CSV), newline=""), restkey="more")
-    columns = [name.strip() for name in rows.fieldnames or ()]
-    unknown = sorted(set(columns) - {"glob", *StatedCamera.model_fields})
-    if "glob" not in columns or unknown:
-        known = ", ".join(("glob", *StatedCamera.model_fields))
-        what = f"unknown column {unknown[0]!r}" if unknown else "the column glob is missing"
-        raise ValueError(f"{CSV}: line 1: {what}; columns are {known}")
-    lines = []
-    for row in rows:
-        place = f"{CSV} line {rows.line_num}"
-        if "more" in row:
-            raise ValueError(f"{place}: more cells than columns")
-        cells = {name.strip(): text.strip() for name, text in row.items() if text and text.strip()}
-        glob = cells.pop("glob", None)
-        if glob is None:
-            raise ValueError(f"{place}: glob is empty")
-        lines.append((glob, _checked(cells, place), place))
+    rows = csv.reader(io.StringIO(_text(data, CSV), newline=""))
+    try:
+        columns = _columns(next(rows, []))
+        lines = [_line(columns, row, f"{CSV} line {rows.line_num}") for row in rows if any(map(str.strip, row))]
+    except csv.Error as error:
+        raise ValueError(f"{CSV} line {rows.line_num}: {error}") from error
     if not lines:
         raise ValueError(f"{CSV}: no line with a camera")
-    return Cameras.of("csv", lines)
+    return Cameras.of_globs("csv", lines)
+
+
+def _columns(names: Iterable[str]) -> list[str]:
+    columns = [name.strip() for name in names]
+    known = ("glob", *StatedCamera.model_fields)
+    fault = next((f"unknown column {name!r}" for name in columns if name not in known), None)
+    fault = fault or next((f"two columns {name}" for name in known if columns.count(name) > 1), None)
+    fault = fault or (None if "glob" in columns else "the column glob is missing")
+    if fault:
+        raise ValueError(f"{CSV} line 1: {fault}; columns are {', '.join(known)}")
+    return columns
+
+
+def _line(columns: Sequence[str], row: Sequence[str], place: str) -> StatedLine:
+    if len(row) > len(columns):
+        raise ValueError(f"{place}: more cells than columns")
+    cells = {name: text.strip() for name, text in zip(columns, row, strict=False) if text.strip()}
+    if "glob" not in cells:
+        raise ValueError(f"{place}: glob is empty")
+    return StatedLine(cells.pop("glob"), _checked(cells, place), place)
 
 
 def parse_colmap(cameras: bytes, images: bytes | None) -> Cameras:
@@ -210,31 +238,45 @@ def parse_colmap(cameras: bytes, images: bytes | None) -> Cameras:
     if images is None:
         if len(by_id) != 1:
             raise ValueError(f"{COLMAP}: {len(by_id)} cameras, and no {COLMAP_IMAGES} that says whose they are")
-        return Cameras.of("colmap", [("**", *next(iter(by_id.values())))])
-    lines = []
-    # Every second line holds the points of the image before it, and may be empty.
-    rows = [line for line in _text(images, COLMAP_IMAGES).splitlines() if not line.startswith("#")]
-    for number, row in enumerate(rows[::2], 1):
+        return Cameras.of_globs("colmap", [StatedLine("**", *next(iter(by_id.values())))])
+    keys: dict[str, StatedLine] = {}
+    for number, row in _colmap_images(images):
         words = row.split(maxsplit=9)
-        if not words:
-            continue
         if len(words) != 10 or words[8] not in by_id:
-            raise ValueError(f"{COLMAP_IMAGES}: image {number} names no camera of {COLMAP}: {row!r:.80}")
-        lines.append((words[9].strip(), *by_id[words[8]]))
-    return Cameras.of("colmap", lines)
+            raise ValueError(
+                f"{COLMAP_IMAGES} line {number}: expected an image of a camera in {COLMAP}, got {row!r:.80}"
+            )
+        key = normalize("NFC", words[9].strip())
+        keys[key] = StatedLine(key, *by_id[words[8]])
+    return Cameras("colmap", keys=keys)
+
+
+def _colmap_images(data: bytes) -> Iterator[tuple[int, str]]:
+    """The lines of images, with their numbers. The line after each holds its points, and may be empty."""
+    lines = enumerate(_text(data, COLMAP_IMAGES).splitlines(), 1)
+    for number, line in lines:
+        if line.strip() and not line.startswith("#"):
+            yield number, line
+            number, points = next(lines, (0, ""))
+            if len(points.split()) % 3:
+                raise ValueError(f"{COLMAP_IMAGES} line {number}: expected x, y and id of points, got {points!r:.80}")
 
 
 def _colmap_cameras(data: bytes) -> Iterator[tuple[str, tuple[StatedCamera, str]]]:
+    distorted = 0
     for number, line in enumerate(_text(data, COLMAP).splitlines(), 1):
         place, words = f"{COLMAP} line {number}", line.split()
         if not words or line.startswith("#"):
             continue
-        names = _COLMAP_MODELS.get(words[1]) if len(words) > 1 else None
-        if names is None or len(words) < 4 + len(names):
+        names, num_distortion = _COLMAP_MODELS.get(words[1] if len(words) > 1 else "", ((), -1))
+        if num_distortion < 0 or len(words) != 4 + len(names) + num_distortion:
             known = ", ".join(_COLMAP_MODELS)
             raise ValueError(f"{place}: expected a camera of COLMAP with a model of {known}, got {line!r:.80}")
         values = dict(zip(("width", "height", *names), words[2:], strict=False))
+        distorted += any(word.strip("+-0.") for word in words[4 + len(names) :])
         yield words[0], (_checked(values, place), place)
+    if distorted:
+        log.warning("%s: distortion is not undone, of %d: undistort images of strong lenses", COLMAP, distorted)
 
 
 def _of_matrix(rows: list[Any], place: str) -> dict[str, Any]:

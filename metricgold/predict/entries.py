@@ -228,11 +228,10 @@ def camera_of(job: BatchJob, key: str, photo: Photo) -> ImageCamera:
     stated = job.cameras.of_image(key) if job.cameras else None
     if job.cameras is None or stated is None:
         return ImageCamera(*photo.camera(job.params.fov_deg))
-    camera, place = stated
     try:
-        return ImageCamera(camera.intrinsics(*photo.rgb.shape[:2]), job.cameras.stated_from, place)
+        return ImageCamera(stated.camera.intrinsics(*photo.rgb.shape[:2]), job.cameras.stated_from, stated.place)
     except ValueError as error:
-        raise ValueError(f"{key}: {place}: {error}") from error
+        raise ValueError(f"{key}: {stated.place}: {error}") from error
 
 
 def read_job_photo(job: BatchJob, data: bytes, key: str) -> Photo:
@@ -305,7 +304,7 @@ def predict_batch(
             facts={
                 "input": entry.key,
                 "input_tag": entry.tag,
-                "identity": job.identity_of(entry.key),
+                "identity": job.identity,
                 "width": width,
                 "height": height,
                 "truncated": photo.truncated,
@@ -380,6 +379,7 @@ def write_image(
         log.warning("%s: no thumbnail for %s: %s", key, GALLERY, reason_of(error))
     return {
         **result.facts,
+        "identity": job.identity_of(key),
         "status": "done",
         "reason": None,
         "output": depth_file,

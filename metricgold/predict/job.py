@@ -153,7 +153,7 @@ class BatchJob:
     def identity_of(self, key: str) -> str:
         """Digest of what decides an image's output besides its bytes; where its camera is stated does not."""
         stated = self.cameras.of_image(key) if self.cameras else None
-        return digest_json([self.identity, stated[0].stated]) if stated else self.identity
+        return digest_json([self.identity, stated.camera.stated]) if stated else self.identity
 
     @cached_property
     def identity(self) -> str:

@@ -78,7 +78,7 @@ class ImageFacts(DepthFigures, total=False):
 
     input: Required[str]  # key in the source
     input_tag: Required[str]  # ETag, or size and time: changes with the bytes
-    identity: Required[str]  # digest of what decides an output besides its input
+    identity: Required[str]  # digest of what decides every output; in a row also of the camera that people state
     width: int
     height: int
     truncated: bool  # the input ends early or is damaged, and the rest of it is blank or wrong
@@ -128,6 +128,8 @@ class ImageResult:
             texts["panorama"] = f"{panorama}: the values are not planar depth, and pixels no rays of a pinhole"
         if calibration := self.facts.get("calibration"):
             texts["calibration"] = json.dumps(calibration, sort_keys=True)
+        texts["focal_px"] = json.dumps(self.facts.get("focal_px"))  # not who states it: equal depth, equal bytes
+        texts["scale_assumed"] = str(self.facts.get("scale_assumed", False)).lower()
         texts["uncertainty_calibrated"] = str(self.facts.get("uncertainty_calibrated", False)).lower()
         return texts | {"params": json.dumps(self.facts["params"], sort_keys=True)}
 

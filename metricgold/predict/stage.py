@@ -141,12 +141,17 @@ def fill_receipt(
         return f"predict: {', '.join(f'{count} {word}' for word, count in counts.items())}; {rate:.1f} files/s"
 
     def to_predict() -> Iterator[StoredObject]:
+        used = set()
         for entry in entries:
+            if job.cameras and (stated := job.cameras.of_image(entry.key)):
+                used.add(stated.place)
             if word := receipt.keep(entry, job.identity_of(entry.key), job.kinds):
                 counts[word] += 1
                 progress.advance()
             else:
                 yield entry
+        if job.cameras:
+            job.cameras.warn_of_unused(used)
 
     with Progress("predict", None, " images", line=line) as progress, closing(predict(to_predict())) as rows:
         for row in rows:

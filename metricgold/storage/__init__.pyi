@@ -27,7 +27,7 @@ from .files import (
     write_aside as write_aside,
     write_json as write_json,
 )
-from .globs import Wanted as Wanted
+from .globs import Wanted as Wanted, literal_head as literal_head
 from .hdf5 import dataset_within as dataset_within
 from .messages import (
     Lines as Lines,

@@ -295,7 +295,7 @@ class S3Prefix:
 
         Those after a key only, if one is given. A page that fails is requested again.
         """
-        begin = self.prefix + (self.only or globs.head(self.wanted.pattern))
+        begin = self.prefix + (self.only or globs.literal_head(self.wanted.pattern))
         start: dict[str, str] | None = {"StartAfter": self.prefix + after} if after else {}
         while start is not None:
             page = self._request("", "list_objects_v2", Prefix=begin, **start)

@@ -11,11 +11,11 @@ _MAGIC = re.compile(r"[*?\[]")
 
 def split(pattern: str) -> tuple[str, str]:
     """The folder before the first segment with magic (empty or ending in `/`), and the pattern from there on."""
-    cut = head(pattern).rfind("/") + 1
+    cut = literal_head(pattern).rfind("/") + 1
     return pattern[:cut], pattern[cut:]
 
 
-def head(pattern: str) -> str:
+def literal_head(pattern: str) -> str:
     """What every match begins with."""
     magic = _MAGIC.search(pattern)
     return pattern[: magic.start()] if magic else pattern

@@ -14,13 +14,15 @@ from metricgold.params.sections import Predict
 from metricgold.predict.cameras import (
     Cameras,
     StatedCamera,
+    StatedLine,
     parse_colmap,
     parse_csv,
     read_intrinsics,
     stated_for_all,
 )
+from metricgold.predict.outputs import SUFFIXES
 from metricgold.predict.stage import predict_all
-from metricgold.storage import Folder, open_bucket
+from metricgold.storage import Folder, S3Prefix, open_bucket
 from tests.support.pipes import PlainPipe
 from tests.support.s3 import s3_bucket, s3_environment  # noqa: F401
 
@@ -55,7 +57,7 @@ def png(exif_35mm: int | None = None) -> bytes:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def source(request, tmp_path) -> Folder:
+def source(request, tmp_path) -> Folder | S3Prefix:
     place = tmp_path / "in" if request.param == "folder" else f"s3://{request.getfixturevalue('s3_bucket')}/in"
     source = open_bucket(str(place), create=True)
     for name in NAMES:
@@ -63,10 +65,10 @@ def source(request, tmp_path) -> Folder:
     return source
 
 
-def run(source, output: Path, pipe: PlainPipe | None = None, **options) -> dict[str, dict]:
+def run(source, output: Path, pipe: PlainPipe | None = None, kinds=PARAMS.outputs, **options) -> dict[str, dict]:
     """The rows of the receipt by input."""
-    place = str(source)
-    predict_all(PARAMS, Path("none"), place, str(output), model_name="m", pipe=pipe or LensPipe(), **options)
+    place, params = str(source), PARAMS.model_copy(update={"outputs": kinds})
+    predict_all(params, Path("none"), place, str(output), model_name="m", pipe=pipe or LensPipe(), **options)
     rows = map(json.loads, (output / "receipt.jsonl").read_text().splitlines())
     return {row["input"]: row for row in rows}
 
@@ -139,7 +141,7 @@ def test_the_first_line_that_matches_counts():
         b"\xef\xbb\xbfglob, focal_px,fov_deg\r\nsub/a.png,10,\r\n*.jpg,,60\r\na.png,20,\r\n**,30,\r\nb.png,40,\r\n"
     )
     found = {key: cameras.of_image(key) for key in ("sub/a.png", "other/a.png", "a.png", "x/y.jpg", "b.png")}
-    focal = {key: (camera.focal_px or camera.fov_deg, place) for key, (camera, place) in found.items()}
+    focal = {key: (line.camera.focal_px or line.camera.fov_deg, line.place) for key, line in found.items()}
     assert focal == {
         "sub/a.png": (10, "cameras.csv line 2"),
         "other/a.png": (20, "cameras.csv line 4"),
@@ -163,6 +165,8 @@ def test_the_first_line_that_matches_counts():
         (b"glob,fx\na,-3\n", "line 2: fx"),
         (b"glob,fx,fov_deg\na,3,60\n", "line 2: expected one of"),
         (b"glob,fx\n\xff,3\n", "UTF-8"),
+        (b"glob,fx,fx\na,3,4\n", "line 1: two columns fx"),
+        (b"glob,fx\n" + b"a" * 200_000 + b",3\n", "line 2: field larger"),
     ],
 )
 def test_faults_of_a_table_of_cameras(text, fault):
@@ -171,8 +175,9 @@ def test_faults_of_a_table_of_cameras(text, fault):
     assert str(error.value).startswith("cameras.csv")
 
 
-def test_a_line_an_image_is_found_at_once():
-    cameras = parse_csv(b"glob,fx\n" + b"".join(b"x/%06d.png,%d\n" % (n, n + 1) for n in range(10_000)))
+@pytest.mark.parametrize("glob", [b"x/%06d.png", b"x/%06d*", b"%06d.*"])
+def test_a_line_an_image_is_found_at_once(glob):
+    cameras = parse_csv(b"glob,fx\n" + b"".join(glob % n + b",%d\n" % (n + 1) for n in range(10_000)))
     started = time.process_time()
     assert all(cameras.of_image(f"x/{n % 20_000:06d}.png") or n % 20_000 >= 10_000 for n in range(100_000))
     assert time.process_time() - started < 10  # a look at every line for every image would take minutes
@@ -189,12 +194,12 @@ COLMAP_CAMERAS = b"""# Camera list with one line of data per camera:
 def test_cameras_of_colmap():
     images = b"# comment\n1 1 0 0 0 0 0 0 2 my image.png\n\n2 1 0 0 0 0 0 0 1 sub/b.png\n1 2 3 4 5 6\n"
     cameras = parse_colmap(COLMAP_CAMERAS, images)
-    camera, place = cameras.of_image("sub/b.png")
+    _, camera, place = cameras.of_image("sub/b.png")
     assert (camera, place) == (StatedCamera(fx=80, fy=90, cx=32, cy=24, width=64, height=48), "cameras.txt line 2")
-    assert cameras.of_image("my image.png")[0].fx == 40
+    assert cameras.of_image("my image.png").camera.fx == 40
     assert cameras.of_image("other.png") is None
     one = parse_colmap(b"7 SIMPLE_RADIAL 64 48 80 32 24 0.1\n", None)
-    assert one.of_image("any/thing.png")[0] == StatedCamera(fx=80, cx=32, cy=24, width=64, height=48)
+    assert one.of_image("any/thing.png").camera == StatedCamera(fx=80, cx=32, cy=24, width=64, height=48)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +209,9 @@ def test_cameras_of_colmap():
         (b"1 OPENCV_FISHEYE 64 48 80 80 32 24 0 0 0 0\n", None, "cameras.txt line 1"),
         (b"hello\n", None, "cameras.txt line 1"),
         (b"1 PINHOLE 64 48 80\n", None, "cameras.txt line 1"),
-        (COLMAP_CAMERAS, b"1 1 0 0 0 0 0 0 9 a.png\n\n", "names no camera"),
+        (COLMAP_CAMERAS, b"1 1 0 0 0 0 0 0 9 a.png\n\n", "images.txt line 1: expected an image"),
+        (COLMAP_CAMERAS, b"1 1 0 0 0 0 0 0 2 a.png\n2 1 0 0 0 0 0 0 2 b.png\n", "images.txt line 2: expected x, y"),
+        (b"1 SIMPLE_RADIAL 64 48 80 32 24\n", None, "cameras.txt line 1"),
     ],
 )
 def test_faults_of_colmaps_files(cameras, images, fault):
@@ -212,7 +219,38 @@ def test_faults_of_colmaps_files(cameras, images, fault):
         parse_colmap(cameras, images)
 
 
+def test_names_of_colmap_are_complete_keys_and_no_globs():
+    images = b"# comment\n\n1 1 0 0 0 0 0 0 2 a [1].png\n\n2 1 0 0 0 0 0 0 1 a.png\n"
+    cameras = parse_colmap(COLMAP_CAMERAS, images)
+    assert cameras.of_image("a [1].png").camera.fx == 40
+    assert cameras.of_image("a.png").camera.fx == 80
+    assert cameras.of_image("other/a.png") is None
+
+
+def test_distortion_that_is_not_undone_is_a_warning(caplog):
+    parse_colmap(b"1 SIMPLE_RADIAL 64 48 80 32 24 0.0\n", None)
+    assert not caplog.messages
+    parse_colmap(b"1 SIMPLE_RADIAL 64 48 80 32 24 0.1\n", None)
+    assert caplog.messages == ["cameras.txt: distortion is not undone, of 1: undistort images of strong lenses"]
+
+
 # In a job
+
+
+@pytest.mark.parametrize("option", [{"focal_px": -3.0}, {"fov_deg": 200.0}, {"focal_35mm": float("nan")}])
+def test_an_option_that_is_no_camera_is_one_line(option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"^the camera of all images: {name}: .*, got .*$") as error:
+        stated_for_all(**option)
+    assert "\n" not in str(error.value)
+
+
+def test_a_line_that_matches_no_image_is_a_warning(source, tmp_path, caplog):
+    source.write("cameras.csv", b"glob,focal_px\nb.png,250\nB.PNG,250\nright/**,250\n")
+    run(source, tmp_path / "out")
+    assert [text for text in caplog.messages if "cameras.csv" in text] == [
+        "no image has the camera of cameras.csv line 3 (and of 1 more)"
+    ]
 
 
 def test_argument_and_csv_of_one_camera_give_equal_files(source, tmp_path):
@@ -231,17 +269,20 @@ def test_argument_and_csv_of_one_camera_give_equal_files(source, tmp_path):
     assert by_argument["a.png"]["focal_from"] == "argument"
 
 
-def test_exif_and_argument_of_one_camera_give_equal_depth(tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(png(exif_35mm=40))
-    rows = {
-        "exif": run(tmp_path / "in", tmp_path / "exif")["a.png"],
-        "argument": run(tmp_path / "in", tmp_path / "argument", cameras=stated_for_all(focal_35mm=40))["a.png"],
-    }
-    assert [row["focal_from"] for row in rows.values()] == ["exif", "argument"]
-    assert rows["exif"]["focal_px"] == rows["argument"]["focal_px"]
-    depths = [read_depth(tmp_path / way / "a.png.depth.png") for way in rows]
-    assert np.array_equal(*(one.planar_depth_m for one in depths))
+def test_exif_argument_and_csv_of_one_camera_give_equal_bytes(tmp_path):
+    source, kinds = open_bucket(str(tmp_path / "in"), create=True), list(SUFFIXES)
+    source.write("a.png", png(exif_35mm=40))
+    rows = {"exif": run(source, tmp_path / "exif", kinds=kinds)["a.png"]}
+    camera = {"focal_35mm": 40.0}
+    rows["argument"] = run(source, tmp_path / "argument", kinds=kinds, cameras=stated_for_all(**camera))["a.png"]
+    source.write("cameras.csv", f"glob,fx,width,height\n*,{2 * rows['exif']['focal_px']!r},64,48\n".encode())
+    rows["csv"] = run(source, tmp_path / "csv", kinds=kinds)["a.png"]
+    assert {way: row["focal_from"] for way, row in rows.items()} == {way: way for way in rows}
+    assert len({row["identity"] for row in rows.values()}) == 3  # a rerun tells them apart
+    for kind in set(kinds) - {"json"}:
+        assert len({(tmp_path / way / f"a.png{SUFFIXES[kind]}").read_bytes() for way in rows}) == 1, kind
+    attributes = read_depth(tmp_path / "csv" / "a.png.depth.png").attributes
+    assert float(attributes["focal_px"]) == rows["exif"]["focal_px"] and attributes["scale_assumed"] == "false"
 
 
 def test_a_rerun_predicts_the_images_whose_camera_changed(source, tmp_path):
@@ -288,5 +329,5 @@ def test_a_broken_table_ends_the_job_before_it_writes(source, tmp_path):
 def test_cameras_travel_to_workers():
     import pickle
 
-    cameras = Cameras.of("csv", [("*.png", StatedCamera(fx=3), "here"), ("a", StatedCamera(fx=4), "there")])
-    assert pickle.loads(pickle.dumps(cameras)).of_image("x.png")[0].fx == 3
+    cameras = Cameras.of_globs("csv", [StatedLine("*.png", StatedCamera(fx=3), "here")])
+    assert pickle.loads(pickle.dumps(cameras)).of_image("x.png").camera.fx == 3
