@@ -225,7 +225,7 @@ class S3Lease(Lease):
         self.own = replace(sink, fence=self.check_fresh)
         self.ended, self.lock = Event(), Lock()
         self.settle_s = min(SETTLE_S, seconds / 10)
-        self.looked_at = self.renewed_at = self.settles_at = 0.0
+        self.looked_at = self.renewed_at = self.settles_at = self.offset_s = 0.0
         self.is_settled, self.is_conditional = False, True
         self.lost: StoreLost | None = None
 
@@ -253,12 +253,16 @@ class S3Lease(Lease):
     def look(self) -> HeldLease | None:
         """The lease as it lies there, and the time at which it did."""
         held = super().look()
-        self.looked_at = awake_or_not_s()
+        self.looked_at, self.offset_s = awake_or_not_s(), clock_offset_s()
         return held
+
+    def unnoticed_s(self) -> float:
+        """What no clock since the boot tells of the time since the last look: a virtual machine was paused."""
+        return abs(clock_offset_s() - self.offset_s)
 
     def check_fresh(self) -> None:
         """The fence of the lease itself: after a freeze between look and write it must be looked at again."""
-        if awake_or_not_s() - self.looked_at > self.settle_s:
+        if awake_or_not_s() - self.looked_at + self.unnoticed_s() > self.settle_s:
             raise ConditionFailed(f"{self.sink}: the look at its lease is old")
 
     def put(self, held: HeldLease | None, data: bytes) -> None:
@@ -294,7 +298,8 @@ class S3Lease(Lease):
 
     def is_due(self, share: float) -> bool:
         """Whether the lease has not settled, or this share of its life is over."""
-        return not self.is_settled or awake_or_not_s() - self.renewed_at > share * self.me.seconds
+        passed_s = awake_or_not_s() - self.renewed_at + self.unnoticed_s()
+        return not self.is_settled or passed_s > share * self.me.seconds
 
     def renew_or_settle(self) -> None:
         """Renew a lease that is a third of its life old; else wait until it has settled, and see whose it is then."""
@@ -377,3 +382,8 @@ def _as_lost(sink: Folder | S3Prefix, error: OSError | ValueError) -> StoreLost:
 def awake_or_not_s() -> float:
     """Seconds on a clock that runs on while the machine sleeps; that of time.monotonic stands still meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def clock_offset_s() -> float:
+    """The time of day less that of awake_or_not_s: it steps where the machine was paused, or its clock is corrected."""
+    return time.time() - awake_or_not_s()

@@ -280,6 +280,18 @@ def test_a_job_killed_on_this_machine_leaves_no_lease(sink):
         pass
 
 
+def test_a_paused_machine_looks_at_its_lease_before_it_writes(sink, monkeypatch):
+    """Its clock since the boot stood still, the store's did not: another job may have come and gone."""
+    with pytest.raises(OutputLost), hold_output(sink, 60) as held:
+        held.fence(sink).write("a", b"")
+        write_lease(sink, id="another", number=2, ended=True)
+        held.fence(sink).write("b", b"")  # it is not due to look yet
+        later_s = output_lock.clock_offset_s() + 600
+        monkeypatch.setattr(output_lock, "clock_offset_s", lambda: later_s)
+        held.fence(sink).write("c", b"")
+    assert [entry.key for entry in sink.entries()] == ["a", "b"]
+
+
 def test_a_corrected_clock_makes_no_living_job_dead(monkeypatch):
     """The kernel tells when a process began by the time of day less its time since the boot."""
     holder = Holder.of_this_process(60)
