@@ -114,10 +114,13 @@ def cut_off(source: str, output: str, environment: dict[str, str], before: str) 
     class Freezing(Model):
         def __call__(self, image, **options):
             if self.images == 4:
+                # What it has sent may arrive late, whoever has the output: see the test of a late write.
+                wait_until(lambda: all(sink.exists(f"{n:02d}.png.json") for n in range(4)), what="it writes nothing")
                 freeze()
             return super().__call__(image, **options)
 
     os.environ.update(environment)
+    sink = open_bucket(output, create=True)
     receipt.FLUSH_SECONDS = 0.0
     if before == "receipt":
         finish = receipt.Receipt.finish
