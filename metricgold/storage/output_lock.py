@@ -10,13 +10,14 @@ worker on another machine whose job has died, or a job whose file server has for
 
 On S3 the lease ends `seconds` after it was last renewed. Its age is taken from the store's own clock, so the clocks of
 the machines do not matter. The job renews it at a third of its life, and before any write once two thirds are over:
-after a frozen process, a sleeping machine or a store that was away, it first learns whether another job came. That one
-may take over a lease that is older than its life, at once where it can see that the process is dead. Stores differ in
-conditional writes: some have none, some let two clients both believe that they were first. So whoever takes a lease
-reads it again before the first write, when it has settled: the job whose id is in it continues, the other ends. A job
-that needed longer than that from looking to writing may have overwritten the lease of one that has
-settled, and waits for the lease's whole life: the other sees by then that its lease has another id, or a lower number
-than its own, which is a late write and does not count.
+after a frozen process, a sleeping or paused machine or a store that was away, it first learns whether another job came.
+A step of the time of day counts as time that has passed, for no clock since the boot tells that a virtual machine was
+paused. The other job may take over a lease that is older than its life, at once where it can see that the process is
+dead. Stores differ in conditional writes: some have none, some let two clients both believe that they were first. So
+whoever takes a lease reads it again before the first write, when it has settled: the job whose id is in it continues,
+the other ends. A job that needed longer than that from looking to writing may have overwritten the lease of one that
+has settled, and waits for the lease's whole life: the other sees by then that its lease has another id, or a lower
+number than its own, which is a late write and does not count.
 
 The accident that the lease prevents: a batch job is started twice on one output, by a schedule and by hand, or again
 because its machine was taken for dead. With equal params all the work would be done twice. With another model or
@@ -339,17 +340,18 @@ class _Look:
 
     def __init__(self, sink: Folder | S3Prefix, job: Holder) -> None:
         self.sink, self.job = sink, job
-        self.look_at = self.ends_at = 0.0
+        self.look_at = self.ends_at = self.offset_s = 0.0
 
     def __call__(self) -> None:
-        began = awake_or_not_s()
-        if began >= self.look_at:
+        began, offset_s = awake_or_not_s(), clock_offset_s()
+        if began + abs(offset_s - self.offset_s) >= self.look_at:
             try:
                 held = read_lease(self.sink)
             except (OSError, ValueError) as error:
                 raise _as_lost(self.sink, error) from error
             if held is None or held.holder.id != self.job.id or held.holder.ended:
                 raise _lost(self.sink, held)
+            self.offset_s = offset_s
             if isinstance(self.sink, S3Prefix):  # in a folder a look is cheap, and the lock tells how long
                 self.look_at = began + min(LOOK_S, self.job.seconds / 6)
                 self.ends_at = began + self.job.seconds - held.age_s - CLOCK_STEP_S

@@ -64,8 +64,7 @@ def train(
     with only_writer(state) if accelerator.is_main_process else nullcontext():
         parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
         config = processing | {"near_m": range_m.near_m, "far_m": range_m.far_m}
-        config |= {"objective": params.objective, "camera": params.camera}
-        config |= {"no_surface_from": params.no_surface_from}
+        config |= {name: getattr(params, name) for name in ("objective", "camera", "no_surface_from")}
         run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
         run.start(_fingerprint(params, range_m, opened, digest, depth_vae), fresh=resume == "fresh")
         run.run(report)
@@ -112,9 +111,9 @@ def _fingerprint(
     depth_vae: Path | None,
 ) -> str:
     """Digest of everything that decides what is learnt."""
-    # How often a run saves or reports, when it gives up, and what is measured once it is done, does not. The camera
-    # does where there is one: runs of before it go on.
-    not_learnt = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "uncertainty"}
+    # How often a run saves or reports, when it gives up, and what is measured or said once it is done, does not. The
+    # camera does where there is one: runs of before it resume.
+    not_learnt = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "uncertainty", "no_surface_from"}
     not_learnt |= set() if "token" in params.camera else {"camera_dropout"}
     not_learnt |= {"camera"} if params.camera == "none" else set()
     learnt = params.model_dump(exclude=not_learnt)

@@ -292,6 +292,18 @@ def test_a_paused_machine_looks_at_its_lease_before_it_writes(sink, monkeypatch)
     assert [entry.key for entry in sink.entries()] == ["a", "b"]
 
 
+def test_a_worker_on_a_paused_machine_looks_first(sink, monkeypatch):
+    with hold_output(sink, 60) as held:
+        worker = sent(held.me).fence(sink)
+        worker.write("a", b"")
+        write_lease(sink, id="another", number=2)
+        worker.write("b", b"")  # it is not due to look yet
+        later_s = output_lock.clock_offset_s() + 600
+        monkeypatch.setattr(output_lock, "clock_offset_s", lambda: later_s)
+        with pytest.raises(OutputLost):
+            worker.write("c", b"")
+
+
 def test_a_corrected_clock_makes_no_living_job_dead(monkeypatch):
     """The kernel tells when a process began by the time of day less its time since the boot."""
     holder = Holder.of_this_process(60)

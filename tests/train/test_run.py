@@ -98,6 +98,14 @@ def test_a_finished_run_started_again_gives_the_same_bytes(tiny, tiny_latents, t
     assert digest_folder(out) == digest and (state_of(out) / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_another_threshold_of_sky_trains_nothing(tiny, tiny_latents, tiny_backbone, tmp_path):
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model")
+    rows, weights = (state_of(out) / "metrics.jsonl").read_bytes(), digest_folder(out / "unet")
+    run(tiny, tiny_latents, tiny_backbone, out, changes={"no_surface_from": 0.5})
+    assert json.loads((out / "model_index.json").read_text())["no_surface_from"] == 0.5
+    assert (state_of(out) / "metrics.jsonl").read_bytes() == rows and digest_folder(out / "unet") == weights
+
+
 def test_a_foreign_checkpoint_is_never_resumed(tiny, tiny_latents, tiny_backbone, tiny_model, tmp_path):
     out = tmp_path / "model"
     run(tiny, tiny_latents, tiny_backbone, out, changes={"lr": 5e-3})
