@@ -19,6 +19,7 @@ import numpy as np
 
 from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens, list_frames, read_frame
+from metricgold.evaluate import in_range
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.params import Folders, Params, load_params
 from metricgold.predict import fit_calibration
@@ -65,12 +66,12 @@ def predict_frames(pipe: MetricGoldPipeline, params: Params, frames: Sequence[Fr
         cameras = [frame.intrinsics for frame in batch]
         predictions = pipe([frame.rgb for frame in batch], intrinsics=cameras, **policy)
         for frame, prediction in zip(batch, predictions, strict=True):
-            ruler, true_m = params.evaluate.ruler, frame.planar_depth_m
-            valid = frame.valid_mask & (true_m >= ruler.near_m) & (true_m <= ruler.far_m)
-            pixels = np.flatnonzero(valid & prediction.valid_mask)
+            pixels = np.flatnonzero(in_range(frame, params.evaluate.ruler) & prediction.valid_mask)
             if pixels.size:
                 chosen = pixels[np.unique(np.linspace(0, pixels.size - 1, PIXELS).astype(int))]
-                found.append(Depths(frame.scene, prediction.planar_depth_m.flat[chosen], true_m.flat[chosen]))
+                found.append(
+                    Depths(frame.scene, prediction.planar_depth_m.flat[chosen], frame.planar_depth_m.flat[chosen])
+                )
     return found
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens
 from metricgold.encode import encode
-from metricgold.evaluate import WITH_CAMERA, BenchmarkOutputs, benchmark, protocols_of, read_rows_files
+from metricgold.evaluate import WITH_CAMERA, BenchmarkOutputs, benchmark, in_range, protocols_of, read_rows_files
 from metricgold.metrics import Interval, depth_metrics, interval_by_scene, mean_by_scene, paired_interval
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.params import Folders, Params, load_params
@@ -99,17 +99,16 @@ def trained(params: Params, name: str, folder: Path = FOLDER) -> Path:
 
 def through_lenses(pipe: MetricGoldPipeline, params: Params, lenses: Mapping[float, Sequence[Frame]]) -> Iterator[Row]:
     """For each lens the figures by scene: of the model, and of its depth times f / f of training."""
-    ruler = params.evaluate.ruler
     for factor, frames in lenses.items():
         images: dict[str, list[dict[str, float]]] = {"": [], SCALED: []}
         for start in range(0, len(frames), params.evaluate.batch_size):
             batch = frames[start : start + params.evaluate.batch_size]
             cameras = [frame.intrinsics for frame in batch]
             for frame, prediction in zip(batch, pipe([one.rgb for one in batch], intrinsics=cameras), strict=True):
-                true_m = frame.planar_depth_m
-                valid = frame.valid_mask & (true_m >= ruler.near_m) & (true_m <= ruler.far_m)
+                valid = in_range(frame, params.evaluate.ruler)
                 for name, scale in {"": 1.0, SCALED: 1 / factor}.items():
-                    images[name].append(figures_of(prediction.planar_depth_m * np.float32(scale), true_m, valid))
+                    pred_m = prediction.planar_depth_m * np.float32(scale)
+                    images[name].append(figures_of(pred_m, frame.planar_depth_m, valid))
         for name, figures in images.items():
             method = {"method": name} if name else {}
             yield method | {"set": f"{factor:g}", **by_scene(figures, [frame.scene for frame in frames])}

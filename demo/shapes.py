@@ -22,6 +22,7 @@ import numpy as np
 
 from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens
+from metricgold.evaluate import in_range
 from metricgold.metrics import Interval, boundary_f1, depth_metrics, paired_interval
 from metricgold.model import load_pipeline
 from metricgold.params import WINDOWS, Folders, Params, Windows, load_params
@@ -74,9 +75,7 @@ def measure(params: Params, model: Path, name: str, windows: Windows) -> dict[st
     predictions = [pipe(frame.rgb, intrinsics=frame.intrinsics, **policy, windows=windows) for frame in frames]
     seconds = (time.perf_counter() - started) / len(frames)
     for frame, prediction in zip(frames, predictions, strict=True):
-        true_m = frame.planar_depth_m
-        valid = frame.valid_mask & (true_m >= params.evaluate.min_m) & (true_m <= params.evaluate.max_m)
-        maps = prediction.planar_depth_m, true_m, valid
+        maps = prediction.planar_depth_m, frame.planar_depth_m, in_range(frame, params.evaluate.ruler)
         figures.append(depth_metrics(*maps) | {"boundary_f1": boundary_f1(*maps)})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * BYTES_OF_MAXRSS
     height, width = frames[0].rgb.shape[:2]

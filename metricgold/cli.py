@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from metricgold.extras import naming_the_extra
-from metricgold.params import OUTPUTS, PRESETS, WINDOWS, Folders, require_dataset_name
+from metricgold.params import DISTANCE_KINDS, OUTPUTS, PRESETS, WINDOWS, Folders, require_dataset_name
 from metricgold.storage import OneLineFormatter, message_of, one_line
 
 if TYPE_CHECKING:
     from metricgold.evaluate import BenchmarkOutputs
-    from metricgold.params import Download, Params, Predict
-    from metricgold.predict import DistanceKind
+    from metricgold.params import DistanceKind, Download, Params, Predict
 
 # Wings are imported inside the commands: torch alone costs two seconds, which --help should not pay.
 
@@ -233,7 +232,7 @@ def check(names: tuple[str, ...]) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--camera", metavar="FX,FY,CX,CY", help="Pixels of the rgb, for recordings that state no camera.")
 @click.option("--unit", help="metre, centimetre, millimetre, or metres in one stored unit, if not the layout's own.")
-@click.option("--kind", type=click.Choice(["planar", "ray distance"]), help="Of depth, where the layout does not say.")
+@click.option("--kind", type=click.Choice(DISTANCE_KINDS), help="Of depth, where the layout does not say.")
 @json_option
 def import_frames(folder: Path, camera: str | None, unit: str | None, kind: str | None, as_json: bool) -> None:
     """Write frames.csv and dataset.yaml for recordings in FOLDER: TUM's lists, Polycam, ARKit, transforms.json."""
@@ -645,7 +644,7 @@ def predict(
 @click.option("--images", metavar="FOLDER", help="The images that POINTS names, or s3://bucket/prefix.")
 @click.option("--model", default=str(FOLDERS.model), show_default=True, help="A folder or models:/name@alias.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Steps and runs with which they are predicted.")
-@click.option("--kind", type=click.Choice(["planar", "ray distance"]), help="Of metres in rows without `kind`.")
+@click.option("--kind", type=click.Choice(DISTANCE_KINDS), help="Of metres in rows without `kind`.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="FILE.json", help="And FILE.png.")
 @json_option
 @click.pass_context

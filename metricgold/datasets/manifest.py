@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
-from metricgold.params import MANIFESTS, DatasetName, Folders
+from metricgold.params import MANIFESTS, DatasetName, DistanceKind, Folders
 from metricgold.storage import Lines, read_yaml
 
 SCHEMES = ("file", "http", "https", "s3")
@@ -64,7 +64,7 @@ class Depth(ClosedModel):
     """How depth is stored upstream; readers return planar metres."""
 
     unit: str
-    kind: Literal["planar", "ray distance"]
+    kind: DistanceKind
     invalid: str
     far: str | None = None
 

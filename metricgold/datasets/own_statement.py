@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from metricgold.datasets.arrays import Size, format_size
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene
 from metricgold.datasets.stored_depth import GIVES_PLANAR_METRES, Coding
+from metricgold.params import DistanceKind
 from metricgold.storage import faults_of, read_yaml
 
 STATEMENT = "dataset.yaml"
@@ -47,7 +48,7 @@ class StoredDepth(ClosedModel):
     """What a number in a depth file means. invalid and far are stored values, after any coding and before any unit."""
 
     unit: Literal["metre", "centimetre", "millimetre"] | Positive
-    kind: Literal["planar", "ray distance"]
+    kind: DistanceKind
     invalid: Numbers
     far: Number | None
     array: str | None = None  # of an .npz or channel of an EXR with several

@@ -1,3 +1,4 @@
+from .baselines import in_range as in_range
 from .benchmark_stage import benchmark as benchmark
 from .depth_ranges import range_edges_m as range_edges_m
 from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method as Method

@@ -25,7 +25,7 @@ def reliability(images: Sequence[Row]) -> dict[str, Any]:
     spearman_images: rank correlation of the images' mean uncertainty and AbsRel, 1 where the more uncertain image is
     always the worse one.
     """
-    known = [image for image in images if isfinite(image.get("mean_uncertainty", np.nan))]
+    known = with_uncertainty(images)
     if not known:
         return {}
     scenes = [image["scene"] for image in known]
@@ -34,6 +34,11 @@ def reliability(images: Sequence[Row]) -> dict[str, Any]:
     correlation = float(np.corrcoef(uncertainty, error)[0, 1]) if len(known) > 1 else None
     ends = {key: {"low": one.low, "high": one.high} if isfinite(one.low) else None for key, one in intervals.items()}
     return {key: one.mean for key, one in intervals.items()} | {"spearman_images": correlation, "interval95": ends}
+
+
+def with_uncertainty(images: Sequence[Row]) -> list[Row]:
+    """The images of which the model states an uncertainty."""
+    return [image for image in images if isfinite(image.get("mean_uncertainty", np.nan))]
 
 
 def mean_reliability(of_datasets: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -54,9 +59,9 @@ def plot_reliability(path: Path, of_datasets: Mapping[str, Sequence[Row]]) -> No
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color="#808080", lw=1, label="calibrated")
     for name, images in of_datasets.items():
-        found = reliability(images)
-        if found:
-            left.plot([0, *COVERAGES.values()], [0, *(found[key] for key in COVERAGES)], "o-", ms=4, label=name)
+        if known := with_uncertainty(images):
+            within = [float(np.mean([image[key] for image in known])) for key in COVERAGES]
+            left.plot([0, *COVERAGES.values()], [0, *within], "o-", ms=4, label=name)
             rest = [np.nanmean([image.get(f"sparsification/{step:g}", np.nan) for image in images]) for step in STEPS]
             right.plot(STEPS, rest, "o-", ms=4, label=name)
     left.set(xlabel="pixels that should lie within", ylabel="pixels that do", xlim=(0, 1), ylim=(0, 1))

@@ -2,6 +2,7 @@ from .camera import (
     FOV_DEG as FOV_DEG,
     crop_intrinsics as crop_intrinsics,
     fit_pinhole as fit_pinhole,
+    focal_px_from_35mm as focal_px_from_35mm,
     focal_px_from_fov as focal_px_from_fov,
     intrinsics_from as intrinsics_from,
     mirror_intrinsics as mirror_intrinsics,
@@ -59,6 +60,7 @@ from .html import (
 from .network_grid import NetworkGrid as NetworkGrid, TrainingSize as TrainingSize
 from .panels import COLUMNS as COLUMNS, Example as Example, write_panels as write_panels
 from .photo import (
+    ASSUMED as ASSUMED,
     FocalFrom as FocalFrom,
     NotAnImage as NotAnImage,
     Photo as Photo,

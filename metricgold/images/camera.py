@@ -3,10 +3,11 @@
 Convention: x right, y down, z along the optical axis; the centre of the top-left pixel is (0.5, 0.5).
 """
 
-from math import radians, sqrt, tan
+from math import hypot, radians, sqrt, tan
 
 import numpy as np
 
+_FULL_FRAME_DIAGONAL_MM = hypot(36, 24)
 FOV_DEG = 60.0  # over the longer side where no camera is known: a lens of 31 mm on 35 mm film
 
 
@@ -24,6 +25,11 @@ def pinhole(focal_px: float, height: int, width: int) -> np.ndarray:
 def focal_px_from_fov(fov_deg: float, width: int) -> float:
     """Focal length in pixels for a horizontal field of view in degrees."""
     return width / 2 / tan(radians(fov_deg) / 2)
+
+
+def focal_px_from_35mm(focal_35mm: float, height: int, width: int) -> float:
+    """Focal length in pixels for that of equal field of view on 35 mm film, by the diagonal (CIPA DCG-001)."""
+    return focal_35mm / _FULL_FRAME_DIAGONAL_MM * hypot(height, width)
 
 
 def relative_focal(intrinsics: np.ndarray, height: int, width: int) -> float:

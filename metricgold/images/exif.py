@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from math import atan, degrees, hypot, isfinite
+from math import atan, degrees, isfinite
 from typing import Any
 
 from PIL import ExifTags, Image
+
+from metricgold.images.camera import focal_px_from_35mm
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,7 +50,6 @@ def upright(rgb: Image.Image, exif: Mapping[int, Any]) -> Image.Image:
 
 # The camera
 
-_FULL_FRAME_DIAGONAL_MM = hypot(36, 24)
 _RESOLUTION_UNIT_MM = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # EXIF 2.3, FocalPlaneResolutionUnit; inch if not given
 _FOV_DEG = 10, 125  # over the long side; beyond are fisheyes, which are no pinholes (10 mm on full frame: 122)
 _LENS_FOV_DEG = 0.5, 125  # where the lens in millimetres speaks for a telephoto (3000 mm on full frame: 0.7)
@@ -118,7 +119,7 @@ def _stored_size(exif: Mapping[int, Any]) -> tuple[float, float]:
 def focal_px_by_35mm(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:
     """By the focal length of equal field of view on 35 mm film, measured over the diagonal."""
     focal_35mm = _positive(exif, ExifTags.Base.FocalLengthIn35mmFilm)
-    return focal_35mm and focal_35mm / _FULL_FRAME_DIAGONAL_MM * hypot(*size)
+    return focal_35mm and focal_px_from_35mm(focal_35mm, size[1], size[0])
 
 
 def focal_px_by_sensor(exif: Mapping[int, Any], size: tuple[int, int]) -> float | None:

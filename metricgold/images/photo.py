@@ -57,6 +57,7 @@ class NotAnImage(ValueError):
 
 
 FocalFrom = Literal["argument", "csv", "colmap", "exif", "fov_deg", "none"]
+ASSUMED: frozenset[FocalFrom] = frozenset({"fov_deg", "none"})  # neither a person nor the file says what the camera is
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metricgold.images import FOV_DEG, FocalFrom, Photo, as_photo, focal_px_from_fov, pinhole, read_photo
+from metricgold.images import ASSUMED, FOV_DEG, FocalFrom, Photo, as_photo, focal_px_from_fov, pinhole, read_photo
 
 MAX_PIXELS = 100_000_000  # of a photograph given as a path
 
@@ -25,7 +25,7 @@ class CalibratedImage:
     @property
     def has_known_camera(self) -> bool:
         """Whether somebody or something says what its camera is."""
-        return self.focal_from not in ("fov_deg", "none")
+        return self.focal_from not in ASSUMED
 
 
 def is_batch(image: Any) -> bool:

@@ -63,7 +63,7 @@ class Prediction:
                     on; and where one is nearer than log_depth.near_m; planar_depth_m has a value there too
     intrinsics      float64 [3, 3] in pixels of the image, pixel centres at +0.5; None for a file that says that it is a
                     panorama: its depth is not planar
-    focal_from      where its focal length comes from: argument, csv, exif, fov_deg, which is an assumption, or none
+    focal_from      where its focal length comes from: argument, exif, fov_deg, which is an assumption, or none
     log_depth       the range in metres that the model has for this image: with canonical depth its lens decides
     num_members     members that were merged
     uncertainty_calibrated  whether uncertainty is the standard error that the model was calibrated to state

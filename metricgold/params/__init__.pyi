@@ -33,6 +33,7 @@ from .sections import (
 )
 from .words import (
     CAMERAS as CAMERAS,
+    DISTANCE_KINDS as DISTANCE_KINDS,
     DTYPES as DTYPES,
     FIRST_ROUND as FIRST_ROUND,
     OUTPUTS as OUTPUTS,
@@ -41,6 +42,7 @@ from .words import (
     SPACINGS as SPACINGS,
     WINDOWS as WINDOWS,
     Camera as Camera,
+    DistanceKind as DistanceKind,
     Dtype as Dtype,
     Output as Output,
     PredictionType as PredictionType,

@@ -56,7 +56,8 @@ class CanonicalRange(LogDepthRange):
     same canonical depth, whatever lens took it.
     """
 
-    # 0.5th and 99.5th percentiles of canonical depth over the demo's training frames, rounded outwards.
+    # A start, wider than percentiles 0.5 to 99.5 of the demo's frames and their crops (0.95 to 86 m). `metricgold
+    # vae-floor` reports those of the data at hand.
     near_m: PositiveFloat = 0.45
     far_m: PositiveFloat = 100.0
     canonical: Literal[True] = True  # so that a cache of it is not taken for one of metres

@@ -12,6 +12,9 @@ PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
 Camera = Literal["none", "canonical", "token", "canonical+token"]
 CAMERAS: tuple[Camera, ...] = get_args(Camera)
 
+DistanceKind = Literal["planar", "ray distance"]  # along the optical axis, or along the ray of the pixel
+DISTANCE_KINDS: tuple[DistanceKind, ...] = get_args(DistanceKind)
+
 Spacing = Literal["trailing", "leading", "linspace"]  # of timesteps while sampling
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 

@@ -1,7 +1,6 @@
 from .calibrate import calibrate as calibrate
 from .calibration import (
     Calibration as Calibration,
-    DistanceKind as DistanceKind,
     apply_calibration as apply_calibration,
     read_calibration as read_calibration,
 )

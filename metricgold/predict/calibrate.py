@@ -15,13 +15,13 @@ from io import BytesIO
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from metricgold.images import DepthFile, planar_from_ray_distance, rays_from_intrinsics, read_depth
-from metricgold.params import Output, Predict
-from metricgold.predict.calibration import Calibration, Camera, DistanceKind, LeaveOneOut
+from metricgold.params import DISTANCE_KINDS, DistanceKind, Output, Predict
+from metricgold.predict.calibration import Calibration, Camera, LeaveOneOut
 from metricgold.predict.calibration_plot import draw_calibration
 from metricgold.predict.entries import predict_entries
 from metricgold.predict.job import BatchJob, DepthModel
@@ -31,7 +31,6 @@ from metricgold.storage import Folder, S3Prefix, digest_folder, open_bucket, par
 
 log = logging.getLogger(__name__)
 
-KINDS: tuple[DistanceKind, ...] = get_args(DistanceKind)
 EXACT_FIRST: tuple[Output, ...] = ("npz", "tiff", "exr", "log-png", "mm-png")  # where several are there
 PIXELS_OF_MAP = 100  # evenly spaced over those with depth on both sides: neighbours say the same again
 SATURATED = 1e-3  # of ln range: as near to an end as that, the model says only "at least"
@@ -220,7 +219,7 @@ def read_row(where: str, row: dict[str, str], folder: Path, kind: DistanceKind |
         raise ValueError(f"{where}: image: is empty")
     if depth := cells.get("depth"):
         return Measured(where, image, "planar", depth_map=folder / depth)
-    if of_row not in KINDS:
+    if of_row not in DISTANCE_KINDS:
         raise ValueError(
             f"{where}: kind: say whether metres are planar or a ray distance, here or with --kind; got {of_row!r}"
         )

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     Predicted = TypeVar("Predicted", Prediction, ImageResult)
 
-DistanceKind = Literal["planar", "ray distance"]
 SAME_FOCAL = 0.03  # a 35 mm equivalent is rounded to whole millimetres: 2 % at 26 mm
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

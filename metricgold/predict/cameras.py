@@ -14,9 +14,8 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import hypot
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from unicodedata import normalize
@@ -24,7 +23,7 @@ from unicodedata import normalize
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from metricgold.images import focal_px_from_fov, intrinsics_from, pinhole
+from metricgold.images import focal_px_from_35mm, focal_px_from_fov, intrinsics_from, pinhole
 from metricgold.storage import Folder, S3Prefix, Wanted, literal_head, read_json
 
 log = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 CSV, COLMAP, COLMAP_IMAGES = "cameras.csv", "cameras.txt", "images.txt"
 CAMERA_FILES = (CSV, COLMAP, COLMAP_IMAGES)
 MAX_BYTES = 256 << 20  # of one of them
-_FULL_FRAME_DIAGONAL_MM = hypot(36, 24)  # CIPA DCG-001: equivalents are of the diagonal
 _SAME_PROPORTIONS = 0.01  # of both scales; sides are whole pixels
 
 Number = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -88,7 +86,7 @@ class StatedCamera(BaseModel):
         if self.fov_deg is not None:
             return pinhole(focal_px_from_fov(self.fov_deg, max(height, width)), height, width)
         if self.focal_35mm is not None:
-            return pinhole(self.focal_35mm / _FULL_FRAME_DIAGONAL_MM * hypot(height, width), height, width)
+            return pinhole(focal_px_from_35mm(self.focal_35mm, height, width), height, width)
         scale_x, scale_y = self._scales(height, width)
         fx = self.fx or self.focal_px or 0.0
         fy = self.fy or fx
@@ -149,10 +147,10 @@ class Cameras:
         lines = (self.lines[number] for number in numbers)
         return next((line for line in lines if key in Wanted(include=(line.glob,))), None)
 
-    def warn_of_unused(self, used: Iterable[str]) -> None:
+    def warn_of_unused(self, used: Container[str]) -> None:
         """Log the first place that states a camera of no image; `used` are the places that did."""
         places = dict.fromkeys(line.place for line in (*self.lines, *self.keys.values()))
-        unused = [place for place in places if place not in set(used)]
+        unused = [place for place in places if place not in used]
         if unused:
             others = f" (and of {len(unused) - 1} more)" if len(unused) > 1 else ""
             log.warning("no image has the camera of %s%s", unused[0], others)

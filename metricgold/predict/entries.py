@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from metricgold.images import FocalFrom, NotAnImage, Photo, claims_image, pixels_by_head, read_photo
+from metricgold.images import ASSUMED, FocalFrom, NotAnImage, Photo, claims_image, pixels_by_head, read_photo
 from metricgold.params import Output
 from metricgold.predict.calibration import Calibration, apply_calibration
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
@@ -61,7 +61,7 @@ class ImageCamera(NamedTuple):
     @property
     def is_known(self) -> bool:
         """Whether it is not assumed."""
-        return self.focal_from not in ("fov_deg", "none")
+        return self.focal_from not in ASSUMED
 
 
 @dataclass(frozen=True, eq=False)

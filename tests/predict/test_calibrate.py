@@ -1,7 +1,6 @@
 """Points with known distances to a file, and that file to corrected depth: whole jobs with a plain model."""
 
 import json
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from metricgold.predict.outputs import ImageResult
 from metricgold.predict.stage import predict_all
 from metricgold.storage.files import digest_folder
 from tests.support.pipes import PlainPipe
+from tests.support.workers import sent
 
 HEIGHT, WIDTH = 30, 40
 PARAMS = Predict(num_inference_steps=2, ensemble_size=2, num_threads=2, outputs=["log-png", "npz", "json"])
@@ -302,6 +302,6 @@ def test_a_broken_file_is_named(place):
 def test_a_job_takes_its_calibration_to_other_machines(place):
     calibration = fitted(place)
     job = BatchJob(PARAMS, "in", "out", place / "model", "m/1", digest_folder(place / "model"), calibration=calibration)
-    there = pickle.loads(pickle.dumps(job.elsewhere()))
+    there = sent(job.elsewhere())
     assert there.calibration == calibration and there.identity == job.identity
     assert job.identity != replace(job, calibration=None).identity

@@ -25,6 +25,7 @@ from metricgold.predict.stage import predict_all
 from metricgold.storage import Folder, S3Prefix, open_bucket
 from tests.support.pipes import PlainPipe
 from tests.support.s3 import s3_bucket, s3_environment  # noqa: F401
+from tests.support.workers import sent
 
 PARAMS = Predict(num_inference_steps=1, ensemble_size=2, gallery=5)
 SIZE = (24, 32)  # height, width
@@ -327,7 +328,5 @@ def test_a_broken_table_ends_the_job_before_it_writes(source, tmp_path):
 
 
 def test_cameras_travel_to_workers():
-    import pickle
-
     cameras = Cameras.of_globs("csv", [StatedLine("*.png", StatedCamera(fx=3), "here")])
-    assert pickle.loads(pickle.dumps(cameras)).of_image("x.png").camera.fx == 3
+    assert sent(cameras).of_image("x.png").camera.fx == 3
