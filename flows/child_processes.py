@@ -113,25 +113,35 @@ def is_ending(within_s: float = 0.0) -> bool:
 
 
 def end(child: subprocess.Popen[Any]) -> None:
-    """End one child with all its descendants: DVC's own child is the one that has work to save."""
+    """End one child with all its descendants: what has work to save gets GRACE_S, and is killed then.
+
+    DVC gets no signal: it ends when its stage does. One that is stopped while it gives its locks back, or while it
+    writes dvc.lock, leaves half a file. A stage that it starts meanwhile is stopped too.
+    """
     import psutil
 
-    try:
-        descendants = psutil.Process(child.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        descendants = []
-    for process in descendants:
+    deadline = time.monotonic() + GRACE_S
+    if not _is_dvc(child):
+        child.terminate()
+    asked: list[psutil.Process] = []
+    while True:
         with suppress(psutil.NoSuchProcess):
-            process.terminate()
-    child.terminate()
-    started = time.monotonic()
-    _, alive = psutil.wait_procs(descendants, timeout=GRACE_S)
-    try:
-        # Not psutil: it would take the exit code from another thread that waits for this child.
-        child.wait(max(0.0, GRACE_S - (time.monotonic() - started)))
-    except subprocess.TimeoutExpired:
-        child.kill()
+            for process in psutil.Process(child.pid).children(recursive=True):
+                if process not in asked:
+                    asked.append(process)
+                    with suppress(psutil.NoSuchProcess):
+                        process.terminate()
+        _, alive = psutil.wait_procs(asked, timeout=0.1)
+        # Not psutil for the child: it would take the exit code from another thread that waits for it.
+        if (not alive and child.poll() is not None) or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    child.kill()
     child.wait()
+
+
+def _is_dvc(child: subprocess.Popen[Any]) -> bool:
+    return isinstance(child.args, list) and child.args[: len(DVC)] == DVC

@@ -4,6 +4,7 @@ Freshness is DVC's: a task runs `dvc repro` for one stage, which does nothing wh
 caches nothing. Independent stages run side by side.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -57,6 +58,26 @@ def stage_graph(targets: list[str] | None = None) -> Graph:
     while missing := {need for stage in wanted for need in needs[stage]} - wanted:
         wanted |= missing
     return {stage: needs[stage] for stage in TopologicalSorter(needs).static_order() if stage in wanted}
+
+
+def forget_torn_locks() -> None:
+    """Remove DVC's list of locks where it holds half of one: from then on every DVC here would end at once.
+
+    DVC writes that list in place, and so leaves it torn where it is killed as it does. It writes under the lock that
+    is taken here; a DVC that lives writes it whole.
+    """
+    from dvc.lock import make_lock
+    from dvc.repo import Repo
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    with Repo() as repo:
+        folder, hardlink = Path(str(repo.tmp_dir)), repo.config["core"].get("hardlink_lock", False)
+    listed = folder / RWLOCK_FILE
+    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder), hardlink_lock=hardlink):
+        try:
+            json.loads(listed.read_bytes() if listed.exists() else b"{}")
+        except ValueError:
+            listed.unlink()
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -127,6 +148,7 @@ def run_stages(graph: Graph) -> dict[str, float]:
 
     Stages that need a failed one do not start; the others finish. Raises the first failure.
     """
+    forget_torn_locks()
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage, needs in graph.items():
         ready = [futures[need] for need in needs]

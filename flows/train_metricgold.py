@@ -9,7 +9,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.child_processes import DVC
-from flows.dvc_stages import check_licences, run_stages, run_until_done, stage_graph
+from flows.dvc_stages import check_licences, forget_torn_locks, run_stages, run_until_done, stage_graph
 from flows.gpu_slots import gpu_slot
 from flows.registry_tasks import promote_version, register_version
 from metricgold.params import Folders, load_params
@@ -23,6 +23,7 @@ def run_experiment(overrides: dict[str, Any]) -> None:
     """The graph with other values than those of params.yaml, kept by DVC as an experiment of its own."""
     changes = [f"--set-param=++{key}={literal(value)}" for key, value in overrides.items()]
     log = get_run_logger().info
+    forget_torn_locks()
     with gpu_slot(log) as variables:
         run_until_done("experiment", [*DVC, "exp", "run", *changes], log, **variables)
 

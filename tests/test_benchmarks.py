@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import BOUNDS, CannotRun, evaluate, formats, least_seconds
+from tests.benchmarks import BOUNDS, CannotRun, batch, evaluate, formats, least_seconds
 from tests.benchmarks.__main__ import LEFT_OUT, MEASURES, run, write_report
 from tests.benchmarks.containers import CONTAINERS, make_shards
 
@@ -48,6 +48,11 @@ def test_contestants_take_turns_after_one_call_to_warm_up():
     calls = []
     assert len(least_seconds(lambda: calls.append("a"), lambda: calls.append("b"), rounds=2)) == 2
     assert calls == ["a", "b"] * 3
+
+
+def test_the_free_model_is_one_that_a_job_takes(tmp_path):
+    summary = batch.job(batch.write_photographs(tmp_path / "in", 2), tmp_path)()
+    assert (summary["images_done"], summary["images_failed"]) == (2, 0)
 
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)

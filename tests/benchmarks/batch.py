@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 from metricgold.log_depth import LogDepth
+from metricgold.model.pipeline import Prediction
 from metricgold.params.sections import Predict
 from metricgold.predict.stage import predict_all
 from metricgold.storage.buckets import Folder
@@ -35,12 +35,14 @@ class FreePipe:
         y = np.linspace(0, 1, SIDE, dtype=np.float32)[:, None]
         grain = np.random.default_rng(0).normal(1, 1e-3, (SIDE, SIDE)).astype(np.float32)
         uncertainty = np.full((SIDE, SIDE), 0.02, np.float32) * grain
-        self.prediction = SimpleNamespace(
+        self.prediction = Prediction(
             planar_depth_m=20 / (0.5 + y) * grain,
             uncertainty=uncertainty,
             valid_mask=np.ones((SIDE, SIDE), bool),
+            intrinsics=None,
+            focal_from="none",
+            log_depth=self.log_depth,
             num_members=10,
-            uncertainty_calibrated=False,
         )
 
     def processing_size(self, height, width):

@@ -1,5 +1,6 @@
 """The real dvc.yaml: what reruns, what does not, and in which order. The stages are stand-ins."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,11 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.child_processes import ChildFailed, ask_child, run_child
-from flows.dvc_stages import stage_graph
+from flows.child_processes import DVC, ChildFailed, ask_child, end, run_child
+from flows.dvc_stages import forget_torn_locks, stage_graph
 from metricgold.params import load_params
 from tests.flows.toy import calls, make_project, quiet_environment
 from tests.support import ROOT
+from tests.support.waiting import wait_until
 
 DATASETS = ["hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic"]
 
@@ -160,6 +162,40 @@ def test_child_answers_in_json_and_no_is_an_answer():
     assert lines == ["busy"]
     with pytest.raises(ChildFailed, match="code 2"):
         ask_child([sys.executable, "-c", "import sys; sys.exit(2)"], lines.append)
+
+
+def test_a_dvc_that_must_end_gives_its_locks_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project"))
+    repro = [*DVC, "repro", "--single-item", "sleeper"]
+    child = subprocess.Popen(repro, env=quiet_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(Path("started").exists, within_s=60, every_s=0.05, what="the stage")
+    assert json.loads(LOCKS.read_text())["write"]
+    end(child)
+    assert child.returncode == 255  # its own code: no signal ended it
+    assert not json.loads(LOCKS.read_text()).get("write")
+    forget_torn_locks()
+    assert LOCKS.exists()
+
+
+def test_locks_that_a_killed_dvc_left_torn_stop_nobody(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project", seconds=0))
+    forget_torn_locks()  # where there are none yet
+    LOCKS.write_text("")
+    repro = [*DVC, "repro", "--single-item", "sleeper"]
+    with pytest.raises(ChildFailed, match="rwlock"):
+        run_child(repro, lambda _: None)
+    forget_torn_locks()
+    run_child(repro, lambda _: None)
+    assert Path("started").exists()
+
+
+LOCKS = Path(".dvc/tmp/rwlock")
+
+
+def _sleeper(folder: Path, seconds: int = 60) -> Path:
+    stage = {"cmd": f"touch started; sleep {seconds}", "outs": [{"started": {"cache": False}}]}
+    (make_project(folder) / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"sleeper": stage}}))
+    return folder
 
 
 @pytest.mark.slow
