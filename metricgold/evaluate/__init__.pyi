@@ -4,6 +4,7 @@ from .depth_ranges import range_edges_m as range_edges_m
 from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method as Method
 from .peers import open_peer as open_peer
 from .protocols import WITH_CAMERA as WITH_CAMERA, protocols_of as protocols_of
+from .read_figures import read_figures as read_figures
 from .rows import Rows as Rows, read_rows_files as read_rows_files, write_rows_file as write_rows_file
 from .stage import evaluate as evaluate
 from .summary import (

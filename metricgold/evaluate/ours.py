@@ -45,7 +45,7 @@ class OurModel:
         """The pipeline, on the GPU if there is one."""
         from metricgold.model import load_pipeline
 
-        return load_pipeline(self.folder, dtype=self.inference.dtype)
+        return load_pipeline(self.folder, dtype=self.inference.dtype, digest=self.model_digest)
 
     def unload(self) -> None:
         """Free the weights until the next estimate."""

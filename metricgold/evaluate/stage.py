@@ -87,10 +87,11 @@ def evaluate(
     where pyarrow is not installed.
     """
     require_parquet()
+    digest = digest_folder(model) if (Path(model) / "model_index.json").is_file() else ""
     if pipe is None:
         from metricgold.model import load_pipeline
 
-        pipe = load_pipeline(model, dtype=params.dtype)
+        pipe = load_pipeline(model, dtype=params.dtype, digest=digest)
     ruler = params.ruler
     asked = {
         name: unedited_frames(name, raw, params.split, params.frames_per_dataset) for name, raw in raw_folders.items()
@@ -109,9 +110,8 @@ def evaluate(
             scored = score(frames, params, pipe, baselines, measured[name])
             examples += [example for example in scored if example.name in shown]
         write_panels(Path(plots) / "examples" / f"{name}.png", examples, COLUMNS, width_px=1200)
-    has_folder = (Path(model) / "model_index.json").is_file()
     report = _report(params, constant_m, measured) | {
-        "model_digest": digest_folder(model) if has_folder else "",
+        "model_digest": digest,
         "uncertainty_calibrated": pipe.uncertainty_scale is not None,
     }
     _plot_by_depth(Path(plots), measured)

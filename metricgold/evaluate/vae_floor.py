@@ -53,7 +53,7 @@ from metricgold.model import (
     vae_factor,
 )
 from metricgold.params import CanonicalRange, LogDepthRange, VaeFloor
-from metricgold.storage import write_json
+from metricgold.storage import digest_folder, write_json
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def measure_vae_floor(
     size: tuple[int, int],
     view_shares: Sequence[float] = (1.0,),
     device: str = "",
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Measure log, linear and inverse depth over `range_m` and every range of the params; write the JSON `metrics`.
 
     Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names, as a network
@@ -115,9 +115,10 @@ def measure_vae_floor(
     under `mean`, by depth for the range of the params (`.../abs_rel/2-4`), `best/near_m` and `best/far_m`, and for
     each data set what mirroring latents costs (flip_asymmetry). canonical_depth/near_m and far_m are the percentiles by
     which a range of canonical depth is chosen, over frames and their views (Encode.view_shares); with a CanonicalRange
-    all ranges are of canonical depth. The JSON is written last. Raises ValueError when the size does not suit the VAE,
-    or naming a data set without a frame to measure.
+    all ranges are of canonical depth. `backbone_vae` is the digest of the VAE that was measured. The JSON is written
+    last. Raises ValueError when the size does not suit the VAE, or naming a data set without a frame to measure.
     """
+    facts = {"backbone_vae": digest_folder(Path(backbone) / "vae")}
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
     check_size(vae, size)
     seen = TrainingSize(*size, vae_factor(vae))
@@ -137,8 +138,8 @@ def measure_vae_floor(
     floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
     log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
     _plot(Path(plots), measured, present)
-    write_json(metrics, report)
-    return report
+    write_json(metrics, report | facts)
+    return report | facts
 
 
 def frames_in_range(

@@ -41,7 +41,7 @@ from metricgold.model.vae import (
 from metricgold.model.views import VIEWS
 from metricgold.model.windows import Strip
 from metricgold.params import CAMERAS, DTYPES, SPACINGS, WINDOWS, Uncertainty, Windows
-from metricgold.storage import read_json
+from metricgold.storage import digest_folder, read_json
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
@@ -637,13 +637,17 @@ class MetricGoldPipeline(DiffusionPipeline):
         return torch.stack([log_depth.denormalize(d) for log_depth, d in maps]).cpu().numpy()
 
 
-def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False) -> MetricGoldPipeline:
+def load_pipeline(
+    folder: Path, *, dtype: str = "float32", compile: bool = False, digest: str | None = None
+) -> MetricGoldPipeline:
     """Read a checkpoint folder, onto the GPU if there is one.
 
     dtype    of U-Net and VAE: float32, bfloat16 or float16; the scheduler's arithmetic and log depth stay float32
     compile  the U-Net, see compile_unet
+    digest   digest_folder of what is meant, by which results will be known
 
-    Raises ValueError naming a folder that is not a checkpoint, for another dtype, and where torch cannot compile.
+    Raises ValueError naming a folder that is not a checkpoint or that is another than the one meant, for another dtype,
+    and where torch cannot compile.
     """
     from diffusers.utils.logging import disable_progress_bar
 
@@ -656,6 +660,8 @@ def load_pipeline(folder: Path, *, dtype: str = "float32", compile: bool = False
     pipe = MetricGoldPipeline.from_pretrained(folder, dtype=dtypes)
     if (device := default_device()) != "cpu":  # diffusers warns of half precision moved to a CPU
         pipe.to(device)
+    if digest is not None and digest_folder(folder) != digest:  # after it: a model is replaced at any moment
+        raise ValueError(f"{folder} was replaced while it was read; run it again")
     if compile:
         pipe.compile_unet()
     return pipe

@@ -12,7 +12,7 @@ from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.calibration import Calibration
 from metricgold.predict.cameras import Cameras
 from metricgold.predict.outputs import DEFAULT
-from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_folder, digest_json, open_bucket
+from metricgold.storage import Folder, Holder, Lease, S3Prefix, digest_json, open_bucket
 
 if TYPE_CHECKING:
     from metricgold.model import Prediction
@@ -80,10 +80,8 @@ class BatchJob:
         """
         from metricgold.model import load_pipeline
 
-        pipe = load_pipeline(self.model, dtype=self.params.dtype, compile=self.params.compile)
-        if digest_folder(self.model) != self.model_sha256:  # after it: a model is replaced at any moment
-            raise ValueError(f"{self.model} was replaced while the job started; run it again")
-        return pipe
+        options = {"dtype": self.params.dtype, "compile": self.params.compile}
+        return load_pipeline(self.model, **options, digest=self.model_sha256)
 
     def check_model(self, model: DepthModel) -> None:
         """Raise ValueError where the model cannot do what the params ask: every image would fail for that reason."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricgold.evaluate import read_rows_files
+from metricgold.evaluate import read_figures, read_rows_files
 from metricgold.params import Params, Promote
 from metricgold.registry.gate import ROWS, benchmark_metric, check_gate
 from metricgold.registry.lineage import flat, lineage_tags, score_tags
@@ -24,7 +24,7 @@ from metricgold.registry.mlflow_client import (
     version_of_alias,
 )
 from metricgold.registry.pyfunc import clear_copies, log_model
-from metricgold.storage import digest_folder, only_writer, read_json, read_rows
+from metricgold.storage import digest_folder, only_writer, read_rows
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,20 +92,14 @@ class Measured:
 def read_measured(metrics: Path, model_digest: str) -> Measured:
     """What lies in and beside the JSON of `metricgold evaluate`, as far as it is of this checkpoint.
 
-    ValueError for an evaluation of another checkpoint; a benchmark of another is left out with a warning.
+    ValueError for an evaluation that does not name this checkpoint; such a benchmark is left out with a warning.
     """
-    scores = read_json(metrics)
-    if not isinstance(scores, dict) or not isinstance(scores.get("abs_rel"), float | int):
-        raise ValueError(f"{metrics}: no number abs_rel in it, expected the figures of `metricgold evaluate`")
-    if scores.get("model_digest") not in (None, "", model_digest):
-        raise ValueError(f"{metrics} is about another checkpoint; `dvc repro evaluate` measures this one")
-    benchmarks = {}
+    scores, benchmarks = read_figures(metrics, model_digest), {}
     for path in sorted((metrics.parent / "benchmark").glob("*.json")):
-        summary = read_json(path)
-        if isinstance(summary, dict) and summary.get("model_digest") == model_digest:
-            benchmarks[path.stem] = summary
-        else:
-            logger.warning("%s is not registered: it is not about this checkpoint; `dvc repro` measures it", path)
+        try:
+            benchmarks[path.stem] = read_figures(path, model_digest)
+        except ValueError as error:
+            logger.warning("not registered: %s", error)
     return Measured(scores, rows_beside(metrics, scores), benchmarks)
 
 
@@ -115,7 +109,7 @@ def rows_beside(metrics: Path, scores: dict[str, Any]) -> Path | None:
     if not path.is_file():
         logger.warning("%s: no such file; the gate will compare means alone, without their intervals", path)
         return None
-    if read_rows_files([path]).where(method="model").unique("method_digest") != [scores.get("model_digest", "")]:
+    if read_rows_files([path]).where(method="model").unique("method_digest") != [scores["model_digest"]]:
         raise ValueError(f"{path} is about another checkpoint than {metrics}; `dvc repro evaluate` writes both")
     return path
 
@@ -135,9 +129,7 @@ def create_version(
 
     tags = {**lineage_tags(params, model), **measured.tags, "model_digest": digest}
     experiment = mlflow.set_experiment(NAME).experiment_id
-    # The run that trained these bytes, or one that began to register them and was killed.
-    runs = client.search_runs([experiment], f"tags.model_digest = '{digest}'", max_results=1)
-    with mlflow.start_run(runs[0].info.run_id if runs else None, tags=tags) as run:
+    with mlflow.start_run(run_of(client, experiment, digest), tags=tags) as run:
         run_id = run.info.run_id
         clear_copies(client, experiment, run_id)
         log_params(client, run_id, flat(params.model_dump(mode="json")))
@@ -156,6 +148,17 @@ def create_version(
             raise
     # Tags go in with the version: a kill in between leaves a run behind, never a version without its digest.
     return client.create_model_version(NAME, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id)
+
+
+def run_of(client: "MlflowClient", experiment: str, digest: str) -> str | None:
+    """The run that trained a checkpoint, or that began to register it and was killed; None without one.
+
+    Never the run of another version: a training that is written again, such as with another calibration, goes on in its
+    run, where the new checkpoint's figures would take the place of the old one's.
+    """
+    taken = {version.run_id for version in client.search_model_versions(f"name = '{NAME}'")}
+    runs = client.search_runs([experiment], f"tags.model_digest = '{digest}'")
+    return next((run.info.run_id for run in runs if run.info.run_id not in taken), None)
 
 
 def _log_measured(client: "MlflowClient", run_id: str, measured: Measured) -> None:

@@ -53,10 +53,10 @@ def train_depth_vae(
     size: height and width of the network's training; its VAE sees frames as `encode` fits them to it.
 
     With params.num_steps 0 the result is the backbone's VAE, byte for byte. `metrics` receives a flat JSON: the floor
-    of held-out frames, `<data set>/before/abs_rel`, `.../after/...`, by depth, the means over data sets, and
-    num_steps. `report` receives every row of the state's metrics.jsonl. SIGTERM saves a checkpoint and exits 143.
-    Raises ValueError for a size that does not suit the VAE and for a data set without frames of a split,
-    BlockingIOError when another run writes here.
+    of held-out frames, `<data set>/before/abs_rel`, `.../after/...`, by depth, the means over data sets, num_steps, and
+    the digests of what was measured, `backbone_vae` before and `depth_vae` after. `report` receives every row of the
+    state's metrics.jsonl. SIGTERM saves a checkpoint and exits 143. Raises ValueError for a size that does not suit the
+    VAE and for a data set without frames of a split, BlockingIOError when another run writes here.
     """
     out, state = Path(out), state_folder(out)
     require_ours(out, ["depth_vae.json"])  # now, not after the last step
@@ -80,10 +80,11 @@ def train_depth_vae(
         _write_folder(out, vae if params.num_steps else None, backbone, params, range_m)
     figures = _figures({"before": before, "after": after}) | {"num_steps": params.num_steps}
     was, now = (figures[f"mean/{when}/abs_rel"] for when in ("before", "after"))
+    measured = {"backbone_vae": digest_folder(Path(backbone) / "vae"), "depth_vae": digest_folder(out / "vae")}
     log.info("VAE floor of held-out frames: AbsRel %.4f before, %.4f after", was, now)
     if now > was:
         log.warning("fine-tuning has made the VAE floor worse: AbsRel %.4f, was %.4f", now, was)
-    write_json(metrics, figures)
+    write_json(metrics, figures | measured)
     return out
 
 

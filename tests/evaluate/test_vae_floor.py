@@ -208,7 +208,7 @@ def asymmetry(vae, frames, edges_m):
 def test_the_report_is_flat_and_complete(report, tiny):
     figures, out = report
     assert json.loads((out / "vae_floor.json").read_text()) == figures
-    assert all(isinstance(value, int | float) for value in figures.values())
+    assert all(isinstance(value, int | float) for key, value in figures.items() if key != "backbone_vae")
     for warp in ("log", "linear", "inverse"):
         for range_m in ("0.5-80", "1-40", "0.5-150"):
             for name in (tiny.datasets[0], "mean"):

@@ -1158,5 +1158,5 @@ def test_a_model_replaced_while_the_job_starts_is_not_named_by_another_s_digest(
     job = BatchJob(Predict(), "in", "out", model, "model", digest_folder(model), (), ())
     assert job.load_model()
     (model / "lineage.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"{model} was replaced while the job started; run it again"):
+    with pytest.raises(ValueError, match=f"{model} was replaced while it was read; run it again"):
         job.load_model()

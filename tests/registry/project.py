@@ -5,6 +5,7 @@ from pathlib import Path
 
 from metricgold.params.sections import Params, Predict, Promote
 from metricgold.registry.versions import register
+from metricgold.storage import digest_folder
 
 PARAMS = Params(datasets=["hypersim-synthetic"], predict=Predict(num_inference_steps=2, ensemble_size=1))
 GATE = Promote(max_abs_rel=0.25, min_delta1=0.6, max_constant_ratio=0.34, max_vae_floor_abs_rel=0.05)
@@ -22,7 +23,8 @@ SCORES = {
 
 def register_scores(**scores):
     Path("metrics").mkdir(exist_ok=True)
-    Path("metrics/evaluate.json").write_text(json.dumps(SCORES | scores))
+    named = {"model_digest": digest_folder(Path("models/metricgold"))}
+    Path("metrics/evaluate.json").write_text(json.dumps(SCORES | named | scores))
     return register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"))
 
 

@@ -182,7 +182,7 @@ def test_the_gate_names_figures_of_benchmarks(project, summaries, failing):
 def test_a_benchmark_of_another_checkpoint_is_not_registered(project, caplog):
     right = {"abs_rel": 0.1, "delta1": 0.9}
     register_frames(hard(), benchmarks={NYU: right | {"model_digest": "another"}, KITTI: right})
-    assert "nyuv2-synthetic.json is not registered: it is not about this checkpoint" in caplog.text
+    assert "not registered: metrics/benchmark/nyuv2-synthetic.json is about another checkpoint, " in caplog.text
     checks = {check["name"]: check["value"] for check in promote(GATE)["checks"]}
     assert checks == {f"{NYU}/abs_rel": None, f"{NYU}/delta1": None, f"{KITTI}/abs_rel": 0.1}
 
@@ -201,7 +201,7 @@ def test_a_benchmark_measured_later_joins_its_version(project):
 def test_figures_of_another_checkpoint_are_refused(project):
     register_frames(hard())
     change_model("trained again")
-    with pytest.raises(ValueError, match=r"evaluate\.json is about another checkpoint; `dvc repro evaluate`"):
+    with pytest.raises(ValueError, match=r"evaluate\.json is about another checkpoint, .*; `dvc repro` measures"):
         register(PARAMS, MODEL, Path("metrics/evaluate.json"))
     scores = json.loads(Path("metrics/evaluate.json").read_text()) | {"model_digest": digest_folder(MODEL)}
     Path("metrics/evaluate.json").write_text(json.dumps(scores))

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from metricgold.cli import main
 from metricgold.registry.pyfunc import fetch_model
 from metricgold.registry.versions import promote, register, rollback
+from metricgold.storage.files import digest_folder
 from tests.registry.project import GATE, PARAMS, change_model, mlflow_client, register_scores
 from tests.support import ROOT
 
@@ -48,6 +49,35 @@ def test_same_bytes_give_the_same_version_with_the_newest_scores(project):
     assert mlflow_client().get_run(first["run_id"]).data.metrics["abs_rel"] == 0.15
     change_model()
     assert register_scores()["version"] != first["version"]
+
+
+@pytest.mark.parametrize("named", [None, "", "of another training"])
+def test_scores_that_do_not_name_this_checkpoint_are_refused(project, named):
+    with pytest.raises(ValueError, match=r"metrics/evaluate\.json (does not say which|is about another) checkpoint"):
+        register_scores(model_digest=named)
+    assert not Path("mlruns").exists() and not versions()
+
+
+def test_a_training_written_again_keeps_the_scores_of_each_checkpoint_apart(project):
+    """As with another calibration: the same run of training, another checkpoint."""
+    run = start_training_run()
+    first = register_scores(abs_rel=0.3)
+    change_model("another calibration")
+    mlflow_client().set_tag(run, "model_digest", digest_folder(Path("models/metricgold")))
+    second = register_scores(abs_rel=0.1)
+    assert first["run_id"] == run != second["run_id"]
+    measured = [mlflow_client().get_run(one["run_id"]).data.metrics["abs_rel"] for one in (first, second)]
+    assert measured == [0.3, 0.1]
+    assert [promote(GATE, version=version)["passed"] for version in ("1", "2")] == [False, True]
+
+
+def start_training_run():
+    """A run as the tracking of a training leaves it."""
+    client = mlflow_client()
+    tags = {"model_digest": digest_folder(Path("models/metricgold"))}
+    run_id = client.create_run(client.create_experiment("metricgold"), tags=tags, run_name="train").info.run_id
+    client.set_terminated(run_id)
+    return run_id
 
 
 def versions():
@@ -152,7 +182,8 @@ def test_gate_refuses_and_moves_nothing(project, scores, failing):
 
 def test_gate_refuses_a_missing_score(project):
     Path("metrics").mkdir()
-    Path("metrics/evaluate.json").write_text(json.dumps({"abs_rel": 0.1}))
+    scores = {"abs_rel": 0.1, "model_digest": digest_folder(Path("models/metricgold"))}
+    Path("metrics/evaluate.json").write_text(json.dumps(scores))
     register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"))
     assert [c["name"] for c in promote(GATE)["checks"] if not c["passed"]] == [
         "delta1",
