@@ -639,6 +639,42 @@ def predict(
 
 
 @main.command()
+@click.option("--model", default=str(FOLDERS.model), show_default=True, help="A folder or models:/name@alias.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Others than loopback need METRICGOLD_SERVE_TOKEN."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="Steps and runs of requests that name no preset.")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images x runs through the U-Net at once.")
+@click.option("--window-ms", type=click.FloatRange(0), default=10, show_default=True, help="To wait for a batch.")
+@click.option("--queue", type=click.IntRange(1), default=64, show_default=True, help="Requests at once; else 429.")
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=120, show_default=True)
+@click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=32, show_default=True, help="Of a file.")
+@click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="Of a photograph.")
+@click.pass_context
+def serve(
+    ctx: click.Context,
+    model: str,
+    host: str,
+    port: int,
+    window_ms: float,
+    queue: int,
+    timeout_s: float,
+    max_mb: float,
+    **options: Any,
+) -> None:
+    """Depth over HTTP: POST /v1/depth, and a page to look at photographs. On this machine only, unless told."""
+    from metricgold.registry import fetch_model
+    from metricgold.serve import Limits, serve
+
+    params = _overridden(_predict_params(ctx), **options)
+    limits = Limits(
+        max_bytes=round(max_mb * 1_000_000), max_queue=queue, timeout_s=timeout_s, window_s=window_ms / 1000
+    )
+    serve(params, partial(fetch_model, model), limits, host=host, port=port)
+
+
+@main.command()
 @click.argument("points", type=click.Path(path_type=Path))
 @click.option("--predictions", metavar="FOLDER", help="Depth files with side-cars, or s3://; or predict --images:")
 @click.option("--images", metavar="FOLDER", help="The images that POINTS names, or s3://bucket/prefix.")

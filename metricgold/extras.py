@@ -17,6 +17,11 @@ EXTRA_OF = {
     "OpenEXR": "exr",
     "bitsandbytes": "adam8bit",
     "torchvision": "peers",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "python_multipart": "serve",
+    "prometheus_client": "serve",
 }
 
 

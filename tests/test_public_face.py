@@ -83,6 +83,7 @@ WINGS = [
     "params",
     "predict",
     "registry",
+    "serve",
     "storage",
 ]
 

@@ -7,6 +7,15 @@ from .calibration import (
 from .cameras import Cameras as Cameras, StatedCamera as StatedCamera, stated_for_all as stated_for_all
 from .dask_cluster import open_client as open_client, open_executor as open_executor
 from .dask_slices import predict_on as predict_on
-from .job import DepthModel as DepthModel
+from .entries import ReadImage as ReadImage, predict_batch as predict_batch, read_image as read_image
+from .job import BatchJob as BatchJob, DepthModel as DepthModel
+from .outputs import (
+    File as File,
+    ImageResult as ImageResult,
+    check_kinds as check_kinds,
+    files_of as files_of,
+    to_ascii as to_ascii,
+    with_figures as with_figures,
+)
 from .robust_fit import Fit as Fit, fit_calibration as fit_calibration
 from .stage import over_budget as over_budget, predict_all as predict_all

@@ -24,7 +24,7 @@ from metricgold.params import Output
 from metricgold.predict.calibration import Calibration, apply_calibration
 from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
-from metricgold.predict.outputs import NEED_PINHOLE, SUFFIXES, ImageResult, depth_figures, files_of, labels
+from metricgold.predict.outputs import NEED_PINHOLE, SUFFIXES, ImageResult, files_of, labels, with_figures
 from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, OutputFiles, ReceiptRow
 from metricgold.storage import LEASE, LOCK, Folder, S3Prefix, StoredObject, StoreLost
 
@@ -198,14 +198,20 @@ def decode_image(job: BatchJob, file: Fetching) -> ReadImage | ReceiptRow:
         return fetched
     entry, started = fetched.entry, time.perf_counter() - fetched.seconds
 
-    def decode() -> ReadImage:
-        photo = read_job_photo(job, fetched.data, entry.key)
-        camera = camera_of(job, entry.key, photo)
-        if camera.intrinsics is None:
-            check_kinds_of_panorama(entry.key, photo, job.kinds)
-        return ReadImage(entry, photo, camera, {"read": seconds_since(started)})
+    return or_its_row(job, entry, started, lambda: read_image(job, entry, fetched.data, started=started))
 
-    return or_its_row(job, entry, started, decode)
+
+def read_image(job: BatchJob, entry: StoredObject, data: bytes, *, started: float) -> ReadImage:
+    """The photograph in the bytes of a file, with its camera; `started` is the time of perf_counter at which it began.
+
+    ValueError for what the job does not take: no image or a broken one, beyond its limits, of another shape than the
+    camera that is stated for it, or a panorama where a kind of output needs a pinhole camera.
+    """
+    photo = read_job_photo(job, data, entry.key)
+    camera = camera_of(job, entry.key, photo)
+    if camera.intrinsics is None:
+        check_kinds_of_panorama(entry.key, photo, job.kinds)
+    return ReadImage(entry, photo, camera, {"read": seconds_since(started)})
 
 
 def or_its_row(job: BatchJob, entry: StoredObject, started: float, read: Callable[[], T]) -> T | ReceiptRow:
@@ -353,8 +359,7 @@ def write_image(
     """Write the files of an image and offer it to the sample; its finished row, with the reason if writing failed."""
     started, key = time.perf_counter(), image.entry.key
     try:
-        figures = depth_figures(result.seen_depth_m, result.uncertainty, result.valid_mask)
-        result = replace(result, facts={**result.facts, **figures})
+        result = with_figures(result)
         stem = sink.own_key(key)
         if own := next(filter(is_of_job, (stem + SUFFIXES[kind] for kind in job.kinds)), None):
             raise ValueError(f"it would be written over the job's own {own}; give it another name")

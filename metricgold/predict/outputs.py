@@ -5,7 +5,7 @@ import io
 import json
 import string
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO, Literal, Required, TypedDict
 from urllib.parse import quote
@@ -244,6 +244,12 @@ def labels(facts: ImageFacts) -> dict[str, str]:
 def to_ascii(text: str) -> str:
     """Text as printable ASCII, all else as %XX of its bytes; urllib.parse.unquote gives it back."""
     return quote(text, safe=_PLAIN, errors="surrogateescape")
+
+
+def with_figures(result: ImageResult) -> ImageResult:
+    """The image with its depth_figures among its facts."""
+    figures = depth_figures(result.seen_depth_m, result.uncertainty, result.valid_mask)
+    return replace(result, facts={**result.facts, **figures})
 
 
 def depth_figures(planar_depth_m: np.ndarray, uncertainty: np.ndarray, valid_mask: np.ndarray) -> DepthFigures:

@@ -1,0 +1,2 @@
+from .service import Limits as Limits
+from .stage import serve as serve
