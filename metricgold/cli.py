@@ -769,5 +769,34 @@ def rollback(dry_run: bool, as_json: bool) -> None:
     _print(rollback(dry_run=dry_run), as_json)
 
 
+@main.command()
+@click.argument("uri")
+@click.option("--verify", is_flag=True, help="Compute every digest again whose bytes are here or can be fetched.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write it as one page with a picture.")
+@json_option
+@click.pass_context
+def lineage(ctx: click.Context, uri: str, verify: bool, html: Path | None, as_json: bool) -> None:
+    """What made URI: version, checkpoint, params, code, caches, data sets, archives. Exit 1 where the chain is broken.
+
+    URI is an output of predict (a file or s3://), FOLDER/receipt.jsonl#INPUT, models:/name@alias, a checkpoint or a
+    latent cache.
+    """
+    from metricgold.registry import broken_links, render_page, summary_of, trace, tree_lines
+    from metricgold.storage import write_aside
+
+    chain = trace(uri, verify=verify)
+    broken = broken_links(chain)
+    if html is not None:
+        with write_aside(html) as aside:
+            aside.write_text(render_page(chain, uri), encoding="utf-8")
+    if as_json:
+        _print({"uri": uri, "whole": not broken, "broken": broken, "chain": chain.as_json()}, as_json)
+    else:
+        for line in (*tree_lines(chain), summary_of(chain)):
+            click.echo(one_line(line))
+    if broken:
+        ctx.exit(1)
+
+
 if __name__ == "__main__":
     main()

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from metricgold.datasets.splits import ClosedModel, Exclusion, split_of_scene, splits_of_scene
 from metricgold.params import MANIFESTS, DatasetName, DistanceKind, Folders
-from metricgold.storage import Lines, read_yaml
+from metricgold.storage import Lines, digest_json, read_yaml
 
 SCHEMES = ("file", "http", "https", "s3")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z")
@@ -139,6 +139,11 @@ class Manifest(ClosedModel):
         if twice:
             raise ValueError(f"names {twice} twice")
         return self
+
+    @property
+    def decisive_digest(self) -> str:
+        """Digest of what decides which members of the archives are here, and in which split; not of where they lie."""
+        return digest_json(self.model_dump(mode="json", include={"name", "members", "splits", "exclude"}))
 
     def splitter(self, raw: Path, split: str) -> Callable[[str, str], str | None]:
         """A function (scene, frame name) -> split or None. ValueError names the known splits if `split` is not one."""

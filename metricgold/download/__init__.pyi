@@ -1,3 +1,9 @@
+from .audit import (
+    AuditedArchive as AuditedArchive,
+    Fault as Fault,
+    archives_of as archives_of,
+    audit_archives as audit_archives,
+)
 from .edits import refuse_edited as refuse_edited, unedited_frames as unedited_frames
 from .ledger import DONE as DONE, DROPPED as DROPPED
 from .licence import check_licence as check_licence

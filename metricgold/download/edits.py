@@ -5,12 +5,10 @@ A member that was edited in place keeps its name and maybe its size, and the led
 
 import logging
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from metricgold.datasets import Content, FrameRef, own_data, read_contents, some_frames
-from metricgold.download.ledger import DONE, LEDGER, Ledger, not_a_ledger
+from metricgold.download.ledger import DONE, LEDGER, not_a_ledger, read_ledger
 from metricgold.storage import paths_below
 
 log = logging.getLogger(__name__)
@@ -56,10 +54,7 @@ def unedited_frames(name: str, raw: Path, split: str, limit: int | None) -> list
 
 def read_arrived(raw: Path) -> dict[Path, Content]:
     """Path -> content of the members of all archives that are here; the ledger is only looked at."""
-    with (
-        TemporaryDirectory(prefix="metricgold-") as scratch,
-        closing(Ledger.copy(raw / LEDGER, Path(scratch) / "ledger.sqlite")) as ledger,
-    ):
+    with read_ledger(raw) as ledger:
         here = [path for path, row in ledger.archives().items() if row.state == DONE]
         rows = [row for path in here for row in ledger.members(path)]
     try:

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from metricgold.storage import digest_json
@@ -199,6 +200,16 @@ class Ledger:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+
+
+@contextmanager
+def read_ledger(raw: Path) -> Iterator[Ledger]:
+    """The ledger of a raw folder, only looked at."""
+    with (
+        TemporaryDirectory(prefix="metricgold-") as scratch,
+        closing(Ledger.copy(raw / LEDGER, Path(scratch) / "ledger.sqlite")) as ledger,
+    ):
+        yield ledger
 
 
 def not_a_ledger(path: Path, why: Exception) -> ValueError:

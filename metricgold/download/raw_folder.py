@@ -23,7 +23,7 @@ from metricgold.download.fetcher import Fetcher
 from metricgold.download.ledger import DONE, DROPPED, PLACING, ArchiveRow, Ledger, MemberRow, not_a_ledger
 from metricgold.download.progress import Advance, ByteProgress, no_progress, show_bytes
 from metricgold.download.sources import WantedSource
-from metricgold.storage import digest_crc32, digest_json, paths_below, read_json, remove, sync, write_json
+from metricgold.storage import digest_crc32, paths_below, read_json, remove, sync, write_json
 
 log = logging.getLogger(__name__)
 
@@ -244,8 +244,8 @@ class RawFolder:
             for path, row in self.ledger.archives().items()
             if row.state == DONE and path not in passing
         }
-        decided_by = self.manifest.model_dump(mode="json", include={"name", "members", "splits", "exclude"})
-        ledger = {"dataset": self.manifest.name, "archives": archives, "manifest_sha256": digest_json(decided_by)}
+        digest = self.manifest.decisive_digest
+        ledger = {"dataset": self.manifest.name, "archives": archives, "manifest_sha256": digest}
         write_json(self.into / "ledger.json", ledger)
         return self.into / "ledger.json"
 

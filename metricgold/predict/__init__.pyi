@@ -5,6 +5,7 @@ from .calibration import (
     read_calibration as read_calibration,
 )
 from .cameras import Cameras as Cameras, StatedCamera as StatedCamera, stated_for_all as stated_for_all
+from .claims import ImageClaims as ImageClaims, read_claims as read_claims
 from .dask_cluster import open_client as open_client, open_executor as open_executor
 from .dask_slices import predict_on as predict_on
 from .entries import ReadImage as ReadImage, predict_batch as predict_batch, read_image as read_image

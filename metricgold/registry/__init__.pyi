@@ -1,4 +1,11 @@
 from .lineage import dvc_outputs as dvc_outputs, git_commit as git_commit
+from .lineage_page import (
+    broken_links as broken_links,
+    render_page as render_page,
+    summary_of as summary_of,
+    tree_lines as tree_lines,
+)
 from .live import track as track
+from .provenance import trace as trace
 from .pyfunc import _load_pyfunc as _load_pyfunc, fetch_model as fetch_model
 from .versions import promote as promote, register as register, rollback as rollback

@@ -71,6 +71,14 @@ def without_password(text: str) -> str:
     return re.sub(r"(\w://)[^/@\s]*@", r"\1", text)
 
 
+def named_version(uri: str) -> tuple[str, str]:
+    """Name, and version or alias, of models:/name@alias or models:/name/version. ValueError for anything else."""
+    name, _, which = uri.removeprefix("models:/").replace("@", "/").partition("/")
+    if not which:
+        raise ValueError(f"{uri}: expected models:/name@alias or models:/name/version")
+    return name, which
+
+
 def find_version(client: "MlflowClient", which: str, name: str = NAME) -> "ModelVersion":
     """A version by its number or alias. Raises ValueError where no version has the alias."""
     if which.isdigit():

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from metricgold.params import Params
-from metricgold.registry.mlflow_client import NAME, find_version, open_client
+from metricgold.registry.mlflow_client import NAME, find_version, named_version, open_client
 from metricgold.storage import (
     digest_folder,
     digest_json,
@@ -128,9 +128,7 @@ def fetch_model(model: str) -> tuple[Path, str]:
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{model!r} is neither a checkpoint folder (no model_index.json) nor models:/name@alias")
         return folder, folder.resolve().name
-    name, _, which = model.removeprefix("models:/").replace("@", "/").partition("/")
-    if not which:
-        raise ValueError(f"{model}: expected models:/name@alias or models:/name/version")
+    name, which = named_version(model)
     with open_client() as client:
         found = find_version(client, which, name)
         uri = client.get_model_version_download_uri(name, found.version)

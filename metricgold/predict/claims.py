@@ -1,0 +1,115 @@
+"""What the files of an image say of what made them: the depth file itself, its side-car, its row in the receipt."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+from urllib.parse import unquote
+
+from metricgold.images import read_depth
+from metricgold.predict.outputs import DEPTH, SUFFIXES
+from metricgold.predict.receipt import EARLIER, RECEIPT, ReceiptRow
+from metricgold.storage import Folder, S3Prefix, open_bucket, parse_json
+
+MAX_LEVELS = 32  # of folders between a file and the receipt of its job
+
+
+@dataclass
+class ImageClaims:
+    """What is said of one image's depth.
+
+    depth_file  where it is; None where the image has none, or it is gone
+    sha256      of its bytes as they are now
+    said        by the place that says it, the least removed from the bytes first: facts as in a side-car
+    """
+
+    input: str
+    depth_file: str | None = None
+    sha256: str | None = None
+    said: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def first(self, name: str) -> Any:
+        """A fact as the first place has it that says it."""
+        return next((facts[name] for facts in self.said.values() if facts.get(name) is not None), None)
+
+
+def read_claims(location: str) -> ImageClaims:
+    """What is said of the image that a file was made of: any output in a folder or on S3.
+
+    <folder>/receipt.jsonl#<input> is one row. ValueError for what is not an output or has no row; OSError where it
+    cannot be read.
+    """
+    receipt, is_row, key = location.rpartition(f"{RECEIPT}#")
+    if is_row:
+        sink = open_bucket(receipt or ".")
+        row = next((row for row in _rows(sink, RECEIPT, key) if row["input"] == key), None)
+        if row is None:
+            raise ValueError(f"{location}: no row of this input in {RECEIPT}")
+        if row["status"] != "done":
+            raise ValueError(f"{location}: {row['status']}, it has no depth: {row.get('reason')}")
+        return _claims(sink, sink.own_key(key), row)
+    name = location.rpartition("/")[2]
+    folder = location.removesuffix(name)
+    suffix = next((suffix for suffix in sorted(SUFFIXES.values(), key=len, reverse=True) if name.endswith(suffix)), "")
+    if not suffix or name == suffix:
+        known = ", ".join(SUFFIXES.values())
+        raise ValueError(f"{location}: expected an output of `metricgold predict` ({known}) or {RECEIPT}#INPUT")
+    sink = open_bucket(folder or ".")
+    if not sink.exists(name):
+        raise FileNotFoundError(f"{location}: no such file")
+    return _claims(sink, name.removesuffix(suffix), _row_above(folder, name))
+
+
+def _claims(sink: Folder | S3Prefix, stem: str, row: ReceiptRow | None) -> ImageClaims:
+    """Of the image whose outputs begin with `stem`."""
+    claims = ImageClaims(row["input"] if row else stem)
+    named = [stem + SUFFIXES[kind] for kind in DEPTH]
+    if row and (output := row.get("output")):
+        named.insert(0, stem + next((SUFFIXES[kind] for kind in DEPTH if output.endswith(SUFFIXES[kind])), ""))
+    key = next((key for key in named if sink.exists(key)), None)
+    if key is not None:
+        data = sink.read(key)
+        claims.depth_file, claims.sha256 = f"{str(sink).rstrip('/')}/{key}", hashlib.sha256(data).hexdigest()
+        claims.said["the file itself"] = _attributes(data, claims.depth_file)
+    if sink.exists(stem + SUFFIXES["json"]):
+        claims.said["the side-car"] = parse_json(sink.read(stem + SUFFIXES["json"]), stem + SUFFIXES["json"])
+    if row:
+        claims.said["the receipt"] = dict(row)
+    return claims
+
+
+def _attributes(data: bytes, label: str) -> dict[str, Any]:
+    """The texts of a depth file, as a side-car has them; empty where it cannot be read."""
+    try:
+        texts = read_depth(BytesIO(data)).attributes
+    except ValueError:
+        return {}
+    facts: dict[str, Any] = {name: unquote(texts[name]) for name in ("input", "model", "model_sha256") if name in texts}
+    return facts | ({"params": parse_json(texts["params"], label)} if "params" in texts else {})
+
+
+def _row_above(folder: str, name: str) -> ReceiptRow | None:
+    """The row that names an output, in the receipt of its folder or of one above; None without one."""
+    key = name
+    for _ in range(MAX_LEVELS):
+        sink = open_bucket(folder or ".")
+        for receipt in (RECEIPT, EARLIER):
+            if sink.exists(receipt):
+                for row in _rows(sink, receipt, key):
+                    if key in {file["key"] for file in row.get("outputs", {}).values()}:
+                        return row
+        above, slash, last = folder.rstrip("/").rpartition("/")
+        if not last or last in (".", "..") or above == "s3:/":
+            break
+        folder, key = above + slash, f"{last}/{key}"
+    return None
+
+
+def _rows(sink: Folder | S3Prefix, receipt: str, key: str) -> Iterator[ReceiptRow]:
+    """Rows of a receipt that hold a key somewhere, found without parsing the others."""
+    text = json.dumps(key)[1:-1].encode()
+    for line in sink.lines(receipt):
+        if text in line:
+            yield parse_json(line, receipt)
