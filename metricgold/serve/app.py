@@ -22,7 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metricgold.images import NotAnImage
+from metricgold.images import DEPTH_COLOURS, ERROR_COLOURS, NotAnImage, css_gradient, load_template
 from metricgold.params import Output, Preset
 from metricgold.predict import File, stated_for_all
 from metricgold.serve.batcher import ModelFailed
@@ -152,7 +152,9 @@ def _answer_faults(app: FastAPI) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
+    colours = {"depth_colours": css_gradient(DEPTH_COLOURS), "uncertainty_colours": css_gradient(ERROR_COLOURS)}
     files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in PAGE_TYPES}
+    files["index.html"] = load_template(PAGE / "index.html.j2").render(colours).encode()
 
     @app.get("/", include_in_schema=False)
     @app.get("/page/{name}", include_in_schema=False)

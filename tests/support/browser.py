@@ -25,8 +25,8 @@ def find_browser() -> str | None:
 class Browser:
     """One page of a headless browser. `complaints`: its console's errors and warnings; `requests`: what it loads."""
 
-    def __init__(self, program: str) -> None:
-        self.program = program
+    def __init__(self, program: str, *flags: str) -> None:
+        self.program, self.flags = program, flags
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self._num_orders = 0
@@ -40,7 +40,7 @@ class Browser:
         self._answers, answers = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--disable-background-networking"]
-        flags += ["--hide-scrollbars", "--proxy-server=127.0.0.1:9"]  # nobody listens there: no network
+        flags += [*self.flags, "--hide-scrollbars", "--proxy-server=127.0.0.1:9"]  # nobody listens there: no network
         # The browser reads orders on descriptor 3 and answers on 4.
         command = ["bash", "-c", f'exec "$@" 3<&{orders} 4>&{answers}', "bash", self.program, *flags, "about:blank"]
         quiet = subprocess.DEVNULL
@@ -101,13 +101,18 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press a key by its DOM name, such as Tab or ArrowLeft."""
-        code = {"Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        code = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowUp": 38}.get(key)
+        code = code or {"ArrowRight": 39, "ArrowDown": 40}[key]
         for kind in ("rawKeyDown", "keyUp"):
             self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def type(self, text: str) -> None:
         """Put text where the focus is."""
         self._ask("Input.insertText", text=text)
+
+    def download_into(self, folder: Path) -> None:
+        """Save what the page downloads in this folder, without asking."""
+        self._ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def photograph(self, path: Path, *, whole: bool = False) -> None:
         """Write what is seen, or the whole page, as PNG."""
