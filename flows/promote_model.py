@@ -8,7 +8,7 @@ from flows.registry_tasks import promote_version
 
 
 @flow(name="promote-model")
-def promote_model(version: str | None = None, dry_run: bool = True) -> dict[str, Any]:
+def promote_model(version: int | str | None = None, dry_run: bool = True, why: str = "") -> dict[str, Any]:
     """Make a registered version champion if the gate of params.yaml holds.
 
     Command: prefect deployment run promote-model -p dry_run=false (or: metricgold promote)
@@ -17,8 +17,9 @@ def promote_model(version: str | None = None, dry_run: bool = True) -> dict[str,
     Hours:   seconds
 
     version  the candidate if not given
+    why      a reason, kept with the move
     """
-    return promote_version(version, dry_run)
+    return promote_version(version, dry_run, why)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,22 @@ def register_version() -> dict[str, Any]:
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
-def promote_version(version: str | None, dry_run: bool) -> dict[str, Any]:
+def promote_version(version: int | str | None, dry_run: bool, why: str = "") -> dict[str, Any]:
     """Check one version; move the alias unless it is a dry run. Fails naming the checks that do not hold."""
-    command = ["metricgold", "promote", "--json"]
-    command += ["--version", version] if version else []
-    command += ["--dry-run"] if dry_run else []
-    outcome = ask_child(command, get_run_logger().info)
+    words = [] if version is None else [f"--version={version}"]
+    outcome = ask_child(["metricgold", "promote", "--json", *words, *_common(dry_run, why)], get_run_logger().info)
     create_table_artifact(outcome["checks"], key="gate", description=f"version {outcome['version']}")
     if not outcome["passed"] and not dry_run:
         refused = [f"{c['name']} {c['value']} against {c['bound']}" for c in outcome["checks"] if c["passed"] is False]
         raise ValueError(f"version {outcome['version']} was not promoted: {'; '.join(refused)}")
     return outcome
+
+
+@task(task_run_name="rollback", cache_policy=NO_CACHE)
+def rollback_champion(dry_run: bool, why: str = "") -> dict[str, Any]:
+    """Make the previous champion champion again."""
+    return ask_child(["metricgold", "rollback", "--json", *_common(dry_run, why)], get_run_logger().info)
+
+
+def _common(dry_run: bool, why: str) -> list[str]:
+    return [*(["--dry-run"] if dry_run else []), *([f"--why={why}"] if why else [])]

@@ -744,29 +744,52 @@ def register(ctx: click.Context, as_json: bool) -> None:
     _print(register(_params(ctx), FOLDERS.model, FOLDERS.metrics("evaluate")), as_json)
 
 
+def move_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of the commands that move an alias."""
+    command = click.option("--why", default="", metavar="TEXT", help="A reason, kept with the move.")(command)
+    text = "Refuse unless the alias is at this version; none: at no version."
+    return click.option("--instead-of", default=None, metavar="VERSION", help=text)(command)
+
+
+def _print_checks(checks: list[dict[str, Any]]) -> None:
+    """One line a check: what was found, what is asked for, whether it holds."""
+    words = {True: "holds", False: "FAILS", None: "not made"}
+    for check in checks:
+        ends = f" ({check['low']:.4g} to {check['high']:.4g})" if "low" in check else ""
+        value = check["value"]
+        shown = "missing" if value is None else f"{value:.4g}" if isinstance(value, float | int) else value
+        note = f"; {check['note']}" if "note" in check else ""
+        click.echo(one_line(f"{words[check['passed']]}: {check['name']} {shown}{ends}, bound {check['bound']}{note}"))
+
+
 @main.command()
+@click.option("--to", default="champion", metavar="ALIAS", show_default=True, help="Alias to move.")
 @click.option("--version", default=None, help="Registered version; the candidate alias if not given.")
+@move_options
 @click.option("--dry-run", is_flag=True, help="Print the checks, move nothing.")
 @json_option
 @click.pass_context
-def promote(ctx: click.Context, version: str | None, dry_run: bool, as_json: bool) -> None:
+def promote(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Move the alias champion to a version if the gate in params holds; exit 1 if it does not."""
     from metricgold.registry import promote
 
-    outcome = promote(_params(ctx).promote, version=version, dry_run=dry_run)
+    outcome = promote(_params(ctx).promote, **options)
+    if not as_json:
+        _print_checks(outcome.pop("checks"))
     _print(outcome, as_json)
     if not outcome["passed"]:
         ctx.exit(1)
 
 
 @main.command()
+@move_options
 @click.option("--dry-run", is_flag=True, help="Print what would move, move nothing.")
 @json_option
-def rollback(dry_run: bool, as_json: bool) -> None:
+def rollback(as_json: bool, **options: Any) -> None:
     """Make the previous champion champion again; the present one becomes previous. Exit 1 if there is none."""
     from metricgold.registry import rollback
 
-    _print(rollback(dry_run=dry_run), as_json)
+    _print(rollback(**options), as_json)
 
 
 @main.command()

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect.plugins import register_hook
 
-DEPLOYMENTS = frozenset({"train-metricgold", "batch-depth", "prepare-data", "promote-model"})
+DEPLOYMENTS = frozenset({"train-metricgold", "batch-depth", "prepare-data", "promote-model", "rollback-model"})
 
 
 @register_hook

@@ -1,12 +1,11 @@
 """A data set's licence, accepted once for a raw folder and recorded there with the date."""
 
-import getpass
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
 
 from metricgold.datasets import Manifest
-from metricgold.storage import read_json, write_json
+from metricgold.storage import read_json, user_name, write_json
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +23,8 @@ def check_licence(manifest: Manifest, into: Path, *, accept: bool = False) -> No
             f"{manifest.name} is under {licence.name} ({licence.url}): {licence.terms} "
             f"Accept it once: metricgold download {manifest.name} --accept-licence"
         )
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = "unknown"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(_record(into), {"name": licence.name, "url": licence.url, "accepted": now, "by": user})
+    write_json(_record(into), {"name": licence.name, "url": licence.url, "accepted": now, "by": user_name()})
     log.info("%s: licence %s accepted", manifest.name, licence.name)
 
 

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricgold.evaluate import read_figures, read_rows_files
-from metricgold.params import Params, Promote
-from metricgold.registry.gate import ROWS, benchmark_metric, check_gate
+from metricgold.params import Params
+from metricgold.registry.gate import ROWS, benchmark_metric
 from metricgold.registry.lineage import flat, lineage_tags, score_tags
 from metricgold.registry.mlflow_client import (
     NAME,
-    find_version,
     log_metrics,
     log_params,
     log_rows,
     open_client,
-    version_of_alias,
 )
 from metricgold.registry.pyfunc import clear_copies, log_model
 from metricgold.storage import digest_folder, only_writer, read_rows
@@ -173,49 +171,3 @@ def _log_measured(client: "MlflowClient", run_id: str, measured: Measured) -> No
     client.log_dict(run_id, scores, "evaluate.json")
     if measured.rows is not None:
         client.log_artifact(run_id, str(measured.rows))
-
-
-def promote(gate: Promote, *, version: str | None = None, dry_run: bool = False) -> dict[str, Any]:
-    """Check a version (the candidate if not given) against the gate and make it champion if every check holds.
-
-    Returns passed, checks (see check_gate), version, alias (of the version now, or after a run without dry_run) and
-    previous (the champion before). A check that could not be made does not hold the version up. Raises ValueError for
-    an unknown version.
-    """
-    with open_client() as client:
-        candidate = find_version(client, version or "candidate")
-        champion = version_of_alias(client, "champion")
-        checks = check_gate(gate, client, candidate, champion)
-        passed = all(check["passed"] is not False for check in checks)
-        is_new = champion is None or champion.version != candidate.version
-        if passed and is_new and not dry_run:
-            if champion is not None:
-                client.set_registered_model_alias(NAME, "previous", champion.version)
-            client.set_registered_model_alias(NAME, "champion", candidate.version)
-    return {
-        "passed": passed,
-        "checks": checks,
-        "version": str(candidate.version),
-        "alias": "champion" if passed or not is_new else "candidate",
-        "previous": str(champion.version) if champion else None,
-        "dry_run": dry_run,
-    }
-
-
-def rollback(*, dry_run: bool = False) -> dict[str, Any]:
-    """Make the previous champion champion again; the two change places, so a second rollback undoes the first.
-
-    Returns version (the champion now, or after a run without dry_run), alias, previous (the champion before) and
-    dry_run. Raises ValueError when no version has the alias previous.
-    """
-    with open_client() as client:
-        previous, champion = find_version(client, "previous"), find_version(client, "champion")
-        if not dry_run:
-            client.set_registered_model_alias(NAME, "champion", previous.version)
-            client.set_registered_model_alias(NAME, "previous", champion.version)
-    return {
-        "version": str(previous.version),
-        "alias": "champion",
-        "previous": str(champion.version),
-        "dry_run": dry_run,
-    }

@@ -24,6 +24,7 @@ from .files import (
     sync_disk as sync_disk,
     sync_tree as sync_tree,
     this_writer as this_writer,
+    user_name as user_name,
     write_aside as write_aside,
     write_json as write_json,
 )

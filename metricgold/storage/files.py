@@ -1,6 +1,7 @@
 """Bytes on disk: written aside and renamed, hashed, one writer per folder."""
 
 import ctypes
+import getpass
 import glob
 import hashlib
 import json
@@ -195,6 +196,14 @@ def _is_left(path: Path) -> bool:
 def this_writer() -> str:
     """This process, for what it leaves if it is killed: see has_ended."""
     return f"{os.getpid()}-{_machine_tag()}"
+
+
+def user_name() -> str:
+    """The account's name, for records of who did something."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"
 
 
 def has_ended(writer: str) -> bool:

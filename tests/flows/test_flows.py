@@ -245,6 +245,7 @@ def test_batch_depth_and_promote_model(at_server, small):
 
     from flows.batch_depth import batch_depth
     from flows.promote_model import promote_model
+    from flows.rollback_model import rollback_model
 
     asked = {"preset": "fast", "ensemble_size": "auto", "include": ["*.jpg", "a b/**"], "outputs": ["npz"]}
     asked |= {"max_failed": 0.5, "dask": "local:2", "seed": 3, "calibration": "c.json"}
@@ -254,6 +255,15 @@ def test_batch_depth_and_promote_model(at_server, small):
         "predict photos depth --model models:/metricgold@champion --preset=fast --ensemble=auto --seed=3 --write=npz"
         " --include=*.jpg --include=a b/** --max-failed=0.5 --dask=local:2 --calibration=c.json --json",
         "promote --json --dry-run",
+    ]
+    for version in (99, "99"):
+        assert promote_model(version=version, dry_run=False, why="a trial")["passed"]
+    assert rollback_model(dry_run=False, why="--json")["previous"] == "2"
+    assert rollback_model()["alias"] == "champion"
+    assert calls(small)[2:] == [
+        *["promote --json --version=99 --why=a trial"] * 2,
+        "rollback --json --why=--json",
+        "rollback --json --dry-run",
     ]
     Path("refuse").touch()
     with pytest.raises(ValueError, match=r"not promoted: abs_rel 0.3 against 0.25"):

@@ -8,7 +8,8 @@ import pytest
 
 from metricgold.evaluate.rows import write_rows_file
 from metricgold.params.sections import Params, Promote
-from metricgold.registry.versions import promote, register
+from metricgold.registry.promotion import promote
+from metricgold.registry.versions import register
 from metricgold.storage.files import digest_folder
 from tests.registry.project import PARAMS, SCORES, change_model, mlflow_client
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metricgold.registry.promotion import promote
 from metricgold.registry.pyfunc import PyfuncModel, fetch_model
-from metricgold.registry.versions import promote
 from tests.registry.project import GATE, register_scores
 from tests.support import ROOT
 

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from metricgold.cli import main
+from metricgold.registry.promotion import promote, rollback
 from metricgold.registry.pyfunc import fetch_model
-from metricgold.registry.versions import promote, register, rollback
+from metricgold.registry.versions import register
 from metricgold.storage.files import digest_folder
 from tests.registry.project import GATE, PARAMS, change_model, mlflow_client, register_scores
 from tests.support import ROOT
