@@ -7,7 +7,11 @@ from .backbone import (
     prepare_backbone as prepare_backbone,
     vae_digest as vae_digest,
 )
-from .camera_token import CameraToken as CameraToken, new_camera_token as new_camera_token
+from .camera_token import (
+    CameraToken as CameraToken,
+    new_camera_token as new_camera_token,
+    told_focal as told_focal,
+)
 from .ensemble import EnsembleOptions as EnsembleOptions
 from .pipeline import (
     EmptyPrompt as EmptyPrompt,

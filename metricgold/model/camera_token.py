@@ -6,6 +6,8 @@ import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 
+from metricgold.params import Camera
+
 
 class CameraToken(ModelMixin, ConfigMixin):
     """A token from the relative focal length of what the U-Net sees, or a learnt one that says "unknown".
@@ -30,6 +32,15 @@ class CameraToken(ModelMixin, ConfigMixin):
         """The token [1, 1, width] of one image; None: its camera is not known."""
         ln_focal = torch.tensor([nan if relative_focal is None else relative_focal], device=self.unknown.device).log()
         return self(ln_focal, ~ln_focal.isnan())
+
+
+def told_focal(relative_focal: float, camera: Camera) -> float:
+    """The relative focal length that the token tells: beside canonical depth that of lenses longer than 1, else 1.
+
+    Crops show training what long lenses see. Nothing shows it wider lenses than the frames' own: a token would say
+    there what it never learnt, while the division of depth by the focal length holds for every lens.
+    """
+    return max(relative_focal, 1.0) if "canonical" in camera else relative_focal
 
 
 def new_camera_token(width: int, seed: int) -> CameraToken:

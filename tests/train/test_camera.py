@@ -134,6 +134,14 @@ def test_with_canonical_depth_a_longer_lens_is_a_larger_scale(trained, factor):
     assert one.log_depth.near_m == pytest.approx(0.3 * 50 / np.sqrt(32 * 48))
 
 
+def test_beside_canonical_depth_the_token_tells_long_lenses_alone(trained):
+    """A wide lens is a scale and nothing else; of a long one the network is told."""
+    pipe, root = MetricGoldPipeline.from_pretrained(trained("canonical+token")), np.sqrt(32 * 48)
+    one, wide, long = (pipe(picture(), focal_px=focal * root).planar_depth_m for focal in (1.0, 0.4, 2.0))
+    np.testing.assert_allclose(wide, 0.4 * one, rtol=1e-5)
+    assert not np.allclose(long, 2 * one, rtol=1e-3)
+
+
 def test_focal_length_and_image_scaled_together_leave_metres_as_they_are(trained):
     """The large image is one that the network sees as the small one, pixel for pixel."""
     pipe = MetricGoldPipeline.from_pretrained(trained("canonical"))
