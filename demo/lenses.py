@@ -40,6 +40,7 @@ COMMON: Changes = {
         "objective": "one-step",
         "loss": "l1",
         "timestep_shift": 1.0,
+        "mixed_precision": "no",  # the table must not depend on the processor
         "num_steps": 1200,
         "decay_steps": 1200,
         "validation": None,

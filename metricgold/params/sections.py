@@ -308,7 +308,8 @@ class Train(Section):
     gradient_checkpointing: bool = False
     channels_last: bool = False
     compile: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # weights and moments stay float32
+    # Weights and moments stay float32. auto: bf16 where the machine multiplies in it, else no.
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "no"
     checkpoint_every: PositiveInt = 500
     keep_checkpoints: PositiveInt = 2
     log_every: PositiveInt = 10

@@ -19,6 +19,7 @@ from metricgold.model import backbone_digest, load_backbone, load_depth_vae, mad
 from metricgold.params import CanonicalRange, LogDepthRange, Train
 from metricgold.shards import LatentCache
 from metricgold.storage import digest_json, only_writer, read_json, read_rows, require_ours, write_aside
+from metricgold.train.precision import with_precision
 from metricgold.train.resumable import Report, state_folder
 from metricgold.train.run import Calibrate, TrainingRun, Validate
 
@@ -49,7 +50,7 @@ def train(
     Raises ValueError when the caches do not fit the backbone or each other, or when too many updates in a row had to
     be left out; BlockingIOError when another run writes here.
     """
-    out, state = Path(out), state_folder(out)
+    params, out, state = with_precision(params), Path(out), state_folder(out)
     require_ours(out, ["lineage.json"])  # now, not after the last step
     if params.validation and validate is None:
         raise ValueError("train.validation is set, but this run was given nothing to validate with")

@@ -407,6 +407,17 @@ def test_bf16_keeps_weights_and_moments_in_float32(tiny, tiny_latents, tiny_back
         assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("found", "expected"), [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "no")])
+def test_auto_is_bf16_where_the_processor_has_it_and_lineage_names_it(
+    tiny, tiny_latents, tiny_backbone, tmp_path, fresh_accelerate, monkeypatch, found, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    changes = {"mixed_precision": "auto", "num_steps": 2, "decay_steps": 2}
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model", changes=changes)
+    assert json.loads((out / "lineage.json").read_text())["train"]["mixed_precision"] == expected
+    assert AcceleratorState().mixed_precision == expected
+
+
 # -- validation -------------------------------------------------------------------------------------------
 
 LOOK = {"validation": {"every": 2, "patience": 3, "metric": "abs_rel"}}
