@@ -10,6 +10,7 @@ EXTRA_OF = {
     "dask": "dask",
     "distributed": "dask",
     "mlflow": "pipeline",
+    "psycopg2": "postgres",
     "prefect": "pipeline",
     "dvc": "pipeline",
     "py7zr": "pipeline",

@@ -4,7 +4,6 @@ Tracking goes to MLFLOW_TRACKING_URI, else to mlflow.db and mlruns/ in the worki
 """
 
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricgold.extras import naming_the_extra
-from metricgold.storage import clear_left, write_aside
+from metricgold.registry.tracking_store import NAME as NAME, prepare_store, without_password as without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-NAME = "metricgold"  # of the registered model and of the experiment
+BEHIND = {"mlflow", "sqlalchemy", "botocore", "boto3"}  # whose errors are those of a store, whatever their classes
 BATCH_LIMIT = 1000  # metrics that MLflow takes at once
 ROWS_AT_ONCE = 50  # rows of a training sent together, each with fewer than 20 figures
 
@@ -27,7 +26,7 @@ MetricRow = dict[str, float]  # a line of the trainer's metrics.jsonl: step, los
 
 @contextmanager
 def open_client() -> Iterator["MlflowClient"]:
-    """A client of the tracking store, whose tables are made first if it is a new SQLite file.
+    """A client of the tracking store, which is made ready first, see prepare_store.
 
     Raises ValueError where MLflow is not installed, cannot be reached or refuses, without passwords in its message.
     """
@@ -37,38 +36,23 @@ def open_client() -> Iterator["MlflowClient"]:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one small file
     # It would print the address, password and all, into the answer of `register --json`.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    # Of a server that is lost on the way; MLflow's own are seven tries and four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     with naming_the_extra():
         import mlflow
-        from mlflow.exceptions import MlflowException
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     try:
         mlflow.set_tracking_uri(uri)
-        if uri.startswith("sqlite:///"):
-            create_tables(Path(uri.removeprefix("sqlite:///")))
+        prepare_store(uri)
         yield mlflow.MlflowClient()
-    except MlflowException as error:
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in BEHIND:
+            raise
+        said = str(error).partition("\n[SQL:")[0]
         # `from None`: the cause would show the address with its password again.
-        raise ValueError(without_password(f"MLflow at {uri}: {error}")) from None
-
-
-def create_tables(database: Path) -> None:
-    """Make MLflow's tables in a SQLite file, or bring those of an older MLflow up to date."""
-    import mlflow
-    from filelock import FileLock
-
-    # Processes that create the tables at the same moment crash: one after the other.
-    with FileLock(f"{database}.lock"):
-        clear_left(database)
-        if not database.exists():
-            # A kill in the middle would leave half the tables for ever.
-            with write_aside(database) as aside:
-                mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-        mlflow.MlflowClient().search_experiments(max_results=1)
-
-
-def without_password(text: str) -> str:
-    """The text with the credentials of URLs left out."""
-    return re.sub(r"(\w://)[^/@\s]*@", r"\1", text)
+        raise ValueError(without_password(f"MLflow at {uri}: {said}")) from None
 
 
 def named_version(uri: str) -> tuple[str, str]:
