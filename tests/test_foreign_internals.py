@@ -158,6 +158,10 @@ INTERNALS = {
         "torch: plan counts no attention of the backward pass",
     ),
     "UntypedStorage._cdata": (torch_storage_has_an_address, "torch: plan counts views of a tensor as tensors"),
+    "ModelSignature._is_signature_from_type_hint": (
+        lambda: has("mlflow.models:ModelSignature._is_signature_from_type_hint"),
+        "MLflow: drops fields of a request that it does not know, and photographs as numbers take seconds",
+    ),
     "torch._foreach_lerp_": (torch_moves_tensors_by_one_call, "torch: ema_decay needs a loop over weights"),
 }
 

@@ -13,6 +13,7 @@ from .camera_token import (
     told_focal as told_focal,
 )
 from .ensemble import EnsembleOptions as EnsembleOptions
+from .inputs import stated_camera as stated_camera
 from .pipeline import (
     EmptyPrompt as EmptyPrompt,
     MetricGoldPipeline as MetricGoldPipeline,

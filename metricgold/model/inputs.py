@@ -64,7 +64,9 @@ def read_image(image: Any, kind: str, value: Any, assumed_fov_deg: float) -> Cal
     kind, value: intrinsics, focal_px or fov_deg as the caller states it, None where it does not. A panorama by its
     file's metadata has no camera, unless the caller knows one.
     """
-    if isinstance(image, Image.Image):
+    if isinstance(image, Photo):
+        photo = image
+    elif isinstance(image, Image.Image):
         photo = as_photo(image)
     elif isinstance(image, str | Path):
         photo = read_photo(image, max_pixels=MAX_PIXELS)
@@ -84,7 +86,10 @@ def stated_camera(kind: str, value: Any, height: int, width: int) -> np.ndarray:
     Raises ValueError for what is not a camera's.
     """
     if kind == "intrinsics":
-        camera = np.asarray(value, np.float64)
+        try:
+            camera = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"intrinsics must be a [3, 3] of numbers, got {value!r}") from None
         if camera.shape != (3, 3) or not np.isfinite(camera).all() or np.linalg.det(camera) == 0:
             raise ValueError(f"intrinsics must be a finite [3, 3] that can be inverted, got {camera.tolist()}")
         return camera

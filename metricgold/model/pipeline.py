@@ -304,8 +304,8 @@ class MetricGoldPipeline(DiffusionPipeline):
     ) -> Prediction | list[Prediction]:
         """Predict planar depth in metres of one image, or of each of several of any sizes.
 
-        image                PIL image, uint8 [H, W, 3], path, or tensor [3, H, W] (uint8, or float from 0 to 1); a
-                             list of those or a tensor [B, 3, H, W] gives a list
+        image                PIL image, uint8 [H, W, 3], path, Photo, or tensor [3, H, W] (uint8, or float from 0 to 1);
+                             a list of those or a tensor [B, 3, H, W] gives a list
         num_inference_steps  DDIM steps, 50 as in the paper
         ensemble_size        members of the ensemble, 10 as in the paper, or auto; of a one-step model 1, or so many
                              views of the image, at most 10: as it is, mirrored, and zoomed about its centre

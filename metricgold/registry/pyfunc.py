@@ -1,8 +1,9 @@
 """The files of a version: a pyfunc made of a diffusers folder and this package's source; nothing is pickled."""
 
+import base64
+import io
 import logging
 import os
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from metricgold.params import Params
+from metricgold.params import PRESETS, Params
 from metricgold.registry.mlflow_client import NAME, find_version, named_version, open_client
 from metricgold.storage import (
     digest_folder,
@@ -26,6 +27,7 @@ from metricgold.storage import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
     from mlflow.models.model import ModelInfo
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 DIGEST = "digest.json"  # of the checkpoint, beside a copy of a version
 WRITER = "metricgold.writer"  # tag of a copy: the process that logged it
 PACKAGES = (  # that a logged model needs to run
+    "mlflow-skinny",  # all of MLflow that loads and serves a model; `mlflow` itself brings a web page and more
+    "pandas",
     "torch",
     "diffusers",
     "transformers",
@@ -41,6 +45,8 @@ PACKAGES = (  # that a logged model needs to run
     "numpy",
     "lazy-loader",
     "pillow",
+    "pillow-heif",
+    "simplejpeg",
     "pydantic",
     "pyyaml",
 )
@@ -48,32 +54,93 @@ PACKAGES = (  # that a logged model needs to run
 
 def log_model(params: Params, model: Path) -> "ModelInfo":
     """Log a diffusers folder as a pyfunc into the active run, with all of the package as its code."""
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.models import Model
 
-    options = ParamSchema(
-        [
-            ParamSpec("num_inference_steps", "integer", params.predict.num_inference_steps),
-            ParamSpec("ensemble_size", "integer", params.predict.ensemble_size),
-            ParamSpec("seed", "integer", params.predict.seed),
-        ]
+    index = read_json(model / "model_index.json")
+    presets = ["one-step"] if index.get("objective") == "one-step" else list(PRESETS)
+    return Model.log(
+        artifact_path=None,  # its name of before, which it wants all the same
+        name=NAME,
+        flavor=Unproven,
+        flavor_name="pyfunc",
+        validate_serving_input=False,
+        loader_module="metricgold.registry",  # the face: it stays where it is, whatever moves behind it
+        data_path=str(model),
+        code_paths=[str(Path(__file__).parents[1])],  # the folder metricgold/, with the .pyi that faces read
+        signature=signature(params.predict.seed),
+        input_example=(
+            [{"image": base64.b64encode(example_jpeg()).decode(), "focal_px": 83.0}],
+            {"num_inference_steps": 1, "ensemble_size": 1},
+        ),
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
+        model_config=params.predict.model_dump(mode="json"),
+        tags={WRITER: this_writer()},
+        metadata={
+            "unit": "metres",
+            **{name: index.get(name) for name in ("near_m", "far_m", "camera", "objective")},
+            "uncertainty_calibrated": index.get("uncertainty_scale") is not None,
+            "presets": {name: PRESETS[name] for name in presets},
+        },
     )
-    # An input schema would fix the number of dimensions: one image and a batch are both welcome, and
-    # PyfuncModel.predict checks them itself.
-    outputs = Schema([TensorSpec(np.dtype("float32"), (-1, -1, -1))])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*input example was not provided.*")
-        return mlflow.pyfunc.log_model(
-            name=NAME,
-            loader_module="metricgold.registry",  # the face: it stays where it is, whatever moves behind it
-            data_path=str(model),
-            code_paths=[str(Path(__file__).parents[1])],  # the folder metricgold/, with the .pyi that faces read
-            signature=ModelSignature(outputs=outputs, params=options),
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
-            tags={WRITER: this_writer()},
-            metadata={"input": "uint8 [H, W, 3] or [N, H, W, 3]", "output": "planar depth in metres, float32"},
-        )
+
+
+class Unproven:
+    """MLflow's pyfunc, which may be told not to load the model and try the example: a large one takes minutes."""
+
+    @staticmethod
+    def save_model(path: str, *, validate_serving_input: bool, **options: Any) -> None:
+        """As mlflow.pyfunc.save_model."""
+        import mlflow
+
+        mlflow.pyfunc.save_model(path=path, **options)
+
+
+def signature(seed: int) -> "ModelSignature":
+    """What a version takes and answers; see DepthModel in scoring.py."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec
+
+    text, number, truth = DataType.string, DataType.double, DataType.boolean
+    maps, matrix = AnyType(), Array(Array(number))  # an image, and the maps of an answer, are arrays or files
+    inputs = {"image": maps, "focal_px?": number, "fov_deg?": number, "intrinsics?": matrix}
+    outputs = {
+        **{"unit": text, "kind": text, "encoding": text, "depth": maps, "valid_mask": maps, "uncertainty?": maps},
+        **{"uncertainty_calibrated": truth, "intrinsics?": matrix, "focal_px?": number, "focal_from": text},
+        **{"scale_assumed": truth, "near_m": number, "far_m": number, "num_members": DataType.long},
+    }
+    schemas = (
+        Schema([ColSpec(kind, name.rstrip("?"), not name.endswith("?")) for name, kind in columns.items()])
+        for columns in (inputs, outputs)
+    )
+    stated = ModelSignature(
+        *schemas,
+        params=ParamSchema(
+            [
+                ParamSpec("preset", "string", None),
+                ParamSpec("num_inference_steps", "integer", None),
+                ParamSpec("ensemble_size", "integer", None),
+                ParamSpec("seed", "integer", seed),
+                ParamSpec("encoding", "string", None),
+            ]
+        ),
+    )
+    # The model checks its input by itself, as one with type hints does: MLflow would drop fields that it does not know,
+    # put whole photographs into messages, and take seconds for the numbers of an image.
+    stated._is_signature_from_type_hint = True
+    return stated
+
+
+def example_jpeg() -> bytes:
+    """A small photograph: a road under a sky."""
+    from PIL import Image
+
+    y, x = np.mgrid[-1:1:64j, -1.5:1.5:96j]
+    is_road = np.abs(x) < 0.9 * y
+    rgb = np.where((y < 0)[..., None], (150, 190, 230), np.where(is_road[..., None], (90, 90, 95), (80, 130, 60)))
+    file = io.BytesIO()
+    Image.fromarray((rgb * (1 - 0.3 * np.abs(y)[..., None])).astype(np.uint8)).save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def clear_copies(client: "MlflowClient", experiment: str, run_id: str) -> None:
@@ -87,13 +154,20 @@ def clear_copies(client: "MlflowClient", experiment: str, run_id: str) -> None:
             client.delete_logged_model(logged.model_id)
 
 
-def _load_pyfunc(path: str) -> "PyfuncModel":
-    """Entry point for MLflow (`loader_module`): the model whose diffusers folder is `path`."""
-    return PyfuncModel(Path(path))
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Any:
+    """Entry point for MLflow (`loader_module`): the model whose diffusers folder is `path`.
+
+    model_config: the section `predict` of params.yaml; a version that was registered without one answers arrays alone
+    """
+    if model_config is None:
+        return ArraysOnly(Path(path))
+    from metricgold.registry.scoring import load_version
+
+    return load_version(Path(path), model_config)
 
 
-class PyfuncModel:
-    """The object that MLflow calls: images in, metres out."""
+class ArraysOnly:
+    """A version of before: images in, metres out, as arrays."""
 
     def __init__(self, folder: Path) -> None:
         from metricgold.model import load_pipeline

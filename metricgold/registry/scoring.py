@@ -1,0 +1,251 @@
+"""What MLflow calls of a version, in Python and as `mlflow models serve`: images with cameras in, depth out.
+
+A version tells MLflow that it checks its input by itself (see pyfunc.signature): so a request arrives as the client
+sent it, and a fault in it is one line. Only params go through MLflow's hands.
+"""
+
+import base64
+import binascii
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+
+from metricgold.images import ASSUMED, Photo, read_photo
+from metricgold.model import Prediction, load_pipeline, stated_camera
+from metricgold.params import PRESETS, Inference, Predict
+
+log = logging.getLogger(__name__)
+
+CAMERA = ("focal_px", "fov_deg", "intrinsics")  # of a row: one of them at most
+FIELDS = ("image", *CAMERA)
+PARAMS = ("preset", "num_inference_steps", "ensemble_size", "seed", "encoding")
+ENCODINGS = ("arrays", "npy")
+
+
+class Refused(MlflowException, ValueError):
+    """A request that was not answered, in one line; status 400, or what goes with another error_code."""
+
+    def __init__(self, reason: str, error_code: int = INVALID_PARAMETER_VALUE) -> None:
+        super().__init__(" ".join(reason.split()), error_code)
+
+    @property
+    def message(self) -> str:
+        """The reason alone."""
+        return str(self.args[0])
+
+    @message.setter
+    def message(self, _: str) -> None:
+        """MLflow's server would put the whole request before it, photograph and all."""
+
+
+class DepthModel:
+    """A loaded version: `predict` is what MLflow calls.
+
+    params  the section `predict` of params.yaml that the version was registered with, or what model_config overrides
+    """
+
+    def __init__(self, folder: Path, params: Predict) -> None:
+        self.pipeline, self.params = load_pipeline(folder, dtype=params.dtype, compile=params.compile), params
+        self._turn = Lock()  # MLflow's server calls from many threads, and the U-Net's attention is changed by a call
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        """An answer for each image, or one for a single one; Refused where the request is at fault.
+
+        model_input  an image, or a row: a mapping with `image` and at most one of `focal_px`, `fov_deg` and
+                     `intrinsics`; or a list, a batch or a data frame of them. An image is uint8 [H, W, 3], also as
+                     lists of numbers, or the file of a photograph as bytes or base64, whose EXIF counts
+        params       preset, num_inference_steps, ensemble_size, seed; encoding: arrays, or npy, which is the base64 of
+                     numpy's files. Unless it says so, images that came as files are answered as npy
+        """
+        rows, is_single = rows_of(model_input)
+        options, encoding = self._options(params or {})
+        photos, cameras = [], []
+        for number, row in enumerate(rows):
+            with in_one_line("" if is_single else f"inputs[{number}]: "):
+                photo = self._photo(row)
+                cameras.append(camera_of(row, *photo.rgb.shape[:2]))
+                photos.append(photo)
+        with in_one_line(""), self._turn:
+            predictions = self.pipeline(photos, intrinsics=cameras, **options) if photos else []
+        answers = []
+        for row, photo, prediction in zip(rows, photos, predictions, strict=True):
+            as_npy = (encoding or ("npy" if is_file(row["image"]) else "arrays")) == "npy"
+            answers.append(answer(prediction, photo, self.pipeline.needs_camera, as_npy=as_npy))
+        return answers[0] if is_single else answers
+
+    def _options(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+        """Options of the pipeline, and the encoding that is asked for, if any."""
+        given = {name: value for name, value in params.items() if value is not None}
+        if unknown := sorted(set(given) - set(PARAMS)):
+            raise Refused(f"unknown parameter {unknown[0]}, expected some of {', '.join(PARAMS)}")
+        encoding, preset = given.pop("encoding", None), given.pop("preset", None)
+        if encoding not in (None, *ENCODINGS):
+            raise Refused(f"encoding is {encoding!r}, expected one of {', '.join(ENCODINGS)}")
+        if preset not in (None, *PRESETS):
+            raise Refused(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
+        own = {name: getattr(self.params, name) for name in Inference.model_fields if name != "dtype"}
+        if self.pipeline.is_one_step and own["num_inference_steps"] != 1:
+            own |= PRESETS["one-step"]  # the params are those of another kind of model
+        own |= {"batch_size": self.params.batch_size, "assumed_fov_deg": self.params.fov_deg}
+        return own | (PRESETS[preset] if preset else {}) | given, encoding
+
+    def _photo(self, row: Mapping[str, Any]) -> Photo:
+        """The image of a row."""
+        if unknown := sorted(set(row) - set(FIELDS), key=str):
+            raise Refused(f"unknown field {unknown[0]}, expected some of {', '.join(FIELDS)}")
+        image = row.get("image")
+        if image is None:
+            raise Refused(f"no image, expected a row with image and perhaps one of {', '.join(CAMERA)}")
+        if not is_file(image):
+            return Photo(rgb_from(image))
+        data = bytes_from_base64(image) if isinstance(image, str) else bytes(image)
+        limits = self.params
+        return read_photo(
+            data,
+            max_pixels=limits.max_pixels,
+            max_aspect=limits.max_aspect,
+            allow_truncated=limits.allow_truncated,
+            name="image",
+        )
+
+
+@contextmanager
+def in_one_line(place: str) -> Iterator[None]:
+    """Around the work on a request: its faults become Refused, ours one line without paths; the log has the rest."""
+    try:
+        yield
+    except MlflowException as error:
+        raise Refused(f"{place}{error.message}") from None
+    except ValueError as error:
+        raise Refused(f"{place}{error}") from None
+    except Exception as error:
+        log.exception("a prediction failed")
+        raise Refused(f"{place}the model failed: {type(error).__name__}", INTERNAL_ERROR) from None
+
+
+def rows_of(model_input: Any) -> tuple[list[Mapping[str, Any]], bool]:
+    """The rows of a request, and whether it is a single one."""
+    if hasattr(model_input, "to_dict"):  # a data frame, whose cells without a value are NaN
+        records = model_input.to_dict(orient="records")
+        return [{name: value for name, value in row.items() if not is_missing(value)} for row in records], False
+    if isinstance(model_input, Mapping):
+        return [model_input], True
+    if is_file(model_input):
+        return [{"image": model_input}], True
+    if isinstance(model_input, list) and all(isinstance(one, Mapping) or is_image(one) for one in model_input):
+        return [one if isinstance(one, Mapping) else {"image": one} for one in model_input], False
+    with suppress(ValueError):  # of lists of unequal lengths, which rgb_from refuses
+        if np.ndim(model_input) == 4:
+            return [{"image": image} for image in model_input], False
+    return [{"image": model_input}], True
+
+
+def is_file(image: Any) -> bool:
+    """Whether an image comes as the bytes of its file or as their base64."""
+    return isinstance(image, bytes | bytearray | memoryview | str)
+
+
+def is_image(value: Any) -> bool:
+    """Whether it is one image, of those that are not lists of numbers."""
+    return is_file(value) or (isinstance(value, np.ndarray) and value.ndim == 3)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a data frame has no value."""
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def bytes_from_base64(text: str) -> bytes:
+    """The bytes of base64, also of a data URI or in lines."""
+    text = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return binascii.a2b_base64("".join(text.split()), strict_mode=True)
+    except ValueError as error:
+        raise Refused(f"image is a text of {len(text)} characters that is not base64: {error}") from None
+
+
+def rgb_from(image: Any) -> np.ndarray:
+    """uint8 [H, W, 3] of integers from 0 to 255 of that shape."""
+    try:
+        rgb = np.asarray(image)
+    except ValueError:
+        raise Refused("an image must be uint8 [H, W, 3], got lists of unequal lengths") from None
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape or rgb.dtype.kind not in "iu":
+        raise Refused(f"an image must be uint8 [H, W, 3], got {rgb.dtype} {list(rgb.shape)}")
+    if rgb.min() < 0 or rgb.max() > 255:
+        raise Refused(f"an image must have values from 0 to 255, got {rgb.min()} to {rgb.max()}")
+    return rgb.astype(np.uint8, copy=False)
+
+
+def camera_of(row: Mapping[str, Any], height: int, width: int) -> np.ndarray | None:
+    """Intrinsics [3, 3] that a row states for its image; None where it states none."""
+    stated = {name: row[name] for name in CAMERA if row.get(name) is not None}
+    if len(stated) > 1:
+        raise Refused(f"a camera is stated in one way, got {' and '.join(stated)}")
+    return next((stated_camera(name, value, height, width) for name, value in stated.items()), None)
+
+
+def answer(prediction: Prediction, photo: Photo, needs_camera: bool, *, as_npy: bool) -> dict[str, Any]:
+    """What is said of an image; arrays are base64 of numpy's files where they are to travel as text."""
+    intrinsics = prediction.intrinsics
+    is_known = np.isfinite(prediction.uncertainty).any()  # one member of a model without calibration does not show it
+    maps = {
+        "depth": prediction.planar_depth_m,
+        "valid_mask": prediction.valid_mask,
+        "uncertainty": prediction.uncertainty if is_known else None,
+    }
+    return {
+        "unit": "metres",
+        "kind": "planar depth" if intrinsics is not None else "depth of a panorama, not planar",
+        "encoding": "npy" if as_npy else "arrays",
+        **({name: npy_base64(one) for name, one in maps.items()} if as_npy else maps),
+        "uncertainty_calibrated": prediction.uncertainty_calibrated,
+        "intrinsics": None if intrinsics is None else intrinsics.tolist(),
+        "focal_px": None if intrinsics is None else float(intrinsics[0, 0]),
+        "focal_from": prediction.focal_from,
+        "scale_assumed": needs_camera and prediction.focal_from in ASSUMED,
+        "near_m": prediction.log_depth.near_m,
+        "far_m": prediction.log_depth.far_m,
+        "num_members": prediction.num_members,
+    }
+
+
+def npy_base64(array: np.ndarray | None) -> str | None:
+    """The file that numpy.save writes, in base64."""
+    if array is None:
+        return None
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return base64.b64encode(file.getbuffer()).decode("ascii")
+
+
+class UnknownParams(logging.Filter):
+    """Refuses a parameter that a version does not have.
+
+    MLflow leaves it out before the model is asked, and this warning is the only word of it: a client who misspells
+    ensemble_size would get the depth of another without noticing.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True for every other record. Raises Refused."""
+        text = record.getMessage()
+        if text.startswith("Unrecognized params ") and all(repr(name) in text for name in PARAMS):
+            unknown = text.partition("[")[2].partition("]")[0]
+            raise Refused(f"unknown parameter {unknown}, expected some of {', '.join(PARAMS)}")
+        return True
+
+
+def load_version(folder: Path, config: Mapping[str, Any]) -> DepthModel:
+    """The model of a checkpoint folder, with the params that its version was registered with."""
+    logger = logging.getLogger("mlflow.models.utils")
+    if not any(isinstance(one, UnknownParams) for one in logger.filters):
+        logger.addFilter(UnknownParams())
+    return DepthModel(folder, Predict.model_validate({k: v for k, v in config.items() if k in Predict.model_fields}))
