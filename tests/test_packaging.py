@@ -156,14 +156,18 @@ import numpy as np
 import metricgold.registry
 
 rgb = np.zeros((32, 48, 3), np.uint8)
-print(metricgold.registry._load_pyfunc(model).predict(rgb, {"num_inference_steps": 1, "ensemble_size": 1}).shape)
+for config, of_answer in ((None, lambda answer: answer), ({"seed": 1}, lambda answer: answer["depth"])):
+    loaded = metricgold.registry._load_pyfunc(model, config)
+    print(of_answer(loaded.predict(rgb, {"num_inference_steps": 1, "ensemble_size": 1})).shape)
 """
 
 
 def test_a_registered_model_needs_only_the_packages_that_are_registered_with_it(tmp_path, tiny_model):
     """MLflow installs those, beside the code of metricgold, where it serves the model in an environment of its own."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert run(sys.executable, "-c", PYFUNC, str(tiny_model), *PACKAGES, cwd=tmp_path, env=env).stdout == "(32, 48)\n"
+    assert (
+        run(sys.executable, "-c", PYFUNC, str(tiny_model), *PACKAGES, cwd=tmp_path, env=env).stdout == "(32, 48)\n" * 2
+    )
 
 
 def test_every_extra_but_dev_is_named_where_it_is_missing():

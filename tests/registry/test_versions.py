@@ -98,14 +98,14 @@ REGISTER = "from tests.registry.project import register_scores; import json; pri
 KILLED = """
 import os, signal, sys
 from mlflow import MlflowClient
-import mlflow.pyfunc
+from mlflow.models import Model
 from tests.registry.project import register_scores
 
 def killed(*args, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 
 name, before = sys.argv[1], sys.argv[2] == "before"
-owner = mlflow.pyfunc if name == "log_model" else MlflowClient
+owner = Model if name == "log" else MlflowClient
 call = getattr(owner, name)
 setattr(owner, name, killed if before else lambda *args, **options: (call(*args, **options), killed()))
 register_scores()
@@ -140,9 +140,9 @@ def test_three_at_once_make_one_version(project, tmp_path_factory, elsewhere):
     [
         ("create_run", "after"),
         ("log_batch", "after"),
-        ("log_model", "before"),
+        ("log", "before"),
         ("finalize_logged_model", "before"),
-        ("log_model", "after"),
+        ("log", "after"),
         ("create_registered_model", "after"),
         ("create_model_version", "before"),
         ("create_model_version", "after"),
