@@ -1,14 +1,8 @@
-"""`metricgold serve` as a process of its own, around a real pipeline, and every command of its page in the manual."""
+"""`metricgold serve` as a process of its own, around a real pipeline."""
 
 import io
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -18,46 +12,12 @@ from click.testing import CliRunner
 from metricgold.cli import main
 from metricgold.images import read_depth
 from metricgold.model import load_pipeline
-from tests.support import ROOT
-from tests.support.serving import encoded, photograph
-from tests.support.waiting import wait_until
-
-SERVE = [sys.executable, "-m", "metricgold.cli", "serve"]
-
-
-@contextmanager
-def command(folder: Path, *words: str, **variables: str):
-    """(address, process) of `metricgold serve` in an empty folder; it is ended by SIGTERM, if it still runs."""
-    log = folder / "serve.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [*SERVE, *words],
-            cwd=folder,
-            stdout=file,
-            stderr=file,
-            env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-        )
-    try:
-        found = re.compile(r"(http://\S+) serves")
-        line = wait_until(lambda: found.search(log.read_text()) or process.poll() is not None, within_s=120)
-        assert not isinstance(line, bool), log.read_text()
-        wait_until(lambda: is_ready(line[1]), within_s=60)
-        yield line[1], process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
+from tests.support.serving import encoded, photograph, serve_command
 
 
 def test_the_command_answers_as_the_pipeline_does(one_step_model, tmp_path):
     pipe, photos = load_pipeline(one_step_model), [photograph(60, 90, seed) for seed in range(3)]
-    with command(tmp_path, "--model", str(one_step_model), "--port", "0") as (address, process):
+    with serve_command(tmp_path, "--model", str(one_step_model), "--port", "0") as (address, process):
         for rgb in photos:
             answer = httpx.post(f"{address}/v1/depth", params={"format": "npz"}, content=encoded(rgb), timeout=60)
             found_m = read_depth(io.BytesIO(answer.content)).planar_depth_m

@@ -1,7 +1,12 @@
-"""A server of depth in a thread of the test, around a model whose answers a test can compute itself."""
+"""Servers of depth: in a thread of the test, around a model whose answers a test can compute itself, or the command."""
 
 import io
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +25,7 @@ from metricgold.predict.job import BatchJob
 from metricgold.serve.app import create_app
 from metricgold.serve.model import ServedModel
 from metricgold.serve.service import Limits, Service
+from tests.support import ROOT
 from tests.support.waiting import wait_until
 
 DIGEST = "ab" * 32
@@ -111,3 +117,36 @@ def encoded(rgb: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+SERVE = [sys.executable, "-m", "metricgold.cli", "serve"]
+
+
+@contextmanager
+def serve_command(folder: Path, *words: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """(address, process) of `metricgold serve` in an empty folder; it is ended by SIGTERM, if it still runs."""
+    log = folder / "serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*SERVE, *words],
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        )
+    try:
+        found = re.compile(r"(http://\S+) serves")
+        line = wait_until(lambda: found.search(log.read_text()) or process.poll() is not None, within_s=120)
+        assert not isinstance(line, bool), log.read_text()
+        wait_until(lambda: is_ready(line[1]), within_s=60)
+        yield line[1], process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
