@@ -650,6 +650,8 @@ def predict(
 @click.option("--queue", type=click.IntRange(1), default=64, show_default=True, help="Requests at once; else 429.")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=120, show_default=True)
 @click.option("--max-mb", type=click.FloatRange(0, min_open=True), default=32, show_default=True, help="Of a file.")
+@click.option("--follow-alias", is_flag=True, help="Serve another version as soon as the alias moves to it.")
+@click.option("--follow-s", type=click.FloatRange(0, min_open=True), default=10, show_default=True, help="How often.")
 @click.option("--max-pixels", type=click.IntRange(1), default=50_000_000, show_default=True, help="Of a photograph.")
 @click.pass_context
 def serve(
@@ -661,17 +663,22 @@ def serve(
     queue: int,
     timeout_s: float,
     max_mb: float,
+    follow_alias: bool,
+    follow_s: float,
     **options: Any,
 ) -> None:
     """Depth over HTTP: POST /v1/depth, and a page to look at photographs. On this machine only, unless told."""
     from metricgold.registry import fetch_model
     from metricgold.serve import Limits, serve
 
+    if follow_alias and not (model.startswith("models:/") and "@" in model):
+        raise click.UsageError(f"--follow-alias: {model} is no alias, expected models:/name@alias")
     params = _overridden(_predict_params(ctx), **options)
     limits = Limits(
         max_bytes=round(max_mb * 1_000_000), max_queue=queue, timeout_s=timeout_s, window_s=window_ms / 1000
     )
-    serve(params, partial(fetch_model, model), limits, host=host, port=port)
+    follow = follow_s if follow_alias else None
+    serve(params, partial(fetch_model, model), limits, host=host, port=port, follow_s=follow)
 
 
 @main.command()

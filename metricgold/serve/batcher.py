@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from metricgold.predict import BatchJob, ImageResult, ReadImage, predict_batch
 from metricgold.serve.metrics import Metrics
 from metricgold.serve.model import ServedModel
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class ModelFailed(Exception):
@@ -45,6 +47,7 @@ class Batcher:
         self._waiting: list[Ticket] = []
         self._num_coming = 0
         self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -68,6 +71,10 @@ class Batcher:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
 
+    def between_batches(self, work: Callable[[], T]) -> T:
+        """What the work returns, done in the model's thread; for other threads than that of the event loop."""
+        return self._thread.submit(work).result()
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[None]]:
         """The model's thread at work."""
@@ -80,10 +87,10 @@ class Batcher:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1, thread_name_prefix="model") as thread:
+        with self._thread:
             while True:
                 batch = await self._next_batch()
-                results = await loop.run_in_executor(thread, self._compute, batch)
+                results = await loop.run_in_executor(self._thread, self._compute, batch)
                 for ticket, result in zip(batch, results, strict=True):
                     if ticket.answer.done():  # its client has left
                         continue

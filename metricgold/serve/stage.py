@@ -4,6 +4,8 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import uvicorn
 
 from metricgold.params import Predict
 from metricgold.serve.app import LOOPBACK, create_app
+from metricgold.serve.follow import following
 from metricgold.serve.model import ServedModel
 from metricgold.serve.service import Limits, Service
 
@@ -27,10 +30,12 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    follow_s: float | None = None,
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; those under way are answered first. Port 0: any that is free.
 
-    resolve  says the folder and the name of the checkpoint to serve
+    resolve   says the folder and the name of the checkpoint to serve
+    follow_s  seconds after which it is asked again, and another one served if it has another name; None: never
 
     With METRICGOLD_SERVE_TOKEN in the environment requests need that token. Raises ValueError for a host that other
     machines reach without one and for what cannot be served, OSError where it cannot be listened.
@@ -41,11 +46,31 @@ def serve(
     with listen(host, port) as listening:
         model = ServedModel.load(params, *resolve())
         model.warm_up()
-        app = create_app(Service(model, limits), token=token)
+        service = Service(model, limits)
+        app = create_app(service, token=token)
         at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         log.info("%s serves %s (digest %.12s)", at, model.name, model.digest)
         config = uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=GRACE_S)
-        uvicorn.Server(config).run(sockets=[listening])
+        newer = partial(newer_model, service, params, resolve)
+        with following(service, newer, follow_s) if follow_s else nullcontext():
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def newer_model(
+    service: Service, params: Predict, resolve: Callable[[], tuple[Path, str]], present: str
+) -> ServedModel | None:
+    """The model that is to be served now, ready to; None where it is still the present one."""
+    folder, name = resolve()
+    if name == present:
+        return None
+
+    def load() -> ServedModel:
+        model = ServedModel.load(params, folder, name)
+        model.warm_up()
+        return model
+
+    # Half precision: a load changes torch's default dtype for a moment, which the model at work must not see.
+    return load() if params.dtype == "float32" else service.batcher.between_batches(load)
 
 
 def listen(host: str, port: int) -> socket.socket:

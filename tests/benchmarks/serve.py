@@ -60,7 +60,7 @@ def write_model(folder: Path) -> Path:
 def server(folder: Path, model: Path, *words: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     with (
         serve_command(folder, "--model", str(model), "--port", "0", *words) as (address, process),
-        httpx.Client(base_url=address, timeout=60) as client,
+        httpx.Client(base_url=address, timeout=600) as client,
     ):
         yield client, psutil.Process(process.pid)
 
