@@ -22,8 +22,8 @@ from PIL import Image
 
 from metricgold.cli import main
 from metricgold.registry.mlflow_client import open_client
+from metricgold.registry.promotion import promote, rollback
 from metricgold.registry.pyfunc import fetch_model
-from metricgold.registry.versions import promote, rollback
 from tests.registry.project import GATE, change_model, register_scores
 from tests.support import ROOT
 from tests.support.postgres import postgres  # noqa: F401
