@@ -31,8 +31,8 @@ from metricgold.images import (
 )
 from metricgold.metrics import depth_metrics
 from metricgold.params import Folders
-from metricgold.registry import dvc_outputs, git_commit
-from metricgold.storage import read_json, read_rows, write_aside, write_json
+from metricgold.registry import dvc_outputs
+from metricgold.storage import git_commit, read_json, read_rows, write_aside, write_json
 
 IMAGES = Path("data/demo/images")  # what the demo predicts on
 TRUTH = Path("data/demo/truth")  # true depth of those that have one

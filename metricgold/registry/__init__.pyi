@@ -1,4 +1,4 @@
-from .lineage import dvc_outputs as dvc_outputs, git_commit as git_commit
+from .lineage import dvc_outputs as dvc_outputs
 from .lineage_page import (
     broken_links as broken_links,
     render_page as render_page,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metricgold.params import Params
-from metricgold.registry.lineage import flat, git_tags
+from metricgold.registry.lineage import flat
 from metricgold.registry.mlflow_client import NAME, MetricRow, log_params, log_rows, open_client, without_password
-from metricgold.storage import digest_folder, read_json, read_rows, write_json
+from metricgold.storage import digest_folder, git_commit, read_json, read_rows, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,7 +80,8 @@ class _Follower:
         self.status = status
         self.ending.set()
         if self.thread.ident is None:
-            if not self.mark.is_file():
+            # Without a row it may have been refused, and the run be that of a training that lives.
+            if status != "FINISHED" or not self.mark.is_file():
                 return
             self.thread.start()
         self.thread.join(patience_s)
@@ -130,7 +131,9 @@ class _Follower:
         known = read_json(self.mark)["run_id"] if self.mark.is_file() else None
         experiment = mlflow.set_experiment(NAME).experiment_id
         known = known if known and is_active(client, known) else None
-        run = mlflow.start_run(known, experiment, run_name="train", tags=git_tags())
+        commit = git_commit(Path())
+        tags = {"commit": commit[0], "dirty": str(commit[1]).lower()} if commit else {}
+        run = mlflow.start_run(known, experiment, run_name="train", tags=None if known else tags)
         write_json(self.mark, {"run_id": run.info.run_id})
         where = without_password(mlflow.get_tracking_uri())
         logger.info("MLflow at %s: run %s of experiment %s", where, run.info.run_id, NAME)

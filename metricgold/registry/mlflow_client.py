@@ -3,6 +3,7 @@
 Tracking goes to MLFLOW_TRACKING_URI, else to mlflow.db and mlruns/ in the working folder.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from metricgold.extras import naming_the_extra
 from metricgold.registry.tracking_store import NAME as NAME, prepare_store, without_password as without_password
+from metricgold.storage import digest_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 BEHIND = {"mlflow", "sqlalchemy", "botocore", "boto3"}  # whose errors are those of a store, whatever their classes
 BATCH_LIMIT = 1000  # metrics that MLflow takes at once
+DATASET_DIGEST = 32  # digits of it; MLflow takes 36 at most
 ROWS_AT_ONCE = 50  # rows of a training sent together, each with fewer than 20 figures
 
 MetricRow = dict[str, float]  # a line of the trainer's metrics.jsonl: step, loss, lr, val_abs_rel and others
@@ -119,3 +122,17 @@ def log_metrics(client: "MlflowClient", run_id: str, rows: Iterable[tuple[int, d
     ]
     for start in range(0, len(metrics), BATCH_LIMIT):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])
+
+
+def log_datasets(client: "MlflowClient", run_id: str, datasets: dict[str, dict[str, Any]]) -> None:
+    """Log data sets as the run's inputs: name, digest, role, and what is known of each."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for name, known in datasets.items():
+        facts = {key: known[key] for key in ("licence", "manifest")} | {"num_archives": len(known["archives"])}
+        digest = digest_json({key: known[key] for key in ("manifest", "archives")})[:DATASET_DIGEST]
+        source = json.dumps({"name": name})
+        one = Dataset(name, digest, "metricgold", source, profile=json.dumps(facts))
+        inputs.append(DatasetInput(one, [InputTag("mlflow.data.context", known["role"])]))
+    client.log_inputs(run_id, datasets=inputs)

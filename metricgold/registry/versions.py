@@ -5,17 +5,16 @@ One registered model, `metricgold`, whose versions move through three aliases: `
 A version is keyed by the digest of its checkpoint: registering the same bytes twice gives the same version.
 """
 
-import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricgold.evaluate import read_figures, read_rows_files
 from metricgold.params import Params
-from metricgold.registry.gate import ROWS, benchmark_metric
-from metricgold.registry.lineage import flat, lineage_tags, score_tags
+from metricgold.registry.gate import benchmark_metric
+from metricgold.registry.lineage import LINEAGE, collect_lineage, flat, notes_of, tags_of
+from metricgold.registry.measured import Measured, read_measured
 from metricgold.registry.mlflow_client import (
     NAME,
+    log_datasets,
     log_metrics,
     log_params,
     log_rows,
@@ -23,12 +22,11 @@ from metricgold.registry.mlflow_client import (
 )
 from metricgold.registry.pyfunc import clear_copies, log_model
 from metricgold.storage import digest_folder, only_writer, read_rows
+from metricgold.train import state_of_model
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-logger = logging.getLogger(__name__)
 
 CURVE_POINTS = 200  # of the loss curve kept in MLflow; the complete one stays in metrics.jsonl
 
@@ -47,7 +45,8 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
             raise ValueError(f"{path}: no such file; `dvc repro {stage}` makes it")
     with only_writer(model, model.with_name(f".{model.name}.register.lock"), waits=True), open_client() as client:
         digest = digest_folder(model)
-        measured = read_measured(metrics, digest)
+        vae = (notes_of(model).get("depth_vae") or {}).get("backbone_vae")
+        measured = read_measured(metrics, digest, vae)
         version = first_version(client, digest)
         created = version is None
         if version is None:
@@ -57,9 +56,8 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
             created = version.version == mine.version
             if not created:
                 client.delete_model_version(NAME, mine.version)
-        elif version.tags.get("scores_digest") != measured.tags["scores_digest"]:
-            _log_measured(client, version.run_id, measured)
-            for key, value in measured.tags.items():
+        elif version.tags.get("scores_digest") != measured.digest or "lineage_digest" not in version.tags:
+            for key, value in log_known(client, version.run_id, params, model, measured, digest).items():
                 client.set_model_version_tag(NAME, version.version, key, value)
         client.set_registered_model_alias(NAME, "candidate", version.version)
     return {
@@ -73,45 +71,6 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What is known of a checkpoint: its evaluation, the file of the frames behind it, and benchmarks by name."""
-
-    scores: dict[str, Any]
-    rows: Path | None
-    benchmarks: dict[str, dict[str, Any]]
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """score_tags of all of it."""
-        return score_tags(self.scores, self.benchmarks)
-
-
-def read_measured(metrics: Path, model_digest: str) -> Measured:
-    """What lies in and beside the JSON of `metricgold evaluate`, as far as it is of this checkpoint.
-
-    ValueError for an evaluation that does not name this checkpoint; such a benchmark is left out with a warning.
-    """
-    scores, benchmarks = read_figures(metrics, model_digest), {}
-    for path in sorted((metrics.parent / "benchmark").glob("*.json")):
-        try:
-            benchmarks[path.stem] = read_figures(path, model_digest)
-        except ValueError as error:
-            logger.warning("not registered: %s", error)
-    return Measured(scores, rows_beside(metrics, scores), benchmarks)
-
-
-def rows_beside(metrics: Path, scores: dict[str, Any]) -> Path | None:
-    """The file of the frames of an evaluation, None without one. ValueError for that of another checkpoint."""
-    path = metrics.with_name(ROWS)
-    if not path.is_file():
-        logger.warning("%s: no such file; the gate will compare means alone, without their intervals", path)
-        return None
-    if read_rows_files([path]).where(method="model").unique("method_digest") != [scores["model_digest"]]:
-        raise ValueError(f"{path} is about another checkpoint than {metrics}; `dvc repro evaluate` writes both")
-    return path
-
-
 def first_version(client: "MlflowClient", digest: str) -> "ModelVersion | None":
     """The version of a checkpoint's bytes, the first of several; None without one."""
     same = client.search_model_versions(f"name = '{NAME}' and tags.model_digest = '{digest}'")
@@ -119,25 +78,17 @@ def first_version(client: "MlflowClient", digest: str) -> "ModelVersion | None":
 
 
 def create_version(
-    client: "MlflowClient", params: Params, model: Path, measured: "Measured", digest: str
+    client: "MlflowClient", params: Params, model: Path, measured: Measured, digest: str
 ) -> "ModelVersion":
-    """Log params, scores, curve and files into one run, that of the training if it was tracked; register its model."""
+    """Log all that is known into one run, that of the training if it was tracked; register its model."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    tags = {**lineage_tags(params, model), **measured.tags, "model_digest": digest}
     experiment = mlflow.set_experiment(NAME).experiment_id
-    with mlflow.start_run(run_of(client, experiment, digest), tags=tags) as run:
+    with mlflow.start_run(run_of(client, experiment, digest), tags={"model_digest": digest}) as run:
         run_id = run.info.run_id
         clear_copies(client, experiment, run_id)
-        log_params(client, run_id, flat(params.model_dump(mode="json")))
-        _log_measured(client, run_id, measured)
-        if "train/loss" not in client.get_run(run_id).data.metrics:  # trained elsewhere, or while MLflow was away
-            rows = read_rows(model.with_name(model.name + ".state") / "metrics.jsonl")
-            step = len(rows) // CURVE_POINTS + 1
-            log_rows(client, run_id, [*rows[:-1:step], *rows[-1:]])
-        for file in filter(Path.is_file, (Path("dvc.lock"), Path("params.yaml"))):
-            mlflow.log_artifact(str(file))
+        tags = log_known(client, run_id, params, model, measured, digest)
         logged = log_model(params, model)
     try:
         client.create_registered_model(NAME, description="Depth in metres from one image.")
@@ -159,15 +110,38 @@ def run_of(client: "MlflowClient", experiment: str, digest: str) -> str | None:
     return next((run.info.run_id for run in runs if run.info.run_id not in taken), None)
 
 
-def _log_measured(client: "MlflowClient", run_id: str, measured: Measured) -> None:
-    """Metrics under their own names, those of one data set as <data set>/<name>; files as artifacts."""
+def log_known(
+    client: "MlflowClient", run_id: str, params: Params, model: Path, measured: Measured, digest: str
+) -> dict[str, str]:
+    """Log params, data sets, curve, figures and files of a checkpoint into its run; returns the tags of its version."""
+    run = client.get_run(run_id).data
+    lineage = collect_lineage(params, model, digest, measured, run.tags)
+    log_params(client, run_id, flat(lineage["params"]))
+    log_datasets(client, run_id, lineage["datasets"])
+    state = state_of_model(model, digest)
+    if state and "train/loss" not in run.metrics:  # trained elsewhere, or while MLflow was away
+        rows = read_rows(state / "metrics.jsonl")
+        step = len(rows) // CURVE_POINTS + 1
+        log_rows(client, run_id, [*rows[:-1:step], *rows[-1:]])
+    log_measured(client, run_id, measured)
+    for file in filter(Path.is_file, (Path("dvc.lock"), Path("params.yaml"))):
+        client.log_artifact(run_id, str(file))
+    client.log_dict(run_id, lineage, LINEAGE)
+    tags = tags_of(lineage, measured)
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+    return tags
+
+
+def log_measured(client: "MlflowClient", run_id: str, measured: Measured) -> None:
+    """Metrics under their own names, those of one data set as <data set>/<name>; files and reports as artifacts."""
     scores = measured.scores
     overall = {key: value for key, value in scores.items() if key != "datasets"}
     rows = [overall, flat({"interval95": scores.get("interval95") or {}}, "/"), flat(scores.get("datasets", {}), "/")]
     for name, summary in measured.benchmarks.items():
         rows.append({benchmark_metric(name, key): value for key, value in summary.items() if "/" not in key})
-        client.log_dict(run_id, summary, f"benchmark/{name}.json")
     log_metrics(client, run_id, [(0, row) for row in rows])
-    client.log_dict(run_id, scores, "evaluate.json")
-    if measured.rows is not None:
-        client.log_artifact(run_id, str(measured.rows))
+    for file in measured.files:
+        client.log_artifact(run_id, str(file), "benchmark" if file.stem in measured.benchmarks else None)
+    for file in measured.reports:
+        client.log_artifact(run_id, str(file), "reports")

@@ -1,4 +1,5 @@
 from .buckets import Folder as Folder, S3Prefix as S3Prefix, StoredObject as StoredObject, open_bucket as open_bucket
+from .checkout import git_commit as git_commit
 from .files import (
     BLOCK_BYTES as BLOCK_BYTES,
     clear_left as clear_left,

@@ -11,11 +11,12 @@ run that was killed resumes at its newest checkpoint and ends, on the same devic
 
 import logging
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,6 +27,7 @@ from safetensors.torch import load_file
 from metricgold.storage import Progress, cut_rows, read_json, remove, row_line, stop_on_sigterm, sync
 from metricgold.train.checkpoints import Tensors, find_checkpoint, flat_state, load_flat_state, save_checkpoint
 from metricgold.train.earlier_states import claim_state
+from metricgold.train.sessions import SESSIONS, session_facts
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class ResumableRun(ABC, Generic[Batch]):
         self.checkpoint_every, self.log_every, self.keep_checkpoints = checkpoint_every, log_every, keep_checkpoints
         self.step = 0  # steps that are done
         self.losses: list[float] = []  # since the last row
+        self.session: dict[str, Any] = {}
+        self.worked_from_s = 0.0  # by the monotonic clock: what the next row of sessions.jsonl counts from
 
     # --- what a subclass gives ---
 
@@ -137,6 +141,7 @@ class ResumableRun(ABC, Generic[Batch]):
 
     def run(self, report: Report | None = None) -> None:
         """Take the remaining steps; `report` receives each row. SIGTERM saves a checkpoint and exits 143."""
+        self.session, self.worked_from_s = session_facts() if self.is_writer else {}, time.monotonic()
         remaining = range(self.step, self.step if self.is_done() else self.num_steps)
         batches = read_ahead(self.read, remaining, self.num_readers)
         bar = Progress(self.name, self.num_steps, "steps", done=self.step) if self.is_writer else nullcontext()
@@ -192,6 +197,7 @@ class ResumableRun(ABC, Generic[Batch]):
         """Write a checkpoint. False where the disk refuses it."""
         if not self.is_writer:
             return True
+        self._note_session()
         for rows in self.state.glob("*.jsonl"):
             sync(rows)  # a resumed run writes only those after the checkpoint
         moments, numbers = flat_state(self.optimizer)
@@ -199,3 +205,11 @@ class ResumableRun(ABC, Generic[Batch]):
         position |= {"step": self.step, "losses": self.losses, "optimizer": numbers}
         parts |= {"optimizer": moments}
         return save_checkpoint(self.state, self.step, parts, position, keep=self.keep_checkpoints)
+
+    def _note_session(self) -> None:
+        """A row about the work since the last one. A full disk may cost it: the checkpoint says so itself."""
+        now_s = time.monotonic()
+        row = {"step": self.step, "seconds": round(now_s - self.worked_from_s, 3), **self.session}
+        self.worked_from_s = now_s
+        with suppress(OSError), (self.state / SESSIONS).open("a") as file:
+            file.write(row_line(row))

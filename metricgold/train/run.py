@@ -28,6 +28,7 @@ from metricgold.train.network import Network
 from metricgold.train.objective import Objective, training_scheduler
 from metricgold.train.optimizer import SpikeGuard, exponential_rate, new_optimizer
 from metricgold.train.resumable import MetricRow, ResumableRun
+from metricgold.train.sessions import note_result
 
 log = logging.getLogger(__name__)
 
@@ -386,6 +387,7 @@ class TrainingRun(ResumableRun[Samples]):
             pipe.save_pretrained(aside)
             step = self.step if self.best.value is None else self.best.step
             write_json(aside / "lineage.json", lineage | {"step": step})
+        note_result(self.state, out)
 
 
 def mixture_of(params: Train, caches: dict[str, LatentCache]) -> Mixture:

@@ -62,6 +62,16 @@ def test_training_is_seen_while_it_runs(fresh):
     ]
 
 
+def test_a_trainer_that_is_refused_leaves_the_run_of_the_living_one_alone(fresh):
+    with track(PARAMS, STATE) as report:
+        report(_row(10))
+        wait_until(lambda: (STATE / "mlflow.json").exists() and _steps())
+        with pytest.raises(BlockingIOError):
+            _train([], BlockingIOError("another run writes here"))
+        assert _run_of_state().info.status == "RUNNING"
+    assert _run_of_state().info.status == "FINISHED"
+
+
 def test_a_stopped_training_goes_on_in_its_run_and_its_checkpoint_is_registered_there(fresh):
     with pytest.raises(SystemExit):
         _train([10, 20, 30], SystemExit(143))

@@ -25,7 +25,7 @@ def test_first_use_by_two_processes_at_once(first_use):
     assert (folder / "mlflow.db").is_file()
 
 
-def test_version_holds_scores_params_curve_and_lineage(project):
+def test_version_holds_scores_params_and_curve(project):
     answer = register_scores()
     run = mlflow_client().get_run(answer["run_id"]).data
     assert run.metrics["abs_rel"] == 0.2
@@ -35,8 +35,6 @@ def test_version_holds_scores_params_curve_and_lineage(project):
     assert curve[0].step == 1 and curve[-1].step == 1500 and 100 <= len(curve) <= 202
     version = mlflow_client().get_model_version_by_alias("metricgold", "candidate")
     assert str(version.version) == answer["version"]
-    assert version.tags["dvc/models/metricgold"] == "0f.dir"
-    assert version.tags["lineage.datasets.hypersim-synthetic"] == "abc"
     assert version.tags["model_digest"] == answer["model_digest"]
     assert not list(project.rglob("*.pkl"))
 
