@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from safetensors.torch import load_file
 
 from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
+from metricgold.storage.checkout import git_commit
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.storage.progress import PROGRESS_FILE, StageProgress, read_progress
 from metricgold.train.checkpoints import flat_state, load_flat_state
 from metricgold.train.run import TrainingRun
+from metricgold.train.sessions import state_of_model
 from metricgold.train.stage import train
 from tests.support.power_cut import PowerCut, below
 from tests.support.waiting import wait_until
@@ -54,6 +57,20 @@ def test_a_run_leaves_a_pipeline_lineage_and_metrics(tiny, tiny_model, tiny_late
     rows = read_rows(state_of(tiny_model) / "metrics.jsonl")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     assert not list(tiny_model.parent.rglob("*.bin")) and not list(tiny_model.parent.rglob("*.pt"))
+
+
+def test_a_state_says_what_was_worked_at_each_checkpoint_and_what_it_has_become(
+    tiny, tiny_latents, tiny_backbone, tmp_path
+):
+    out = run(tiny, tiny_latents, tiny_backbone, tmp_path / "model")
+    state = state_of(out)
+    rows = read_rows(state / "sessions.jsonl")
+    assert [row["step"] for row in rows] == [4, 8, 12] and all(row["seconds"] > 0 for row in rows)
+    assert {(row["commit"], row["dirty"]) for row in rows} == {git_commit(Path()) or (None, None)}
+    assert state_of_model(out, digest_folder(out)) == state and state_of_model(out, "of another") is None
+    shutil.rmtree(state / "step-000012")
+    run(tiny, tiny_latents, tiny_backbone, out)
+    assert [row["step"] for row in read_rows(state / "sessions.jsonl")] == [4, 8, 12]  # what was done twice counts once
 
 
 def test_only_the_unet_changes(tiny_model, tiny_backbone):
