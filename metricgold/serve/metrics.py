@@ -1,5 +1,7 @@
 """What Prometheus is told of a server."""
 
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -10,7 +12,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        of_server = {"registry": self.registry, "namespace": "metricgold"}
+        of_server: dict[str, Any] = {"registry": self.registry, "namespace": "metricgold"}
         self.requests = Counter("requests", "Requests of depth, by the status of the answer.", ["status"], **of_server)
         self.seconds = Histogram(
             "request_seconds", "From the request's head to the answer's.", buckets=SECONDS, **of_server

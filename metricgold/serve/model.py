@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -40,8 +40,10 @@ class ServedModel:
         Raises ValueError where no preset is left.
         """
         jobs: dict[Preset | None, BatchJob] = {}
-        for preset, values in PRESETS.items():
-            of_preset = replace(job, params=Predict.model_validate(job.params.model_dump() | values))
+        preset: Preset
+        for preset in get_args(Preset):
+            values = job.params.model_dump() | PRESETS[preset]
+            of_preset = replace(job, params=Predict.model_validate(values))
             if _fits(of_preset, pipe):
                 jobs[preset] = of_preset
         if pipe.is_one_step and not _fits(job, pipe):

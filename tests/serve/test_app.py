@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
+import re
+import shutil
 import socket
+import subprocess
 import tempfile
 import time
 import zipfile
@@ -19,6 +23,7 @@ from metricgold.images.depth_files import read_uncertainty_png
 from metricgold.params import OUTPUTS
 from metricgold.predict.outputs import SUFFIXES
 from metricgold.serve.model import kinds_here
+from tests.support import ROOT
 from tests.support.serving import (
     DIGEST,
     CountingModel,
@@ -342,6 +347,43 @@ def test_uploads_stay_in_memory(client, monkeypatch):
     noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), dtype=np.uint8)
     answer = client.post("/v1/depth", files={"image": ("noise.png", encoded(noise, compress_level=0))})
     np.testing.assert_allclose(metres(answer), depth_of(noise), rtol=1e-4)
+
+
+MANUAL = (ROOT / "docs" / "serving.md").read_text()
+
+
+def test_the_commands_of_the_manual_do_what_it_says(tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    commands = re.findall(r"^curl (.*)$", MANUAL, re.MULTILINE)
+    with serving(CountingModel(), token="s3cret") as (client, _):
+        for command in commands:
+            asked = command.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))
+            told = "" if "Authorization" in command else " -H 'Authorization: Bearer s3cret'"
+            done = subprocess.run(
+                ["bash", "-c", f"curl -sSf {asked}{told}"],
+                cwd=tmp_path,
+                env=os.environ | {"METRICGOLD_SERVE_TOKEN": "s3cret"},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, (command, done.stderr)
+    assert len(commands) >= 7
+    np.testing.assert_allclose(
+        read_depth(tmp_path / "photo.jpg.depth.png").planar_depth_m, depth_of(photograph()), rtol=1e-4
+    )
+    assert (tmp_path / "photo.jpg.glb").read_bytes().startswith(b"glTF")
+    assert len(zipfile.ZipFile(tmp_path / "photo.jpg.zip").namelist()) == 2
+
+
+def test_the_python_of_the_manual_does_what_it_says(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", MANUAL, re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(code.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/")), names)
+    np.testing.assert_allclose(names["depth_m"], depth_of(photograph()), rtol=1e-4)
 
 
 def test_no_answer_names_a_path_of_the_server(shared):
