@@ -800,6 +800,29 @@ def rollback(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.option("--model", default=str(FOLDERS.model), show_default=True, help="A folder or models:/name@alias.")
+@click.option("--hub", type=click.Path(path_type=Path), metavar="DIR", help="For a model hub: with card and licences.")
+@json_option
+@click.pass_context
+def export(ctx: click.Context, model: str, hub: Path | None, as_json: bool) -> None:
+    """Write a model in a form that others take.
+
+    --hub: a diffusers folder with its model card, licences and an example, to be uploaded as it is.
+    """
+    from metricgold.export import export_hub
+    from metricgold.registry import card_of_folder, card_of_version, fetch_model
+
+    if hub is None:
+        raise click.UsageError("say what to write: --hub DIR")
+    folder, _ = fetch_model(model)
+    if model.startswith("models:/"):
+        card = card_of_version(model)
+    else:
+        card = card_of_folder(_params(ctx), folder, FOLDERS.metrics("evaluate"))
+    _print(export_hub(folder, card, hub), as_json)
+
+
+@main.command()
 @click.argument("uri")
 @click.option("--verify", is_flag=True, help="Compute every digest again whose bytes are here or can be fetched.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write it as one page with a picture.")

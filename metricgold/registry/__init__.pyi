@@ -6,6 +6,7 @@ from .lineage_page import (
     tree_lines as tree_lines,
 )
 from .live import track as track
+from .model_card import card_of_folder as card_of_folder, card_of_version as card_of_version
 from .promotion import promote as promote, rollback as rollback
 from .provenance import trace as trace
 from .pyfunc import _load_pyfunc as _load_pyfunc, fetch_model as fetch_model

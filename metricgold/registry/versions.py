@@ -20,6 +20,7 @@ from metricgold.registry.mlflow_client import (
     log_rows,
     open_client,
 )
+from metricgold.registry.model_card import log_card
 from metricgold.registry.pyfunc import clear_copies, log_model
 from metricgold.storage import digest_folder, only_writer, read_rows
 from metricgold.train import state_of_model
@@ -127,6 +128,7 @@ def log_known(
     for file in filter(Path.is_file, (Path("dvc.lock"), Path("params.yaml"))):
         client.log_artifact(run_id, str(file))
     client.log_dict(run_id, lineage, LINEAGE)
+    log_card(client, run_id, model, lineage, measured)
     tags = tags_of(lineage, measured)
     for key, value in tags.items():
         client.set_tag(run_id, key, value)

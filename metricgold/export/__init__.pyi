@@ -1,0 +1,1 @@
+from .hub import export_hub as export_hub
