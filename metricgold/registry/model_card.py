@@ -3,7 +3,7 @@
 Every figure is read from the files that measured it; what was not measured is not mentioned, or said to be missing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import atan, degrees, isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,7 +98,11 @@ def model_card(model: Path, lineage: Lineage, measured: Measured) -> dict[str, s
         "worst_ranges": worst_ranges(measured.scores),
         "size": size_of(model),
     }
-    filters = {"figure": format_figure, "interval": format_interval, "share": lambda value: f"{100 * value:.1f} %"}
+    filters: dict[str, Callable[..., Any]] = {
+        "figure": format_figure,
+        "interval": format_interval,
+        "share": lambda value: f"{100 * value:.1f} %",
+    }
     folder = Path(__file__).parent
     card = load_template(folder / "model_card.md.j2", filters).render(facts)
     licences = load_template(folder / "licences.md.j2").render(terms=terms)
@@ -108,8 +112,8 @@ def model_card(model: Path, lineage: Lineage, measured: Measured) -> dict[str, s
 def metadata(measured: Measured, terms: list[Terms]) -> ModelCardData:
     """What the hub reads: licence, library, task, and the figures with the data that they are of."""
     licences = {one.licence for one in terms}
-    word = HUB_WORDS.get(*licences, "other") if len(licences) == 1 else "other"
-    others = {"license_name": "several", "license_link": LICENCES} if word == "other" else {}
+    word = HUB_WORDS.get(next(iter(licences)), "other") if len(licences) == 1 else "other"
+    is_other = word == "other"
     figures = [
         EvalResult("depth-estimation", dataset, dataset, figure, float(values[figure]), metric_name=figure)
         for dataset, values in {**measured.scores.get("datasets", {}), **measured.benchmarks}.items()
@@ -123,7 +127,8 @@ def metadata(measured: Measured, terms: list[Terms]) -> ModelCardData:
         tags=["metric-depth", "monocular-depth", "metricgold"],
         model_name="metricgold",
         eval_results=figures or None,
-        **others,
+        license_name="several" if is_other else None,
+        license_link=LICENCES if is_other else None,
     )
 
 
@@ -159,9 +164,8 @@ def frames_of(measured: Measured) -> Rows | None:
     if not files:
         return None
     rows = read_rows_files(files)
-    methods = {"model", "metricgold"}
-    digests = {one.get("method_digest") for one in measured.benchmarks.values()} - {None}
-    ours = np.isin(rows["method_digest"], list(digests)) | np.isin(rows["method"], list(methods))
+    digests = [one["method_digest"] for one in measured.benchmarks.values() if one.get("method_digest")]
+    ours = np.isin(rows["method_digest"], digests) | (rows["method"] == "model")
     return rows.where(ours & ~np.isnan(rows.column("metric/abs_rel")))
 
 
@@ -235,11 +239,14 @@ def format_figure(value: Any) -> str:
 
 def format_interval(values: Mapping[str, Any] | Interval, figure: str = "") -> str:
     """A figure and its 95 % interval, where it has one: of an Interval, of scores, or of a benchmark's summary."""
+    mean: Any
+    low: Any
+    high: Any
     if isinstance(values, Interval):
         mean, low, high = values
     else:
         ends = (values.get("interval95") or {}).get(figure) or {}
-        mean = values.get(figure)
         low, high = (ends.get(end, values.get(f"{figure}_{end}")) for end in ("low", "high"))
+        mean = values.get(figure)
     text = format_figure(mean)
     return text if low is None or high is None or isnan(low) else f"{text} [{low:.3f}, {high:.3f}]"

@@ -307,7 +307,7 @@ def add_depth_vae(
         link.expect(known.get("encoder"), vae_digest(checkpoint), why)
         if is_here and not link.fault and (known.get("depth_vae") or {}).get("num_steps"):
             weights = [digest_file(place / WEIGHTS) for place in (checkpoint, folder)]
-            link.expect(*weights, f"{folder} has other weights than the checkpoint")
+            link.expect(weights[0], weights[1], f"{folder} has other weights than the checkpoint")
     if verify and (folders.backbone / "vae").is_dir():
         found = digest_folder(folders.backbone / "vae")
         link.expect(known.get("backbone_vae"), found, f"{folders.backbone}/vae is not what it was trained from")

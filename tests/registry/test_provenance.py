@@ -305,6 +305,42 @@ def test_a_version_that_is_of_another_model(project):
     assert "cache" in kinds(chain), "and goes on with what is known"
 
 
+@pytest.mark.parametrize(
+    ("change", "link", "why"),
+    [
+        (
+            lambda record: record["params"]["train"].update(seed=9),
+            "params",
+            "they are not those of the version's params_digest",
+        ),
+        (lambda record: record["caches"][DATASET].update(digest="0"), "checkpoint", "names another cache of"),
+        (lambda record: record["model"].update(digest="0"), "version", "its lineage.json is of another model"),
+        (lambda record: record.update(note=1), "version", "its lineage.json is not the one that was registered"),
+        (lambda record: record["code"].update(commit="0" * 40), "code", "this checkout lacks"),
+        (
+            lambda record: record["datasets"][DATASET].update(
+                archives=dict.fromkeys(record["datasets"][DATASET]["archives"], "0")
+            ),
+            "archives",
+            "is another than when the model was registered",
+        ),
+    ],
+)
+def test_a_lineage_json_that_was_changed(project, change, link, why):
+    """Of the version: its digest is a tag, and the checkpoint's own lineage.json says the same."""
+    run_id = mlflow_client().get_model_version("metricgold", "1").run_id
+    (path,) = Path("mlruns").rglob(f"{run_id}/artifacts/lineage.json")
+
+    def edit(content):
+        record = json.loads(content)
+        change(record)
+        return json.dumps(record).encode()
+
+    with changed(path, edit):
+        broken = broken_links(trace(DEPTH, verify=True))
+    assert any(why in fault["why"] and fault["link"].rpartition(" → ")[2].startswith(link) for fault in broken), broken
+
+
 def test_the_model_of_another_project(project, tmp_path, monkeypatch):
     """Where nothing knows the digest, the chain ends there, with the digest that was looked for."""
     shutil.copytree("depth", tmp_path / "depth")
@@ -327,6 +363,12 @@ def test_a_clone_with_the_registry_alone(project, made, tmp_path, monkeypatch):
     cache = the(chain, "cache")
     assert cache.state == "recorded" and cache.digest == digest_file(made / CACHE / "index.json")
     assert any("dvc pull" in note for note in cache.notes)
+    assert [one.kind for one in (the(chain, kind) for kind in CHAIN)] == CHAIN
+    ledger = json.loads((made / RAW / "ledger.json").read_text())
+    archives = {path: one["digest"] for path, one in the(chain, "archives").facts["archives"].items()}
+    assert archives == {path: entry["members_sha256"] for path, entry in ledger["archives"].items()}
+    assert the(chain, "manifest").digest == ledger["manifest_sha256"]
+    assert not broken_links(chain)
 
 
 def test_the_command(project, tmp_path):
