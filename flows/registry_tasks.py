@@ -1,10 +1,13 @@
 """The registry as Prefect tasks: a new version, and the gate in front of the alias champion."""
 
 from typing import Any
+from uuid import UUID
 
-from prefect import get_run_logger, task
+import httpx
+from prefect import get_client, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
 from flows.child_processes import ask_child
 
@@ -12,12 +15,15 @@ from flows.child_processes import ask_child
 @task(task_run_name="register", cache_policy=NO_CACHE)
 def register_version() -> dict[str, Any]:
     """A new version in MLflow, or the one that these bytes have already."""
+    require_wanted()
     return ask_child(["metricgold", "register", "--json"], get_run_logger().info)
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
 def promote_version(version: int | str | None, dry_run: bool, why: str = "") -> dict[str, Any]:
     """Check one version; move the alias unless it is a dry run. Fails naming the checks that do not hold."""
+    if not dry_run:
+        require_wanted()
     words = [] if version is None else [f"--version={version}"]
     outcome = ask_child(["metricgold", "promote", "--json", *words, *_common(dry_run, why)], get_run_logger().info)
     create_table_artifact(outcome["checks"], key="gate", description=f"version {outcome['version']}")
@@ -30,8 +36,24 @@ def promote_version(version: int | str | None, dry_run: bool, why: str = "") -> 
 @task(task_run_name="rollback", cache_policy=NO_CACHE)
 def rollback_champion(dry_run: bool, why: str = "") -> dict[str, Any]:
     """Make the previous champion champion again."""
+    if not dry_run:
+        require_wanted()
     return ask_child(["metricgold", "rollback", "--json", *_common(dry_run, why)], get_run_logger().info)
 
 
 def _common(dry_run: bool, why: str) -> list[str]:
     return [*(["--dry-run"] if dry_run else []), *([f"--why={why}"] if why else [])]
+
+
+def require_wanted() -> None:
+    """Raise RuntimeError unless the server says that this flow run is to go on.
+
+    A run that was cancelled while nobody could tell it works on; it must not move an alias hours later.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(flow_run.id)).state
+    except httpx.HTTPError as error:
+        raise RuntimeError(f"nothing was registered or moved: the Prefect server cannot be asked: {error!r}") from error
+    if state is None or not state.is_running():
+        raise RuntimeError(f"nothing was registered or moved: the run is {state.name if state else 'unknown'}")

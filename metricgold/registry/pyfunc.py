@@ -195,7 +195,8 @@ def fetch_model(model: str) -> tuple[Path, str]:
     """Local folder and name of a checkpoint given as a folder or as models:/metricgold@champion, models:/metricgold/3.
 
     A registered version that is stored on this machine is used in place, else it is downloaded once into
-    ~/.cache/metricgold. Raises ValueError for an unknown folder or version.
+    ~/.cache/metricgold. An alias is looked up once, here. Raises ValueError for an unknown folder or version, and for a
+    version whose bytes are not those that were registered.
     """
     if not model.startswith("models:/"):
         folder = Path(model)
@@ -206,7 +207,14 @@ def fetch_model(model: str) -> tuple[Path, str]:
     with open_client() as client:
         found = find_version(client, which, name)
         uri = client.get_model_version_download_uri(name, found.version)
-        return download_version(uri), f"{name}/{found.version}"
+        called, registered = f"{name}/{found.version}", found.tags.get("model_digest")
+        folder = download_version(uri, registered)
+        if registered and (digest := digest_folder(folder)) != registered:
+            raise ValueError(
+                f"{called} was altered since it was registered: {folder} has the digest {digest:.12}, expected "
+                f"{registered:.12}; restore its files, or use another version"
+            )
+        return folder, called
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -218,10 +226,11 @@ def checkpoint_in(folder: Path) -> Path:
     return descriptions[0].parent / data
 
 
-def download_version(uri: str) -> Path:
+def download_version(uri: str, registered: str | None = None) -> Path:
     """The checkpoint of a version: in place when it is on this disk, else a copy made once.
 
-    A copy that is not what was downloaded, such as one that a cleaner of caches has thinned, is made again.
+    A copy that is not what was registered or, where no digest says that, what was downloaded, such as one that was
+    altered or that a cleaner of caches has thinned, is made again.
     """
     from mlflow.artifacts import download_artifacts
 
@@ -233,8 +242,8 @@ def download_version(uri: str) -> Path:
         return checkpoint_in(Path(download_artifacts(artifact_uri=uri)))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metricgold"
     folder = cache / digest_json(uri)[:32]
-    if folder.is_dir() and not _is_whole(folder):
-        log.warning("%s is not what was downloaded: fetched again", folder)
+    if folder.is_dir() and not _is_whole(folder, registered):
+        log.warning("%s is not what was registered: fetched again", folder)
         remove(folder)
     if not folder.is_dir():
         # Two jobs may fetch it at once; nothing but copies of this one version is ever called so.
@@ -245,8 +254,8 @@ def download_version(uri: str) -> Path:
     return checkpoint_in(folder)
 
 
-def _is_whole(copy: Path) -> bool:
+def _is_whole(copy: Path, registered: str | None) -> bool:
     try:
-        return bool(read_json(copy / DIGEST) == digest_folder(checkpoint_in(copy)))
+        return bool((registered or read_json(copy / DIGEST)) == digest_folder(checkpoint_in(copy)))
     except (ValueError, KeyError, OSError):
         return False

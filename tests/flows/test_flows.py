@@ -289,6 +289,27 @@ def test_presets_and_options_of_the_flow_are_the_command_line_s():
 
 
 @pytest.mark.slow
+def test_a_run_that_was_cancelled_meanwhile_moves_nothing(at_server, small):
+    """As when it is cancelled while nobody can tell it: it works on, and asks before it touches the registry."""
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    from flows.registry_tasks import promote_version, register_version, rollback_champion
+
+    @flow
+    def works_on():
+        cancelled = {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True}
+        at_server.ask("POST", f"/flow_runs/{flow_run.id}/set_state", cancelled)
+        for move, words in ((register_version, ()), (promote_version, ("1", False)), (rollback_champion, (False,))):
+            with pytest.raises(RuntimeError, match="nothing was registered or moved: the run is Cancelled"):
+                move(*words)
+        assert promote_version("1", dry_run=True)["passed"]
+
+    works_on(return_state=True)
+    assert calls(small) == ["promote --json --version=1 --dry-run"]
+
+
+@pytest.mark.slow
 def test_sigterm_lets_the_trainer_save(server, small):
     Path("wait").touch()
     run = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)

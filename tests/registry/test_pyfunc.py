@@ -8,10 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from metricgold.params.sections import Predict
+from metricgold.predict.entries import predict_entries
+from metricgold.predict.stage import predict_all
 from metricgold.registry.promotion import promote
-from metricgold.registry.pyfunc import ArraysOnly, fetch_model
-from tests.registry.project import GATE, register_scores
+from metricgold.registry.pyfunc import ArraysOnly, checkpoint_in, fetch_model
+from metricgold.storage.files import digest_folder, read_rows, write_json
+from tests.registry.project import GATE, change_model, register_scores
 from tests.support import ROOT
 
 
@@ -85,6 +90,55 @@ def test_version_on_a_remote_store_is_downloaded_once(project, monkeypatch):
         assert fetch_model("models:/metricgold@candidate") == (folder, name) and (folder / "unet").is_dir()
     assert len(asked) == 3
     assert fetch_model("models:/metricgold@candidate") == (folder, name) and len(asked) == 3
+    alter(folder)
+    write_json(next((project / "cache").rglob("digest.json")), digest_folder(folder))
+    assert fetch_model("models:/metricgold@candidate")[0] == folder and len(asked) == 4
+    assert digest_folder(folder) == answer["model_digest"]
+    alter(checkpoint_in(Path(local)))  # on the server too
+    shutil.rmtree(project / "cache")
+    with pytest.raises(ValueError, match=r"metricgold/1 was altered since it was registered: .*expected"):
+        fetch_model("models:/metricgold@candidate")
+
+
+def alter(folder):
+    """A U-Net of other numbers that loads as before."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: weight * 1.01 for name, weight in load_file(path).items()}, path)
+
+
+def test_an_altered_version_on_this_disk_is_refused(project):
+    register_scores()
+    folder, _ = fetch_model("models:/metricgold@candidate")
+    alter(folder)
+    with pytest.raises(ValueError, match=rf"metricgold/1 was altered since it was registered: {folder}"):
+        fetch_model("models:/metricgold/1")
+
+
+def test_a_promotion_during_a_job_changes_nothing_in_it(project):
+    """The alias is looked up once; every row has version and digest of then."""
+    first = register_scores()
+    promote(GATE)
+    Path("photos").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(np.full((24, 24, 3), 90, np.uint8)).save(f"photos/{name}.png")
+    folder, name = fetch_model("models:/metricgold@champion")
+
+    def predict_and_promote(job, entries, **options):
+        for row in predict_entries(job, entries, **options):
+            yield row
+            change_model()
+            register_scores(abs_rel=0.1)
+            promote(GATE)
+
+    params = Predict(num_inference_steps=1, ensemble_size=1, batch_size=1, gallery=0)
+    summary = predict_all(params, folder, "photos", "depth", model_name=name, run_entries=predict_and_promote)
+    assert fetch_model("models:/metricgold@champion")[1] == "metricgold/2"
+    rows = read_rows(Path("depth/receipt.jsonl"))
+    expected = ("metricgold/1", first["model_digest"])
+    assert [(row["model"], row["model_sha256"]) for row in (*rows, summary)] == [expected] * 3
+    assert [row["status"] for row in rows] == ["done", "done"]
 
 
 def test_password_of_a_tracking_server_is_not_shown(project, monkeypatch):
