@@ -15,6 +15,7 @@ from metricgold.model import load_pipeline
 from tests.support.serving import encoded, photograph, serve_command
 
 
+@pytest.mark.slow
 def test_the_command_answers_as_the_pipeline_does(one_step_model, tmp_path):
     pipe, photos = load_pipeline(one_step_model), [photograph(60, 90, seed) for seed in range(3)]
     with serve_command(tmp_path, "--model", str(one_step_model), "--port", "0") as (address, process):

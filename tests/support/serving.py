@@ -136,7 +136,7 @@ def serve_command(folder: Path, *words: str, **variables: str) -> Iterator[tuple
         )
     try:
         found = re.compile(r"(http://\S+) serves")
-        line = wait_until(lambda: found.search(log.read_text()) or process.poll() is not None, within_s=120)
+        line = wait_until(lambda: found.search(log.read_text()) or process.poll() is not None, within_s=300)
         assert not isinstance(line, bool), log.read_text()
         wait_until(lambda: is_ready(line[1]), within_s=60)
         yield line[1], process
