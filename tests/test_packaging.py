@@ -151,7 +151,7 @@ import sys
 from tests.support.without_extras import distributions_of, hide_all_but
 
 model, *packages = sys.argv[1:]
-hide_all_but(distributions_of(*packages) | {"metricgold"})
+hide_all_but(distributions_of(*packages) | {"metricgold"}, extras=())
 import numpy as np
 import metricgold.registry
 

@@ -9,5 +9,6 @@ from .live import track as track
 from .model_card import card_of_folder as card_of_folder, card_of_version as card_of_version
 from .promotion import promote as promote, rollback as rollback
 from .provenance import trace as trace
-from .pyfunc import _load_pyfunc as _load_pyfunc, fetch_model as fetch_model
+from .pyfunc import fetch_model as fetch_model
+from .scoring import _load_pyfunc as _load_pyfunc
 from .versions import register as register

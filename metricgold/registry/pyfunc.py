@@ -154,43 +154,6 @@ def clear_copies(client: "MlflowClient", experiment: str, run_id: str) -> None:
             client.delete_logged_model(logged.model_id)
 
 
-def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Any:
-    """Entry point for MLflow (`loader_module`): the model whose diffusers folder is `path`.
-
-    model_config: the section `predict` of params.yaml; a version that was registered without one answers arrays alone
-    """
-    if model_config is None:
-        return ArraysOnly(Path(path))
-    from metricgold.registry.scoring import load_version
-
-    return load_version(Path(path), model_config)
-
-
-class ArraysOnly:
-    """A version of before: images in, metres out, as arrays."""
-
-    def __init__(self, folder: Path) -> None:
-        from metricgold.model import load_pipeline
-
-        self.pipeline = load_pipeline(folder)
-
-    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
-        """uint8 [H, W, 3] to planar depth in metres, float32 [H, W]; a batch [N, H, W, 3] to [N, H, W].
-
-        Raises ValueError for anything but integers from 0 to 255 of that shape.
-        """
-        images = np.asarray(model_input)
-        if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype.kind not in "iu":
-            raise ValueError(f"expected uint8 [H, W, 3] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
-        if images.size and (images.min() < 0 or images.max() > 255):
-            raise ValueError(f"expected values from 0 to 255, got {images.min()} to {images.max()}")
-        images = images.astype(np.uint8, copy=False)
-        batch = images if images.ndim == 4 else images[None]
-        predictions = self.pipeline(list(batch), **(params or {}))
-        depth_m = np.stack([prediction.planar_depth_m for prediction in predictions])
-        return depth_m if images.ndim == 4 else depth_m[0]
-
-
 def fetch_model(model: str) -> tuple[Path, str]:
     """Local folder and name of a checkpoint given as a folder or as models:/metricgold@champion, models:/metricgold/3.
 

@@ -2,6 +2,8 @@
 
 A version tells MLflow that it checks its input by itself (see pyfunc.signature): so a request arrives as the client
 sent it, and a fault in it is one line. Only params go through MLflow's hands.
+
+Nothing here knows the registry: what loads a version needs MLflow and the packages of pyfunc.PACKAGES, no more.
 """
 
 import base64
@@ -28,6 +30,7 @@ CAMERA = ("focal_px", "fov_deg", "intrinsics")  # of a row: one of them at most
 FIELDS = ("image", *CAMERA)
 PARAMS = ("preset", "num_inference_steps", "ensemble_size", "seed", "encoding")
 ENCODINGS = ("arrays", "npy")
+KNOWN = frozenset(Predict.model_fields)  # a version of another time may have other keys too
 
 
 class Refused(MlflowException, ValueError):
@@ -243,9 +246,37 @@ class UnknownParams(logging.Filter):
         return True
 
 
-def load_version(folder: Path, config: Mapping[str, Any]) -> DepthModel:
-    """The model of a checkpoint folder, with the params that its version was registered with."""
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Any:
+    """Entry point for MLflow (`loader_module`): the model whose diffusers folder is `path`.
+
+    model_config: the section `predict` of params.yaml; a version that was registered without one answers arrays alone
+    """
+    if model_config is None:
+        return ArraysOnly(Path(path))
     logger = logging.getLogger("mlflow.models.utils")
     if not any(isinstance(one, UnknownParams) for one in logger.filters):
         logger.addFilter(UnknownParams())
-    return DepthModel(folder, Predict.model_validate({k: v for k, v in config.items() if k in Predict.model_fields}))
+    return DepthModel(Path(path), Predict.model_validate({k: v for k, v in model_config.items() if k in KNOWN}))
+
+
+class ArraysOnly:
+    """A version of before: images in, metres out, as arrays."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pipeline = load_pipeline(folder)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+        """uint8 [H, W, 3] to planar depth in metres, float32 [H, W]; a batch [N, H, W, 3] to [N, H, W].
+
+        Raises ValueError for anything but integers from 0 to 255 of that shape.
+        """
+        images = np.asarray(model_input)
+        if images.ndim not in (3, 4) or images.shape[-1] != 3 or images.dtype.kind not in "iu":
+            raise ValueError(f"expected uint8 [H, W, 3] or [N, H, W, 3], got {images.dtype} {list(images.shape)}")
+        if images.size and (images.min() < 0 or images.max() > 255):
+            raise ValueError(f"expected values from 0 to 255, got {images.min()} to {images.max()}")
+        images = images.astype(np.uint8, copy=False)
+        batch = images if images.ndim == 4 else images[None]
+        predictions = self.pipeline(list(batch), **(params or {}))
+        depth_m = np.stack([prediction.planar_depth_m for prediction in predictions])
+        return depth_m if images.ndim == 4 else depth_m[0]

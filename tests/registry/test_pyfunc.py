@@ -14,7 +14,8 @@ from metricgold.params.sections import Predict
 from metricgold.predict.entries import predict_entries
 from metricgold.predict.stage import predict_all
 from metricgold.registry.promotion import promote
-from metricgold.registry.pyfunc import ArraysOnly, checkpoint_in, fetch_model
+from metricgold.registry.pyfunc import checkpoint_in, fetch_model
+from metricgold.registry.scoring import ArraysOnly
 from metricgold.storage.files import digest_folder, read_rows, write_json
 from tests.registry.project import GATE, change_model, register_scores
 from tests.support import ROOT

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 from metricgold.images import register_heif
 from metricgold.model import load_pipeline
 from metricgold.params import Predict
-from metricgold.registry.scoring import load_version
+from metricgold.registry.scoring import _load_pyfunc
 from tests.registry.project import PARAMS, register_scores
 from tests.support import ROOT
 from tests.support.waiting import wait_until
@@ -50,7 +50,7 @@ def array(answered):
 
 @pytest.fixture(scope="module")
 def version(random_model):
-    return load_version(random_model, PREDICT.model_dump(mode="json"))
+    return _load_pyfunc(str(random_model), PREDICT.model_dump(mode="json"))
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +220,7 @@ def test_the_artefact_says_what_it_takes_answers_and_is(artefact):
     assert model.flavors["python_function"]["config"]["num_inference_steps"] == PARAMS.predict.num_inference_steps
     requirements = (artefact / "requirements.txt").read_text().split()
     assert all("==" in line for line in requirements) and not any(line.startswith("mlflow==") for line in requirements)
-    answers = load_version(artefact / "data" / "metricgold", PREDICT.model_dump()).predict([example])
+    answers = _load_pyfunc(str(artefact / "data" / "metricgold"), PREDICT.model_dump()).predict([example])
     assert set(answers[0]) == outputs
 
 

@@ -4,6 +4,7 @@ python -m tests.support.without_extras predict --help
 """
 
 import sys
+from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from importlib.metadata import distribution, packages_distributions
 
@@ -26,11 +27,11 @@ def distributions_of(*names: str) -> set[str]:
     return {name for name, _ in seen}
 
 
-def hide_all_but(distributions: set[str]) -> None:
-    """Let the import system find no other package, as if it were not installed; those of extras in no case."""
+def hide_all_but(distributions: set[str], extras: Iterable[str] = EXTRA_OF) -> None:
+    """Let the import system find no other package, as if it were not installed; modules of extras in no case."""
     owners = packages_distributions()
     hidden = {module for module, names in owners.items() if distributions.isdisjoint(map(canonicalize_name, names))}
-    hidden |= EXTRA_OF.keys()
+    hidden |= set(extras)
     find_spec = PathFinder.find_spec
 
     def find_others(name, path=None, target=None):
