@@ -14,6 +14,7 @@ from .camera_token import (
 )
 from .ensemble import EnsembleOptions as EnsembleOptions
 from .inputs import stated_camera as stated_camera
+from .one_step_graph import OneStepGraph as OneStepGraph
 from .pipeline import (
     EmptyPrompt as EmptyPrompt,
     MetricGoldPipeline as MetricGoldPipeline,

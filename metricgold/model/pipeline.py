@@ -198,7 +198,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         return LogDepth(near_m * relative_focal, far_m * relative_focal) if self.needs_camera else self.log_depth
 
     @property
-    def _no_surface_log_depth(self) -> float:
+    def no_surface_log_depth(self) -> float:
         """Log depth from which on a pixel shows no surface."""
         limit: float = self.log_depth.normalize(self.config.no_surface_from * self.log_depth.far_m)
         return min(limit, 1 - SATURATED)
@@ -576,7 +576,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         return Prediction(
             planar_depth_m=log_depth.denormalize(d).cpu().numpy(),
             uncertainty=uncertainty.cpu().numpy(),
-            valid_mask=((d > SATURATED - 1) & (d < self._no_surface_log_depth)).cpu().numpy(),
+            valid_mask=((d > SATURATED - 1) & (d < self.no_surface_log_depth)).cpu().numpy(),
             intrinsics=image.intrinsics,
             focal_from=image.focal_from,
             log_depth=log_depth,
