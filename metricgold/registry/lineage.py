@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metricgold.datasets import manifest_paths, raw_folder, read_manifest
+from metricgold.download import archives_of
 from metricgold.params import Folders, Params
 from metricgold.registry.measured import Measured
 from metricgold.storage import digest_file, digest_json, git_commit, read_json, read_rows, read_yaml
@@ -100,7 +101,7 @@ def describe_dataset(name: str, role: str) -> dict[str, Any]:
     statement = raw / "dataset.yaml"
     stated = path if path is not None else statement if statement.is_file() else None
     manifest = ledger.get("manifest_sha256") or (digest_file(stated) if stated else None)
-    archives = {archive: entry["members_sha256"] for archive, entry in ledger.get("archives", {}).items()}
+    archives = {archive: entry["members_sha256"] for archive, entry in archives_of(raw).items()}
     licence = read_manifest(path).licence.name if path else UNSTATED
     return {"manifest": manifest, "archives": archives, "licence": licence, "role": role}
 

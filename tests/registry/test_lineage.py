@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from metricgold.download.ledger import Ledger, MemberRow
 from metricgold.registry import live
-from metricgold.registry.lineage import collect_lineage
+from metricgold.registry.lineage import collect_lineage, describe_dataset
 from metricgold.registry.live import track
 from metricgold.registry.measured import read_measured
 from metricgold.storage.files import digest_file, digest_folder, digest_json
@@ -152,3 +153,16 @@ def test_the_commit_of_a_version_is_that_of_its_training(project, monkeypatch):
     assert client.get_model_version("metricgold", answer["version"]).tags["commit"] == of_training
     assert client.get_run(answer["run_id"]).data.tags["commit"] == of_training
     assert lineage_of(answer)["registered"] == {"commit": of_registration, "dirty": False}
+
+
+def test_archives_that_were_encoded_and_deleted_again_are_in_the_lineage(tmp_path, monkeypatch):
+    """Of a data set that is streamed the ledger.json lists none; what was read remains in the ledger."""
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data/raw/tartanair-synthetic"
+    ledger = Ledger(raw / ".ledger/ledger.sqlite")
+    ledger.done("env1.zip", "identity", "file://env1.zip", [MemberRow("env1/a.png", 3, 7)])
+    ledger.dropped("env1.zip")
+    ledger.close()
+    (raw / "ledger.json").write_text(json.dumps({"archives": {}, "manifest_sha256": "m"}))
+    described = describe_dataset("tartanair-synthetic", "train")
+    assert described["archives"] == {"env1.zip": digest_json({"env1/a.png": [3, 7]})}
