@@ -802,24 +802,38 @@ def rollback(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.option("--model", default=str(FOLDERS.model), show_default=True, help="A folder or models:/name@alias.")
 @click.option("--hub", type=click.Path(path_type=Path), metavar="DIR", help="For a model hub: with card and licences.")
+@click.option("--onnx", type=click.Path(path_type=Path), metavar="FILE", help="One graph for onnxruntime.")
+@click.option(
+    "--torch", type=click.Path(path_type=Path), metavar="FILE", help="A one-step model for torch.export.load."
+)
 @json_option
 @click.pass_context
-def export(ctx: click.Context, model: str, hub: Path | None, as_json: bool) -> None:
+def export(
+    ctx: click.Context, model: str, hub: Path | None, onnx: Path | None, torch: Path | None, as_json: bool
+) -> None:
     """Write a model in a form that others take.
 
-    --hub: a diffusers folder with its model card, licences and an example, to be uploaded as it is.
+    --hub: a diffusers folder with its model card, licences and an example, to be uploaded as it is. --onnx, --torch: a
+    one-step model as one graph from image and focal length to metres, compared with the pipeline first.
     """
-    from metricgold.export import export_hub
+    from metricgold.export import export_hub, export_onnx, export_torch
     from metricgold.registry import card_of_folder, card_of_version, fetch_model
 
-    if hub is None:
-        raise click.UsageError("say what to write: --hub DIR")
+    if hub is None and onnx is None and torch is None:
+        raise click.UsageError("say what to write: --hub DIR, --onnx FILE or --torch FILE")
+    written: dict[str, Any] = {}
     folder, _ = fetch_model(model)
+    if onnx is not None:
+        written |= export_onnx(folder, onnx)
+    if torch is not None:
+        written |= export_torch(folder, torch)
+    if hub is None:
+        return _print(written, as_json)
     if model.startswith("models:/"):
         card = card_of_version(model)
     else:
         card = card_of_folder(_params(ctx), folder, FOLDERS.metrics("evaluate"))
-    _print(export_hub(folder, card, hub), as_json)
+    _print(written | export_hub(folder, card, hub), as_json)
 
 
 @main.command()

@@ -84,8 +84,8 @@ def load_for_export(model: Path) -> MetricGoldPipeline:
     pipe = load_pipeline(model).to("cpu")
     if not pipe.is_one_step:
         raise ValueError(
-            f"{model} was trained for many steps, and a graph takes one: train with train.objective one-step "
-            "(profiles/one-step.yaml), or call the pipeline"
+            f"{model} was trained for many steps, and a graph takes one: train with train.objective one-step, "
+            "or call the pipeline"
         )
     return pipe
 
