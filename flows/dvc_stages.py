@@ -30,6 +30,7 @@ SECONDS = Folders().reports / "seconds.json"
 # Stages that use a GPU if there is one.
 ON_GPU = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate", "benchmark"})
 RESUMES, RESUME_AFTER_S = 3, 5.0
+BUSY, BUSY_PAUSE_S = "is busy, it is being blocked by", 20.0  # DVC's words, before it names who blocks
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
 
 Graph = dict[str, set[str]]
@@ -88,8 +89,7 @@ def run_stage(stage: str, num_threads: int) -> float:
     slot: AbstractContextManager[dict[str, str]] = gpu_slot(logger.info) if on_gpu else nullcontext({})
     with slot as variables:
         started = time.perf_counter()
-        # Quiet: the only lines are the stage's.
-        command = [*DVC, "repro", "--quiet", "--single-item", stage]
+        command = [*DVC, "repro", "--single-item", stage]  # not --quiet: that would hide why DVC itself fails
         run_until_done(stage, command, logger.info, OMP_NUM_THREADS=str(num_threads), **variables)
     seconds = time.perf_counter() - started
     logger.info("up to date after %.1f s", seconds)
@@ -101,14 +101,18 @@ def run_until_done(stage: str, command: list[str], log: Callable[[str], None], *
 
     A trainer that gets SIGTERM saves and exits 143; with 0 and no model, DVC would fail with words of its own. DVC
     ends with 255 either way, so the stage's own exit code comes from its progress file. RESUMES times at most.
+    Where another DVC works on the same files, whose number DVC says, it is waited for.
     """
-    for left in reversed(range(RESUMES + 1)):
+    left = RESUMES
+    while True:
         with TemporaryDirectory() as scratch:
             progress_file = Path(scratch) / "progress.json"
             page = StagePage(stage, progress_file, log)
             try:
                 return run_child(command, page.log_line, **{PROGRESS_FILE: str(progress_file)}, **variables)
-            except ChildFailed:
+            except ChildFailed as failure:
+                if BUSY in str(failure) and not is_ending(BUSY_PAUSE_S):
+                    continue
                 last = read_progress(progress_file)
                 was_stopped = last is not None and last.exit_code == STOPPED_AND_SAVED
                 # Who cancels the flow signals its children too, and theirs may be the first to end.
@@ -116,7 +120,8 @@ def run_until_done(stage: str, command: list[str], log: Callable[[str], None], *
                     raise
             finally:
                 page.refresh()
-        log(f"{stage} was stopped from outside and saved; it resumes, {left - 1} more times at most")
+        left -= 1
+        log(f"{stage} was stopped from outside and saved; it resumes, {left} more times at most")
 
 
 def task_of(stage: str) -> Task[..., float]:

@@ -490,6 +490,16 @@ def benchmark(
             click.echo(f"page: {out.html}")
 
 
+@main.command()
+@click.pass_context
+def headline(ctx: click.Context) -> None:
+    """Pick the few figures that commits are compared by out of metrics/ into reports/headline.json."""
+    from metricgold.evaluate import write_headline
+
+    params = _params(ctx)
+    write_headline(FOLDERS, params.datasets, params.benchmarks)
+
+
 def _named_models(models: tuple[str, ...]) -> dict[str, Path]:
     """Checkpoint folders by the names of tables; where two share a name, the second is called as it was typed."""
     from metricgold.registry import fetch_model

@@ -367,6 +367,7 @@ CASES = [
     Case("register", 1, ["metrics/evaluate.json"], CHECKPOINT | {"metrics/evaluate.json": "{}"}),
     Case("promote --version x", 1, ["x"]),
     Case("promote --version 99", 1, ["99"]),
+    Case("headline", 1, ["metrics/evaluate.json"]),
     Case("promote", 1, ["candidate"]),
     Case("rollback", 1, ["previous"]),
     Case("predict in out --model models:/metricgold@nobody", 1, ["nobody"]),

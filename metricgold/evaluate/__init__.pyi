@@ -1,6 +1,7 @@
 from .baselines import in_range as in_range
 from .benchmark_stage import benchmark as benchmark
 from .depth_ranges import range_edges_m as range_edges_m
+from .headline import write_headline as write_headline
 from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method as Method
 from .peers import open_peer as open_peer
 from .protocols import WITH_CAMERA as WITH_CAMERA, protocols_of as protocols_of

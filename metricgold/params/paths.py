@@ -102,6 +102,11 @@ class Folders:
         return self.root / "metrics" / f"{stage}.json"
 
     @property
+    def headline(self) -> Path:
+        """The few of all figures that commits and experiments are compared by."""
+        return self.reports / "headline.json"
+
+    @property
     def plots(self) -> Path:
         """Pictures and tables for `dvc plots`."""
         return self.root / "plots"

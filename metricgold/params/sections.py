@@ -417,6 +417,12 @@ class Predict(Inference):
     lease_s: Annotated[float, Field(ge=10)] = 120.0  # another job may take over an S3 output not renewed for this time
 
 
+class Headline(Section):
+    """Which figures commits are compared by: they are chosen in the code."""
+
+    version: PositiveInt = 1
+
+
 class BenchmarkGate(Section):
     """What the gate wants of one benchmark, by its default protocol; a key left out is not checked."""
 
@@ -453,6 +459,7 @@ class Params(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     benchmark: Benchmark = Benchmark()
+    headline: Headline = Headline()
     predict: Predict = Predict()
     promote: Promote = Promote()
 

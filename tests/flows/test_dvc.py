@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.logging import disable_run_logger
 
+from flows import dvc_stages
 from flows.child_processes import DVC, ChildFailed, ask_child, end, run_child
-from flows.dvc_stages import forget_torn_locks, stage_graph
+from flows.dvc_stages import forget_torn_locks, run_stage, run_until_done, stage_graph
 from metricgold.params import load_params
 from tests.flows.toy import calls, make_project, quiet_environment
 from tests.support import ROOT
@@ -42,16 +44,36 @@ def reproduced(tmp_path_factory):
 def test_every_stage_once_in_an_order_that_works(reproduced):
     _, asked = reproduced
     expected = [f"{word} {name}" for word in ("synthesize", "download", "inspect", "encode") for name in DATASETS]
-    assert sorted(asked) == sorted([*expected, "backbone", "vae-floor", "depth-vae", "train", "evaluate"])
+    assert sorted(asked) == sorted([*expected, "backbone", "vae-floor", "depth-vae", "train", "evaluate", "headline"])
     words = [line.split()[0] for line in asked]
-    assert words.index("depth-vae") < words.index("train") < words.index("evaluate")
+    assert words.index("depth-vae") < words.index("train") < words.index("evaluate") < words.index("headline")
+    assert words[-1] == "headline"
 
 
-def test_nothing_reruns_and_nothing_is_left_for_git(reproduced):
+def test_nothing_reruns_and_git_is_left_what_dvc_does_not_keep(reproduced):
     project, _ = reproduced
     assert _repro(project) == []
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=project, capture_output=True, text=True, check=True)
-    assert status.stdout.split() == ["??", "dvc.lock"]
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "-uall"], cwd=project, capture_output=True, text=True, check=True
+    )
+    assert {line.removeprefix("?? ") for line in status.stdout.splitlines()} == {"dvc.lock", *_not_cached(project)}
+
+
+def _not_cached(project: Path) -> set[str]:
+    """Files that dvc.yaml keeps out of DVC's cache."""
+    from dvc.repo import Repo
+
+    with Repo(str(project)) as repo:
+        return {str(out) for out in repo.index.outs if not out.use_cache}
+
+
+def test_what_describes_a_teams_own_data_belongs_to_git_and_its_frames_do_not(project):
+    mine = project / "data/raw/mine"
+    mine.mkdir(parents=True)
+    for name in ("dataset.yaml", "frames.csv", "ledger.json", "a.png"):
+        (mine / name).touch()
+    ignored = subprocess.run(["git", "check-ignore", *mine.iterdir()], cwd=project, capture_output=True, text=True)
+    assert [Path(line).name for line in ignored.stdout.split()] == ["a.png"]
 
 
 def test_a_knob_reruns_what_it_touches(reproduced):
@@ -59,7 +81,7 @@ def test_a_knob_reruns_what_it_touches(reproduced):
     _change(project, predict={"seed": 5}, promote={"min_delta1": 0.5}, download={"num_workers": 2})
     assert _repro(project) == []
     _change(project, evaluate={"seed": 5})
-    assert _repro(project) == ["evaluate"]
+    assert _repro(project) == ["evaluate", "headline"]
     _change(project, train={"lr": 0.002})
     assert _repro(project) == ["train", "evaluate"]
     _change(project, vae_floor={"frames_per_dataset": 3})
@@ -87,13 +109,16 @@ def test_a_real_data_set_takes_the_same_row_of_stages(project):
         "vae-floor",
         "depth-vae",
     ]
-    assert sorted(_repro(project)) == sorted([*words, "train", "evaluate"])
+    assert sorted(_repro(project)) == sorted([*words, "train", "evaluate", "headline"])
 
 
 def test_a_benchmark_is_measured_after_the_model_and_makes_nothing_else_rerun(project):
     _repro(project)
     _change(project, benchmarks=["nyuv2-synthetic"])
-    assert _repro(project) == [f"{word} nyuv2-synthetic" for word in ("synthesize", "download", "benchmark")]
+    assert _repro(project) == [
+        *(f"{word} nyuv2-synthetic" for word in ("synthesize", "download", "benchmark")),
+        "headline",
+    ]
     assert _repro(project) == []
     _change(project, benchmark={"seed": 5})
     assert _repro(project) == ["benchmark nyuv2-synthetic"]
@@ -101,7 +126,7 @@ def test_a_benchmark_is_measured_after_the_model_and_makes_nothing_else_rerun(pr
     assert graph["benchmark-data@nyuv2-synthetic"] == set() and "benchmark-data@nyuv2-synthetic" not in graph["train"]
     assert {"train", "benchmark-data@nyuv2-synthetic"} <= graph["benchmark@nyuv2-synthetic"]
     _change(project, benchmarks=[])
-    assert _repro(project) == [] and len(stage_graph()) == 4 * 3 + 5
+    assert _repro(project) == ["headline"] and len(stage_graph()) == 4 * 3 + 6
 
 
 def test_an_experiment_keeps_the_empty_list_of_benchmarks(project):
@@ -112,14 +137,14 @@ def test_an_experiment_keeps_the_empty_list_of_benchmarks(project):
         command = [sys.executable, "-m", "dvc", "exp", "run", "-S", f"++evaluate.seed={seed}"]
         done = subprocess.run(command, cwd=project, env=quiet_environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert calls(project) == ["evaluate"]
+        assert calls(project) == ["evaluate", "headline"]
         assert load_params(project / "params.yaml").benchmarks == []
 
 
 def test_graph_is_dvcs_own_in_running_order(project):
     graph = stage_graph()
     order = list(graph)
-    assert len(order) == 4 * 3 + 5
+    assert len(order) == 4 * 3 + 6
     assert all(order.index(need) < order.index(stage) for stage, needs in graph.items() for need in needs)
     rows = {f"{word}@{name}" for word in ("download", "encode") for name in DATASETS}  # raw frames for validation
     assert graph["train"] == {"backbone", "depth-vae", *rows}
@@ -135,7 +160,7 @@ def test_graph_of_the_demo_measures_its_twins_last(project):
     shutil.copy(ROOT / "params.yaml", "params.yaml")
     graph = stage_graph()
     benchmarks = load_params(project / "params.yaml").benchmarks
-    assert len(benchmarks) == 5 and len(graph) == 4 * 3 + 5 + 2 * 5
+    assert len(benchmarks) == 5 and len(graph) == 4 * 3 + 6 + 2 * 5
     for name in benchmarks:
         assert graph[f"benchmark-data@{name}"] == set()
         assert {"train", f"benchmark-data@{name}"} <= graph[f"benchmark@{name}"]
@@ -189,11 +214,36 @@ def test_locks_that_a_killed_dvc_left_torn_stop_nobody(tmp_path, monkeypatch):
     assert Path("started").exists()
 
 
+def test_a_stage_that_another_dvc_works_on_waits_and_says_for_whom(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project", until="[ -e told ]"))
+    monkeypatch.setattr(dvc_stages, "BUSY_PAUSE_S", 0.2)
+    repro, lines = [*DVC, "repro", "--single-item", "sleeper"], []
+    with subprocess.Popen(repro, env=quiet_environment(), stdout=subprocess.DEVNULL) as other:
+
+        def log(line: str) -> None:
+            lines.append(line)
+            if f"(PID {other.pid})" in line:
+                Path("told").touch()
+
+        wait_until(Path("started").exists, within_s=60, what="the other")
+        run_until_done("sleeper", repro, log)
+        assert other.wait(60) == 0
+    assert Path("told").exists() and any("didn't change" in line for line in lines)  # the other has done it
+
+
+def test_why_dvc_itself_fails_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project", seconds=0))
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"sleeper": {"cmd": "true", "outs": ["started"]}}}))
+    with disable_run_logger(), pytest.raises(ChildFailed, match="output 'started' does not exist"):
+        run_stage.fn("sleeper", 1)
+
+
 LOCKS = Path(".dvc/tmp/rwlock")
 
 
-def _sleeper(folder: Path, seconds: int = 60) -> Path:
-    stage = {"cmd": f"touch started; sleep {seconds}", "outs": [{"started": {"cache": False}}]}
+def _sleeper(folder: Path, seconds: int = 60, until: str = "") -> Path:
+    work = f"while ! {until}; do sleep 0.1; done" if until else f"sleep {seconds}"
+    stage = {"cmd": f"touch started; {work}", "outs": [{"started": {"cache": False}}]}
     (make_project(folder) / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"sleeper": stage}}))
     return folder
 

@@ -150,7 +150,7 @@ def test_failed_stage_fails_the_run_with_its_last_lines_and_stops_what_needs_it(
     from flows.train_metricgold import train_metricgold
 
     Path("fail").touch()
-    with pytest.raises(Exception, match=r"(?s)repro --quiet --single-item train.*loss is not a number"):
+    with pytest.raises(Exception, match=r"(?s)repro --single-item train.*loss is not a number"):
         train_metricgold()
     assert _words(small) == ["train"]
 

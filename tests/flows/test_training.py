@@ -202,7 +202,7 @@ def test_a_stage_that_was_stopped_resumes_by_its_exit_code(project, shown, monke
     Path("stage.py").write_text(STAGE)
     Path("dvc.yaml").write_text(f"stages: {{work: {{cmd: {sys.executable} stage.py {code} {succeeds_at}}}}}")
     logged = []
-    command = [*dvc_stages.DVC, "repro", "--quiet", "--single-item", "work"]
+    command = [*dvc_stages.DVC, "repro", "--single-item", "work"]
     if ends_after < succeeds_at:
         with pytest.raises(ChildFailed, match="code 255"):
             dvc_stages.run_until_done("work", command, logged.append)

@@ -226,7 +226,7 @@ def test_artifacts_that_are_away_are_one_line(grown, monkeypatch):
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"127\.0\.0\.1:1"):
         fetch_model("models:/metricgold@candidate")
-    assert time.monotonic() - started < 40
+    assert time.monotonic() - started < 100
 
 
 @pytest.mark.slow
