@@ -7,6 +7,7 @@ import httpx
 from prefect import get_client, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.child_processes import ask_child
@@ -30,6 +31,8 @@ def promote_version(version: int | str | None, dry_run: bool, why: str = "") -> 
     if not outcome["passed"] and not dry_run:
         refused = [f"{c['name']} {c['value']} against {c['bound']}" for c in outcome["checks"] if c["passed"] is False]
         raise ValueError(f"version {outcome['version']} was not promoted: {'; '.join(refused)}")
+    if not dry_run and outcome["version"] != outcome["previous"]:
+        tell("promoted", outcome)
     return outcome
 
 
@@ -38,7 +41,16 @@ def rollback_champion(dry_run: bool, why: str = "") -> dict[str, Any]:
     """Make the previous champion champion again."""
     if not dry_run:
         require_wanted()
-    return ask_child(["metricgold", "rollback", "--json", *_common(dry_run, why)], get_run_logger().info)
+    outcome = ask_child(["metricgold", "rollback", "--json", *_common(dry_run, why)], get_run_logger().info)
+    if not dry_run:
+        tell("rolled-back", outcome)
+    return outcome
+
+
+def tell(what: str, outcome: dict[str, Any]) -> None:
+    """An event metricgold-<what>, once the alias is moved, for automations: its version, and the one before."""
+    facts = {name: outcome[name] or "" for name in ("version", "previous", "alias")}
+    emit_event(f"metricgold-{what}", resource={"prefect.resource.id": "metricgold-model", **facts})
 
 
 def _common(dry_run: bool, why: str) -> list[str]:

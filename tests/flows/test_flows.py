@@ -1,5 +1,6 @@
 """The flows against a real server: deployed, run by a worker, run in process, failed and cancelled."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -307,6 +308,27 @@ def test_a_run_that_was_cancelled_meanwhile_moves_nothing(at_server, small):
 
     works_on(return_state=True)
     assert calls(small) == ["promote --json --version=1 --dry-run"]
+
+
+@pytest.mark.slow
+def test_each_promotion_starts_batch_depth_with_the_automation_of_the_manual(at_server, small):
+    from flows.promote_model import promote_model
+
+    flow_id = at_server.ask("POST", "/flows/", {"name": "batch-depth"})["id"]
+    deployed = at_server.ask("POST", "/deployments/", {"name": "after-promotion", "flow_id": flow_id})["id"]
+    manual = (ROOT / "docs/registry-and-promotion.md").read_text()
+    (automation,) = re.findall(r'```yaml title="depth-after-promotion.yaml"\n(.*?)```', manual, re.DOTALL)
+    Path("automation.yaml").write_text(re.sub("deployment_id: .*", f"deployment_id: {deployed}", automation))
+    done = at_server.run("prefect", "automation", "create", "--from-file", "automation.yaml", cwd=small)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def started():
+        wanted = {"deployments": {"id": {"any_": [deployed]}}}
+        return [run["parameters"]["model"] for run in at_server.ask("POST", "/flow_runs/filter", wanted)]
+
+    promote_model(dry_run=True)
+    promote_model(dry_run=False)
+    assert wait_until(started, within_s=60) == ["models:/metricgold/1"]
 
 
 @pytest.mark.slow
