@@ -346,6 +346,10 @@ def test_yaml_is_what_it_is_for(block, tmp_path):
         file.write_text(yaml.safe_dump(manifest))
         checked = CliRunner().invoke(main, ["manifest", "check", str(file)])
         assert checked.exit_code == 0, checked.output
+    elif block.title == "depth-after-promotion.yaml":
+        from prefect.events.schemas.automations import AutomationCore
+
+        assert AutomationCore.model_validate(values).actions[0].type == "run-deployment"
     else:
         assert not block.title, f"no test knows what belongs into {block.title}"
 

@@ -80,8 +80,8 @@ class BatchJob:
         """
         from metricgold.model import load_pipeline
 
-        options = {"dtype": self.params.dtype, "compile": self.params.compile}
-        return load_pipeline(self.model, **options, digest=self.model_sha256)
+        params = self.params
+        return load_pipeline(self.model, dtype=params.dtype, compile=params.compile, digest=self.model_sha256)
 
     def check_model(self, model: DepthModel) -> None:
         """Raise ValueError where the model cannot do what the params ask: every image would fail for that reason."""
