@@ -4,11 +4,14 @@ from typing import Any
 
 from prefect import flow
 
-from flows.registry_tasks import promote_version
+from flows.approval import ask_person
+from flows.registry_tasks import promote_version, refuse_failed
 
 
 @flow(name="promote-model")
-def promote_model(version: int | str | None = None, dry_run: bool = True, why: str = "") -> dict[str, Any]:
+def promote_model(
+    version: int | str | None = None, dry_run: bool = True, why: str = "", approval: bool = False
+) -> dict[str, Any]:
     """Make a registered version champion if the gate of params.yaml holds.
 
     Command: prefect deployment run promote-model -p dry_run=false (or: metricgold promote)
@@ -16,10 +19,17 @@ def promote_model(version: int | str | None = None, dry_run: bool = True, why: s
     Writes:  nothing by default; with dry_run=false the aliases champion and previous
     Hours:   seconds
 
-    version  the candidate if not given
-    why      a reason, kept with the move
+    version   the candidate if not given
+    why       a reason, kept with the move
+    approval  pause after the checks until a person says yes on the run's page; who does is kept with the move. They
+              approved this version in place of that champion: where either is another by then, nothing moves
     """
-    return promote_version(version, dry_run, why)
+    if dry_run or not approval:
+        return promote_version(version, dry_run, why)
+    checked = promote_version(version, dry_run=True)
+    refuse_failed(checked)
+    reason = "; ".join(filter(None, (why, ask_person(checked))))
+    return promote_version(checked["version"], dry_run, reason, instead_of=checked["previous"] or "none")
 
 
 if __name__ == "__main__":

@@ -21,19 +21,29 @@ def register_version() -> dict[str, Any]:
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)
-def promote_version(version: int | str | None, dry_run: bool, why: str = "") -> dict[str, Any]:
+def promote_version(
+    version: int | str | None, dry_run: bool, why: str = "", instead_of: str | None = None
+) -> dict[str, Any]:
     """Check one version; move the alias unless it is a dry run. Fails naming the checks that do not hold."""
     if not dry_run:
         require_wanted()
     words = [] if version is None else [f"--version={version}"]
+    words += [f"--instead-of={instead_of}"] if instead_of else []
     outcome = ask_child(["metricgold", "promote", "--json", *words, *_common(dry_run, why)], get_run_logger().info)
-    create_table_artifact(outcome["checks"], key="gate", description=f"version {outcome['version']}")
-    if not outcome["passed"] and not dry_run:
+    text = f"version {outcome['version']} instead of {outcome['previous'] or 'none'}"
+    create_table_artifact(outcome["checks"], key="gate", description="; ".join(filter(None, (text, why))))
+    if not dry_run:
+        refuse_failed(outcome)
+        if outcome["version"] != outcome["previous"]:
+            tell("promoted", outcome, why)
+    return outcome
+
+
+def refuse_failed(outcome: dict[str, Any]) -> None:
+    """ValueError naming the checks of a promotion that do not hold."""
+    if not outcome["passed"]:
         refused = [f"{c['name']} {c['value']} against {c['bound']}" for c in outcome["checks"] if c["passed"] is False]
         raise ValueError(f"version {outcome['version']} was not promoted: {'; '.join(refused)}")
-    if not dry_run and outcome["version"] != outcome["previous"]:
-        tell("promoted", outcome)
-    return outcome
 
 
 @task(task_run_name="rollback", cache_policy=NO_CACHE)
@@ -43,14 +53,14 @@ def rollback_champion(dry_run: bool, why: str = "") -> dict[str, Any]:
         require_wanted()
     outcome = ask_child(["metricgold", "rollback", "--json", *_common(dry_run, why)], get_run_logger().info)
     if not dry_run:
-        tell("rolled-back", outcome)
+        tell("rolled-back", outcome, why)
     return outcome
 
 
-def tell(what: str, outcome: dict[str, Any]) -> None:
-    """An event metricgold-<what>, once the alias is moved, for automations: its version, and the one before."""
+def tell(what: str, outcome: dict[str, Any], why: str) -> None:
+    """An event metricgold-<what>, once the alias is moved, for automations: its version, the one before, the reason."""
     facts = {name: outcome[name] or "" for name in ("version", "previous", "alias")}
-    emit_event(f"metricgold-{what}", resource={"prefect.resource.id": "metricgold-model", **facts})
+    emit_event(f"metricgold-{what}", resource={"prefect.resource.id": "metricgold-model", **facts, "why": why})
 
 
 def _common(dry_run: bool, why: str) -> list[str]:

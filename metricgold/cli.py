@@ -761,6 +761,21 @@ def register(ctx: click.Context, as_json: bool) -> None:
     _print(register(_params(ctx), FOLDERS.model, FOLDERS.metrics("evaluate")), as_json)
 
 
+@main.command()
+@click.option("--history", is_flag=True, help="All moves of aliases instead: when, what, who and why.")
+@json_option
+def versions(history: bool, as_json: bool) -> None:
+    """List the registered versions, the newest first: aliases, figures, date, commit, licences."""
+    from metricgold.registry import history_lines, list_versions, table_lines
+
+    known = list_versions()
+    if as_json:
+        click.echo(json.dumps(known, sort_keys=True))
+        return
+    for line in history_lines(known["moves"]) if history else table_lines(known["versions"]):
+        click.echo(one_line(line))
+
+
 def move_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of the commands that move an alias."""
     command = click.option("--why", default="", metavar="TEXT", help="A reason, kept with the move.")(command)
@@ -790,7 +805,8 @@ def promote(ctx: click.Context, as_json: bool, **options: Any) -> None:
     """Move the alias champion to a version if the gate in params holds; exit 1 if it does not."""
     from metricgold.registry import promote
 
-    outcome = promote(_params(ctx).promote, **options)
+    params = _params(ctx)
+    outcome = promote(params.promote, predict=params.predict, **options)
     if not as_json:
         _print_checks(outcome.pop("checks"))
     _print(outcome, as_json)

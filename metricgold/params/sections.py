@@ -439,6 +439,12 @@ class Promote(Section):
     max_vae_floor_abs_rel: PositiveFloat | None = None
     max_regression: Fraction | None = 0.02  # AbsRel may be worse than the champion's by this share
     benchmarks: dict[DatasetName, BenchmarkGate] | None = None
+    # One image of 640 x 480 pixels, predicted as `predict` says on the machine that promotes.
+    max_latency_s: PositiveFloat | None = None
+    max_memory_gb: PositiveFloat | None = None  # of the GPU if there is one, else of the process
+    licence: Literal["commercial"] | None = None  # refuse what a non-commercial data set or weight went into
+    # Data sets, or "backbone", that may be used commercially though no licence that is known for it says so.
+    cleared: list[str] | None = None
 
 
 class Params(Section):

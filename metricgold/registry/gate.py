@@ -10,7 +10,10 @@ import numpy as np
 
 from metricgold.evaluate import Rows, read_rows_files
 from metricgold.metrics import Interval, mean_interval, paired_interval
-from metricgold.params import Promote
+from metricgold.params import Predict, Promote
+from metricgold.registry.cost import measure_cost
+from metricgold.registry.mlflow_client import NAME, read_record
+from metricgold.registry.pyfunc import download_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,14 +23,27 @@ logger = logging.getLogger(__name__)
 
 ROWS = "evaluate.rows.parquet"  # a run's artifact: the frames of its evaluation, one by one
 ABS_REL = "metric/abs_rel"
+STAND_IN = "Apache-2.0"  # licence of the stand-in's weights: made by this code, from the data sets' images
+# Licences, as manifests name them, under which models made from the data may be sold.
+COMMERCIAL = frozenset(
+    {"Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0 1.0", "CC0-1.0"}
+    | {f"CC {terms} {version}" for terms in ("BY", "BY-SA") for version in ("2.0", "2.5", "3.0", "4.0")}
+    | {f"CC-{terms}-{version}" for terms in ("BY", "BY-SA") for version in ("2.0", "2.5", "3.0", "4.0")}
+)
 
 Check = dict[str, Any]
 
 
 def check_gate(
-    gate: Promote, client: "MlflowClient", candidate: "ModelVersion", champion: "ModelVersion | None"
+    gate: Promote,
+    client: "MlflowClient",
+    candidate: "ModelVersion",
+    champion: "ModelVersion | None",
+    predict: Predict | None = None,
 ) -> list[Check]:
     """The checks of the gate that have a bound: name, value, bound, passed, and what else is to be known of them.
+
+    predict  the params by which latency and memory are measured, if they have bounds; the defaults if not given
 
     A value that is missing or not a number fails its check; passed is None of a check that could not be made.
     """
@@ -50,7 +66,28 @@ def check_gate(
         check(f"{name}/delta1", of_benchmark["delta1"], bounds.min_delta1, at_least=True)
     if champion is not None and champion.version != candidate.version and gate.max_regression is not None:
         checks.append(check_regression(gate.max_regression, client, candidate, champion))
+    if gate.licence is not None:
+        checks.append(check_licences(gate, client, candidate))
+    if gate.max_latency_s is not None or gate.max_memory_gb is not None:
+        folder = download_version(client.get_model_version_download_uri(NAME, candidate.version))
+        cost = measure_cost(folder, predict or Predict())
+        check("latency_s", cost["latency_s"], gate.max_latency_s)
+        check("memory_gb", cost["memory_gb"], gate.max_memory_gb)
     return checks
+
+
+def check_licences(gate: Promote, client: "MlflowClient", candidate: "ModelVersion") -> Check:
+    """Whether all that a version was trained on, data and weights, may be used commercially, as far as is known."""
+    check: Check = {"name": "licence", "value": None, "bound": gate.licence, "passed": False}
+    lineage = read_record(client, candidate)
+    if not lineage:
+        return check | {"note": f"version {candidate.version} has no lineage.json: register its checkpoint again"}
+    source = (lineage.get("backbone") or {}).get("source", "unstated")
+    used = {name: one["licence"] for name, one in lineage["datasets"].items() if one["role"] == "train"}
+    used["backbone"] = STAND_IN if source == "stand-in" else f"that of {source}"
+    barred = {name: one for name, one in used.items() if one not in COMMERCIAL and name not in (gate.cleared or ())}
+    named = ", ".join(f"{name} ({licence})" for name, licence in sorted((barred or used).items()))
+    return check | {"value": named, "passed": not barred}
 
 
 def benchmark_metric(name: str, figure: str) -> str:

@@ -9,10 +9,10 @@ from metricgold.datasets import manifest_paths, raw_folder, read_manifest
 from metricgold.download import archives_of
 from metricgold.params import Folders, Params
 from metricgold.registry.measured import Measured
+from metricgold.registry.mlflow_client import LINEAGE
 from metricgold.storage import digest_file, digest_json, git_commit, read_json, read_rows, read_yaml
 from metricgold.train import SESSIONS, state_of_model
 
-LINEAGE = "lineage.json"  # in a checkpoint, by its trainer; and a run's artifact, by `register`
 FORMAT = 1
 PACKAGES = ("metricgold", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 UNSTATED = "unstated"  # licence of a team's own data

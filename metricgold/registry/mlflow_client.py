@@ -9,16 +9,18 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from metricgold.extras import naming_the_extra
 from metricgold.registry.tracking_store import NAME as NAME, prepare_store, without_password as without_password
-from metricgold.storage import digest_json
+from metricgold.storage import digest_json, read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+LINEAGE = "lineage.json"  # in a checkpoint, by its trainer; and a run's artifact, by `register`
 BEHIND = {"mlflow", "sqlalchemy", "botocore", "boto3"}  # whose errors are those of a store, whatever their classes
 BATCH_LIMIT = 1000  # metrics that MLflow takes at once
 DATASET_DIGEST = 32  # digits of it; MLflow takes 36 at most
@@ -86,6 +88,15 @@ def version_of_alias(client: "MlflowClient", alias: str, name: str = NAME) -> "M
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no model; no such alias
             return None
         raise
+
+
+def read_record(client: "MlflowClient", version: "ModelVersion") -> dict[str, Any]:
+    """The lineage.json that `register` left with a version; empty for versions of before there was one."""
+    if LINEAGE not in {artifact.path for artifact in client.list_artifacts(version.run_id)}:
+        return {}
+    with TemporaryDirectory(prefix="metricgold-") as folder:
+        record: dict[str, Any] = read_json(Path(client.download_artifacts(version.run_id, LINEAGE, folder)))
+    return record
 
 
 def log_params(client: "MlflowClient", run_id: str, values: dict[str, Any]) -> None:

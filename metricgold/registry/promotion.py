@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from metricgold.params import Promote
+from metricgold.params import Predict, Promote
 from metricgold.registry.gate import check_gate
 from metricgold.registry.mlflow_client import NAME, find_version, open_client, version_of_alias
 from metricgold.storage import has_ended, this_writer, user_name
@@ -58,6 +58,7 @@ class Move:
 def promote(
     gate: Promote,
     *,
+    predict: Predict | None = None,
     version: str | None = None,
     to: str = "champion",
     instead_of: str | None = None,
@@ -66,6 +67,7 @@ def promote(
 ) -> dict[str, Any]:
     """Check a version (the candidate if not given) against the gate; give it the alias if every check holds.
 
+    predict     by which latency and memory are measured, see check_gate
     instead_of  refuse unless this version, or "none", has the alias
     why         a reason, which stays with the move
 
@@ -81,7 +83,7 @@ def promote(
             end_cut_off_move(client)
         seen = look(client, version or "candidate", to)
         _require(to, instead_of, seen.holder)
-        checks = check_gate(gate, client, seen.candidate, seen.champion)
+        checks = check_gate(gate, client, seen.candidate, seen.champion, predict)
         passed = all(check["passed"] is not False for check in checks)
         is_new = seen.holder != str(seen.candidate.version)
         if passed and is_new and not dry_run:
@@ -262,7 +264,8 @@ def other_flags(client: "MlflowClient", mine: str, first_seen: dict[str, float])
     first_seen  when each was seen first, by this process's clock, which no other machine's need agree with
     """
     now = time.monotonic()
-    others, ended = set(), set()
+    others: set[str] = set()
+    ended: set[str] = set()
     for key, writer in client.get_registered_model(NAME).tags.items():
         if key.startswith(FLAG) and key != mine:
             has_gone = has_ended(writer) or now - first_seen.setdefault(key, now) > LEASE_S

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from os import environ
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from metricgold.model import vae_digest
@@ -19,7 +18,7 @@ from metricgold.params import Folders
 from metricgold.predict import ImageClaims, read_claims
 from metricgold.registry.data_links import Record, add_cache
 from metricgold.registry.links import Link
-from metricgold.registry.mlflow_client import find_version, named_version, open_client
+from metricgold.registry.mlflow_client import LINEAGE, find_version, named_version, open_client, read_record
 from metricgold.registry.pyfunc import download_version
 from metricgold.registry.versions import first_version
 from metricgold.storage import digest_file, digest_folder, digest_json, read_json
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
-LINEAGE = "lineage.json"
 
 
 def trace(uri: str, *, verify: bool = False, folders: Folders = Folders()) -> Link:  # noqa: B008 - frozen
@@ -155,15 +153,6 @@ def describe(client: "MlflowClient", version: "ModelVersion", *, verify: bool) -
         except (OSError, ValueError) as error:
             described.missing = str(error)
     return described
-
-
-def read_record(client: "MlflowClient", version: "ModelVersion") -> Record:
-    """The lineage.json that `register` left with a version; empty for versions of before there was one."""
-    if LINEAGE not in {artifact.path for artifact in client.list_artifacts(version.run_id)}:
-        return {}
-    with TemporaryDirectory(prefix="metricgold-") as folder:
-        record: Record = read_json(Path(client.download_artifacts(version.run_id, LINEAGE, folder)))
-    return record
 
 
 def add_version(before: Link, registered: Registered, folders: Folders, *, verify: bool) -> Link:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from metricgold.params import Params
 from metricgold.registry.gate import benchmark_metric
-from metricgold.registry.lineage import LINEAGE, collect_lineage, flat, notes_of, tags_of
+from metricgold.registry.lineage import collect_lineage, flat, notes_of, tags_of
 from metricgold.registry.measured import Measured, read_measured
 from metricgold.registry.mlflow_client import (
+    LINEAGE,
     NAME,
     log_datasets,
     log_metrics,

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -261,7 +262,7 @@ def test_batch_depth_and_promote_model(at_server, small):
         assert promote_model(version=version, dry_run=False, why="a trial")["passed"]
     assert rollback_model(dry_run=False, why="--json")["previous"] == "2"
     assert rollback_model()["alias"] == "champion"
-    assert calls(small)[2:] == [
+    assert calls(small) == [
         *["promote --json --version=99 --why=a trial"] * 2,
         "rollback --json --why=--json",
         "rollback --json --dry-run",
@@ -274,6 +275,35 @@ def test_batch_depth_and_promote_model(at_server, small):
     for wrong in ({"ensemble_size": 0}, {"preset": "slow"}, {"outputs": ["gif"]}, {"max_failed": 1.5}):
         with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
             batch_depth("photos", "depth", **wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("approves", [True, False])
+def test_a_person_approves_of_what_was_checked(at_server, small, monkeypatch, approves):
+    from flows import approval
+    from flows.promote_model import promote_model
+
+    monkeypatch.setattr(approval, "ASK_EVERY_S", 1)
+    monkeypatch.setattr(approval, "DAY_S", 120)
+    paused = {"flow_runs": {"state": {"type": {"any_": ["PAUSED"]}}}}
+
+    said = {"approve": approves, "by": "Lea", "why": "I looked"}
+
+    def resumed():  # refused until the form is there too, a moment after the run pauses
+        runs = at_server.ask("POST", "/flow_runs/filter", paused)
+        answers = [at_server.ask("POST", f"/flow_runs/{run['id']}/resume", {"run_input": said}) for run in runs]
+        return any(answer["status"] == "ACCEPT" for answer in answers)
+
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(wait_until, resumed, within_s=90, every_s=0.5)
+        if approves:
+            assert promote_model(dry_run=False, why="a trial", approval=True)["passed"]
+        else:
+            with pytest.raises(ValueError, match="version 1 was not promoted: refused by Lea: I looked"):
+                promote_model(dry_run=False, approval=True)
+        answered.result()
+    last = "promote --json --version=1 --instead-of=2 --why=a trial; approved by Lea: I looked"
+    assert calls(small) == ["promote --json --dry-run", *([last] if approves else [])]
 
 
 def test_presets_and_options_of_the_flow_are_the_command_line_s():

@@ -218,3 +218,22 @@ def test_bounds_of_benchmarks_are_checked_as_they_are_read():
         ValueError, match=r"promote\.benchmarks names \['nyu'\], which benchmarks \['nyuv2'\] does not list"
     ):
         Params(datasets=["hypersim"], benchmarks=["nyuv2"], promote=Promote(benchmarks={"nyu": {"max_abs_rel": 0.1}}))
+
+
+# Cost
+
+
+def test_latency_and_memory_are_measured_here(project):
+    register_frames(hard())
+    gate = Promote(max_latency_s=100.0, max_memory_gb=1e-3, max_regression=None)
+    outcome = promote(gate, predict=PARAMS.predict, dry_run=True)
+    latency, memory = outcome["checks"]
+    assert (latency["name"], latency["passed"]) == ("latency_s", True) and 0 < latency["value"] < 100
+    assert (memory["name"], memory["passed"]) == ("memory_gb", False) and 0.05 < memory["value"] < 20
+
+
+def test_a_model_that_cannot_be_measured_is_said_in_one_line(project, tmp_path):
+    from metricgold.registry.cost import measure_cost
+
+    with pytest.raises(ValueError, match=r"its cost could not be measured: ValueError: .*not a checkpoint"):
+        measure_cost(tmp_path, PARAMS.predict)

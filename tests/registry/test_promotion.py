@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import time
+from datetime import UTC, datetime
 from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
@@ -231,3 +233,71 @@ def test_the_commands(three):
     assert run("rollback", "--instead-of", "2").exit_code == 1
     assert json.loads(run("rollback", "--instead-of", "3", "--json").output)["version"] == "2"
     assert [one.why for one in read_history(three)] == ["", "", "better", ""]
+
+
+def test_versions_at_a_glance(three):
+    run = three.get_model_version(NAME, "3").run_id
+    for key, value in {
+        "interval95/abs_rel/low": 0.18,
+        "interval95/abs_rel/high": 0.22,
+        "benchmark/nyuv2/abs_rel": 0.1234,
+    }.items():
+        three.log_metric(run, key, value)
+    for key, value in {"commit": 40 * "c", "dirty": "true", "licences": "Apache-2.0, MIT"}.items():
+        three.set_model_version_tag(NAME, "3", key, value)
+    made = datetime.fromtimestamp(three.get_model_version(NAME, "3").creation_timestamp / 1000, UTC)
+    lines = CliRunner().invoke(main, ["versions"]).output.splitlines()
+    titles, *rows = (re.split("  +", line) for line in lines)
+    assert titles == ["version", "aliases", "AbsRel (95 %)", "benchmarks", "date", "commit", "licences"]
+    assert rows[0][:4] == ["3", "candidate", "0.2 (0.18 to 0.22)", "nyuv2 0.1234"]
+    assert rows[0][4:] == [f"{made:%Y-%m-%d %H:%M}", "cccccccccc+", "Apache-2.0, MIT"]
+    assert [row[:4] + row[5:] for row in rows[1:]] == [
+        ["2", "champion", "0.2", "-", "-", "-"],
+        ["1", "previous", "0.2", "-", "-", "-"],
+    ]
+    known = json.loads(CliRunner().invoke(main, ["versions", "--json"]).output)
+    assert [one["version"] for one in known["versions"]] == ["3", "2", "1"]
+    assert [(one["version"], one["instead_of"]) for one in known["moves"]] == [("1", None), ("2", "1")]
+    history = CliRunner().invoke(main, ["versions", "--history"]).output.splitlines()
+    assert len(history) == 3 and re.split("  +", history[2])[1:5] == ["promote", "champion", "2", "1"]
+
+
+def test_no_versions_are_an_empty_table(client):
+    assert CliRunner().invoke(main, ["versions"]).output.splitlines()[1:] == []
+    assert json.loads(CliRunner().invoke(main, ["versions", "--json"]).output) == {"versions": [], "moves": []}
+
+
+# Licences
+
+TRAINED = {"licence": "CC BY-NC-SA 3.0", "role": "train"}
+MEASURED = {"licence": "CC BY-NC-SA 3.0", "role": "benchmark"}
+OPEN = {"licence": "Apache-2.0", "role": "train"}
+WEIGHTS = {"source": "models/stable-diffusion-2"}
+
+
+@pytest.mark.parametrize(
+    ("datasets", "backbone", "cleared", "barred"),
+    [
+        ({"hypersim-synthetic": OPEN, "kitti": MEASURED}, {"source": "stand-in"}, None, None),
+        ({"vkitti2": TRAINED, "tartanair": OPEN}, {"source": "stand-in"}, None, "vkitti2 (CC BY-NC-SA 3.0)"),
+        ({"tartanair": OPEN}, WEIGHTS, None, "backbone (that of models/stable-diffusion-2)"),
+        ({"tartanair": OPEN}, WEIGHTS, ["backbone"], None),
+        ({"ours": {"licence": "unstated", "role": "train"}}, {"source": "stand-in"}, None, "ours (unstated)"),
+        ({"ours": {"licence": "unstated", "role": "train"}}, {"source": "stand-in"}, ["ours"], None),
+        ({"tartanair": OPEN}, None, None, "backbone (that of unstated)"),
+    ],
+)
+def test_what_may_not_be_sold_is_named(client, datasets, backbone, cleared, barred):
+    run = client.get_model_version(NAME, add_version(client)).run_id
+    client.log_dict(run, {"datasets": datasets, "backbone": backbone}, "lineage.json")
+    gate = Promote(licence="commercial", cleared=cleared, max_regression=None)
+    outcome = promote(gate)
+    (check,) = outcome["checks"]
+    assert (check["name"], check["bound"], outcome["passed"]) == ("licence", "commercial", barred is None)
+    assert barred in (None, check["value"])
+
+
+def test_a_version_without_lineage_may_not_be_sold(client):
+    add_version(client)
+    (check,) = promote(Promote(licence="commercial", max_regression=None))["checks"]
+    assert check["passed"] is False and check["note"] == "version 1 has no lineage.json: register its checkpoint again"
