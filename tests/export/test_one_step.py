@@ -45,3 +45,9 @@ def test_an_onnx_file_gives_the_pipeline_s_depth_for_any_size(one_step, tmp_path
         image = np.zeros((height, width, 3), np.uint8)
         depth_m, _, valid_mask = session.run(None, {"image": image, "focal_px": np.float32([40])[0:1].reshape(())})
         assert depth_m.shape == valid_mask.shape == (height, width) and (depth_m > 0).all()
+
+
+@pytest.mark.slow
+def test_a_program_of_torch_export_gives_the_pipeline_s_depth(one_step, tmp_path):
+    answer = export_torch(one_step, tmp_path / "depth.pt2")
+    assert answer["max_difference"] <= 1e-3 and (tmp_path / "depth.pt2").is_file()
