@@ -128,10 +128,10 @@ def die_at(patch, write):
 
     numbers = iter(range(1000))
 
-    def dying(call, *words):
+    def dying(client, call, *words):
         if next(numbers) >= write:
             raise Killed
-        return call(*words)
+        return call(client, *words)
 
     for name in WRITES:
         patch.setattr(MlflowClient, name, partialmethod(dying, getattr(MlflowClient, name)))
