@@ -116,7 +116,8 @@ def end(child: subprocess.Popen[Any]) -> None:
     """End one child with all its descendants: what has work to save gets GRACE_S, and is killed then.
 
     DVC gets no signal: it ends when its stage does. One that is stopped while it gives its locks back, or while it
-    writes dvc.lock, leaves half a file. A stage that it starts meanwhile is stopped too.
+    writes dvc.lock, leaves half a file. A stage that it starts meanwhile is stopped too; what a stage starts in order
+    to save is not.
     """
     import psutil
 
@@ -124,13 +125,16 @@ def end(child: subprocess.Popen[Any]) -> None:
     if not _is_dvc(child):
         child.terminate()
     asked: list[psutil.Process] = []
+    is_first = True
     while True:
         with suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(child.pid).children(recursive=True):
+            found = psutil.Process(child.pid).children(recursive=is_first) if is_first or _is_dvc(child) else []
+            for process in found:
                 if process not in asked:
                     asked.append(process)
                     with suppress(psutil.NoSuchProcess):
                         process.terminate()
+        is_first = False
         _, alive = psutil.wait_procs(asked, timeout=0.1)
         # Not psutil for the child: it would take the exit code from another thread that waits for it.
         if (not alive and child.poll() is not None) or time.monotonic() > deadline:

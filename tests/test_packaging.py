@@ -279,7 +279,7 @@ def test_the_wheel_holds_one_package_whole(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "metricgold").rglob("*") if path.is_file()}
     code = {name for name in code if "__pycache__" not in name}
-    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".j2", ".typed", ".yaml"}
+    assert {Path(name).suffix for name in code} == {".py", ".pyi", ".j2", ".typed", ".yaml", ".js", ".css"}
     shipped = {f"{folder}/{path.name}" for folder in (*FOLDERS, "profiles") for path in (ROOT / folder).glob("*.*")}
     assert names == code | {f"metricgold/project/{name}" for name in (*FILES, *shipped)}
 

@@ -146,10 +146,11 @@ def test_the_camera_of_exif_is_shown_and_can_be_edited(page):
     edit("document.querySelector('#by-exif').click()", "28.0 mm on 35 mm film")
 
 
-def test_every_kind_is_downloaded(page, server, tmp_path):
+@pytest.mark.parametrize("half", [0, 1])  # of one page Chromium saves ten files and then asks
+def test_every_kind_is_downloaded(page, server, tmp_path, half):
     drop_and_wait(page)
     page.download_into(tmp_path)
-    for kind in kinds_here():
+    for kind in list(kinds_here())[half::2]:
         page.run(f"document.querySelector('[data-format={kind}]').click()")
         name = f"a b.png{SUFFIXES[kind]}"
         wait_until(lambda name=name: [path.name for path in tmp_path.iterdir()] == [name], what=name)
@@ -224,7 +225,7 @@ def test_a_server_with_a_token_asks_for_it(browser):
     with serving(CountingModel(), token="s3cret") as (client, _):
         browser.open(f"{client.base_url}")
         wait_until(lambda: browser.run("!document.querySelector('#token-field').hidden"))
-        assert "Bearer" in text(browser, "#fault")
+        wait_until(lambda: "Bearer" in text(browser, "#fault"))
         browser.run(
             """(it => (it.value = "s3cret", it.dispatchEvent(new Event("change"))))(document.querySelector("#token"))"""
         )
