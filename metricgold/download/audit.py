@@ -46,7 +46,7 @@ def archives_of(raw: Path) -> dict[str, dict[str, Any]]:
     """
     listed: dict[str, dict[str, Any]] = {}
     if (raw / "ledger.json").is_file():
-        listed = read_json(raw / "ledger.json")["archives"]
+        listed = read_json(raw / "ledger.json").get("archives", {})
     if not (raw / LEDGER).is_file():
         return listed
     manifest = raw / "manifest.yaml"
