@@ -292,9 +292,9 @@ def loads_pickles(tree):
 
 
 def test_a_pickle_would_be_found():
-    import pickle
-
-    assert is_pickle(pickle.dumps(Path("x"))) and is_pickle(pickle.dumps(Path("x"), protocol=0))
+    call = b"cposixpath\nPosixPath\n"  # what it would call is named, and nothing here calls it
+    assert is_pickle(call + b"(Vx\ntR.") and is_pickle(b"\x80\x02" + call + b"X\x01\x00\x00\x00x\x85R.")
+    assert not is_pickle(call) and not is_pickle(b"\x80\x02K\x01.")
     assert loads_pickles(ast.parse("import torch\ntorch.load(path)"))
     assert loads_pickles(ast.parse("np.load(path, allow_pickle=True)"))
 

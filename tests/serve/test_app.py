@@ -199,7 +199,7 @@ def test_an_upload_that_stays_away_ends():
 def test_a_model_that_fails_or_takes_too_long_says_nothing_of_the_server():
     model = CountingModel()
     with serving(model, timeout_s=0.3) as (client, service):
-        model.fails = RuntimeError("/root/secret/unet.py is out of memory")
+        model.fails = RuntimeError("/srv/secret/unet.py is out of memory")
         answer = ask(client)
         assert answer.status_code == 500 and "secret" not in answer.text and "log" in answer.json()["error"]
         model.fails = None
