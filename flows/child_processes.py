@@ -14,7 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
 
 GRACE_S = 28  # Prefect kills the group 30 s after asking it to end
 KEPT_LINES = 20  # of a failed child, for the message
@@ -124,27 +127,36 @@ def end(child: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + GRACE_S
     if not _is_dvc(child):
         child.terminate()
-    asked: list[psutil.Process] = []
-    is_first = True
-    while True:
-        with suppress(psutil.NoSuchProcess):
-            found = psutil.Process(child.pid).children(recursive=is_first) if is_first or _is_dvc(child) else []
-            for process in found:
-                if process not in asked:
-                    asked.append(process)
-                    with suppress(psutil.NoSuchProcess):
-                        process.terminate()
-        is_first = False
+    asked = alive = _ask_to_end(_children(child, recursive=True))
+    # Not psutil for the child: it would take the exit code from another thread that waits for it.
+    while (alive or child.poll() is None) and time.monotonic() < deadline:
+        if _is_dvc(child):
+            asked += _ask_to_end([one for one in _children(child) if one not in asked])
         _, alive = psutil.wait_procs(asked, timeout=0.1)
-        # Not psutil for the child: it would take the exit code from another thread that waits for it.
-        if (not alive and child.poll() is not None) or time.monotonic() > deadline:
-            break
         time.sleep(0.02)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     child.kill()
     child.wait()
+
+
+def _children(process: subprocess.Popen[Any], *, recursive: bool = False) -> list["psutil.Process"]:
+    import psutil
+
+    try:
+        return psutil.Process(process.pid).children(recursive=recursive)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _ask_to_end(processes: list["psutil.Process"]) -> list["psutil.Process"]:
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    return processes
 
 
 def _is_dvc(child: subprocess.Popen[Any]) -> bool:

@@ -7,11 +7,7 @@ from .backbone import (
     prepare_backbone as prepare_backbone,
     vae_digest as vae_digest,
 )
-from .camera_token import (
-    CameraToken as CameraToken,
-    new_camera_token as new_camera_token,
-    told_focal as told_focal,
-)
+from .camera_token import CameraToken as CameraToken, new_camera_token as new_camera_token
 from .ensemble import EnsembleOptions as EnsembleOptions
 from .inputs import stated_camera as stated_camera
 from .one_step_graph import OneStepGraph as OneStepGraph

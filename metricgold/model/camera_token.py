@@ -1,6 +1,6 @@
 """The lens as one more token of the prompt: the U-Net's weights stay as they are, its cross-attention sees one more."""
 
-from math import nan
+from math import inf, log, nan
 
 import torch
 from diffusers import ModelMixin
@@ -12,20 +12,22 @@ from metricgold.params import Camera
 class CameraToken(ModelMixin, ConfigMixin):
     """A token from the relative focal length of what the U-Net sees, or a learnt one that says "unknown".
 
-    width: of the prompt's tokens; hidden: of the one layer between.
+    width: of the prompt's tokens; hidden: of the one layer between; shortest: the relative focal length that it tells
+    of every shorter one too.
     """
 
     __module__ = "metricgold.model"  # what every saved model_index.json names: the face, wherever this file moves
 
     @register_to_config
-    def __init__(self, width: int = 1024, hidden: int = 64) -> None:
+    def __init__(self, width: int = 1024, hidden: int = 64, shortest: float = 0.0) -> None:
         super().__init__()
         self.embed = torch.nn.Sequential(torch.nn.Linear(1, hidden), torch.nn.SiLU(), torch.nn.Linear(hidden, width))
         self.unknown = torch.nn.Parameter(torch.zeros(width))
 
     def forward(self, ln_focal: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         """Tokens float32 [B, 1, width] from ln of the relative focal length [B], which counts where known, bool [B]."""
-        tokens = self.embed(ln_focal.nan_to_num(0.0)[:, None])
+        told = ln_focal.nan_to_num(0.0).clamp(min=log(self.config.shortest) if self.config.shortest else -inf)
+        tokens = self.embed(told[:, None])
         return torch.where(known[:, None], tokens, self.unknown)[:, None]
 
     def of(self, relative_focal: float | None) -> torch.Tensor:
@@ -34,17 +36,13 @@ class CameraToken(ModelMixin, ConfigMixin):
         return self(ln_focal, ~ln_focal.isnan())
 
 
-def told_focal(relative_focal: float, camera: Camera) -> float:
-    """The relative focal length that the token tells: beside canonical depth that of lenses longer than 1, else 1.
+def new_camera_token(width: int, seed: int, camera: Camera = "token") -> CameraToken:
+    """A token to be trained, for prompts of that width; a function of the seed.
 
-    Crops show training what long lenses see. Nothing shows it wider lenses than the frames' own: a token would say
-    there what it never learnt, while the division of depth by the focal length holds for every lens.
+    Beside canonical depth it tells lenses longer than 1 alone. Crops show training what those see. Nothing shows it
+    wider lenses than the frames' own: a token would say there what it never learnt, while the division of depth by the
+    focal length holds for every lens.
     """
-    return max(relative_focal, 1.0) if "canonical" in camera else relative_focal
-
-
-def new_camera_token(width: int, seed: int) -> CameraToken:
-    """A token to be trained, for prompts of that width; a function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return CameraToken(width)
+        return CameraToken(width, shortest=1.0 if "canonical" in camera else 0.0)

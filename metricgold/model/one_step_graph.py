@@ -46,9 +46,8 @@ class OneStepGraph(torch.nn.Module):
     def _prompt(self, relative_focal: torch.Tensor) -> torch.Tensor:
         if self.camera_token is None:
             return self.prompt[None]
-        told = relative_focal.clamp(min=1.0) if "canonical" in self.pipe[0].config.camera else relative_focal
         known = torch.ones(1, dtype=torch.bool)
-        return torch.cat([self.prompt[None], self.camera_token(told.log()[None], known)], dim=1)
+        return torch.cat([self.prompt[None], self.camera_token(relative_focal.log()[None], known)], dim=1)
 
     def _uncertainty(self, d: torch.Tensor, rgb_latent: torch.Tensor) -> torch.Tensor:
         """Of ln depth [H, W]; NaN of a model that was not calibrated, as one member does not show it."""

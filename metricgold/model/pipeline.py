@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize, focal_px_from_fov, pinhole
 from metricgold.log_depth import LogDepth
-from metricgold.model.camera_token import CameraToken, told_focal
+from metricgold.model.camera_token import CameraToken
 from metricgold.model.configs import naming_the_folder
 from metricgold.model.ensemble import Ensemble, EnsembleOptions, median_and_deviation, standard_error
 from metricgold.model.folded_upsampling import fold_upsampling
@@ -514,10 +514,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         return torch.cat([torch.cat([empty, token.of(one).to(empty.dtype)], dim=1) for one in relative_focals])
 
     def known_focal(self, grid: NetworkGrid, image: CalibratedImage) -> float | None:
-        """Relative focal length that the token tells of an image; None where its camera is not known."""
-        if not image.has_known_camera:
-            return None
-        return told_focal(self.relative_focal(grid, image.intrinsics), self.config.camera)
+        """Relative focal length of what the U-Net sees of an image; None where its camera is not known."""
+        return self.relative_focal(grid, image.intrinsics) if image.has_known_camera else None
 
     def _attending(self) -> AbstractContextManager[None]:
         """Within it keys and values of the prompt are computed once, where it is the same for all images."""

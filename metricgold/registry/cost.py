@@ -9,11 +9,10 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metricgold.params import PRESETS, Predict
+from metricgold.params import Predict
 
 HEIGHT, WIDTH, ROUNDS = 480, 640, 3
 
@@ -43,8 +42,7 @@ def cost_here(folder: Path, predict: Predict) -> dict[str, float]:
 
     job = BatchJob(predict, "", "", folder, folder.name, digest_folder(folder))
     pipe = job.load_model()
-    if pipe.is_one_step and predict.num_inference_steps != 1:
-        job = replace(job, params=Predict.model_validate(predict.model_dump() | PRESETS["one-step"]))
+    job = job.fitted_to(pipe)
     job.check_model(pipe)
     image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     times_s = []

@@ -46,11 +46,11 @@ class ServedModel:
             of_preset = replace(job, params=Predict.model_validate(values))
             if _fits(of_preset, pipe):
                 jobs[preset] = of_preset
-        if pipe.is_one_step and not _fits(job, pipe):
+        fitted = job.fitted_to(pipe)
+        if fitted is not job:
             log.info("%s was trained for one step: it is served with the preset one-step", job.model_name)
-            job = jobs["one-step"]
-        job.check_model(pipe)
-        return cls(job.model_name, job.model_sha256, pipe, {None: job} | jobs)
+        fitted.check_model(pipe)
+        return cls(job.model_name, job.model_sha256, pipe, {None: fitted} | jobs)
 
     def job(self, preset: Preset | None) -> BatchJob:
         """What is asked of the model under a preset. ValueError for one that it cannot do."""

@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file
 
 from metricgold.images import relative_focal
-from metricgold.model import MetricGoldPipeline, UncertaintyScale, new_camera_token, told_focal
+from metricgold.model import MetricGoldPipeline, UncertaintyScale, new_camera_token
 from metricgold.params import Train
 from metricgold.shards import LatentCache, LatentFrame
 from metricgold.storage import row_line, write_aside, write_json
@@ -173,9 +173,9 @@ class TrainingRun(ResumableRun[Samples]):
         return torch.from_numpy(rng.random(num_samples) >= self.params.camera_dropout)
 
     def _lenses(self, frames: Sequence[LatentFrame]) -> dict[str, torch.Tensor]:
-        """ln of the relative focal length that the token tells of each, [B]."""
+        """ln of the relative focal length of each, [B]."""
         size = self.config["processing_height"], self.config["processing_width"]
-        focals = [told_focal(relative_focal(frame.intrinsics, *size), self.params.camera) for frame in frames]
+        focals = [relative_focal(frame.intrinsics, *size) for frame in frames]
         return {"ln_focal": torch.tensor(focals, dtype=torch.float32).log()}
 
     def _latents(self, samples: Samples) -> dict[str, torch.Tensor]:
@@ -424,6 +424,6 @@ def prepare_network(unet: UNet2DConditionModel, params: Train, accelerator: Acce
     if params.compile:
         unet.compile()  # in place: names of weights stay
     has_token = "token" in params.camera
-    token = new_camera_token(unet.config.cross_attention_dim, params.seed) if has_token else None
+    token = new_camera_token(unet.config.cross_attention_dim, params.seed, params.camera) if has_token else None
     network = Network(unet, token).train()
     return accelerator.prepare(network, new_optimizer(params, network.parameters()))

@@ -13,7 +13,7 @@ from metricgold.datasets import Frame, fit_frame
 from metricgold.encode.crops import crop_frame
 from metricgold.encode.stage import encode
 from metricgold.images import TrainingSize, pinhole
-from metricgold.model.camera_token import new_camera_token
+from metricgold.model.camera_token import CameraToken, new_camera_token
 from metricgold.model.pipeline import load_pipeline
 from metricgold.params.sections import CanonicalRange
 from metricgold.shards import LatentCache
@@ -140,6 +140,14 @@ def test_beside_canonical_depth_the_token_tells_long_lenses_alone(trained):
     one, wide, long = (pipe(picture(), focal_px=focal * root).planar_depth_m for focal in (1.0, 0.4, 2.0))
     np.testing.assert_allclose(wide, 0.4 * one, rtol=1e-5)
     assert not np.allclose(long, 2 * one, rtol=1e-3)
+
+
+def test_a_token_of_before_tells_every_lens():
+    """Folders of before say nothing of a shortest lens, and their network learnt what the token said of wide ones."""
+    before, now = CameraToken(32), new_camera_token(32, 0, "canonical+token")
+    now.load_state_dict(before.state_dict())
+    assert not torch.equal(before.of(0.5), before.of(1.0))
+    assert torch.equal(now.of(0.5), before.of(1.0)) and torch.equal(now.of(2.0), before.of(2.0))
 
 
 def test_focal_length_and_image_scaled_together_leave_metres_as_they_are(trained):
