@@ -25,7 +25,7 @@ from metricgold.predict.calibration import Calibration, Camera, LeaveOneOut
 from metricgold.predict.calibration_plot import draw_calibration
 from metricgold.predict.entries import predict_entries
 from metricgold.predict.job import BatchJob, DepthModel
-from metricgold.predict.outputs import SUFFIXES
+from metricgold.predict.outputs import SUFFIXES, with_digest
 from metricgold.predict.robust_fit import Fit, fit_calibration
 from metricgold.storage import Folder, S3Prefix, digest_folder, open_bucket, parse_json, write_aside, write_json
 
@@ -170,7 +170,7 @@ def stored(fit: Fit, pairs: list[Pair], camera: Camera, facts: dict[str, Any]) -
     by_image = fit.num_groups == len({pair.image for pair in pairs})
     return Calibration(
         model=facts["model"],
-        model_sha256=facts["model_sha256"],
+        model_digest=facts["model_digest"],
         params=facts["params"],
         camera=camera,
         kind=fit.model,
@@ -250,7 +250,7 @@ def read_predicted(predictions: Folder | S3Prefix, key: str) -> PredictedImage:
     name = next(filter(predictions.exists, names), None)
     if name is None or not predictions.exists(side_car):
         raise ValueError(f"{predictions}: no depth of {key} with its side-car: expected {side_car} and {names[0]}")
-    facts = parse_json(predictions.read(side_car), side_car)
+    facts = with_digest(parse_json(predictions.read(side_car), side_car))
     if facts.get("calibration"):
         raise ValueError(f"{predictions}: {name} is calibrated already; predict it without --calibration")
     if facts.get("intrinsics") is None:
@@ -264,7 +264,7 @@ def camera_of_all(predicted: list[PredictedImage]) -> Camera:
     for one in others:
         if reason := first.camera.difference(one.camera):
             raise ValueError(f"{one.key} is of another camera than {first.key}: {reason}")
-        for name in ("model_sha256", "params"):
+        for name in ("model_digest", "params"):
             if one.facts[name] != first.facts[name]:
                 raise ValueError(f"{one.key} was predicted with another {name} than {first.key}")
     return first.camera

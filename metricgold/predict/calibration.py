@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from metricgold.datasets import ClosedModel
 from metricgold.images import relative_focal
 from metricgold.log_depth import LogDepth
+from metricgold.predict.outputs import EARLIER_DIGEST
 from metricgold.predict.robust_fit import Line
 from metricgold.storage import digest_json, faults_of, read_json
 
@@ -76,7 +77,7 @@ class Calibration(ClosedModel):
 
     version: Literal[1] = 1
     model: str
-    model_sha256: str
+    model_digest: str = Field(validation_alias=AliasChoices("model_digest", EARLIER_DIGEST))
     params: dict[str, Any]
     camera: Camera
     kind: Literal["scale", "scale and power"]
@@ -96,7 +97,8 @@ class Calibration(ClosedModel):
     @property
     def sha256(self) -> str:
         """Digest of all of it but the date."""
-        return digest_json(self.model_dump(mode="json", exclude={"date"}))
+        values = self.model_dump(mode="json", exclude={"date", "model_digest"})
+        return digest_json(values | {EARLIER_DIGEST: self.model_digest})  # so that files of before keep theirs
 
     @property
     def facts(self) -> dict[str, Any]:

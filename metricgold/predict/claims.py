@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from metricgold.images import read_depth
-from metricgold.predict.outputs import DEPTH, SUFFIXES
+from metricgold.predict.outputs import DEPTH, SUFFIXES, with_digest
 from metricgold.predict.receipt import EARLIER, RECEIPT, ReceiptRow
 from metricgold.storage import Folder, S3Prefix, open_bucket, parse_json
 
@@ -74,9 +74,10 @@ def _claims(sink: Folder | S3Prefix, stem: str, row: ReceiptRow | None) -> Image
         claims.depth_file, claims.sha256 = f"{str(sink).rstrip('/')}/{key}", hashlib.sha256(data).hexdigest()
         claims.said["the file itself"] = _attributes(data, claims.depth_file)
     if sink.exists(stem + SUFFIXES["json"]):
-        claims.said["the side-car"] = parse_json(sink.read(stem + SUFFIXES["json"]), stem + SUFFIXES["json"])
+        side_car = parse_json(sink.read(stem + SUFFIXES["json"]), stem + SUFFIXES["json"])
+        claims.said["the side-car"] = with_digest(side_car)
     if row:
-        claims.said["the receipt"] = dict(row)
+        claims.said["the receipt"] = with_digest(dict(row))
     return claims
 
 
@@ -86,7 +87,8 @@ def _attributes(data: bytes, label: str) -> dict[str, Any]:
         texts = read_depth(BytesIO(data)).attributes
     except ValueError:
         return {}
-    facts: dict[str, Any] = {name: unquote(texts[name]) for name in ("input", "model", "model_sha256") if name in texts}
+    texts = with_digest(texts)
+    facts: dict[str, Any] = {name: unquote(texts[name]) for name in ("input", "model", "model_digest") if name in texts}
     return facts | ({"params": parse_json(texts["params"], label)} if "params" in texts else {})
 
 

@@ -216,7 +216,7 @@ def load_once(job: BatchJob) -> DepthModel:
     key = (str(job.model), job.identity, str(job.params.compile))
     if key not in _loaded:
         _loaded.clear()  # there is memory for one
-        if digest_folder(job.model) != job.model_sha256:
+        if digest_folder(job.model) != job.model_digest:
             raise ValueError(f"{job.model} on a worker is not the model of this job: another disk?")
         _loaded[key] = job.load_model()
     return _loaded[key]

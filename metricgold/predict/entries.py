@@ -326,7 +326,7 @@ def predict_batch(
                 "drop_edges": job.params.drop_edges,
                 "params": job.inference,
                 "model": job.model_name,
-                "model_sha256": job.model_sha256,
+                "model_digest": job.model_digest,
             },
         )
         try:

@@ -58,7 +58,7 @@ class BatchJob:
     output: str
     model: Path
     model_name: str
-    model_sha256: str
+    model_digest: str
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     lease: Lease | Holder | None = None
@@ -81,7 +81,7 @@ class BatchJob:
         from metricgold.model import load_pipeline
 
         params = self.params
-        return load_pipeline(self.model, dtype=params.dtype, compile=params.compile, digest=self.model_sha256)
+        return load_pipeline(self.model, dtype=params.dtype, compile=params.compile, digest=self.model_digest)
 
     def check_model(self, model: DepthModel) -> None:
         """Raise ValueError where the model cannot do what the params ask: every image would fail for that reason."""
@@ -105,10 +105,10 @@ class BatchJob:
         calibration = self.calibration
         if calibration is None:
             return
-        if calibration.model_sha256 != self.model_sha256:
+        if calibration.model_digest != self.model_digest:
             raise ValueError(
-                f"the calibration is of the model {calibration.model} with digest {calibration.model_sha256[:12]}, "
-                f"not of {self.model_name} with {self.model_sha256[:12]}: calibrate again"
+                f"the calibration is of the model {calibration.model} with digest {calibration.model_digest[:12]}, "
+                f"not of {self.model_name} with {self.model_digest[:12]}: calibrate again"
             )
         for name in sorted(calibration.params.keys() | self.inference.keys()):
             was, now = calibration.params.get(name), self.inference.get(name)
@@ -162,7 +162,7 @@ class BatchJob:
     @cached_property
     def identity(self) -> str:
         """Digest of what decides every output."""
-        model = {"name": self.model_name, "sha256": self.model_sha256}
+        model = {"name": self.model_name, "sha256": self.model_digest}  # its word of before: outputs keep theirs
         decisive: dict[str, Any] = {"params": self.inference, "fov_deg": self.params.fov_deg}
         decisive["drop_edges"] = self.params.drop_edges
         if self.calibration:

@@ -44,6 +44,7 @@ SUFFIXES: dict[Output, str] = {
     "glb": ".glb",
     "json": ".json",
 }
+EARLIER_DIGEST = "model_sha256"  # what files of before call model_digest
 DEFAULT: tuple[Output, ...] = ("log-png", "uncertainty", "preview", "json")
 DEPTH: tuple[Output, ...] = ("log-png", "mm-png", "npz", "tiff", "exr")  # the first of them in a job is its depth file
 NEED_PINHOLE: frozenset[Output] = frozenset({"normals", "ply", "glb"})
@@ -93,7 +94,7 @@ class ImageFacts(DepthFigures, total=False):
     drop_edges: bool  # whether flying pixels are left out of point clouds
     params: dict[str, Any]  # those that decide the numbers
     model: str
-    model_sha256: str
+    model_digest: str
     camera_name: str | None  # make and model by EXIF
     calibration: dict[str, Any]  # by which depth was corrected; not there where it is the model's own
 
@@ -123,7 +124,7 @@ class ImageResult:
     def attributes(self) -> dict[str, str]:
         """What every file says about itself, in ASCII: see to_ascii."""
         texts = {name: to_ascii(text) for name, text in labels(self.facts).items()}
-        texts["model_sha256"] = to_ascii(self.facts["model_sha256"])
+        texts["model_digest"] = to_ascii(self.facts["model_digest"])
         if panorama := self.facts.get("panorama"):
             texts["panorama"] = f"{panorama}: the values are not planar depth, and pixels no rays of a pinhole"
         if calibration := self.facts.get("calibration"):
@@ -205,6 +206,11 @@ _WRITERS: dict[Output, Callable[[BinaryIO, ImageResult], None]] = {
 }
 
 
+def with_digest(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a file states of itself, by today's names: model_digest was model_sha256 before."""
+    return {"model_digest" if name == EARLIER_DIGEST else name: fact for name, fact in facts.items()}
+
+
 def side_car(result: ImageResult, sha256: str | None) -> bytes:
     """JSON for readers that see no PNG chunks; equal runs give equal bytes, so it holds no times.
 
@@ -229,7 +235,7 @@ def side_car(result: ImageResult, sha256: str | None) -> bytes:
 def check_kinds(kinds: Iterable[Output]) -> None:
     """Raise ValueError where files of these kinds cannot be made on this machine, by making them from two pixels."""
     depth_m = np.ones((1, 2), np.float32)
-    facts: ImageFacts = {"input": "", "input_tag": "", "identity": "", "model": "", "model_sha256": "", "params": {}}
+    facts: ImageFacts = {"input": "", "input_tag": "", "identity": "", "model": "", "model_digest": "", "params": {}}
     two = np.zeros((1, 2, 3), np.uint8), depth_m, depth_m, depth_m > 0, np.eye(3), LogDepth(0.5, 80.0)
     for _ in files_of(ImageResult(*two, facts), kinds):
         pass

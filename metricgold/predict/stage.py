@@ -195,7 +195,7 @@ def summarise(
         "output": str(sink),
         "receipt": f"{str(sink).rstrip('/')}/{RECEIPT}",
         "model": job.model_name,
-        "model_sha256": job.model_sha256,
+        "model_digest": job.model_digest,
         "params": job.inference,
         "reasons": receipt.reasons(),
         "max_failed": job.params.max_failed,

@@ -62,15 +62,15 @@ def trace_image(claims: ImageClaims, folders: Folders, *, verify: bool) -> Link:
         link.notes.append("the depth file is not here; its records are")
     for place, facts in claims.said.items():
         link.expect(facts.get("sha256"), claims.sha256, f"its bytes are not those that {place} names")
-        for name in ("model_sha256", "model", "params", "input_tag"):
+        for name in ("model_digest", "model", "params", "input_tag"):
             why = f"{place} names another {name} than {next(iter(claims.said))}"
             link.expect(claims.first(name), facts.get(name), why)
     link.facts |= {
-        name: claims.first(name) for name in ("model", "model_sha256", "input_tag", "identity", "params", "focal_px")
+        name: claims.first(name) for name in ("model", "model_digest", "input_tag", "identity", "params", "focal_px")
     }
-    model, digest = claims.first("model"), claims.first("model_sha256")
+    model, digest = claims.first("model"), claims.first("model_digest")
     if digest is None:
-        link.breaks("neither the file nor a side-car or receipt says which model made it", "model_sha256")
+        link.breaks("neither the file nor a side-car or receipt says which model made it", "model_digest")
     else:
         add_model(link, str(model), digest, folders, verify=verify)
     return link
@@ -159,7 +159,7 @@ def add_version(before: Link, registered: Registered, folders: Folders, *, verif
     """A version and all before it: the code and the params that it was registered with, its checkpoint."""
     record, digest = registered.record, registered.digest
     link = before.add("version", registered.name, digest, **registered.facts)
-    link.expect(before.facts.get("model_sha256"), digest, f"{registered.name} is of another model")
+    link.expect(before.facts.get("model_digest"), digest, f"{registered.name} is of another model")
     link.expect(record.get("model", {}).get("digest"), digest, "its lineage.json is of another model")
     noted = registered.tags.get("lineage_digest")
     link.expect(noted, digest_json(record) if record else None, "its lineage.json is not the one that was registered")

@@ -50,7 +50,7 @@ class ServedModel:
         if fitted is not job:
             log.info("%s was trained for one step: it is served with the preset one-step", job.model_name)
         fitted.check_model(pipe)
-        return cls(job.model_name, job.model_sha256, pipe, {None: fitted} | jobs)
+        return cls(job.model_name, job.model_digest, pipe, {None: fitted} | jobs)
 
     def job(self, preset: Preset | None) -> BatchJob:
         """What is asked of the model under a preset. ValueError for one that it cannot do."""

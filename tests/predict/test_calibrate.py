@@ -19,7 +19,7 @@ from metricgold.predict.calibration import Calibration, apply_calibration, read_
 from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import ImageResult
 from metricgold.predict.stage import predict_all
-from metricgold.storage.files import digest_folder
+from metricgold.storage.files import digest_folder, digest_json
 from tests.support.pipes import PlainPipe
 from tests.support.workers import sent
 
@@ -89,7 +89,7 @@ def test_points_to_a_file_that_says_by_how_much(place, caplog):
     assert calibration.abs_rel.interval_90[0] > 0.5 and calibration.abs_rel.left_out == "point"
     assert "c.json is of 1 images: its error is that of their scenes" in caplog.text
     assert (calibration.num_points, calibration.num_used) == (5, 5)
-    assert calibration.model_sha256 == digest_folder(place / "model")
+    assert calibration.model_digest == digest_folder(place / "model")
     assert calibration.camera.relative_focal == pytest.approx(1.0, abs=0.001)  # 60 degrees over 4:3
     assert Image.open(place / "c.png").size == (900, 460)
 
@@ -106,6 +106,16 @@ def test_predicting_the_images_itself_gives_the_same(place):
         pipe=PlainPipe(),
     )
     assert itself.sha256 == fitted(place, points).sha256
+
+
+def test_a_calibration_of_before_holds_and_keeps_its_digest(place):
+    """It called the model's digest model_sha256."""
+    calibration = fitted(place)
+    values = json.loads((place / "c.json").read_text())
+    values["model_sha256"] = values.pop("model_digest")
+    assert calibration.sha256 == digest_json({name: value for name, value in values.items() if name != "date"})
+    (place / "before.json").write_text(json.dumps(values))
+    assert read_calibration(place / "before.json") == calibration
 
 
 def test_ray_distances_are_converted_with_the_camera(place):
@@ -255,7 +265,7 @@ def test_images_of_two_cameras_or_calibrated_ones_are_refused(place):
 
 def test_in_python_a_power_bends_depth_and_its_range():
     """4 m at a pivot of 2 m and a power of 1/2: half of 4 times (4 / 2) ^ -1/2."""
-    facts = {"model": "m", "model_sha256": "0", "params": {}, "date": "2026-01-01", "points": [], "num_points": 9}
+    facts = {"model": "m", "model_digest": "0", "params": {}, "date": "2026-01-01", "points": [], "num_points": 9}
     abs_rel = dict(left_out="point", before=0.5, after=0.1, improvement=0.4, interval_90=(0.3, 0.5), models={})
     numbers = dict(scale=0.5, scale_error=0.1, power=0.5, power_error=0.2, pivot_m=2.0, near_m=1.0, far_m=9.0)
     calibration = Calibration(

@@ -46,7 +46,7 @@ def result() -> ImageResult:
         "model": "metricgold/3",
         "params": {"seed": 0},
     }
-    facts |= {"model_sha256": "f" * 64} | depth_figures(depth_m, uncertainty, valid_mask)
+    facts |= {"model_digest": "f" * 64} | depth_figures(depth_m, uncertainty, valid_mask)
     return ImageResult(rgb, depth_m, uncertainty, valid_mask, intrinsics, LogDepth(0.5, 80.0), facts)
 
 

@@ -206,8 +206,8 @@ BREAKS = {
     "depth file": (lambda: DEPTH, lambda content: repaint(content), "its bytes are not those that the side-car names"),
     "side-car": (
         lambda: "depth/a/one.png.json",
-        in_json("model_sha256", value="0" * 64),
-        "the side-car names another model_sha256 than the file itself",
+        in_json("model_digest", value="0" * 64),
+        "the side-car names another model_digest than the file itself",
     ),
     "checkpoint": (
         lambda: one_of(artifact(), "*.safetensors"),
@@ -347,7 +347,7 @@ def test_the_model_of_another_project(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (fault,) = broken_links(trace(DEPTH))
     assert fault["why"] == "no registered version and no checkpoint here is this model"
-    assert fault["expected"] == json.loads(Path("depth/a/one.png.json").read_text())["model_sha256"]
+    assert fault["expected"] == json.loads(Path("depth/a/one.png.json").read_text())["model_digest"]
     assert not Path("mlflow.db").exists(), "looking makes no registry"
 
 

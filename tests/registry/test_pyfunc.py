@@ -138,7 +138,7 @@ def test_a_promotion_during_a_job_changes_nothing_in_it(project):
     assert fetch_model("models:/metricgold@champion")[1] == "metricgold/2"
     rows = read_rows(Path("depth/receipt.jsonl"))
     expected = ("metricgold/1", first["model_digest"])
-    assert [(row["model"], row["model_sha256"]) for row in (*rows, summary)] == [expected] * 3
+    assert [(row["model"], row["model_digest"]) for row in (*rows, summary)] == [expected] * 3
     assert [row["status"] for row in rows] == ["done", "done"]
 
 

@@ -67,7 +67,7 @@ def test_depth_of_raw_bytes_and_of_a_form(client):
         np.testing.assert_allclose(metres(answer), depth_of(photograph()), rtol=1e-4)
     assert answer.headers["content-type"] == "image/png"
     assert "filename*=UTF-8''%C3%BC.png.depth.png" in answer.headers["content-disposition"]
-    assert read_depth(io.BytesIO(answer.content)).attributes["model_sha256"] == DIGEST
+    assert read_depth(io.BytesIO(answer.content)).attributes["model_digest"] == DIGEST
 
 
 @pytest.mark.parametrize("kind", OUTPUTS)
