@@ -189,6 +189,17 @@ def test_child_answers_in_json_and_no_is_an_answer():
         ask_child([sys.executable, "-c", "import sys; sys.exit(2)"], lines.append)
 
 
+@pytest.mark.parametrize(("own", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_a_child_wait_without_a_loop_unless_told_otherwise(own, seen, monkeypatch):
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    else:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    lines = []
+    run_child([sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])"], lines.append)
+    assert lines == [seen]
+
+
 def test_a_dvc_that_must_end_gives_its_locks_back(tmp_path, monkeypatch):
     monkeypatch.chdir(_sleeper(tmp_path / "project"))
     repro = [*DVC, "repro", "--single-item", "sleeper"]
