@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from metricgold.datasets import read_stored_depth
 from metricgold.images import DepthFile, planar_from_ray_distance, rays_from_intrinsics, read_depth
 from metricgold.params import DISTANCE_KINDS, DistanceKind, Output, Predict
 from metricgold.predict.calibration import Calibration, Camera, LeaveOneOut
@@ -38,7 +39,10 @@ SATURATED = 1e-3  # of ln range: as near to an end as that, the model says only 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A row of the csv: metres at a pixel, or the path of a depth map."""
+    """A row of the csv: metres at a pixel, or the path of a depth map.
+
+    scale  what the map's numbers are multiplied by to be metres; None for a map that says what its numbers mean
+    """
 
     where: str  # file and line
     image: str
@@ -47,6 +51,7 @@ class Measured:
     y: int = 0
     metres: float = 0.0
     depth_map: Path | None = None
+    scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +222,16 @@ def read_row(where: str, row: dict[str, str], folder: Path, kind: DistanceKind |
     image, of_row = cells["image"], cells.get("kind") or kind
     if not image:
         raise ValueError(f"{where}: image: is empty")
-    if depth := cells.get("depth"):
+    if (depth := cells.get("depth")) and not cells.get("scale"):
         return Measured(where, image, "planar", depth_map=folder / depth)
     if of_row not in DISTANCE_KINDS:
         raise ValueError(
             f"{where}: kind: say whether metres are planar or a ray distance, here or with --kind; got {of_row!r}"
         )
-    x, y, metres = (number_in(cells, name, where) for name in ("x", "y", "metres"))
-    if metres <= 0:
-        raise ValueError(f"{where}: metres: expected a number above 0, got {metres:g}")
-    return Measured(where, image, of_row, int(np.floor(x)), int(np.floor(y)), metres)
+    if depth:
+        return Measured(where, image, of_row, depth_map=folder / depth, scale=above_0(cells, "scale", where))
+    x, y = (int(np.floor(number_in(cells, name, where))) for name in ("x", "y"))
+    return Measured(where, image, of_row, x, y, above_0(cells, "metres", where))
 
 
 def number_in(cells: dict[str, str], name: str, where: str) -> float:
@@ -237,6 +242,14 @@ def number_in(cells: dict[str, str], name: str, where: str) -> float:
         number = np.nan
     if not isfinite(number):
         raise ValueError(f"{where}: {name}: expected a number, got {cells.get(name, '')!r:.80}")
+    return number
+
+
+def above_0(cells: dict[str, str], name: str, where: str) -> float:
+    """The number in a cell that holds a length or a scale."""
+    number = number_in(cells, name, where)
+    if number <= 0:
+        raise ValueError(f"{where}: {name}: expected a number above 0, got {number:g}")
     return number
 
 
@@ -273,7 +286,7 @@ def camera_of_all(predicted: list[PredictedImage]) -> Camera:
 def pairs_of(measured: Measured, predicted: PredictedImage) -> Iterator[Pair]:
     """Pixels with both depths. ValueError for a point that has no prediction, and a map of another size."""
     if measured.depth_map is not None:
-        yield from pairs_of_map(measured.depth_map, predicted)
+        yield from pairs_of_map(measured.depth_map, read_map(measured, predicted), predicted)
         return
     depth_m, (x, y) = predicted.depth_m, (measured.x, measured.y)
     height, width = depth_m.shape
@@ -298,12 +311,35 @@ def to_planar(ray_distance_m: float, intrinsics: Any, x: int, y: int) -> float:
     return float(planar_from_ray_distance(np.array([[ray_distance_m]]), rays_from_intrinsics(from_pixel, 1, 1))[0, 0])
 
 
-def pairs_of_map(path: Path, predicted: PredictedImage) -> Iterable[Pair]:
-    """PIXELS_OF_MAP pixels, evenly spaced among those with depth on both sides."""
-    measured_m, depth_m = read_depth(path).planar_depth_m, predicted.depth_m
-    if measured_m.shape != depth_m.shape:
-        sizes = [f"{shape[1]} x {shape[0]}" for shape in (measured_m.shape, depth_m.shape)]
+def read_map(measured: Measured, predicted: PredictedImage) -> np.ndarray:
+    """Planar depth of a measured map in metres, NaN where it has none; of the size of the prediction, else ValueError.
+
+    In a map of another program numbers that are 0, below 0 or not finite mean that nothing was measured.
+    """
+    path, scale = measured.depth_map, measured.scale
+    assert path is not None
+    try:
+        depth_m = read_depth(path).planar_depth_m
+    except ValueError as error:
+        if scale is None:
+            raise ValueError(f"{error}; for a map of another program the column scale says the metres of 1") from error
+        depth_m = read_stored_depth(path) * np.float64(scale)
+        depth_m = np.where(np.isfinite(depth_m) & (depth_m > 0), depth_m, np.nan)
+    else:
+        if scale is not None:
+            raise ValueError(f"{path}: says itself what its numbers mean; leave the column scale empty")
+    if depth_m.shape != predicted.depth_m.shape:
+        sizes = [f"{shape[1]} x {shape[0]}" for shape in (depth_m.shape, predicted.depth_m.shape)]
         raise ValueError(f"{path}: a depth map of {sizes[0]} for an image of {sizes[1]}")
+    if measured.kind == "ray distance":
+        rays = rays_from_intrinsics(np.array(predicted.facts["intrinsics"], np.float64), *depth_m.shape)
+        depth_m = planar_from_ray_distance(depth_m, rays)
+    return depth_m
+
+
+def pairs_of_map(path: Path, measured_m: np.ndarray, predicted: PredictedImage) -> Iterable[Pair]:
+    """PIXELS_OF_MAP pixels, evenly spaced among those with depth on both sides."""
+    depth_m = predicted.depth_m
     both = np.flatnonzero(np.isfinite(measured_m) & np.isfinite(depth_m))
     if not both.size:
         raise ValueError(f"{path}: it and the prediction of {predicted.key} share no pixel with depth")

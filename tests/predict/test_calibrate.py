@@ -141,6 +141,44 @@ def test_depth_maps_are_points_too(place):
     assert all(point["x"] >= 10 for point in calibration.points)
 
 
+@pytest.mark.parametrize("kind", ["planar", "ray distance"])
+def test_depth_maps_of_other_programs_are_points_too(kind, place):
+    predicted = read_depth(place / "depth" / "a.png.depth.npz").planar_depth_m * TRUE_SCALE
+    intrinsics = np.array(json.loads((place / "depth/a.png.json").read_text())["intrinsics"])
+    along = planar_from_ray_distance(np.ones((30, 40)), rays_from_intrinsics(intrinsics, 30, 40))
+    stored = predicted / (along if kind == "ray distance" else 1.0)
+    stored[:, :10] = 0  # nothing was measured
+    (place / "maps").mkdir()
+    Image.fromarray(np.round(stored * 256).astype(np.uint16)).save(place / "maps" / "kitti.png")
+    np.save(place / "maps" / "mm.npy", np.where(stored > 0, stored * 1000, np.nan).astype(np.float32))
+    points = place / "maps.csv"
+    for line in (f"a.png,maps/kitti.png,{1 / 256},{kind}", f"a.png,maps/mm.npy,0.001,{kind}"):
+        points.write_text(f"image,depth,scale,kind\n{line}\n")
+        calibration = fitted(place, points)
+        assert calibration.scale == pytest.approx(TRUE_SCALE, rel=0.002) and calibration.num_points == 100
+        assert all(point["x"] >= 10 for point in calibration.points)
+
+
+MAP_FAULTS = {
+    "a.png,other.png,,planar": "other.png.*column scale says the metres of 1",
+    "a.png,other.png,0,planar": "line 2: scale: expected a number above 0, got 0",
+    "a.png,other.png,mm,planar": "line 2: scale: expected a number, got 'mm'",
+    "a.png,other.png,0.001,": "line 2: kind: say whether",
+    "a.png,ours.png,0.001,planar": "ours.png: says itself what its numbers mean",
+    "a.png,small.npy,0.001,planar": "small.npy: a depth map of 3 x 2 for an image of 40 x 30",
+}
+
+
+@pytest.mark.parametrize("row", MAP_FAULTS)
+def test_faults_of_a_map_are_named(row, place):
+    Image.fromarray(np.full((HEIGHT, WIDTH), 2000, np.uint16)).save(place / "other.png")
+    write_mm_depth_png(place / "ours.png", np.full((HEIGHT, WIDTH), 2, np.float32), {})
+    np.save(place / "small.npy", np.ones((2, 3), np.float32))
+    (place / "maps.csv").write_text(f"image,depth,scale,kind\n{row}\n")
+    with pytest.raises(ValueError, match=MAP_FAULTS[row]):
+        fitted(place, place / "maps.csv")
+
+
 def test_a_corrected_job_says_so_everywhere_and_its_range_moves_along(place):
     calibration = fitted(place)
     summary = predict(place, "corrected", calibration=calibration)
