@@ -1,10 +1,11 @@
-"""The README's picture and its tables of results."""
+"""The README's picture and its tables of results, and the manual's table of uncertainty."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from demo.report import (
     PICTURE,
@@ -16,7 +17,9 @@ from demo.report import (
     with_interval,
     zero_shot_row,
 )
+from metricgold.evaluate import Rows, read_rows_files
 from metricgold.images import write_panels
+from metricgold.metrics import COVERAGES
 from metricgold.params import Folders, load_params
 from metricgold.storage import read_json, write_aside
 
@@ -86,6 +89,22 @@ def zero_shot_table(benchmarks: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, "", "Each by its benchmark's default protocol; in brackets the 95 % interval by scene."])
 
 
+def reliability_table(rows: Rows) -> str:
+    """Of each data set in rows of the model: its error, what the model states that it is, and how far that holds."""
+    known = rows.where(np.isfinite(rows.column("mean_uncertainty")))
+    lines = [
+        "| data set | AbsRel | stated error, median | within 50 % | 68 % | 80 % | 95 % | AUSE ↓ |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in known.unique("benchmark"):
+        own = known.where(benchmark=name)
+        own = own.where(protocol=own["protocol"][0])
+        figures = [f"{np.mean(own['metric/abs_rel']):.3f}", f"{np.median(own['mean_uncertainty']):.3f}"]
+        figures += [f"{np.mean(own[key]):.0%}" for key in COVERAGES] + [f"{np.mean(own['ause_abs_rel']):.3f}"]
+        lines.append(f"| {name} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def read_benchmarks(root: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Figures of `benchmark` in the project at `root`, by the benchmark's name. ValueError where some are missing."""
     paths = {name: Folders(root).metrics(f"benchmark/{name}") for name in names}
@@ -125,9 +144,12 @@ def picture(names: tuple[str, ...]) -> None:
 
 @main.command()
 def results() -> None:
-    """Write metrics/evaluate.json and metrics/benchmark/ into the README's tables."""
+    """Write metrics/evaluate.json and metrics/benchmark/ into the README's tables, and their rows into the manual's."""
     benchmarks = read_benchmarks(Path(), load_params().benchmarks)
     fill_results(Path("README.md"), read_metrics(Path()), benchmarks)
+    measured = [Folders().reports / "benchmark" / f"{name}.rows.parquet" for name in benchmarks]
+    rows = read_rows_files([Folders().metrics("evaluate").with_suffix(".rows.parquet"), *measured])
+    fill_between(Path("docs/evaluation.md"), "reliability", reliability_table(rows))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
 python -m demo.shapes          predicts held-out scenes with models/metricgold, and refreshes the manual's table
 python -m demo.shapes --again  refreshes it from metrics/shapes.json, without a model
 
-Scenes and poses are the demo's own test scenes; frames have another shape, through the lens of training (as long for
-its area), or with more of the scene beside it, or only more pixels. Each row has a process of its own, whose peak
-memory counts. Intervals are paired by scene.
+Scenes are drawn like the demo's test scenes, from another seed: shape, number and overlap of windows were chosen on
+those of the demo itself. Frames have another shape, through the lens of training (as long for its area), or with more
+of the scene beside it, or only more pixels. Each row has a process of its own, whose peak memory counts. Intervals are
+paired by scene.
 """
 
 import resource
@@ -58,6 +59,7 @@ def frames_of_shape(params: Params, shape: Shape) -> Iterator[tuple[str, Frame]]
         "height": round(shape.height * params.synthesize.height),
         "width": round(shape.width * params.synthesize.width),
         "frames_per_scene": 1,
+        "seed": params.synthesize.seed + 1,
     }
     synthesize = params.synthesize.model_copy(update=size)
     for dataset in params.datasets:

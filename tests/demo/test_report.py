@@ -10,8 +10,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from demo.readme import fill_results, read_benchmarks, results_table, write_picture, zero_shot_table
+from demo.readme import (
+    fill_results,
+    read_benchmarks,
+    reliability_table,
+    results_table,
+    write_picture,
+    zero_shot_table,
+)
 from demo.report import DEPTH, IMAGES, PICTURE, TRUTH, collect_demo_images, write_demo_report
+from metricgold.evaluate.rows import to_rows
 from metricgold.evaluate.stage import evaluate
 from metricgold.images.depth_files import write_log_depth_png, write_uncertainty_png
 from metricgold.log_depth import LogDepth
@@ -280,3 +288,20 @@ def test_results_table_into_the_readme(demo, tmp_path):
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="expected the markers"):
         fill_results(readme, metrics, BENCHMARKS)
+
+
+def test_table_of_uncertainty_has_the_model_s_rows_by_one_protocol():
+    def row(frame, protocol="nyuv2-eigen", **figures):
+        texts = {key: "x" for key in ("protocol_digest", "ruler_digest", "method", "method_digest", "scene", "reason")}
+        sizes = {"focal_px": 1.0, "width": 2.0, "height": 2.0, "num_pixels": 4.0}
+        return texts | sizes | {"benchmark": "nyuv2-synthetic", "protocol": protocol, "frame": frame} | figures
+
+    shares = {"coverage50": 0.5, "coverage68": 0.6, "coverage80": 0.7, "coverage95": 0.8, "ause_abs_rel": 0.05}
+    rows = [
+        row("a", **{"metric/abs_rel": 0.1, "mean_uncertainty": 0.2}, **shares),
+        row("b", **{"metric/abs_rel": 0.3, "mean_uncertainty": 0.4}, **shares | {"coverage95": 1.0}),
+        row("a", "other", **{"metric/abs_rel": 9.0, "mean_uncertainty": 9.0}, **shares),
+        row("c", **{"metric/abs_rel": 9.0}),  # a baseline states none
+    ]
+    last = reliability_table(to_rows(rows)).splitlines()[-1]
+    assert last == "| nyuv2-synthetic | 0.200 | 0.300 | 50% | 60% | 70% | 90% | 0.050 |"

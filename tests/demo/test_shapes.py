@@ -11,7 +11,7 @@ from metricgold.storage.files import read_json, write_json
 
 def test_frames_of_another_shape_show_the_same_scene_through_the_stated_lens(tiny):
     size = tiny.synthesize
-    synthesize = size.model_copy(update={"frames_per_scene": 1})
+    synthesize = size.model_copy(update={"frames_per_scene": 1, "seed": size.seed + 1})
     (dataset,) = tiny.datasets[:1]
     plain = list(frames_through_lens(dataset, synthesize, 1.0))
     for name, shape in shapes.SHAPES.items():
@@ -22,6 +22,8 @@ def test_frames_of_another_shape_show_the_same_scene_through_the_stated_lens(tin
             assert frame.intrinsics[0, 0] == pytest.approx(shape.focal * usual.intrinsics[0, 0], rel=0.02), name
     frames = list(shapes.frames_of_shape(tiny, shapes.SHAPES["as trained"]))
     np.testing.assert_array_equal(frames[0][1].rgb, plain[0].rgb)
+    (tried,) = list(frames_through_lens(dataset, size.model_copy(update={"frames_per_scene": 1}), 1.0))[:1]
+    assert not np.array_equal(tried.rgb, plain[0].rgb)  # no scene on which windows were chosen
 
 
 def test_every_shape_is_measured_as_one_and_by_windows_where_there_are_some(tiny, tiny_model, monkeypatch, tmp_path):
