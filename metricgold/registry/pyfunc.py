@@ -52,8 +52,8 @@ PACKAGES = (  # that a logged model needs to run
 )
 
 
-def log_model(params: Params, model: Path) -> "ModelInfo":
-    """Log a diffusers folder as a pyfunc into the active run, with all of the package as its code."""
+def log_model(params: Params, model: Path, digest: str) -> "ModelInfo":
+    """Log a diffusers folder of that digest as a pyfunc into the active run, with all of the package as its code."""
     from mlflow.models import Model
 
     index = read_json(model / "model_index.json")
@@ -73,7 +73,7 @@ def log_model(params: Params, model: Path) -> "ModelInfo":
             {"num_inference_steps": 1, "ensemble_size": 1},
         ),
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],
-        model_config=params.predict.model_dump(mode="json"),
+        model_config=params.predict.model_dump(mode="json") | {"model_digest": digest},
         tags={WRITER: this_writer()},
         metadata={
             "unit": "metres",

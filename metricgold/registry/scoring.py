@@ -23,6 +23,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from metricgold.images import ASSUMED, Photo, read_photo
 from metricgold.model import Prediction, load_pipeline, stated_camera
 from metricgold.params import PRESETS, Inference, Predict
+from metricgold.storage import digest_folder
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,6 @@ class Refused(MlflowException, ValueError):
 
     def __init__(self, reason: str, error_code: int = INVALID_PARAMETER_VALUE) -> None:
         super().__init__(" ".join(reason.split()), error_code)
-
-    @property
-    def message(self) -> str:
-        """The reason alone."""
-        return str(self.args[0])
-
-    @message.setter
-    def message(self, _: str) -> None:
-        """MLflow's server would put the whole request before it, photograph and all."""
 
 
 class DepthModel:
@@ -249,10 +241,21 @@ class UnknownParams(logging.Filter):
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Any:
     """Entry point for MLflow (`loader_module`): the model whose diffusers folder is `path`.
 
-    model_config: the section `predict` of params.yaml; a version that was registered without one answers arrays alone
+    model_config: the section `predict` of params.yaml, and the model_digest of the folder, if known; a version that was
+    registered without one answers arrays alone
+
+    Raises ValueError where the folder is another than was registered.
     """
+    from metricgold.registry.invocations import answer_requests
+
     if model_config is None:
         return ArraysOnly(Path(path))
+    registered = model_config.get("model_digest")
+    if registered and (digest := digest_folder(Path(path))) != registered:
+        raise ValueError(
+            f"{path} was altered since it was registered: it has the digest {digest:.12}, expected {registered:.12}"
+        )
+    answer_requests()
     logger = logging.getLogger("mlflow.models.utils")
     if not any(isinstance(one, UnknownParams) for one in logger.filters):
         logger.addFilter(UnknownParams())

@@ -91,7 +91,7 @@ def create_version(
         run_id = run.info.run_id
         clear_copies(client, experiment, run_id)
         tags = log_known(client, run_id, params, model, measured, digest)
-        logged = log_model(params, model)
+        logged = log_model(params, model, digest)
     try:
         client.create_registered_model(NAME, description="Depth in metres from one image.")
     except MlflowException as error:
