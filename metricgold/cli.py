@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -655,6 +655,9 @@ def predict(
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any that is free.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="Steps and runs of requests that name no preset.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Correct depth by a file of `calibrate`."
+)
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images x runs through the U-Net at once.")
 @click.option("--window-ms", type=click.FloatRange(0), default=10, show_default=True, help="To wait for a batch.")
 @click.option("--queue", type=click.IntRange(1), default=64, show_default=True, help="Requests at once; else 429.")
@@ -675,20 +678,25 @@ def serve(
     max_mb: float,
     follow_alias: bool,
     follow_s: float,
+    calibration: Path | None,
     **options: Any,
 ) -> None:
     """Depth over HTTP: POST /v1/depth, and a page to look at photographs. On this machine only, unless told."""
+    from metricgold.predict import read_calibration
     from metricgold.registry import fetch_model
     from metricgold.serve import Limits, serve
 
+    if follow_alias and calibration:
+        raise click.UsageError("--calibration is of one model, --follow-alias serves another one in time: choose one")
     if follow_alias and not (model.startswith("models:/") and "@" in model):
         raise click.UsageError(f"--follow-alias: {model} is no alias, expected models:/name@alias")
     params = _overridden(_predict_params(ctx), **options)
     limits = Limits(
         max_bytes=round(max_mb * 1_000_000), max_queue=queue, timeout_s=timeout_s, window_s=window_ms / 1000
     )
-    follow = follow_s if follow_alias else None
-    serve(params, partial(fetch_model, model), limits, host=host, port=port, follow_s=follow)
+    follow, corrects = follow_s if follow_alias else None, read_calibration(calibration) if calibration else None
+    resolve = partial(fetch_model, model)
+    serve(params, resolve, limits, host=host, port=port, follow_s=follow, calibration=corrects)
 
 
 @main.command()
@@ -832,10 +840,19 @@ def rollback(as_json: bool, **options: Any) -> None:
 @click.option(
     "--torch", type=click.Path(path_type=Path), metavar="FILE", help="A one-step model for torch.export.load."
 )
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True, help="Of a graph."
+)
 @json_option
 @click.pass_context
 def export(
-    ctx: click.Context, model: str, hub: Path | None, onnx: Path | None, torch: Path | None, as_json: bool
+    ctx: click.Context,
+    model: str,
+    hub: Path | None,
+    onnx: Path | None,
+    torch: Path | None,
+    dtype: Literal["float32", "float16"],
+    as_json: bool,
 ) -> None:
     """Write a model in a form that others take.
 
@@ -850,9 +867,9 @@ def export(
     written: dict[str, Any] = {}
     folder, _ = fetch_model(model)
     if onnx is not None:
-        written |= export_onnx(folder, onnx)
+        written |= export_onnx(folder, onnx, dtype=dtype)
     if torch is not None:
-        written |= export_torch(folder, torch)
+        written |= export_torch(folder, torch, dtype=dtype)
     if hub is None:
         return _print(written, as_json)
     if model.startswith("models:/"):

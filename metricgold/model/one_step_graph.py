@@ -24,7 +24,7 @@ class OneStepGraph(torch.nn.Module):
         height, width = pipe.config.processing_height, pipe.config.processing_width
         self.root_area = (height * width) ** 0.5
         if pipe.uncertainty_scale is not None:
-            self.register_buffer("mean", torch.tensor(pipe.uncertainty_scale.mean))
+            self.register_buffer("typical", torch.tensor(pipe.uncertainty_scale.mean))
             self.register_buffer("whitening", torch.tensor(pipe.uncertainty_scale.whitening))
 
     def forward(self, image: torch.Tensor, focal_px: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -39,22 +39,24 @@ class OneStepGraph(torch.nn.Module):
         scaled = rgb_latent * self.vae.config.scaling_factor
         latent = pipe.denoise(scaled, torch.zeros_like(scaled), self.scheduler, self._prompt(relative_focal))
         d = decode_log_depth(self.vae, latent / self.vae.config.scaling_factor)[0]
-        depth_m = pipe.log_depth.denormalize(d) * (relative_focal if pipe.needs_camera else 1.0)
+        signs = Signs.of(d[None], d, pipe.log_depth)
+        # Not d once more: of two equal clips of one value torch's exporter loses a bound.
+        depth_m = signs.ln_depth.exp() * (relative_focal if pipe.needs_camera else 1.0)
         valid_mask = (d > SATURATED - 1) & (d < pipe.no_surface_log_depth)
-        return depth_m, self._uncertainty(d, scaled), valid_mask
+        return depth_m, self._uncertainty(signs, scaled), valid_mask
 
     def _prompt(self, relative_focal: torch.Tensor) -> torch.Tensor:
-        if self.camera_token is None:
-            return self.prompt[None]
-        known = torch.ones(1, dtype=torch.bool)
-        return torch.cat([self.prompt[None], self.camera_token(relative_focal.log()[None], known)], dim=1)
+        prompt = self.prompt[None]
+        if self.camera_token is not None:
+            known = torch.ones(1, dtype=torch.bool)
+            prompt = torch.cat([prompt, self.camera_token(relative_focal.log()[None], known)], dim=1)
+        return prompt.to(self.unet.dtype)
 
-    def _uncertainty(self, d: torch.Tensor, rgb_latent: torch.Tensor) -> torch.Tensor:
+    def _uncertainty(self, signs: Signs, rgb_latent: torch.Tensor) -> torch.Tensor:
         """Of ln depth [H, W]; NaN of a model that was not calibrated, as one member does not show it."""
         scale = self.pipe[0].uncertainty_scale
         if scale is None:
-            return torch.full_like(d, torch.nan)
-        off = self.whitening @ (image_statistics(rgb_latent)[0] - self.mean)
+            return torch.full_like(signs.ln_depth, torch.nan)
+        off = self.whitening @ (image_statistics(rgb_latent)[0] - self.typical)
         unlikeness = off.square().mean().clamp(1.0, MOST_UNLIKE)
-        signs = Signs.of(d[None], d, self.pipe[0].log_depth)
         return scale.standard_error(signs, unlikeness)

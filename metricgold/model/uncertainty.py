@@ -104,9 +104,16 @@ class Signs:
         means = members.nan_to_num().sum(dim=0) / count
         squares = torch.where(seen, members - means, 0).square().sum(dim=0)
         spread = (squares / (count - 1).clamp(min=1)).sqrt() * nats
-        down, along = (torch.gradient(median, dim=dim)[0] if median.shape[dim] > 1 else 0 * median for dim in (0, 1))
+        down, along = (gradient(median, dim) if median.shape[dim] > 1 else 0 * median for dim in (0, 1))
         slope = torch.hypot(down, along) * nats
         return cls(log_depth.denormalize(median).log(), spread, slope, len(members))
+
+
+def gradient(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """As torch.gradient, along one of two dimensions; that would fix the sizes of a graph that is exported."""
+    along = values.transpose(0, dim)
+    inner = (along[2:] - along[:-2]) / 2
+    return torch.cat([along[1:2] - along[:1], inner, along[-1:] - along[-2:-1]]).transpose(0, dim)
 
 
 def image_statistics(rgb_latent: torch.Tensor) -> torch.Tensor:

@@ -126,6 +126,13 @@ class Calibration(ClosedModel):
         """What is done to depth in metres."""
         return Line(self.scale, self.power, self.pivot_m, self.near_m, self.far_m)
 
+    def check_camera(self, intrinsics: np.ndarray | None, size: tuple[int, ...], name: str | None) -> None:
+        """Raise ValueError for an image [H, W, ...] of another camera than its own, or of none; name: by EXIF."""
+        if intrinsics is None:
+            raise ValueError("it has no pinhole camera, and the calibration is one camera's")
+        if reason := self.camera.difference(Camera.of(intrinsics, (size[0], size[1]), name)):
+            raise ValueError(f"the calibration is another camera's: this one is {reason}")
+
     def apply_to_range(self, log_depth: LogDepth) -> LogDepth:
         """The range of calibrated depth: as the model's own moves along, nothing more saturates than did before."""
         near_m, far_m = self.line.apply(np.array([log_depth.near_m, log_depth.far_m])).tolist()
@@ -151,12 +158,8 @@ def apply_calibration(
 
     camera_name  make and model by EXIF, if known
     """
-    if prediction.intrinsics is None:
-        raise ValueError("it has no pinhole camera, and the calibration is one camera's")
     depth_m = prediction.planar_depth_m
-    camera = Camera.of(prediction.intrinsics, depth_m.shape, camera_name)
-    if reason := calibration.camera.difference(camera):
-        raise ValueError(f"the calibration is another camera's: this one is {reason}")
+    calibration.check_camera(prediction.intrinsics, depth_m.shape, camera_name)
     of_fit = calibration.scale_error**2 + (calibration.power_error * np.log(depth_m / calibration.pivot_m)) ** 2
     uncertainty = np.sqrt((calibration.power * prediction.uncertainty) ** 2 + of_fit)
     return replace(

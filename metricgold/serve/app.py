@@ -72,6 +72,7 @@ class Model(BaseModel):
     one_step: bool
     needs_camera: bool = Field(description="Whether the scale of depth follows from the focal length.")
     params: dict[str, Any] = Field(description="Those that decide the numbers where no preset is given.")
+    calibration: dict[str, Any] | None = Field(description="By which depth is corrected, of one camera.")
     presets: list[Preset]
     formats: list[Output]
     max_bytes: int

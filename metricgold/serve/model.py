@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from metricgold.params import OUTPUTS, PRESETS, Output, Predict, Preset
-from metricgold.predict import BatchJob, DepthModel, check_kinds
+from metricgold.predict import BatchJob, Calibration, DepthModel, check_kinds
 from metricgold.storage import digest_folder
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,14 @@ class ServedModel:
     jobs: Mapping[Preset | None, BatchJob]
 
     @classmethod
-    def load(cls, params: Predict, folder: Path, name: str) -> "ServedModel":
-        """The checkpoint in a folder. ValueError where it is none, or cannot do what the params ask."""
-        job = BatchJob(params, "", "", folder, name, digest_folder(folder) if folder.is_dir() else "")
+    def load(cls, params: Predict, folder: Path, name: str, calibration: Calibration | None = None) -> "ServedModel":
+        """The checkpoint in a folder, whose depth a calibration corrects.
+
+        ValueError where it is none or another one than the calibration's, or cannot do what the params ask.
+        """
+        digest = digest_folder(folder) if folder.is_dir() else ""
+        job = BatchJob(params, "", "", folder, name, digest, calibration=calibration)
+        job.check_calibration()
         return cls.of(job, job.load_model())
 
     @classmethod
@@ -72,6 +77,7 @@ class ServedModel:
             "one_step": self.pipe.is_one_step,
             "needs_camera": self.pipe.needs_camera,
             "params": self.jobs[None].inference,
+            "calibration": calibration.facts if (calibration := self.jobs[None].calibration) else None,
             "presets": [preset for preset in self.jobs if preset],
         }
 

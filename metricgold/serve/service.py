@@ -148,7 +148,13 @@ class Service:
 
 
 def read_upload_image(job: BatchJob, upload: Upload) -> ReadImage:
-    """The photograph of an upload as one of a job; its tag is the digest of its bytes."""
+    """The photograph of an upload as one of a job; its tag is the digest of its bytes.
+
+    Raises ValueError where it is broken, or of another camera than the job's calibration.
+    """
     started = time.perf_counter()
     entry = StoredObject(upload.name, len(upload.data), f"sha256:{hashlib.sha256(upload.data).hexdigest()}")
-    return read_image(job, entry, upload.data, started=started)
+    image = read_image(job, entry, upload.data, started=started)
+    if job.calibration:
+        job.calibration.check_camera(image.camera.intrinsics, image.photo.rgb.shape, image.photo.camera_name)
+    return image

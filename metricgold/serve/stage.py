@@ -12,6 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from metricgold.params import Predict
+from metricgold.predict import Calibration
 from metricgold.serve.app import LOOPBACK, create_app
 from metricgold.serve.follow import following
 from metricgold.serve.model import ServedModel
@@ -31,11 +32,13 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     follow_s: float | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Answer requests until SIGINT or SIGTERM; those under way are answered first. Port 0: any that is free.
 
-    resolve   says the folder and the name of the checkpoint to serve
-    follow_s  seconds after which it is asked again, and another one served if it has another name; None: never
+    resolve      says the folder and the name of the checkpoint to serve
+    follow_s     seconds after which it is asked again, and another one served if it has another name; None: never
+    calibration  of that checkpoint and one camera, which corrects depth; photographs of other cameras are refused
 
     With METRICGOLD_SERVE_TOKEN in the environment requests need that token. Raises ValueError for a host that other
     machines reach without one and for what cannot be served, OSError where it cannot be listened.
@@ -44,7 +47,7 @@ def serve(
     if token is None and not is_loopback(host):
         raise ValueError(f"host {host} lets other machines ask: set {TOKEN}, or serve at 127.0.0.1")
     with listen(host, port) as listening:
-        model = ServedModel.load(params, *resolve())
+        model = ServedModel.load(params, *resolve(), calibration)
         model.warm_up()
         service = Service(model, limits)
         app = create_app(service, token=token)

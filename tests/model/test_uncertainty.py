@@ -15,6 +15,7 @@ from metricgold.model.uncertainty import (
     Signs,
     UncertaintyScale,
     fit_scale,
+    gradient,
     image_statistics,
 )
 
@@ -34,6 +35,13 @@ def frames(num_frames, seed, *, spread, num_members=1):
         statistics = torch.randn(8, generator=draw, dtype=torch.float64)
         found.append((HeldOut.of(signs, (ln_depth - error).exp(), statistics), signs, error.abs()))
     return found
+
+
+@pytest.mark.parametrize("size", [(2, 2), (2, 9), (31, 40)])
+def test_the_gradient_is_torch_s_to_the_bit(size):
+    values = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    for dim in (0, 1):
+        assert torch.equal(gradient(values, dim), torch.gradient(values, dim=dim)[0])
 
 
 @pytest.fixture(scope="module")

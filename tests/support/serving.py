@@ -88,8 +88,9 @@ def served_model(pipe: Any, *, name: str = "metricgold/3", digest: str = DIGEST,
 
 @contextmanager
 def serving(pipe: Any, *, token: str | None = None, params: dict[str, Any] | None = None, **limits: Any) -> Iterator:
-    """(client, service): a server on a free port that has started, until the block ends."""
-    service = Service(served_model(pipe, **(params or {})), Limits(**limits))
+    """(client, service): a server on a free port that has started, until the block ends. pipe may be a ServedModel."""
+    model = pipe if isinstance(pipe, ServedModel) else served_model(pipe, **(params or {}))
+    service = Service(model, Limits(**limits))
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
         config = uvicorn.Config(create_app(service, token=token), log_config=None, timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
