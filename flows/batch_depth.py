@@ -10,6 +10,8 @@ from pydantic import Field
 
 from flows.child_processes import ask_child
 from flows.gpu_slots import gpu_slot
+from flows.hooks import HOOKS
+from flows.run_watch import watched
 from metricgold.params import Output, Preset, Windows
 
 
@@ -28,7 +30,8 @@ def predict(images: str, output: str, model: str, options: dict[str, Any]) -> di
         return ask_child(command, log, **variables)
 
 
-@flow(name="batch-depth")
+@flow(name="batch-depth", **HOOKS)
+@watched
 def batch_depth(
     input: str,
     output: str,

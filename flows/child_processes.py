@@ -5,10 +5,12 @@ A child stays in our process group: a cancelled run signals the whole group, and
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +25,11 @@ GRACE_S = 28  # Prefect kills the group 30 s after asking it to end
 KEPT_LINES = 20  # of a failed child, for the message
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag comes before the sub-command
 
+FAMILY = "METRICGOLD_FAMILY"  # in the environment of all that a flow starts, whoever their parents are by now
+ORPHANS_AFTER_S = 5.0  # that a child's own children still write after its end
+
+_family = uuid.uuid4().hex
+_heir: socket.socket | None = None
 _running: set[subprocess.Popen[str]] = set()
 _ending = threading.Event()
 
@@ -74,9 +81,10 @@ def log_child(
     if _ending.is_set():
         raise ChildFailed(f"`{shown}` was not started: the flow is ending")
     stdout, stderr = (subprocess.PIPE, subprocess.STDOUT) if answer is None else (answer, subprocess.PIPE)
+    family = f"{_family}.{uuid.uuid4().hex}"
     child = subprocess.Popen(
         command,
-        env=environment(**variables),
+        env=environment(**variables) | {FAMILY: family},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
@@ -85,8 +93,13 @@ def log_child(
     )
     lines = child.stdout or child.stderr
     assert lines is not None  # one of them is a pipe
+    if _heir is not None:
+        with suppress(OSError):  # somebody ended the heir
+            socket.send_fds(_heir, [b"."], [lines.fileno()])
     last: deque[str] = deque(maxlen=KEPT_LINES)
     _running.add(child)
+    is_read = threading.Event()
+    threading.Thread(target=_end_orphans, args=(child, family, is_read), daemon=True).start()
     try:
         for line in lines:
             if line.strip():
@@ -97,6 +110,7 @@ def log_child(
         end(child)
         raise
     finally:
+        is_read.set()
         _running.discard(child)
         lines.close()
     return child.returncode, list(last)
@@ -145,6 +159,52 @@ def end(child: subprocess.Popen[Any]) -> None:
     child.wait()
 
 
+def _end_orphans(child: subprocess.Popen[Any], family: str, is_read: threading.Event) -> None:
+    """Where a child was killed alone, what it had started works on, and on the files of whoever comes next."""
+    child.wait()
+    if not is_read.wait(ORPHANS_AFTER_S):
+        end_family(family)
+
+
+def take_heir(heir: socket.socket | None) -> None:
+    """Who shares what our children write to, so that they do not fail as they print when we are killed."""
+    global _heir
+    _heir = heir
+
+
+def family_of_this_flow() -> str:
+    """What the families of all children of this process begin with."""
+    return _family
+
+
+def end_family(family: str) -> None:
+    """End all processes of a family as `end` does, also those whose parents are gone."""
+    import psutil
+
+    deadline = time.monotonic() + GRACE_S
+    asked: list[psutil.Process] = []
+    while (alive := _members(family)) and time.monotonic() < deadline:
+        stages = [
+            one for one in alive if one not in asked and not _is_dvc(one) and (not asked or _is_dvc(one.parent()))
+        ]
+        asked += _ask_to_end(stages)
+        time.sleep(0.1)
+    for process in _members(family):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _members(family: str) -> list["psutil.Process"]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(FAMILY, "").startswith(family):
+                found.append(process)
+    return found
+
+
 def _children(process: subprocess.Popen[Any], *, recursive: bool = False) -> list["psutil.Process"]:
     import psutil
 
@@ -163,5 +223,10 @@ def _ask_to_end(processes: list["psutil.Process"]) -> list["psutil.Process"]:
     return processes
 
 
-def _is_dvc(child: subprocess.Popen[Any]) -> bool:
-    return isinstance(child.args, list) and child.args[: len(DVC)] == DVC
+def _is_dvc(process: "subprocess.Popen[Any] | psutil.Process | None") -> bool:
+    import psutil
+
+    with suppress(psutil.Error):
+        command = process.cmdline() if isinstance(process, psutil.Process) else process and process.args
+        return isinstance(command, list) and command[: len(DVC)] == DVC
+    return False

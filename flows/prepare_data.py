@@ -5,10 +5,13 @@ from pathlib import Path
 from prefect import flow
 
 from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.hooks import HOOKS
+from flows.run_watch import watched
 from metricgold.params import load_params
 
 
-@flow(name="prepare-data")
+@flow(name="prepare-data", **HOOKS)
+@watched
 def prepare_data(datasets: list[str] | None = None, accept_licence: bool = False) -> dict[str, float]:
     """Fetch, verify and extract data sets; returns seconds per stage.
 

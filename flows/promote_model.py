@@ -5,10 +5,13 @@ from typing import Any
 from prefect import flow
 
 from flows.approval import ask_person
+from flows.hooks import HOOKS
 from flows.registry_tasks import promote_version, refuse_failed
+from flows.run_watch import watched
 
 
-@flow(name="promote-model")
+@flow(name="promote-model", **HOOKS)
+@watched
 def promote_model(
     version: int | str | None = None, dry_run: bool = True, why: str = "", approval: bool = False
 ) -> dict[str, Any]:

@@ -4,10 +4,13 @@ from typing import Any
 
 from prefect import flow
 
+from flows.hooks import HOOKS
 from flows.registry_tasks import rollback_champion
+from flows.run_watch import watched
 
 
-@flow(name="rollback-model")
+@flow(name="rollback-model", **HOOKS)
+@watched
 def rollback_model(dry_run: bool = True, why: str = "") -> dict[str, Any]:
     """Make the previous champion champion again; the present one becomes previous.
 

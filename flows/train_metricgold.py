@@ -11,7 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from flows.child_processes import DVC
 from flows.dvc_stages import check_licences, forget_torn_locks, run_stages, run_until_done, stage_graph
 from flows.gpu_slots import gpu_slot
+from flows.hooks import HOOKS
 from flows.registry_tasks import promote_version, register_version
+from flows.run_watch import watched
 from metricgold.params import Folders, load_params
 from metricgold.storage import read_json
 
@@ -77,7 +79,8 @@ def interval(row: dict[str, Any], key: str) -> str:
     return values[0] + (f" ({values[1]} to {values[2]})" if len(values) == 3 else "") if values else ""
 
 
-@flow(name="train-metricgold")
+@flow(name="train-metricgold", **HOOKS)
+@watched
 def train_metricgold(overrides: dict[str, Value | list[Value]] | None = None, promote: bool = False) -> dict[str, Any]:
     """Bring every stage up to date, register the model as candidate and, with `promote`, promote it.
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from prefect.logging import disable_run_logger
 
-from flows import dvc_stages
+from flows import child_processes, dvc_stages
 from flows.child_processes import DVC, ChildFailed, ask_child, end, run_child
 from flows.dvc_stages import forget_torn_locks, run_stage, run_until_done, stage_graph
 from metricgold.params import load_params
@@ -211,6 +212,23 @@ def test_a_dvc_that_must_end_gives_its_locks_back(tmp_path, monkeypatch):
     assert not json.loads(LOCKS.read_text()).get("write")
     forget_torn_locks()
     assert LOCKS.exists()
+
+
+def test_what_a_killed_dvc_had_started_ends_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project"))
+    monkeypatch.setattr(child_processes, "ORPHANS_AFTER_S", 0.2)
+
+    def kill_dvc(line: str) -> None:
+        if line.startswith("> "):
+            wait_until(Path("started").exists, within_s=60)
+            (dvc,) = (one for one in psutil.Process().children() if "dvc" in one.cmdline())
+            stage.extend(dvc.children(recursive=True))
+            dvc.kill()
+
+    stage: list[psutil.Process] = []
+    with pytest.raises(ChildFailed, match="code -9"):
+        run_child([*DVC, "repro", "--single-item", "sleeper"], kill_dvc)
+    assert stage and psutil.wait_procs(stage, timeout=10)[1] == []
 
 
 def test_locks_that_a_killed_dvc_left_torn_stop_nobody(tmp_path, monkeypatch):

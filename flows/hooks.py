@@ -1,0 +1,98 @@
+"""What the page of a run says when it did not end well: why, the last lines, how to go on, and where to look."""
+
+import json
+import os
+import shlex
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactCreate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.sorting import LogSort
+
+from flows.child_processes import KEPT_LINES
+from metricgold.params import Folders
+
+KEY = "how-it-ended"
+RESUMES = {
+    "train-metricgold": "finished stages are kept, and the trainer goes on from its last saved step",
+    "benchmark": "finished stages are kept, and a benchmark goes on after its last finished image",
+    "prepare-data": "what is on disk is kept, and each archive goes on where it stopped",
+    "batch-depth": "images that the receipt lists as done are skipped",
+}
+
+
+def write_end(flow: Any, flow_run: Any, state: Any) -> None:
+    """Prefect's hook: a Markdown artifact on the page of a run that failed, crashed or was cancelled."""
+    with get_client(sync_client=True) as client:
+        reason, _, lines = (state.message or "no reason was given").partition("\n")
+        text = describe_end(flow.name, flow_run, state.name, reason, lines or last_lines(client, flow_run.id))
+        title = f"{flow.name}: {state.name}"
+        page = ArtifactCreate(key=KEY, type="markdown", data=text, description=title, flow_run_id=flow_run.id)
+        client.create_artifact(page)
+
+
+HOOKS: dict[str, Any] = {"on_failure": [write_end], "on_crashed": [write_end], "on_cancellation": [write_end]}
+
+
+def write_end_once(run_id: UUID) -> None:
+    """The same for a run whose process died before it could, and whose worker did not either."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        own = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]), key=ArtifactFilterKey(any_=[KEY]))
+        is_written = bool(client.read_artifacts(artifact_filter=own))
+        flow = client.read_flow(run.flow_id)
+    if run.state is not None and (run.state.is_crashed() or run.state.is_cancelled()) and not is_written:
+        write_end(flow, run, run.state)
+
+
+def last_lines(client: Any, run_id: UUID) -> str:
+    """The end of a run's log."""
+    own = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    logs = client.read_logs(own, limit=KEPT_LINES, sort=LogSort.TIMESTAMP_DESC)
+    return "\n".join(log.message for log in reversed(logs))
+
+
+def describe_end(flow_name: str, flow_run: Any, state_name: str, reason: str, lines: str) -> str:
+    """The artifact's text, with what is at hand in the folder where the flow worked."""
+    parts = [f"# {flow_name}: {state_name}", "## Reason", reason]
+    parts += ["## Last lines", f"```text\n{lines}\n```"] if lines else []
+    parts += ["## To go on", f"```sh\n{command_to_go_on(flow_name, flow_run)}\n```"]
+    parts += [f"With the same values: {RESUMES[flow_name]}."] if flow_name in RESUMES else []
+    listed = "\n".join(f"- {name}: {place}" for name, place in places(flow_run.parameters).items())
+    return "\n\n".join([*parts, "## Where to look", listed])
+
+
+def command_to_go_on(flow_name: str, flow_run: Any) -> str:
+    """The same run again: by its id where a worker can take it, else by hand."""
+    if flow_run.deployment_id:
+        return f"prefect flow-run retry {flow_run.id}"
+    values = [f"-p {shlex.quote(f'{name}={json.dumps(value)}')}" for name, value in flow_run.parameters.items()]
+    return " ".join([f"prefect deployment run {flow_name}/{flow_name}", *values])
+
+
+def places(parameters: dict[str, Any]) -> dict[str, str]:
+    """Links and names of what belongs to a run, as far as it is there."""
+    folders, found = Folders(), {"folder": f"`{Path.cwd()}`"}
+    with suppress(OSError, ValueError, KeyError):
+        run_id = json.loads((folders.state / "mlflow.json").read_text())["run_id"]
+        # Not the address: it may hold a password.
+        found["MLflow run"] = (
+            f"`{run_id}` in {'MLFLOW_TRACKING_URI' if 'MLFLOW_TRACKING_URI' in os.environ else 'mlflow.db'}"
+        )
+    if output := parameters.get("output"):
+        found["receipt and gallery"] = f"`{output}/receipt.jsonl`, `{output}/gallery.html`"
+    with suppress(OSError, subprocess.CalledProcessError):
+        told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        found["DVC revision"] = f"`{told.stdout.strip()}`: `dvc status`, `dvc exp show`"
+    return found
