@@ -9,13 +9,30 @@ from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
 from flows.child_processes import ask_child
+from flows.dvc_stages import RETRY_JITTER
+from flows.forms import Place
 from flows.gpu_slots import gpu_slot
 from flows.hooks import HOOKS
 from flows.run_watch import watched
 from metricgold.params import Output, Preset, Windows
 
+STORE_AWAY = " (tried for "  # how metricgold.storage says that a server did not answer
+RETRY_DELAYS_S = [60, 300, 900]  # beyond what a job itself tries again
 
-@task(task_run_name="predict", cache_policy=NO_CACHE)
+
+def is_store_away(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a job ended because its S3 server cannot be reached; what else ends it would end it again."""
+    return STORE_AWAY in (state.message or "")
+
+
+@task(
+    task_run_name="predict",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_DELAYS_S),
+    retry_delay_seconds=RETRY_DELAYS_S,
+    retry_jitter_factor=RETRY_JITTER,
+    retry_condition_fn=is_store_away,
+)
 def predict(images: str, output: str, model: str, options: dict[str, Any]) -> dict[str, Any]:
     """One job in a child process; `options` are those of `metricgold predict`, lists for those that repeat."""
     log = get_run_logger().info
@@ -33,15 +50,15 @@ def predict(images: str, output: str, model: str, options: dict[str, Any]) -> di
 @flow(name="batch-depth", **HOOKS)
 @watched
 def batch_depth(
-    input: str,
-    output: str,
-    model: str = "models:/metricgold@champion",
+    input: Place,
+    output: Place,
+    model: Place = "models:/metricgold@champion",
     preset: Preset | None = None,
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None,
     ensemble_size: Annotated[int, Field(ge=1, le=100)] | Literal["auto"] | None = None,
     seed: Annotated[int, Field(ge=0)] | None = None,
     windows: Windows | None = None,
-    outputs: list[Output] | None = None,
+    outputs: Annotated[list[Output], Field(min_length=1)] | None = None,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
     max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None,
@@ -59,13 +76,25 @@ def batch_depth(
     Writes:  output (a folder or s3://): files per image and receipt.jsonl, which lets a second run skip finished images
     Hours:   images x steps x ensemble / (what the device does an hour); a bad image is a row, not a failure
 
-    preset to outputs  as params.yaml has it if not given; steps and ensemble beside a preset replace its own
-    include, exclude   globs over keys: only these, none of these
-    max_failed         images that may fail, a number (20) or a share (0.01), before the run does; else all but one
-    calibration        a file of `metricgold calibrate`, by which depth is corrected
-    intrinsics to      the camera of all images, in one of these ways: a JSON file, a focal length in pixels or on
-    fov_deg            35 mm film, degrees over the longer side; else cameras.csv beside the images, else EXIF
-    dask               tcp://host:port of a Dask scheduler, or local:N processes here
+    Args:
+        input: Images: a file, a folder, a glob or s3://bucket/prefix.
+        output: A folder or s3://bucket/prefix for the files and receipt.jsonl.
+        model: A folder, models:/name@alias or models:/name/version.
+        preset: Steps and runs together; as params.yaml has it (predict) if not given.
+        num_inference_steps: Denoising steps, in place of the preset's.
+        ensemble_size: Runs for each image, in place of the preset's; auto has more of them where they differ.
+        seed: Of the noise; as params.yaml has it if not given.
+        windows: Whether frames much wider or taller than those of training are cut into windows.
+        outputs: Files to write for each image; as params.yaml has it if not given.
+        include: Globs over keys: only these.
+        exclude: Globs over keys: none of these.
+        max_failed: Images that may fail, a number (20) or a share (0.01), before the run does; else all but one.
+        calibration: A file of `metricgold calibrate`, by which depth is corrected.
+        intrinsics: Camera of all images, a JSON file; without a camera here, cameras.csv beside them, else EXIF.
+        focal_px: Camera of all images, by its focal length in pixels.
+        focal_35mm: Camera of all images, by its focal length on 35 mm film.
+        fov_deg: Camera of all images, by the degrees over their longer side.
+        dask: tcp://host:port of a Dask scheduler, or local:N processes here.
     """
     options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
     options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}

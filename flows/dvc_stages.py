@@ -32,6 +32,7 @@ ON_GPU = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate", "be
 RESUMES, RESUME_AFTER_S = 3, 5.0
 BUSY, BUSY_PAUSE_S = "is busy, it is being blocked by", 20.0  # DVC's words, before it names who blocks
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
+RETRY_JITTER = 0.3  # of each delay, so that stages that failed together do not return together
 
 Graph = dict[str, set[str]]
 
@@ -127,7 +128,8 @@ def run_until_done(stage: str, command: list[str], log: Callable[[str], None], *
 def task_of(stage: str) -> Task[..., float]:
     """The task of a stage. Downloads are retried later: hosts of others make them fail."""
     if stage.startswith(("download@", "benchmark-data@")):
-        return run_stage.with_options(retries=len(RETRY_DELAYS_S), retry_delay_seconds=RETRY_DELAYS_S)
+        delays = {"retry_delay_seconds": RETRY_DELAYS_S, "retry_jitter_factor": RETRY_JITTER}
+        return run_stage.with_options(retries=len(RETRY_DELAYS_S), **delays)
     return run_stage
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.forms import Name
 from flows.hooks import HOOKS
 from flows.run_watch import watched
 from metricgold.params import load_params
@@ -12,7 +13,7 @@ from metricgold.params import load_params
 
 @flow(name="prepare-data", **HOOKS)
 @watched
-def prepare_data(datasets: list[str] | None = None, accept_licence: bool = False) -> dict[str, float]:
+def prepare_data(datasets: list[Name] | None = None, accept_licence: bool = False) -> dict[str, float]:
     """Fetch, verify and extract data sets; returns seconds per stage.
 
     Command: prefect deployment run prepare-data -p 'datasets=["hypersim-synthetic"]' (or: metricgold download)
@@ -21,10 +22,11 @@ def prepare_data(datasets: list[str] | None = None, accept_licence: bool = False
              data/synthetic/<data set>/ too)
     Hours:   seconds for the demo profile; for terabytes as long as the network takes
 
-    datasets        names that params.yaml lists as datasets or benchmarks; all of them if not given
-    accept_licence  accepts the data sets' licences, once for each raw folder
-
     A download that fails is retried after a minute, ten minutes and an hour; each attempt resumes the one before.
+
+    Args:
+        datasets: Names that params.yaml lists as datasets or benchmarks; all of them if not given.
+        accept_licence: Accepts the data sets' licences, once for each raw folder.
     """
     params = load_params(Path("params.yaml"))
     names = datasets or [*params.datasets, *params.benchmarks]

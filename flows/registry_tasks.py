@@ -12,6 +12,8 @@ from prefect.runtime import flow_run
 
 from flows.child_processes import ask_child
 
+TIME_LIMIT_S = 1800  # of a move, which takes seconds: an MLflow that hangs must not hold a worker
+
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
 def register_version() -> dict[str, Any]:

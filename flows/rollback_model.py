@@ -4,14 +4,15 @@ from typing import Any
 
 from prefect import flow
 
+from flows.forms import Why
 from flows.hooks import HOOKS
-from flows.registry_tasks import rollback_champion
+from flows.registry_tasks import TIME_LIMIT_S, rollback_champion
 from flows.run_watch import watched
 
 
-@flow(name="rollback-model", **HOOKS)
+@flow(name="rollback-model", timeout_seconds=TIME_LIMIT_S, **HOOKS)
 @watched
-def rollback_model(dry_run: bool = True, why: str = "") -> dict[str, Any]:
+def rollback_model(dry_run: bool = True, why: Why = "") -> dict[str, Any]:
     """Make the previous champion champion again; the present one becomes previous.
 
     Command: prefect deployment run rollback-model -p dry_run=false (or: metricgold rollback)
@@ -19,7 +20,9 @@ def rollback_model(dry_run: bool = True, why: str = "") -> dict[str, Any]:
     Writes:  nothing by default; with dry_run=false the aliases champion and previous
     Hours:   seconds
 
-    why  a reason, kept with the move
+    Args:
+        dry_run: Only tell; nothing moves.
+        why: A reason, kept with the move.
     """
     return rollback_champion(dry_run, why)
 

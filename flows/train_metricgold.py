@@ -89,12 +89,13 @@ def train_metricgold(overrides: dict[str, Value | list[Value]] | None = None, pr
     Writes:  data/, models/, metrics/, plots/, MLflow; with promote the alias champion, if the gate holds
     Hours:   0.1 for the demo profile on two cores; days for the complete data sets on one GPU
 
-    overrides  e.g. {"train.num_steps": 100}: runs as `dvc exp run -S`, so that the change is versioned; checked as
-               params.yaml is, before anything runs
-
     Stages that use a GPU wait for a slot of the limit metricgold-gpu. A cancelled run lets the trainer save, and the
     next run resumes there. Where SIGTERM stops the trainer alone, it saves too, and the run starts it again, up to
     three times.
+
+    Args:
+        overrides: Other values than params.yaml has, such as {"train.num_steps": 100}, for a DVC experiment.
+        promote: Make the new version champion if the gate of params.yaml holds.
     """
     params = load_params(Path("params.yaml"), overrides)
     check_licences([*params.datasets, *params.benchmarks])

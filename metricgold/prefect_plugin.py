@@ -12,7 +12,9 @@ from typing import Any
 
 from prefect.plugins import register_hook
 
-DEPLOYMENTS = frozenset({"train-metricgold", "batch-depth", "prepare-data", "promote-model", "rollback-model"})
+DEPLOYMENTS = frozenset(
+    {"train-metricgold", "batch-depth", "prepare-data", "promote-model", "rollback-model", "benchmark"}
+)
 
 
 @register_hook
