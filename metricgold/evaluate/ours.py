@@ -13,8 +13,9 @@ from metricgold.evaluate.baselines import constant_m, constant_weights, num_bins
 from metricgold.evaluate.methods import Estimate
 from metricgold.evaluate.protocols import Protocol
 from metricgold.log_depth import LogDepth
+from metricgold.model import digest_model
 from metricgold.params import Inference
-from metricgold.storage import digest_folder, digest_json, read_json
+from metricgold.storage import digest_json, read_json
 
 if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline
@@ -54,7 +55,7 @@ class OurModel:
     @cached_property
     def model_digest(self) -> str:
         """sha256 of the checkpoint, as the registry has it."""
-        return digest_folder(self.folder)
+        return digest_model(self.folder)
 
     @property
     def digest(self) -> str:

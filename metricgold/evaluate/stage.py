@@ -47,8 +47,9 @@ from metricgold.metrics import (
     mean_metrics,
     uncertainty_figures,
 )
+from metricgold.model import digest_model
 from metricgold.params import Evaluate, Inference
-from metricgold.storage import digest_folder, digest_json, write_json
+from metricgold.storage import digest_json, write_json
 
 if TYPE_CHECKING:
     from metricgold.model import MetricGoldPipeline
@@ -87,7 +88,7 @@ def evaluate(
     where pyarrow is not installed.
     """
     require_parquet()
-    digest = digest_folder(model) if (Path(model) / "model_index.json").is_file() else ""
+    digest = digest_model(model) if (Path(model) / "model_index.json").is_file() else ""
     if pipe is None:
         from metricgold.model import load_pipeline
 

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from metricgold.storage import digest_folder, write_aside
+from metricgold.model import digest_model
+from metricgold.storage import write_aside
 
 EXAMPLE = "example.py"
 
@@ -25,4 +26,4 @@ def export_hub(model: Path, texts: Mapping[str, str], out: Path) -> dict[str, st
         for name, text in texts.items():
             (aside / name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(EXAMPLE), aside / EXAMPLE)
-    return {"hub": str(out), "model_digest": digest_folder(model)}
+    return {"hub": str(out), "model_digest": digest_model(model)}

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from metricgold.extras import naming_the_extra
-from metricgold.model import MetricGoldPipeline, OneStepGraph, load_pipeline, vae_factor
-from metricgold.storage import digest_folder, write_aside
+from metricgold.model import MetricGoldPipeline, OneStepGraph, digest_model, load_pipeline, vae_factor
+from metricgold.storage import write_aside
 
 INPUTS = ("image", "focal_px")
 OUTPUTS = ("depth_m", "uncertainty", "valid_mask")
@@ -118,7 +118,7 @@ def facts_of(model: Path, pipe: MetricGoldPipeline) -> dict[str, str]:
         "far_m": str(pipe.config.far_m),
         "camera": pipe.config.camera,
         "uncertainty": "standard error of ln depth" if pipe.uncertainty_scale else "not known",
-        "model_digest": digest_folder(model),
+        "model_digest": digest_model(model),
     }
 
 

@@ -25,6 +25,7 @@ from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize, foc
 from metricgold.log_depth import LogDepth
 from metricgold.model.camera_token import CameraToken
 from metricgold.model.configs import naming_the_folder
+from metricgold.model.digest import digest_model
 from metricgold.model.ensemble import Ensemble, EnsembleOptions, median_and_deviation, standard_error
 from metricgold.model.folded_upsampling import fold_upsampling
 from metricgold.model.inputs import CalibratedImage, is_batch, read_images, seed_of_each
@@ -41,7 +42,7 @@ from metricgold.model.vae import (
 from metricgold.model.views import VIEWS
 from metricgold.model.windows import Strip
 from metricgold.params import CAMERAS, DTYPES, SPACINGS, WINDOWS, Uncertainty, Windows
-from metricgold.storage import digest_folder, read_json
+from metricgold.storage import read_json
 
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
@@ -644,7 +645,7 @@ def load_pipeline(
 
     dtype    of U-Net and VAE: float32, bfloat16 or float16; the scheduler's arithmetic and log depth stay float32
     compile  the U-Net, see compile_unet
-    digest   digest_folder of what is meant, by which results will be known
+    digest   digest_model of what is meant, by which results will be known
 
     Raises ValueError naming a folder that is not a checkpoint or that is another than the one meant, for another dtype,
     and where torch cannot compile.
@@ -660,7 +661,7 @@ def load_pipeline(
     pipe = MetricGoldPipeline.from_pretrained(folder, dtype=dtypes)
     if (device := default_device()) != "cpu":  # diffusers warns of half precision moved to a CPU
         pipe.to(device)
-    if digest is not None and digest_folder(folder) != digest:  # after it: a model is replaced at any moment
+    if digest is not None and digest_model(folder) != digest:  # after it: a model is replaced at any moment
         raise ValueError(f"{folder} was replaced while it was read; run it again")
     if compile:
         pipe.compile_unet()

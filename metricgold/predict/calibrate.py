@@ -21,6 +21,7 @@ import numpy as np
 
 from metricgold.datasets import read_stored_depth
 from metricgold.images import DepthFile, planar_from_ray_distance, rays_from_intrinsics, read_depth
+from metricgold.model import digest_model
 from metricgold.params import DISTANCE_KINDS, DistanceKind, Output, Predict
 from metricgold.predict.calibration import Calibration, Camera, LeaveOneOut
 from metricgold.predict.calibration_plot import draw_calibration
@@ -28,7 +29,7 @@ from metricgold.predict.entries import predict_entries
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import SUFFIXES, with_digest
 from metricgold.predict.robust_fit import Fit, fit_calibration
-from metricgold.storage import Folder, S3Prefix, digest_folder, open_bucket, parse_json, write_aside, write_json
+from metricgold.storage import Folder, S3Prefix, open_bucket, parse_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def calibrate(
     with TemporaryDirectory(prefix="metricgold-") as scratch:
         job = BatchJob(
             (params or Predict()).model_copy(update={"outputs": ["npz", "json"], "gallery": 0}),
-            *(images, scratch, Path(model or ""), model_name, digest_folder(model) if model else ""),
+            *(images, scratch, Path(model or ""), model_name, digest_model(model) if model else ""),
         )
         predict_named(job, {one.image: one for one in measured}, pipe)
         return calibrate_on(open_bucket(scratch), measured, points, out)

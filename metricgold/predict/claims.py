@@ -5,12 +5,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from metricgold.images import read_depth
 from metricgold.predict.outputs import DEPTH, SUFFIXES, with_digest
-from metricgold.predict.receipt import EARLIER, RECEIPT, ReceiptRow
+from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, ReceiptRow
 from metricgold.storage import Folder, S3Prefix, open_bucket, parse_json
 
 MAX_LEVELS = 32  # of folders between a file and the receipt of its job
@@ -38,13 +39,13 @@ class ImageClaims:
 def read_claims(location: str) -> ImageClaims:
     """What is said of the image that a file was made of: any output in a folder or on S3.
 
-    <folder>/receipt.jsonl#<input> is one row. ValueError for what is not an output or has no row; OSError where it
-    cannot be read.
+    <folder>/receipt.jsonl#<input> is one row, also of a job that still runs. ValueError for what is not an output or
+    has no row; OSError where it cannot be read.
     """
     receipt, is_row, key = location.rpartition(f"{RECEIPT}#")
     if is_row:
         sink = open_bucket(receipt or ".")
-        row = next((row for row in _rows(sink, RECEIPT, key) if row["input"] == key), None)
+        row = next((row for row in _rows_with(receipt, key) if row["input"] == key), None)
         if row is None:
             raise ValueError(f"{location}: no row of this input in {RECEIPT}")
         if row["status"] != "done":
@@ -96,12 +97,9 @@ def _row_above(folder: str, name: str) -> ReceiptRow | None:
     """The row that names an output, in the receipt of its folder or of one above; None without one."""
     key = name
     for _ in range(MAX_LEVELS):
-        sink = open_bucket(folder or ".")
-        for receipt in (RECEIPT, EARLIER):
-            if sink.exists(receipt):
-                for row in _rows(sink, receipt, key):
-                    if key in {file["key"] for file in row.get("outputs", {}).values()}:
-                        return row
+        for row in _rows_with(folder, key):
+            if key in {file["key"] for file in row.get("outputs", {}).values()}:
+                return row
         above, slash, last = folder.rstrip("/").rpartition("/")
         if not last or last in (".", "..") or above == "s3:/":
             break
@@ -109,9 +107,20 @@ def _row_above(folder: str, name: str) -> ReceiptRow | None:
     return None
 
 
-def _rows(sink: Folder | S3Prefix, receipt: str, key: str) -> Iterator[ReceiptRow]:
-    """Rows of a receipt that hold a key somewhere, found without parsing the others."""
+def _rows_with(folder: str, key: str) -> Iterator[ReceiptRow]:
+    """Rows of the job with this output, the newest first, that hold a key somewhere; the others are not parsed."""
     text = json.dumps(key)[1:-1].encode()
-    for line in sink.lines(receipt):
-        if text in line:
-            yield parse_json(line, receipt)
+    for sink, receipt in _receipts(folder):
+        for line in sink.lines(receipt):
+            if text in line:
+                yield parse_json(line, receipt)
+
+
+def _receipts(folder: str) -> Iterator[tuple[Folder | S3Prefix, str]]:
+    """What holds rows of the job with this output: the parts of a run that is not done, before its receipts."""
+    if folder.startswith("s3://") or Path(folder, PARTIAL).is_dir():
+        parts = open_bucket(folder + PARTIAL)
+        for entry in reversed(list(parts.entries())):
+            yield parts, entry.key
+    sink = open_bucket(folder or ".")
+    yield from ((sink, receipt) for receipt in (RECEIPT, EARLIER) if sink.exists(receipt))

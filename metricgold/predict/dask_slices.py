@@ -15,11 +15,12 @@ from concurrent.futures import CancelledError
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from metricgold.model import digest_model
 from metricgold.predict.entries import predict_entries, row_without_depth
 from metricgold.predict.gallery import Thumbnail, ThumbnailSample
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.receipt import ReceiptRow
-from metricgold.storage import Folder, StoredObject, digest_folder
+from metricgold.storage import Folder, StoredObject
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -216,7 +217,7 @@ def load_once(job: BatchJob) -> DepthModel:
     key = (str(job.model), job.identity, str(job.params.compile))
     if key not in _loaded:
         _loaded.clear()  # there is memory for one
-        if digest_folder(job.model) != job.model_digest:
+        if digest_model(job.model) != job.model_digest:
             raise ValueError(f"{job.model} on a worker is not the model of this job: another disk?")
         _loaded[key] = job.load_model()
     return _loaded[key]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from metricgold.images import read_depth
+from metricgold.model import digest_model
 from metricgold.params import Output, Predict
 from metricgold.predict.calibration import Calibration
 from metricgold.predict.cameras import CAMERA_FILES, Cameras, find_cameras
@@ -42,7 +43,6 @@ from metricgold.storage import (
     Progress,
     S3Prefix,
     StoredObject,
-    digest_folder,
     hold_output,
 )
 
@@ -78,7 +78,7 @@ def predict_all(
     OutputLost once another job has taken the output.
     """
     started = time.monotonic()
-    digest = digest_folder(model) if Path(model).is_dir() else ""
+    digest = digest_model(model) if Path(model).is_dir() else ""
     wanted = tuple(include), tuple(exclude)
     job = BatchJob(params, input, output, Path(model), model_name, digest, *wanted, calibration=calibration)
     job.check_calibration()

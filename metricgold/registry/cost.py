@@ -37,10 +37,10 @@ def cost_here(folder: Path, predict: Predict) -> dict[str, float]:
     """As measure_cost, in this process, whose memory counts as a whole."""
     import numpy as np
 
+    from metricgold.model import digest_model
     from metricgold.predict import BatchJob
-    from metricgold.storage import digest_folder
 
-    job = BatchJob(predict, "", "", folder, folder.name, digest_folder(folder))
+    job = BatchJob(predict, "", "", folder, folder.name, digest_model(folder))
     pipe = job.load_model()
     job = job.fitted_to(pipe)
     job.check_model(pipe)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricgold.model import digest_model
 from metricgold.params import Params
 from metricgold.registry.lineage import flat
 from metricgold.registry.mlflow_client import NAME, MetricRow, log_params, log_rows, open_client, without_password
-from metricgold.storage import digest_folder, git_commit, read_json, read_rows, write_json
+from metricgold.storage import git_commit, read_json, read_rows, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -164,7 +165,7 @@ class _Follower:
         self.load.finish()
         model = self.state.with_name(self.state.name.removesuffix(".state"))
         if self.status == "FINISHED" and model.is_dir():
-            client.set_tag(self.run_id, "model_digest", digest_folder(model))
+            client.set_tag(self.run_id, "model_digest", digest_model(model))
         mlflow.end_run(self.status)
 
 

@@ -16,11 +16,12 @@ from metricgold.datasets import manifest_paths, read_manifest
 from metricgold.evaluate import Rows, read_rows_files
 from metricgold.images import load_template
 from metricgold.metrics import Interval, interval_by_scene
+from metricgold.model import digest_model
 from metricgold.params import Params
 from metricgold.registry.lineage import collect_lineage, notes_of
 from metricgold.registry.measured import Measured, read_measured
 from metricgold.registry.mlflow_client import find_version, named_version, open_client
-from metricgold.storage import digest_folder, read_json
+from metricgold.storage import read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,7 +75,7 @@ def card_of_version(model: str) -> dict[str, str]:
 
 def card_of_folder(params: Params, model: Path, metrics: Path) -> dict[str, str]:
     """The card and the licences of a checkpoint that `metrics`, of `metricgold evaluate`, is about; else ValueError."""
-    digest = digest_folder(model)
+    digest = digest_model(model)
     measured = read_measured(metrics, digest, (notes_of(model).get("depth_vae") or {}).get("backbone_vae"))
     return model_card(model, collect_lineage(params, model, digest, measured, {}), measured)
 

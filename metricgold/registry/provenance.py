@@ -13,7 +13,7 @@ from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metricgold.model import vae_digest
+from metricgold.model import digest_model, vae_digest
 from metricgold.params import Folders
 from metricgold.predict import ImageClaims, read_claims
 from metricgold.registry.data_links import Record, add_cache
@@ -88,7 +88,7 @@ def add_model(before: Link, model: str, digest: str, folders: Folders, *, verify
     if registered is not None:
         add_version(before, registered, folders, verify=verify)
         return
-    here = digest_folder(folders.model) if (folders.model / "model_index.json").is_file() else None
+    here = digest_model(folders.model) if (folders.model / "model_index.json").is_file() else None
     if named is not None or here != digest:
         link = before = before.add("version", model, digest)
         if named is not None:
@@ -169,7 +169,7 @@ def add_version(before: Link, registered: Registered, folders: Folders, *, verif
     if registered.missing:
         checkpoint.breaks(f"its files cannot be had: {registered.missing}", digest)
     if registered.folder and verify:
-        found = digest_folder(registered.folder)
+        found = digest_model(registered.folder)
         checkpoint.expect(digest, found, f"the files in {registered.folder} are not those that were registered")
     add_origins(checkpoint, registered.folder, registered, folders, verify=verify)
     return link
@@ -208,7 +208,7 @@ def code_of(tags: Mapping[str, str]) -> dict[str, Any]:
 
 def trace_checkpoint(folder: Path, folders: Folders, *, verify: bool) -> Link:
     """From a checkpoint's folder on; the version of its bytes, if there is one, says more of it."""
-    digest = digest_folder(folder)
+    digest = digest_model(folder)
     link, registered = Link("checkpoint", str(folder), digest), None
     try:
         registered = read_version_of(digest, verify=False)

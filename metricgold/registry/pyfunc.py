@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from metricgold.model import digest_model
 from metricgold.params import PRESETS, Params
 from metricgold.registry.mlflow_client import NAME, find_version, named_version, open_client
 from metricgold.storage import (
-    digest_folder,
     digest_json,
     has_ended,
     read_json,
@@ -172,7 +172,7 @@ def fetch_model(model: str) -> tuple[Path, str]:
         uri = client.get_model_version_download_uri(name, found.version)
         called, registered = f"{name}/{found.version}", found.tags.get("model_digest")
         folder = download_version(uri, registered)
-        if registered and (digest := digest_folder(folder)) != registered:
+        if registered and (digest := digest_model(folder)) != registered:
             raise ValueError(
                 f"{called} was altered since it was registered: {folder} has the digest {digest:.12}, expected "
                 f"{registered:.12}; restore its files, or use another version"
@@ -213,12 +213,12 @@ def download_version(uri: str, registered: str | None = None) -> Path:
         with write_aside(folder, marks=["**/MLmodel"]) as aside:
             aside.mkdir()
             download_artifacts(artifact_uri=uri, dst_path=str(aside))
-            write_json(aside / DIGEST, digest_folder(checkpoint_in(aside)))
+            write_json(aside / DIGEST, digest_model(checkpoint_in(aside)))
     return checkpoint_in(folder)
 
 
 def _is_whole(copy: Path, registered: str | None) -> bool:
     try:
-        return bool((registered or read_json(copy / DIGEST)) == digest_folder(checkpoint_in(copy)))
+        return bool((registered or read_json(copy / DIGEST)) == digest_model(checkpoint_in(copy)))
     except (ValueError, KeyError, OSError):
         return False

@@ -21,9 +21,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
 from metricgold.images import ASSUMED, Photo, read_photo
-from metricgold.model import Prediction, load_pipeline, stated_camera
+from metricgold.model import Prediction, digest_model, load_pipeline, stated_camera
 from metricgold.params import PRESETS, Inference, Predict
-from metricgold.storage import digest_folder
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +250,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Any:
     if model_config is None:
         return ArraysOnly(Path(path))
     registered = model_config.get("model_digest")
-    if registered and (digest := digest_folder(Path(path))) != registered:
+    if registered and (digest := digest_model(Path(path))) != registered:
         raise ValueError(
             f"{path} was altered since it was registered: it has the digest {digest:.12}, expected {registered:.12}"
         )

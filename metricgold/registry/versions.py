@@ -8,6 +8,7 @@ A version is keyed by the digest of its checkpoint: registering the same bytes t
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metricgold.model import digest_model
 from metricgold.params import Params
 from metricgold.registry.gate import benchmark_metric
 from metricgold.registry.lineage import collect_lineage, flat, notes_of, tags_of
@@ -23,7 +24,7 @@ from metricgold.registry.mlflow_client import (
 )
 from metricgold.registry.model_card import log_card
 from metricgold.registry.pyfunc import clear_copies, log_model
-from metricgold.storage import digest_folder, only_writer, read_rows
+from metricgold.storage import only_writer, read_rows
 from metricgold.train import state_of_model
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; `dvc repro {stage}` makes it")
     with only_writer(model, model.with_name(f".{model.name}.register.lock"), waits=True), open_client() as client:
-        digest = digest_folder(model)
+        digest = digest_model(model)
         vae = (notes_of(model).get("depth_vae") or {}).get("backbone_vae")
         measured = read_measured(metrics, digest, vae)
         version = first_version(client, digest)

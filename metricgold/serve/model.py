@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 
+from metricgold.model import digest_model
 from metricgold.params import OUTPUTS, PRESETS, Output, Predict, Preset
 from metricgold.predict import BatchJob, Calibration, DepthModel, check_kinds
-from metricgold.storage import digest_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ServedModel:
 
         ValueError where it is none or another one than the calibration's, or cannot do what the params ask.
         """
-        digest = digest_folder(folder) if folder.is_dir() else ""
+        digest = digest_model(folder) if folder.is_dir() else ""
         job = BatchJob(params, "", "", folder, name, digest, calibration=calibration)
         job.check_calibration()
         return cls.of(job, job.load_model())

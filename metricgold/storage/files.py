@@ -12,7 +12,7 @@ import time
 import uuid
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOSPC, ENOTSUP
@@ -316,8 +316,10 @@ def digest_crc32(path: Path) -> int:
     return crc32
 
 
-def digest_folder(path: Path) -> str:
+def digest_folder(path: Path, *, without: Container[str] = ()) -> str:
     """sha256 over the names and bytes of all files below a folder, also of those that links lead to.
+
+    without: names of files in the folder itself that do not count
 
     Raises ValueError for a link to a folder that it is in and for what is neither file nor folder, such as a pipe;
     OSError for a link to nothing.
@@ -327,7 +329,7 @@ def digest_folder(path: Path) -> str:
         for name in folders:
             if Path(folder).resolve().is_relative_to(Path(folder, name).resolve()):
                 raise ValueError(f"{folder}/{name}: a link to a folder that it is in")
-        for file in (Path(folder, name) for name in names):
+        for file in (Path(folder, name) for name in names if name not in without or folder != os.fspath(path)):
             if file.exists() and not file.is_file():
                 raise ValueError(f"{file}: expected a file")
             digests[file.relative_to(path).as_posix()] = digest_file(file)

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from metricgold.storage import digest_folder, git_commit, read_json, write_json
+from metricgold.model import digest_model
+from metricgold.storage import git_commit, read_json, write_json
 
 SESSIONS, RESULT = "sessions.jsonl", "result.json"
 
@@ -31,7 +32,7 @@ def hardware() -> str:
 
 def note_result(state: Path, model: Path) -> None:
     """Note which model the training of a state has become."""
-    write_json(state / RESULT, {"model_digest": digest_folder(model)})
+    write_json(state / RESULT, {"model_digest": digest_model(model)})
 
 
 def state_of_model(model: Path, digest: str) -> Path | None:

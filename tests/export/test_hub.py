@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from metricgold.export.hub import export_hub
+from metricgold.model import digest_model
 from metricgold.model.pipeline import MetricGoldPipeline
 from metricgold.storage.files import digest_folder
 
@@ -41,6 +42,17 @@ def test_the_folder_has_the_checkpoint_as_it_is_and_its_words(exported, tiny_mod
         map(Path, added)
     )
     assert all((exported / path).read_bytes() == (tiny_model / path).read_bytes() for path in of_model)
+
+
+def test_it_is_known_as_the_model_that_it_is_of(exported, tiny_model):
+    """Depth that it predicts names the same model; what is not beside it on purpose counts."""
+    assert digest_model(exported) == digest_model(tiny_model) == digest_folder(tiny_model) != digest_folder(exported)
+    (exported / ".gitattributes").write_text("*.safetensors filter=lfs\n")  # as a hub adds
+    (exported / "unet" / "README.md").write_text("of no hub")
+    assert digest_model(exported) != digest_model(tiny_model)
+    (exported / "unet" / "README.md").unlink()
+    assert digest_model(exported) == digest_model(tiny_model)
+    (exported / ".gitattributes").unlink()
 
 
 def test_the_example_runs_as_it_is(exported, tmp_path):

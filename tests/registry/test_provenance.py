@@ -20,6 +20,7 @@ from metricgold.datasets.manifest import load_manifest
 from metricgold.datasets.synthetic.synthesize import synthesize
 from metricgold.download.stage import download
 from metricgold.encode.stage import encode
+from metricgold.export import export_hub
 from metricgold.params.sections import Predict, Synthesize
 from metricgold.predict.stage import predict_all
 from metricgold.registry.lineage_page import broken_links, render_page, summary_of, tree_lines
@@ -152,6 +153,14 @@ def test_the_chain_begins_where_it_is_asked_for(project, uri, first):
     chain = trace(uri)
     assert chain.kind == first and not broken_links(chain)
     assert kinds(chain)[-4:] == CHAIN[-4:]
+
+
+def test_an_exported_folder_leads_to_its_version(project, tmp_path):
+    export_hub(MODEL, {"README.md": "# A card"}, tmp_path / "hub")
+    chain = trace(str(tmp_path / "hub"), verify=True)
+    assert chain.kind == "checkpoint" and kinds(chain)[-4:] == CHAIN[-4:]
+    assert chain.digest == digest_folder(MODEL) and chain.facts["version"] == "metricgold/1"
+    assert not broken_links(chain)
 
 
 def test_a_depth_file_on_s3(project, s3_bucket):  # noqa: F811
