@@ -346,10 +346,11 @@ def test_yaml_is_what_it_is_for(block, tmp_path):
         file.write_text(yaml.safe_dump(manifest))
         checked = CliRunner().invoke(main, ["manifest", "check", str(file)])
         assert checked.exit_code == 0, checked.output
-    elif block.title == "depth-after-promotion.yaml":
+    elif block.title in ("depth-after-promotion.yaml", "vanished-machines.yaml"):
         from prefect.events.schemas.automations import AutomationCore
 
-        assert AutomationCore.model_validate(values).actions[0].type == "run-deployment"
+        does = {"depth-after-promotion.yaml": "run-deployment", "vanished-machines.yaml": "change-flow-run-state"}
+        assert AutomationCore.model_validate(values).actions[0].type == does[block.title]
     else:
         assert not block.title, f"no test knows what belongs into {block.title}"
 

@@ -1,5 +1,8 @@
 """What prefect.yaml deploys: forms with a meaning, bounds and choices for every field, limits, tags and schedules."""
 
+import re
+import tomllib
+
 import jsonschema
 import pytest
 import yaml
@@ -77,3 +80,14 @@ def test_only_what_depends_on_others_is_tried_again(monkeypatch):
     assert is_store_away(None, None, Failed(message="Error: s3://b/x: cannot reach 127.0.0.1:9000 (tried for 60 s)"))
     assert not is_store_away(None, None, Failed(message="Error: no model models:/x@champion"))
     assert task_of("train").retries == task_of("evaluate").retries == 0
+
+
+def test_the_manual_s_automation_is_one():
+    from prefect.events.schemas.automations import AutomationCore
+
+    manual = (ROOT / "docs/operations.md").read_text()
+    (text,) = re.findall(r'```yaml title="vanished-machines.yaml"\n(.*?)```', manual, re.DOTALL)
+    automation = AutomationCore.model_validate(yaml.safe_load(text))
+    seconds = tomllib.loads((ROOT / "prefect.toml").read_text())["flows"]["heartbeat_frequency"]
+    assert automation.trigger.within.total_seconds() == 3 * seconds
+    assert all(event.startswith("prefect.flow-run.") for event in automation.trigger.expect)
