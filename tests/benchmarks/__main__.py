@@ -13,7 +13,7 @@ from typing import Any
 
 from metricgold.storage.files import write_json
 
-from . import BOUNDS, CannotRun, batch, cache, cluster, download, evaluate, frames, predict, s3, serve, train
+from . import BOUNDS, CannotRun, batch, cache, cluster, download, evaluate, export, frames, predict, s3, serve, train
 
 REPORT = Path("reports/bench.json")
 
@@ -36,6 +36,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("batch.overhead",): s3.overhead,
     ("batch.rss_growth_mb",): s3.rss_growth,
     ("serve.overhead_ms", "serve.batching_speedup", "serve.rss_growth_mb"): serve.over_http,
+    ("export.onnx_speedup",): export.one_graph,
     ("evaluate.speedup_vs_script",): evaluate.speed,
     ("evaluate.rss_growth_mb",): evaluate.rss_growth,
     ("dask.speedup_2",): cluster.speedup,

@@ -380,6 +380,23 @@ def test_a_clone_with_the_registry_alone(project, made, tmp_path, monkeypatch):
     assert not broken_links(chain)
 
 
+def test_a_clone_that_pulled_what_dvc_has(project, made, tmp_path, monkeypatch):
+    """Weights, caches and ledgers are there, raw files are not: all that is there is hashed, the rest is noted."""
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", made, clone], check=True)
+    for path in ("depth", "models", CACHE, RAW / "ledger.json"):
+        (clone / path).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copyfile if (made / path).is_file() else shutil.copytree)(made / path, clone / path)
+    monkeypatch.chdir(clone)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made / 'mlflow.db'}")
+    chain = trace(DEPTH, verify=True)
+    assert kinds(chain) == CHAIN and not broken_links(chain)
+    found = states(chain)
+    assert {found[kind] for kind in CHAIN[:7]} == {"whole"}
+    archives = the(chain, "archives")
+    assert archives.state == "whole" and any("of their files are not here" in note for note in archives.notes)
+
+
 def test_the_command(project, tmp_path):
     run = CliRunner().invoke(main, ["lineage", DEPTH, "--html", str(tmp_path / "page.html")])
     assert run.exit_code == 0, run.output
