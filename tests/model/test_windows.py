@@ -96,13 +96,23 @@ def test_windows_of_any_scale_join_to_the_metres_of_the_whole(size):
         assert array.dtype == np.float32 and array.flags.c_contiguous
 
 
-def test_detail_is_that_of_the_windows_and_only_metres_that_of_the_whole():
+def test_detail_is_that_of_the_windows_and_large_areas_are_as_the_whole_has_them():
     depth_m, strip = landscape(40, 200), Strip.of(40, 200, 1.5, 1.5)
-    coarse = prediction_of(np.full((40, 200), np.exp(np.median(np.log(depth_m))), np.float32) * 1.2)
-    windows = [prediction_of(depth_m[:, start : start + 60]) for start in strip.starts]
-    ratio = strip.join([coarse, *windows]).planar_depth_m / depth_m
-    assert np.abs(np.diff(np.log(ratio), axis=0)).max() < 1e-5  # no trace of the whole's shape
-    assert 1.0 < np.median(ratio) < 1.4
+    waves = np.exp(0.2 * np.sin(np.arange(40) * 2.5))[:, None].astype(np.float32)  # too fine for the whole
+    bent = np.linspace(0.6, 1.4, 60, dtype=np.float32)  # as a lens bends depth that training never showed
+    windows = [prediction_of(depth_m[:, start : start + 60] * waves * bent) for start in strip.starts]
+    joined = strip.join([prediction_of(depth_m), *windows]).planar_depth_m
+    inside = np.log(joined / (depth_m * waves))[4:-4, 10:-10]
+    assert np.abs(inside).max() < 0.2 and np.abs(inside).mean() < 0.06  # windows alone are off by up to .5
+
+
+def test_uncertainty_is_no_smaller_than_that_of_the_whole():
+    depth_m, strip = landscape(40, 200), Strip.of(40, 200, 1.5, 1.5)
+    whole, *windows = [prediction_of(depth_m), *(prediction_of(depth_m[:, at : at + 60]) for at in strip.starts)]
+    whole.uncertainty[:, :100] = 0.3
+    joined = strip.join([whole, *windows]).uncertainty
+    np.testing.assert_allclose(joined[:, :100], 0.3, rtol=1e-6)
+    np.testing.assert_allclose(joined[:, 100:], 0.1, rtol=1e-6)
 
 
 def test_a_pixel_is_valid_where_most_of_what_sees_it_says_so():
