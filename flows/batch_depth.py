@@ -61,6 +61,9 @@ def batch_depth(
     outputs: Annotated[list[Output], Field(min_length=1)] | None = None,
     include: list[str] | None = None,
     exclude: list[str] | None = None,
+    first: list[str] | None = None,
+    max_images: Annotated[int, Field(ge=1)] | None = None,
+    max_seconds: Annotated[float, Field(gt=0)] | None = None,
     max_failed: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None,
     calibration: str | None = None,
     intrinsics: str | None = None,
@@ -88,6 +91,9 @@ def batch_depth(
         outputs: Files to write for each image; as params.yaml has it if not given.
         include: Globs over keys: only these.
         exclude: Globs over keys: none of these.
+        first: What keys begin with: these images come first, in this order.
+        max_images: Images that this run begins; the next run goes on.
+        max_seconds: How long this run begins images, counted from the first one; the next run goes on.
         max_failed: Images that may fail, a number (20) or a share (0.01), before the run does; else all but one.
         calibration: A file of `metricgold calibrate`, by which depth is corrected.
         intrinsics: Camera of all images, a JSON file; without a camera here, cameras.csv beside them, else EXIF.
@@ -98,6 +104,7 @@ def batch_depth(
     """
     options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
     options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
+    options |= {"first": first, "max-images": max_images, "max-seconds": max_seconds}
     options |= {"calibration": calibration, "windows": windows, "intrinsics": intrinsics}
     options |= {"focal-px": focal_px, "focal-35mm": focal_35mm, "fov-deg": fov_deg}
     summary = predict(input, output, model, options)

@@ -577,6 +577,9 @@ class _FailedType(click.ParamType):
 @click.option("--drop-edges", is_flag=True, default=None, help="No points between two surfaces, at blurred edges.")
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
+@click.option("--first", multiple=True, metavar="PREFIX", help="Keys that begin so come first; repeatable.")
+@click.option("--max-images", type=click.IntRange(1), metavar="N", help="Begin N images; the next run goes on.")
+@click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Begin images for S seconds.")
 @click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")
 @click.option("--allow-truncated", is_flag=True, default=None, help="Use the readable part of images that end early.")
 @click.option(
@@ -607,6 +610,9 @@ def predict(
     fov_deg: float | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    first: tuple[str, ...],
+    max_images: int | None,
+    max_seconds: float | None,
     dask: str | None,
     as_json: bool,
     **options: Any,
@@ -617,6 +623,7 @@ def predict(
     fail than --max-failed allows; without it if all do.
     """
     from metricgold.predict import (
+        Quota,
         open_client,
         over_budget,
         predict_all,
@@ -641,6 +648,8 @@ def predict(
             exclude=exclude,
             calibration=read_calibration(calibration) if calibration else None,
             cameras=cameras,
+            first=first,
+            quota=Quota(max_images, max_seconds),
             run_entries=partial(predict_on, client) if client else None,
         )
     _print(summary, as_json)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from metricgold.cli import main
 from metricgold.images.depth_files import read_log_depth_png
+from metricgold.predict.quota import Quota
 
 
 def run(*words, code=0):
@@ -114,6 +115,8 @@ def test_options_of_predict_override_params(photographs):
     assert (asked.outputs, asked.max_failed, asked.allow_truncated) == (["npz", "ply"], 20, True)
     assert (asked.compile, asked.seed) == (True, 3)
     assert (photographs["include"], photographs["exclude"]) == (("*.jpg",), ("old/**",))
+    run("predict", "in", "out", "--first", "b/", "--first", "a", "--max-images", 5, "--max-seconds", 2.5)
+    assert (photographs["first"], photographs["quota"]) == (("b/", "a"), Quota(5, 2.5))
     run("predict", "in", "out", "--preset", "paper", "--steps", 7, "--ensemble", 2)
     assert (photographs["params"].num_inference_steps, photographs["params"].ensemble_size) == (7, 2)
 

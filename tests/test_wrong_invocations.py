@@ -307,6 +307,8 @@ CASES = [
     Case("predict in out --max-failed 200%", 2, ["--max-failed", "200%"]),
     Case("predict in out --max-failed -1", 2, ["--max-failed", "-1"]),
     Case("predict in out --max-failed 'n\x1bone'", 2, ["--max-failed", r"n\x1bone"]),
+    Case("predict in out --max-images 0", 2, ["--max-images", "0"]),
+    Case("predict in out --max-seconds 0", 2, ["--max-seconds", "0"]),
     Case("predict in out --dask", 2, ["--dask"]),
     Case("predict in out", 1, ["models/metricgold"]),
     Case("predict in out --model elsewhere", 1, ["elsewhere"]),

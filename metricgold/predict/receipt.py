@@ -154,10 +154,8 @@ class Receipt:
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     message = f"{self.sink}: {key} holds a line that is not a row; move it away: {line[:80]!r}"
                     raise ValueError(message) from error
-                if status in ("done", "skipped") or row.get("stale"):  # failed inputs are tried again
-                    self.db.execute(
-                        "replace into row values (?, ?, ?, null, 0)", [name, line.decode().rstrip(), status]
-                    )
+                values = [name, line.decode().rstrip(), status, failure_of(row)]
+                self.db.execute("replace into row values (?, ?, ?, ?, 0)", values)
         if receipts:  # otherwise no row names a file
             if isinstance(self.sink, Folder):
                 remove_left_aside(self.sink.root)
@@ -187,6 +185,18 @@ class Receipt:
         else:
             self._put({**without_lost_outputs(row, present), "stale": stale}, kept=True)
         return "kept" if row["status"] == "done" else "skipped"
+
+    def has_failed(self, entry: StoredObject, identity: str) -> bool:
+        """Whether an earlier run has tried these bytes in this way in vain."""
+        row = self._earlier(entry.key, entry.tag, identity)
+        return row is not None and row["status"] == "failed"
+
+    def keep_failed(self, entry: StoredObject) -> None:
+        """Take the row of an image that an earlier run has tried in vain into this run, which does not try it."""
+        row = self._previous(entry.key)
+        if row is not None:
+            stale = [file for file in row.get("stale", []) if self._is_present(file)]
+            self._put({**row, "stale": stale} if row.get("stale") else row, kept=True)
 
     def _earlier(self, key: str, tag: str, identity: str) -> ReceiptRow | None:
         """The row of an earlier run, if it was made from the same bytes in the same way."""

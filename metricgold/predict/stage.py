@@ -36,6 +36,7 @@ from metricgold.predict.entries import (
 from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_thumbnail, render_gallery, sample_keys
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import DEPTH, SUFFIXES, check_kinds
+from metricgold.predict.quota import Quota
 from metricgold.predict.receipt import RECEIPT, Receipt, ReceiptRow, open_receipt
 from metricgold.storage import (
     Folder,
@@ -47,6 +48,8 @@ from metricgold.storage import (
 )
 
 log = logging.getLogger(__name__)
+
+MAX_AGAIN = 10_000  # failed images that a run with a quota tries again
 
 
 def predict_all(
@@ -60,6 +63,8 @@ def predict_all(
     exclude: Iterable[str] = (),
     calibration: Calibration | None = None,
     cameras: Cameras | None = None,
+    first: Iterable[str] = (),
+    quota: Quota | None = None,
     pipe: DepthModel | None = None,
     run_entries: Callable[..., Generator[ReceiptRow, None, None]] | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +78,8 @@ def predict_all(
 
     `calibration` corrects depth; images of another camera than its own then fail, and another model is a ValueError.
     `cameras` are stated for the images; without them those of cameras.csv or COLMAP's files beside the images count.
+    Keys that begin with one of `first` come before the others, in that order. A run with a `quota` ends well once it
+    is spent; summary["ended_by"] says so, and the next run goes on.
 
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written,
     OutputLost once another job has taken the output.
@@ -85,7 +92,8 @@ def predict_all(
     check_kinds(job.kinds)
     source, sink = job.open_source(), job.open_sink()
     job = replace(job, cameras=cameras or find_cameras(source))
-    entries = list_inputs(source, sink)
+    entries = list_inputs(source, sink, tuple(first))
+    quota = quota or Quota()
     with (
         hold_output(sink, params.lease_s) as lease,
         open_receipt(sink := lease.fence(sink)) as receipt,
@@ -96,17 +104,23 @@ def predict_all(
         receipt.flush()  # the first write: an output that cannot be written ends the job here
         sample = GallerySample(params.gallery)
         predict = partial(run_entries or predict_entries, job, pipe=pipe, sample=sample)
-        counts = fill_receipt(job, entries, receipt, predict)
+        counts = fill_receipt(job, entries, receipt, predict, quota)
         if lease.is_doubtful:
             fail_overwritten(job, receipt, counts)
         summary = summarise(job, source, sink, counts, receipt, time.monotonic() - started)
+        summary["ended_by"] = quota.ended_by
         write_gallery(job, source, sink, receipt, sample, summary)
         receipt.finish(summary)
     return summary
 
 
-def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[StoredObject]:
-    """Entries of the input, without outputs of earlier runs if the output is inside it. ValueError for none."""
+def list_inputs(
+    source: Folder | S3Prefix, sink: Folder | S3Prefix, first: tuple[str, ...] = ()
+) -> Iterator[StoredObject]:
+    """Entries of the input, without outputs of earlier runs if the output is inside it. ValueError for none.
+
+    Those whose keys begin with one of `first` come first, in the order of these prefixes.
+    """
     inside = source.prefix_of(sink)
 
     def is_input(entry: StoredObject) -> bool:
@@ -117,13 +131,25 @@ def list_inputs(source: Folder | S3Prefix, sink: Folder | S3Prefix) -> Iterator[
         key = entry.key[len(inside) :]
         return not is_of_job(key) and not key.endswith(tuple(SUFFIXES.values()))
 
-    entries = filter(is_input, source.entries())
-    first = next(entries, None)
-    if first is None:
+    entries = filter(is_input, entries_in_turn(source, first))
+    one = next(entries, None)
+    if one is None:
         globs = [glob for glob in (source.wanted.pattern, *source.wanted.include) if glob]
         hint = f"; globs are case-sensitive: {', '.join(globs)}" if globs else ""
         raise ValueError(f"{source}: no files to predict{hint}")
-    return chain([first], entries)
+    return chain([one], entries)
+
+
+def entries_in_turn(source: Folder | S3Prefix, first: tuple[str, ...]) -> Iterator[StoredObject]:
+    """All entries, each once: those below each of these prefixes, then the rest. A prefix without any is warned of."""
+    for turn, prefix in enumerate(first):
+        entry = None
+        for entry in source.entries(below=prefix):
+            if not entry.key.startswith(first[:turn]):
+                yield entry
+        if entry is None:
+            log.warning("%s: no key begins with %s", source, prefix)
+    yield from (entry for entry in source.entries() if not entry.key.startswith(first))
 
 
 def fill_receipt(
@@ -131,8 +157,9 @@ def fill_receipt(
     entries: Iterable[StoredObject],
     receipt: Receipt,
     predict: Callable[[Iterable[StoredObject]], Generator[ReceiptRow, None, None]],
+    quota: Quota,
 ) -> Counter[str]:
-    """Rows of all entries into the receipt: those kept from earlier runs, the others from `predict`; counts of them."""
+    """Rows of the entries into the receipt: those kept from earlier runs, the others from `predict`; counts of them."""
     counts: Counter[str] = Counter()
     started = time.monotonic()
 
@@ -140,25 +167,48 @@ def fill_receipt(
         rate = counts.total() / (time.monotonic() - started)
         return f"predict: {', '.join(f'{count} {word}' for word, count in counts.items())}; {rate:.1f} files/s"
 
-    def to_predict() -> Iterator[StoredObject]:
-        used = set()
-        for entry in entries:
-            if job.cameras and (stated := job.cameras.of_image(entry.key)):
-                used.add(stated.place)
-            if word := receipt.keep(entry, job.identity_of(entry.key), job.kinds):
-                counts[word] += 1
-                progress.advance()
-            else:
-                yield entry
-        if job.cameras:
-            job.cameras.warn_of_unused(used)
+    def count(word: str) -> None:
+        counts[word] += 1
+        progress.advance()
 
-    with Progress("predict", None, " images", line=line) as progress, closing(predict(to_predict())) as rows:
+    to_predict = inputs_to_predict(job, entries, receipt, quota, count)
+    with Progress("predict", None, " images", line=line) as progress, closing(predict(to_predict)) as rows:
         for row in rows:
             receipt.add(row)
-            counts[row["status"]] += 1
-            progress.advance()
+            count(row["status"])
     return counts
+
+
+def inputs_to_predict(
+    job: BatchJob, entries: Iterable[StoredObject], receipt: Receipt, quota: Quota, count: Callable[[str], None]
+) -> Iterator[StoredObject]:
+    """Entries that are predicted now; rows that still hold are kept on the way, and counted.
+
+    Once the quota is spent the listing is not read on. Under one, images that have failed before come last: else they
+    would use up every run, and no other image would have its turn.
+    """
+    used: set[str] = set()
+    again: list[StoredObject] = []
+    for entry in entries:
+        if job.cameras and (stated := job.cameras.of_image(entry.key)):
+            used.add(stated.place)
+        identity = job.identity_of(entry.key)
+        if word := receipt.keep(entry, identity, job.kinds):
+            count(word)
+        elif quota.is_limited and len(again) < MAX_AGAIN and receipt.has_failed(entry, identity):
+            again.append(entry)
+        elif quota.takes_one():
+            yield entry
+        else:
+            break
+    for entry in again:
+        if quota.takes_one():
+            yield entry
+        else:
+            receipt.keep_failed(entry)
+            count("failed")
+    if job.cameras and not quota.ended_by:  # else the image of such a camera may be behind the end
+        job.cameras.warn_of_unused(used)
 
 
 def fail_overwritten(job: BatchJob, receipt: Receipt, counts: Counter[str]) -> None:

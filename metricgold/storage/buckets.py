@@ -101,24 +101,24 @@ class Folder:
     def __str__(self) -> str:
         return str(self.root / (self.only or self.wanted.pattern))
 
-    def entries(self, after: str | None = None) -> Iterator[StoredObject]:
-        """Yield entries in the order of their keys; those after a key only, if one is given."""
+    def entries(self, after: str | None = None, *, below: str = "") -> Iterator[StoredObject]:
+        """Yield entries in the order of their keys: all, those after a key, or those that begin with `below`."""
         found: Iterable[StoredObject]
         if self.only is not None:
             found = [self._entry(self.only, (self.root / self.only).stat())]
         else:
-            found = self._walk(globs.depth(self.wanted.pattern) if self.wanted.pattern else None, after or "")
+            found = self._walk(globs.depth(self.wanted.pattern) if self.wanted.pattern else None, after or "", below)
         for entry in found:
-            if entry.key > (after or "") and entry.key in self.wanted:
+            if entry.key > (after or "") and entry.key.startswith(below) and entry.key in self.wanted:
                 yield entry
 
-    def _walk(self, depth: int | None, after: str) -> Iterator[StoredObject]:
+    def _walk(self, depth: int | None, after: str, below: str) -> Iterator[StoredObject]:
         """Files down to a depth of folders. What cannot be looked at is left out, with one warning that counts it.
 
         Only the root must be readable: below it folders move away, and links lead back to themselves.
         """
         num_left_out, such_as = 0, ""
-        walks = [iter(self._keys("", after))]  # not recursive: there may be more folders than Python has frames
+        walks = [iter(self._keys("", after, below))]  # not recursive: there may be more folders than Python has frames
         while walks:
             key = next(walks[-1], None)
             if key is None:
@@ -127,7 +127,7 @@ class Folder:
             is_folder = key.endswith("/")
             try:
                 if is_folder and (depth is None or len(walks) <= depth):
-                    walks.append(iter(self._keys(key, after)))
+                    walks.append(iter(self._keys(key, after, below)))
                 elif not is_folder and stat.S_ISREG((status := (self.root / key).stat()).st_mode):
                     yield self._entry(key, status)
             except OSError as error:
@@ -137,12 +137,14 @@ class Folder:
         if num_left_out:
             log.warning("%s: %d names are left out, such as %s", self, num_left_out, such_as)
 
-    def _keys(self, folder: str, after: str) -> list[str]:
-        """Keys in a folder, those of folders with a slash, sorted; without those that are before `after`."""
+    def _keys(self, folder: str, after: str, below: str) -> list[str]:
+        """Keys in a folder, those of folders with a slash, sorted; without those before `after` or not `below`."""
         with os.scandir(self.root / folder) as items:
             # Names only: a folder may hold a million. The slash of folders makes the order that of complete keys.
             names = (item.name + "/" * item.is_dir(follow_symlinks=False) for item in items if item.name[0] != ".")
-            return sorted(key for key in (folder + name for name in names) if key > after or after.startswith(key))
+            keys = (folder + name for name in names)
+            keys = (key for key in keys if key.startswith(below) or below.startswith(key))
+            return sorted(key for key in keys if key > after or after.startswith(key))
 
     @staticmethod
     def _entry(key: str, status: os.stat_result) -> StoredObject:
@@ -290,12 +292,15 @@ class S3Prefix:
         """boto3's client of today's credentials."""
         return self.store.client
 
-    def entries(self, after: str | None = None) -> Iterator[StoredObject]:
+    def entries(self, after: str | None = None, *, below: str = "") -> Iterator[StoredObject]:
         """Yield entries in the order of their UTF-8 keys, a page of 1000 in memory at a time.
 
-        Those after a key only, if one is given. A page that fails is requested again.
+        All, or those after a key, or those whose key begins with `below`. A page that fails is requested again.
         """
-        begin = self.prefix + (self.only or globs.literal_head(self.wanted.pattern))
+        head = self.only or globs.literal_head(self.wanted.pattern)
+        if not (head.startswith(below) or below.startswith(head)):
+            return
+        begin = self.prefix + max(head, below, key=len)
         start: dict[str, str] | None = {"StartAfter": self.prefix + after} if after else {}
         while start is not None:
             page = self._request("", "list_objects_v2", Prefix=begin, **start)
