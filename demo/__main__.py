@@ -108,7 +108,7 @@ def run_end_to_end(images: list[Path], url: str) -> dict[str, Any]:
     from metricgold.storage import read_json
 
     trained = train_metricgold(promote=True)
-    seconds = read_json(SECONDS) | seconds
+    seconds = (read_json(SECONDS) if SECONDS.is_file() else {}) | seconds
 
     started = time.monotonic()
     collect_demo_images(Folders().raw_of(load_params().datasets), IMAGES, images)

@@ -52,20 +52,23 @@ def environment(**more: str) -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | quiet | {"PATH": os.pathsep.join(path)} | more
 
 
-def run_child(command: list[str], log: Callable[[str], None], **variables: str) -> None:
-    """Run a command, log what it prints. `variables` join its environment. Raises ChildFailed with its last lines."""
-    code, lines = log_child(command, log, None, **variables)
+def run_child(command: list[str], log: Callable[[str], None], cwd: Path = Path(), **variables: str) -> None:
+    """Run a command in a folder, log what it prints. `variables` join its environment.
+
+    Raises ChildFailed with its last lines.
+    """
+    code, lines = log_child(command, log, None, cwd, **variables)
     if code:
         raise ChildFailed(_failure(command, code, lines))
 
 
-def ask_child(command: list[str], log: Callable[[str], None], **variables: str) -> dict[str, Any]:
+def ask_child(command: list[str], log: Callable[[str], None], cwd: Path = Path(), **variables: str) -> dict[str, Any]:
     """Run a command that answers in JSON on its standard output; its standard error is logged.
 
     Codes 0 and 1 count as an answer if there is one ("no" is an answer). Raises ChildFailed otherwise.
     """
     with TemporaryFile("w+") as answer:
-        code, lines = log_child(command, log, answer, **variables)
+        code, lines = log_child(command, log, answer, cwd, **variables)
         answer.seek(0)
         text = answer.read()
     if code not in (0, 1) or not text.strip():
@@ -74,7 +77,7 @@ def ask_child(command: list[str], log: Callable[[str], None], **variables: str) 
 
 
 def log_child(
-    command: list[str], log: Callable[[str], None], answer: IO[str] | None, **variables: str
+    command: list[str], log: Callable[[str], None], answer: IO[str] | None, cwd: Path = Path(), **variables: str
 ) -> tuple[int, list[str]]:
     """Exit code and last lines of a command, logged while it runs; `answer` takes its standard output unlogged."""
     shown = " ".join(command).replace(f"{sys.executable} -m ", "")
@@ -84,6 +87,7 @@ def log_child(
     family = f"{_family}.{uuid.uuid4().hex}"
     child = subprocess.Popen(
         command,
+        cwd=cwd,
         env=environment(**variables) | {FAMILY: family},
         stdin=subprocess.DEVNULL,
         stdout=stdout,

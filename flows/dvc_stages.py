@@ -19,12 +19,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.child_processes import DVC, ChildFailed, end_children, is_ending, run_child
+from flows.experiments import PROJECT, Workspace
 from flows.gpu_slots import gpu_slot
 from flows.run_page import StagePage
 from metricgold.datasets import load_manifest, raw_folder
 from metricgold.download import check_licence
 from metricgold.params import Folders
-from metricgold.storage import PROGRESS_FILE, STOPPED_AND_SAVED, read_progress, write_json
+from metricgold.storage import PROGRESS_FILE, STOPPED_AND_SAVED, read_json, read_progress, write_json
 
 SECONDS = Folders().reports / "seconds.json"
 # Stages that use a GPU if there is one.
@@ -37,11 +38,11 @@ RETRY_JITTER = 0.3  # of each delay, so that stages that failed together do not 
 Graph = dict[str, set[str]]
 
 
-def stage_graph(targets: list[str] | None = None) -> Graph:
-    """Stages of the dvc.yaml here, each with the stages that it needs, in an order in which they can run.
+def stage_graph(targets: list[str] | None = None, folder: Path = Path()) -> Graph:
+    """Stages of the dvc.yaml in a folder, each with the stages that it needs, in an order in which they can run.
 
     targets  only these and what they need; all if not given
-    Raises ValueError without a DVC project here, or for an unknown stage.
+    Raises ValueError without a DVC project there, or for an unknown stage.
     """
     from graphlib import TopologicalSorter
 
@@ -49,11 +50,12 @@ def stage_graph(targets: list[str] | None = None) -> Graph:
     from dvc.repo import Repo
 
     try:
-        with Repo() as repo:
+        with Repo(str(folder)) as repo:
             edges = repo.index.graph  # from a stage to what it needs
-            needs = {stage.addressing: {need.addressing for need in edges.successors(stage)} for stage in edges}
+            name = {stage: stage_name(stage.addressing, folder) for stage in edges}
+            needs = {name[stage]: {name[need] for need in edges.successors(stage)} for stage in edges}
     except DvcException as error:
-        raise ValueError(f"{Path.cwd()}: {error}") from error
+        raise ValueError(f"{folder.resolve()}: {error}") from error
     wanted = set(needs) if targets is None else set(targets)
     if unknown := sorted(wanted - set(needs)):
         raise ValueError(f"dvc.yaml has no stage {', '.join(unknown)}; it has {', '.join(sorted(needs))}")
@@ -62,7 +64,12 @@ def stage_graph(targets: list[str] | None = None) -> Graph:
     return {stage: needs[stage] for stage in TopologicalSorter(needs).static_order() if stage in wanted}
 
 
-def forget_torn_locks() -> None:
+def stage_name(address: str, folder: Path) -> str:
+    """What a stage is called in its own folder; DVC's address says where that is seen from here."""
+    return address.removeprefix(f"{os.path.relpath(folder)}/").removeprefix("dvc.yaml:")
+
+
+def forget_torn_locks(project: Path = Path()) -> None:
     """Remove DVC's list of locks where it holds half of one: from then on every DVC here would end at once.
 
     DVC writes that list in place, and so leaves it torn where it is killed as it does. It writes under the lock that
@@ -72,7 +79,7 @@ def forget_torn_locks() -> None:
     from dvc.repo import Repo
     from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
-    with Repo() as repo:
+    with Repo(str(project)) as repo:
         folder, hardlink = Path(str(repo.tmp_dir)), repo.config["core"].get("hardlink_lock", False)
     listed = folder / RWLOCK_FILE
     with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder), hardlink_lock=hardlink):
@@ -83,21 +90,37 @@ def forget_torn_locks() -> None:
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
-def run_stage(stage: str, num_threads: int) -> float:
-    """Bring one stage up to date, without those before it; returns its seconds. Fails with the stage's last lines."""
-    logger = get_run_logger()
+def run_stage(stage: str, num_threads: int, workspace: Workspace = PROJECT) -> float | None:
+    """Bring one stage up to date, without those before it; its seconds, None if it was.
+
+    Fails with the stage's last lines.
+    """
+    logger, has_run = get_run_logger(), False
+
+    def log(line: str) -> None:
+        nonlocal has_run
+        has_run |= line.startswith(f"Running stage '{stage}'")
+        logger.info(line)
+
     on_gpu = stage.partition("@")[0] in ON_GPU
     slot: AbstractContextManager[dict[str, str]] = gpu_slot(logger.info) if on_gpu else nullcontext({})
     with slot as variables:
         started = time.perf_counter()
-        command = [*DVC, "repro", "--single-item", stage]  # not --quiet: that would hide why DVC itself fails
-        run_until_done(stage, command, logger.info, OMP_NUM_THREADS=str(num_threads), **variables)
+        # Not --quiet: that would hide why DVC itself fails.
+        command = [*DVC, "repro", "--single-item", stage]
+        run_until_done(stage, command, log, workspace, OMP_NUM_THREADS=str(num_threads), **variables)
     seconds = time.perf_counter() - started
     logger.info("up to date after %.1f s", seconds)
-    return seconds
+    return seconds if has_run else None
 
 
-def run_until_done(stage: str, command: list[str], log: Callable[[str], None], **variables: str) -> None:
+def run_until_done(
+    stage: str,
+    command: list[str],
+    log: Callable[[str], None],
+    workspace: Workspace = PROJECT,
+    **variables: str,
+) -> None:
     """Run a stage's command and show its progress. A stage that SIGTERM stopped, and not its flow, resumes.
 
     A trainer that gets SIGTERM saves and exits 143; with 0 and no model, DVC would fail with words of its own. DVC
@@ -108,9 +131,10 @@ def run_until_done(stage: str, command: list[str], log: Callable[[str], None], *
     while True:
         with TemporaryDirectory() as scratch:
             progress_file = Path(scratch) / "progress.json"
-            page = StagePage(stage, progress_file, log)
+            variables |= {PROGRESS_FILE: str(progress_file), **dict(workspace.variables)}
+            page = StagePage(stage, progress_file, log, workspace.folders)
             try:
-                return run_child(command, page.log_line, **{PROGRESS_FILE: str(progress_file)}, **variables)
+                return run_child(command, page.log_line, workspace.folder, **variables)
             except ChildFailed as failure:
                 if BUSY in str(failure) and not is_ending(BUSY_PAUSE_S):
                     continue
@@ -125,12 +149,13 @@ def run_until_done(stage: str, command: list[str], log: Callable[[str], None], *
         log(f"{stage} was stopped from outside and saved; it resumes, {left} more times at most")
 
 
-def task_of(stage: str) -> Task[..., float]:
+def task_of(stage: str) -> Task[..., float | None]:
     """The task of a stage. Downloads are retried later: hosts of others make them fail."""
+    named = run_stage.with_options(name=stage)  # what a task is called until it starts
     if stage.startswith(("download@", "benchmark-data@")):
         delays = {"retry_delay_seconds": RETRY_DELAYS_S, "retry_jitter_factor": RETRY_JITTER}
-        return run_stage.with_options(retries=len(RETRY_DELAYS_S), **delays)
-    return run_stage
+        return named.with_options(retries=len(RETRY_DELAYS_S), **delays)
+    return named
 
 
 def check_licences(datasets: list[str], *, accept: bool = False) -> None:
@@ -150,23 +175,52 @@ def threads_of(stage: str, graph: Graph) -> int:
     return max(1, (os.cpu_count() or 1) // rows)
 
 
-def run_stages(graph: Graph) -> dict[str, float]:
-    """Walk the graph inside a flow; returns seconds per stage and keeps them in reports/seconds.json.
+def stale_stages(graph: Graph, folder: Path = Path()) -> Graph:
+    """The part of a graph that may have work: stages that DVC finds changed, and those that need one of them.
+
+    A stage costs a process of DVC, and one question for all of them no more than that of one.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(folder)) as repo:
+            changed = {stage_name(address, folder) for address in repo.status()}
+    except DvcException:  # such as files in use: the stages that want them say so
+        return graph
+    stale: set[str] = set()
+    for stage, needs in graph.items():
+        if stage in changed or needs & stale:
+            stale.add(stage)
+    return {stage: needs & stale for stage, needs in graph.items() if stage in stale}
+
+
+def run_stages(graph: Graph, workspace: Workspace = PROJECT) -> dict[str, float]:
+    """Walk the graph inside a flow; returns the seconds of stages that had work and keeps them in reports/seconds.json.
 
     Stages that need a failed one do not start; the others finish. Raises the first failure.
     """
-    forget_torn_locks()
+    forget_torn_locks(workspace.folder)
+    stale = stale_stages(graph, workspace.folder)
+    get_run_logger().info("%d of %d stages are up to date", len(graph) - len(stale), len(graph))
     futures: dict[str, PrefectFuture[Any]] = {}
-    for stage, needs in graph.items():
+    for stage, needs in stale.items():
         ready = [futures[need] for need in needs]
-        futures[stage] = task_of(stage).submit(stage, threads_of(stage, graph), wait_for=ready)
-    progress = create_progress_artifact(0.0, key="stages", description=f"{len(graph)} stages of dvc.yaml")
+        futures[stage] = task_of(stage).submit(stage, threads_of(stage, graph), workspace, wait_for=ready)
+    progress = create_progress_artifact(
+        0.0, key="stages", description=f"{len(stale)} of {len(graph)} stages of dvc.yaml"
+    )
     try:
         for count, _ in enumerate(as_completed(list(futures.values())), start=1):
-            update_progress_artifact(progress, 100 * count / len(graph))
+            update_progress_artifact(progress, 100 * count / len(stale))
     except BaseException:
         end_children()  # cancelled: the trainer saves, then all stop
         raise
-    done = {stage: future.result() for stage, future in futures.items() if future.state.is_completed()}
-    write_json(SECONDS, {stage: round(seconds, 2) for stage, seconds in done.items()})
-    return {stage: future.result() for stage, future in futures.items()}
+    results = {stage: future.result() for stage, future in futures.items() if future.state.is_completed()}
+    ran = {stage: round(seconds, 2) for stage, seconds in results.items() if seconds is not None}
+    if ran:
+        path = workspace.folder / SECONDS
+        write_json(path, (read_json(path) if path.is_file() else {}) | ran)
+    for future in futures.values():
+        future.result()
+    return ran

@@ -30,6 +30,8 @@ def prepare_data(datasets: list[Name] | None = None, accept_licence: bool = Fals
     """
     params = load_params(Path("params.yaml"))
     names = datasets or [*params.datasets, *params.benchmarks]
+    if unlisted := sorted({*names} - {*params.datasets, *params.benchmarks}):
+        raise ValueError(f"params.yaml lists no data set {', '.join(unlisted)} in datasets or benchmarks")
     check_licences(names, accept=accept_licence)
     word = {name: "benchmark-data" if name in params.benchmarks else "download" for name in names}
     return run_stages(stage_graph([f"{word[name]}@{name}" for name in names]))

@@ -11,15 +11,18 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run
 
 from flows.child_processes import ask_child
+from flows.experiments import PROJECT, Workspace
 
 TIME_LIMIT_S = 1800  # of a move, which takes seconds: an MLflow that hangs must not hold a worker
 
 
 @task(task_run_name="register", cache_policy=NO_CACHE)
-def register_version() -> dict[str, Any]:
-    """A new version in MLflow, or the one that these bytes have already."""
+def register_version(workspace: Workspace = PROJECT) -> dict[str, Any]:
+    """A new version in MLflow, or the one that these bytes have already; that of an experiment has its name."""
     require_wanted()
-    return ask_child(["metricgold", "register", "--json"], get_run_logger().info)
+    words = [f"--experiment={workspace.experiment}"] if workspace.experiment else []
+    command = ["metricgold", "register", "--json", *words]
+    return ask_child(command, get_run_logger().info, workspace.folder, **dict(workspace.variables))
 
 
 @task(task_run_name="promote", cache_policy=NO_CACHE)

@@ -20,20 +20,24 @@ from metricgold.params import Folders
 from metricgold.storage import read_progress, read_rows
 
 PICTURE_PX = 1000  # of the long side; the picture travels inside the artifact
-VALIDATING = frozenset({"train", "experiment"})  # stages whose rows hold figures of validation, as val_<name>
+VALIDATING = "train"  # the stage whose rows hold figures of validation, as val_<name>
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class StagePage:
     """Artifacts of one stage, brought up to date with its log lines and at its end.
 
-    stage          as DVC names it, such as download@hypersim; `experiment` stands for all of the graph
+    stage          as DVC names it, such as download@hypersim
     progress_file  what the stage writes by metricgold.storage.write_progress
     log            takes the stage's lines, and one more if the server refuses an artifact
+    folders        of the project that the stage works in
     """
 
-    def __init__(self, stage: str, progress_file: Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, stage: str, progress_file: Path, log: Callable[[str], None], folders: Folders | None = None
+    ) -> None:
         self.stage, self.progress_file, self.log = stage, progress_file, log
+        self._folders = folders or Folders()
         self._bar: UUID | None = None
         self._percent: float | None = None
         self._validated = [row["step"] for row in self._validation_rows()]  # by an earlier run
@@ -76,13 +80,13 @@ class StagePage:
             return
         self._validated = steps
         create_markdown_artifact(validation_table(rows), key="validation", description="held-out frames while training")
-        picture = Folders().samples / f"step-{steps[-1]:06d}.png"
+        picture = self._folders.samples / f"step-{steps[-1]:06d}.png"
         if picture.is_file():
             create_image_artifact(_data_uri(picture), key="validation-picture", description=f"step {steps[-1]}")
 
     def _validation_rows(self) -> list[dict[str, Any]]:
-        path = Folders().training_rows
-        rows = read_rows(path) if self.stage in VALIDATING and path.is_file() else []
+        path = self._folders.training_rows
+        rows = read_rows(path) if self.stage == VALIDATING and path.is_file() else []
         return [row for row in rows if any(name.startswith("val_") for name in row)]
 
 

@@ -1,52 +1,26 @@
 """Flow `train-metricgold`: all of DVC's graph, then the registry."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
 
-from flows.child_processes import DVC
-from flows.dvc_stages import check_licences, forget_torn_locks, run_stages, run_until_done, stage_graph
-from flows.gpu_slots import gpu_slot
+from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.experiments import PROJECT, Workspace, clear_workspaces, experiment_workspace, save_experiment
 from flows.hooks import HOOKS
 from flows.registry_tasks import promote_version, register_version
 from flows.run_watch import watched
-from metricgold.params import Folders, load_params
+from metricgold.params import Folders, Params, load_params
 from metricgold.storage import read_json
 
 Value = bool | int | float | str | None
 
 
-@task(task_run_name="experiment", cache_policy=NO_CACHE)
-def run_experiment(overrides: dict[str, Any]) -> None:
-    """The graph with other values than those of params.yaml, kept by DVC as an experiment of its own."""
-    changes = [f"--set-param=++{key}={literal(value)}" for key, value in overrides.items()]
-    log = get_run_logger().info
-    forget_torn_locks()
-    with gpu_slot(log) as variables:
-        run_until_done("experiment", [*DVC, "exp", "run", *changes], log, **variables)
-
-
-def literal(value: Any) -> str:
-    """A value in the grammar of `dvc exp run --set-param`, where a text without quotes can be a command of its own.
-
-    Raises ValueError for a text that cannot be quoted or that would stand for another value.
-    """
-    if isinstance(value, list):
-        return f"[{','.join(map(literal, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    if not value.isprintable() or any(part in value for part in ("'", "\\", "${")):
-        raise ValueError(f"override {value!r}: expected a text without quotes, backslashes, ${{ and control characters")
-    return f"'{value}'"
-
-
-def show_metrics() -> dict[str, Any]:
+def show_metrics(folders: Folders) -> dict[str, Any]:
     """The measured figures as a table on the run's page."""
-    scores = read_json(Folders().metrics("evaluate"))
+    scores = read_json(folders.metrics("evaluate"))
     rows = {"all": scores, **scores.get("datasets", {})}
     names = [key for key, value in scores.items() if isinstance(value, int | float)]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
@@ -56,9 +30,9 @@ def show_metrics() -> dict[str, Any]:
     return scores
 
 
-def show_benchmarks(names: list[str]) -> dict[str, Any]:
+def show_benchmarks(names: list[str], folders: Folders) -> dict[str, Any]:
     """The figures of each benchmark by its default protocol, as a table on the run's page."""
-    scores = {name: read_json(Folders().metrics(f"benchmark/{name}")) for name in names}
+    scores = {name: read_json(folders.metrics(f"benchmark/{name}")) for name in names}
     columns = ("protocol", "num_frames", "abs_rel", "delta1")
     lines = ["| benchmark | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, row in scores.items():
@@ -99,14 +73,33 @@ def train_metricgold(overrides: dict[str, Value | list[Value]] | None = None, pr
     """
     params = load_params(Path("params.yaml"), overrides)
     check_licences([*params.datasets, *params.benchmarks])
-    graph = stage_graph()
-    if overrides:
-        run_experiment(overrides)
-    else:
-        run_stages(graph)
-    scores, benchmarks, registered = show_metrics(), show_benchmarks(params.benchmarks), register_version()
+    clear_workspaces()
+    if not overrides:
+        return run_all(params, promote)
+    with experiment_workspace(overrides, flow_run.name or "experiment") as workspace:
+        return run_all(params, promote, workspace, overrides)
+
+
+def run_all(
+    params: Params,
+    promote: bool,
+    workspace: Workspace = PROJECT,
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Stages, figures, experiment if it is one, registry; all in the folder of the workspace."""
+    run_stages(stage_graph(folder=workspace.folder), workspace)
+    scores = show_metrics(workspace.folders)
+    benchmarks = show_benchmarks(params.benchmarks, workspace.folders)
+    experiment = save_experiment(workspace, overrides) if overrides else None
+    registered = register_version(workspace)
     promoted = promote_version(registered["version"], dry_run=False) if promote else None
-    return {"metrics": scores, "benchmarks": benchmarks, "registered": registered, "promoted": promoted}
+    return {
+        "metrics": scores,
+        "benchmarks": benchmarks,
+        "experiment": experiment,
+        "registered": registered,
+        "promoted": promoted,
+    }
 
 
 if __name__ == "__main__":

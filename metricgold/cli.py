@@ -769,13 +769,14 @@ def _overridden(params: "Predict", preset: str | None, **options: Any) -> "Predi
 
 
 @main.command()
+@click.option("--experiment", metavar="NAME", help="The experiment of DVC that made it: a tag of the version.")
 @json_option
 @click.pass_context
-def register(ctx: click.Context, as_json: bool) -> None:
+def register(ctx: click.Context, experiment: str | None, as_json: bool) -> None:
     """Log run, metrics, lineage and models/metricgold to MLflow as a new version."""
     from metricgold.registry import register
 
-    _print(register(_params(ctx), FOLDERS.model, FOLDERS.metrics("evaluate")), as_json)
+    _print(register(_params(ctx), FOLDERS.model, FOLDERS.metrics("evaluate"), experiment), as_json)
 
 
 @main.command()

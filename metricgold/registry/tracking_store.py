@@ -97,12 +97,17 @@ def follow_the_folder(database: Path) -> None:
     """Let mlflow.db of a project name the mlruns/ beside it, also once the folder was moved or copied.
 
     MLflow writes absolute paths, by which a copy would use the models of the old folder. Its own choice for an
-    experiment, <folder>/mlruns/<number>, tells which folder that was; files in other places stay there.
+    experiment, <folder>/mlruns/<number>, or ours, <folder>/mlruns/metricgold, tells which folder that was; files in
+    other places stay there.
     """
     here = database.parent
     with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
         places = connection.execute("SELECT artifact_location, experiment_id FROM experiments").fetchall()
-        chosen = {Path(place).parents[1] for place, number in places if place.endswith(f"/mlruns/{number}")}
+        chosen = {
+            Path(place).parents[1]
+            for place, number in places
+            if place.endswith((f"/mlruns/{number}", f"/mlruns/{NAME}"))
+        }
         for old in filter(partial(_is_another_project, here), chosen):
             logger.info("%s was made in %s: its paths are those of this folder now", database, old)
             for table, columns in PLACES.items():

@@ -31,15 +31,18 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+EXPERIMENT = "experiment"  # a version's tag
 CURVE_POINTS = 200  # of the loss curve kept in MLflow; the complete one stays in metrics.jsonl
 
 
-def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
+def register(params: Params, model: Path, metrics: Path, experiment: str | None = None) -> dict[str, Any]:
     """Log one run and register its checkpoint; the version gets the alias `candidate`.
 
-    model    diffusers folder of MetricGoldPipeline; beside it <model>.state/metrics.jsonl, if it was trained here
-    metrics  JSON of `metricgold evaluate`, beside it its rows, and the folder benchmark with the summaries of
-             `metricgold benchmark`
+    model       diffusers folder of MetricGoldPipeline; beside it <model>.state/metrics.jsonl, if it was trained here
+    metrics     JSON of `metricgold evaluate`, beside it its rows, and the folder benchmark with the summaries of
+                `metricgold benchmark`
+    experiment  DVC's name of the values that made it, a tag of the version. A version that these bytes have already
+                keeps its own figures, which an experiment may have measured by other rules
     Returns name, version, run_id, model_uri, model_digest, alias and created (False: these bytes had a version).
     Raises ValueError when checkpoint or metrics are missing, when they do not belong together, or MLflow refuses.
     """
@@ -53,13 +56,15 @@ def register(params: Params, model: Path, metrics: Path) -> dict[str, Any]:
         version = first_version(client, digest)
         created = version is None
         if version is None:
-            mine = create_version(client, params, model, measured, digest)
+            mine = create_version(client, params, model, measured, digest, experiment)
             # Another machine may have done the same meanwhile; both see both now, and keep the first.
             version = first_version(client, digest) or mine
             created = version.version == mine.version
             if not created:
                 client.delete_model_version(NAME, mine.version)
-        elif version.tags.get("scores_digest") != measured.digest or "lineage_digest" not in version.tags:
+        elif not experiment and (
+            version.tags.get("scores_digest") != measured.digest or "lineage_digest" not in version.tags
+        ):
             for key, value in log_known(client, version.run_id, params, model, measured, digest).items():
                 client.set_model_version_tag(NAME, version.version, key, value)
         client.set_registered_model_alias(NAME, "candidate", version.version)
@@ -81,17 +86,18 @@ def first_version(client: "MlflowClient", digest: str) -> "ModelVersion | None":
 
 
 def create_version(
-    client: "MlflowClient", params: Params, model: Path, measured: Measured, digest: str
+    client: "MlflowClient", params: Params, model: Path, measured: Measured, digest: str, experiment: str | None
 ) -> "ModelVersion":
     """Log all that is known into one run, that of the training if it was tracked; register its model."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    experiment = mlflow.set_experiment(NAME).experiment_id
-    with mlflow.start_run(run_of(client, experiment, digest), tags={"model_digest": digest}) as run:
+    experiment_id = mlflow.set_experiment(NAME).experiment_id
+    with mlflow.start_run(run_of(client, experiment_id, digest), tags={"model_digest": digest}) as run:
         run_id = run.info.run_id
-        clear_copies(client, experiment, run_id)
+        clear_copies(client, experiment_id, run_id)
         tags = log_known(client, run_id, params, model, measured, digest)
+        tags |= {EXPERIMENT: experiment} if experiment else {}
         logged = log_model(params, model, digest)
     try:
         client.create_registered_model(NAME, description="Depth in metres from one image.")

@@ -159,57 +159,6 @@ def test_failed_stage_fails_the_run_with_its_last_lines_and_stops_what_needs_it(
 
 
 @pytest.mark.slow
-def test_overrides_become_a_dvc_experiment(at_server, small):
-    from flows.train_metricgold import train_metricgold
-
-    train_metricgold(overrides={"train.num_steps": 7})
-    assert _words(small) == ["train", "evaluate", "register"]
-    assert "num_steps: 7" in Path("models/metricgold/weights").read_text()
-    listed = subprocess.run(
-        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], capture_output=True, text=True, check=True
-    )
-    assert len(listed.stdout.split()) == 1
-
-
-@pytest.mark.parametrize(
-    "value", [7, -1, 1e-05, 0.5, True, None, "a b", "x; touch PWNED", "a,b", "[a]", "7", "", ["a", 1]]
-)
-def test_an_override_means_what_it_says(value):
-    from dvc.utils.hydra import to_hydra_overrides
-
-    from flows.train_metricgold import literal
-
-    (override,) = to_hydra_overrides([f"++train.lr={literal(value)}"])
-    found = override.value()
-    found = [str(item) if isinstance(item, str) else item for item in found] if isinstance(value, list) else found
-    assert (str(found) if isinstance(value, str) else found) == value
-    assert not override.is_sweep_override() and override.key_or_group == "train.lr"
-
-
-@pytest.mark.parametrize("value", ["it's", "${oc.env:HOME}", "a\\", "a\nb"])
-def test_an_override_that_could_mean_more_is_refused(value):
-    from flows.train_metricgold import literal
-
-    with pytest.raises(ValueError, match=r"override .*: expected a text without quotes"):
-        literal(value)
-
-
-@pytest.mark.slow
-def test_overrides_are_checked_before_anything_runs(at_server, small):
-    from flows.train_metricgold import train_metricgold
-
-    before = Path("params.yaml").read_text()
-    for overrides in (
-        {"datasets": ["x; touch PWNED"]},
-        {"dvc.yaml:stages": "x"},
-        {"train.num_steps": "x; touch PWNED"},
-    ):
-        with pytest.raises(ValueError, match=r"params\.yaml: "):
-            train_metricgold(overrides=overrides)
-    assert _words(small) == [] and Path("params.yaml").read_text() == before and not list(small.rglob("PWNED"))
-
-
-@pytest.mark.slow
 def test_prepare_data_stops_after_the_download(at_server, project):
     from flows.prepare_data import prepare_data
 
@@ -219,6 +168,23 @@ def test_prepare_data_stops_after_the_download(at_server, project):
     _list_benchmarks("nyuv2-synthetic")
     assert set(prepare_data(["nyuv2-synthetic"])) == {"benchmark-data@nyuv2-synthetic"}
     assert calls(project) == ["synthesize nyuv2-synthetic", "download nyuv2-synthetic"]
+
+
+def test_an_unlisted_data_set_is_refused_before_anything_is_made(project):
+    from flows.prepare_data import prepare_data
+
+    with pytest.raises(ValueError, match=r"params\.yaml lists no data set diode, hypersim"):
+        prepare_data.fn(["vkitti2-synthetic", "hypersim", "diode"], accept_licence=True)
+    assert not Path("data").exists() and calls(project) == []
+
+
+def test_a_task_that_waits_is_called_as_its_stage():
+    from flows.dvc_stages import task_of
+
+    assert {stage: task_of(stage).name for stage in ("train", "download@hypersim")} == {
+        "train": "train",
+        "download@hypersim": "download@hypersim",
+    }
 
 
 def test_a_licence_is_asked_for_before_anything_starts(project):
