@@ -1,6 +1,7 @@
 """Flow `batch-depth`: metres for a folder or a bucket, by a registered model."""
 
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -44,7 +45,7 @@ def predict(images: str, output: str, model: str, options: dict[str, Any]) -> di
         # What begins with a dash would be taken for an option.
         places = [f"./{place}" if place.startswith("-") else place for place in (images, output)]
         command = ["metricgold", "predict", *places, "--model", model, *words, "--json"]
-        return ask_child(command, log, **variables)
+        return ask_child(command, log, Path(), **variables)
 
 
 @flow(name="batch-depth", **HOOKS)

@@ -10,7 +10,7 @@ from flows.forms import Name
 from flows.hooks import HOOKS
 from flows.run_watch import watched
 from flows.train_metricgold import show_benchmarks
-from metricgold.params import load_params
+from metricgold.params import Folders, load_params
 
 
 @flow(name="benchmark", **HOOKS)
@@ -36,7 +36,7 @@ def benchmark(names: list[Name] | None = None) -> dict[str, Any]:
         )
     check_licences([*params.datasets, *names])
     run_stages(stage_graph([f"benchmark@{name}" for name in names]))
-    return show_benchmarks(names)
+    return show_benchmarks(names, Folders())
 
 
 if __name__ == "__main__":

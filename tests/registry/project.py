@@ -21,11 +21,11 @@ SCORES = {
 }
 
 
-def register_scores(**scores):
+def register_scores(experiment=None, **scores):
     Path("metrics").mkdir(exist_ok=True)
     named = {"model_digest": digest_folder(Path("models/metricgold"))}
     Path("metrics/evaluate.json").write_text(json.dumps(SCORES | named | scores))
-    return register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"))
+    return register(PARAMS, Path("models/metricgold"), Path("metrics/evaluate.json"), experiment)
 
 
 def change_model(text="again"):

@@ -50,6 +50,17 @@ def test_same_bytes_give_the_same_version_with_the_newest_scores(project):
     assert register_scores()["version"] != first["version"]
 
 
+def test_an_experiment_s_version_has_its_name_and_leaves_known_versions_alone(project):
+    plain = register_scores()
+    measured_otherwise = register_scores("other-ruler", abs_rel=0.1, digest="other evaluation")
+    assert measured_otherwise["version"] == plain["version"]
+    assert mlflow_client().get_run(plain["run_id"]).data.metrics["abs_rel"] == 0.2
+    change_model()
+    made = register_scores("slower")
+    tags = [mlflow_client().get_model_version("metricgold", one["version"]).tags for one in (plain, made)]
+    assert [one.get("experiment") for one in tags] == [None, "slower"]
+
+
 @pytest.mark.parametrize("named", [None, "", "of another training"])
 def test_scores_that_do_not_name_this_checkpoint_are_refused(project, named):
     with pytest.raises(ValueError, match=r"metrics/evaluate\.json (does not say which|is about another) checkpoint"):
