@@ -6,6 +6,7 @@ the first and the third list less. S3 takes endpoint, region and credentials fro
 metricgold.storage.s3_client; StoreLost means that every other key would fail as well.
 """
 
+import errno
 import glob
 import io
 import logging
@@ -37,6 +38,7 @@ PART_BYTES = 8 << 20  # of a large file written to S3, in memory at once; there 
 MAX_KEY_BYTES = 1024  # of S3
 MAX_METADATA_CHARS = 256  # of one value: as Swift comes; Amazon takes 2 KB of all together
 _WRITES = {"put_object", "create_multipart_upload", "upload_part", "complete_multipart_upload", "delete_object"}
+_DISK_LOST = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # no other file would fare better
 T = TypeVar("T")
 Fence = Callable[[], None]  # asked at the last moment before a write; raises where this process may not write
 
@@ -183,15 +185,21 @@ class Folder:
         """Write an object completely or not at all; returns its tag. A folder stores no content type or metadata.
 
         Without `durable` the bytes may reach the disk later, at the latest with `sync`: forcing each file there takes
-        longer than making a small image.
+        longer than making a small image. Raises StoreLost where the disk takes no more, or nothing.
         """
         path = self.path(key)
-        with write_aside(path, durable=durable) as aside, aside.open("wb") as file:
-            for block in _blocks(data):
-                file.write(block)
-            file.flush()
-            if self.fence is not None:
-                self.fence()
+        try:
+            with write_aside(path, durable=durable) as aside, aside.open("wb") as file:
+                for block in _blocks(data):
+                    file.write(block)
+                file.flush()
+                if self.fence is not None:
+                    self.fence()
+        except OSError as error:
+            if error.errno not in _DISK_LOST:
+                raise
+            text = f"{error.strerror}; what is written stays, make room and run it again"
+            raise StoreLost(error.errno, text, str(path)) from error
         return self._entry(key, path.stat()).tag
 
     def sync(self) -> None:

@@ -1,7 +1,9 @@
+import errno
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,8 +40,9 @@ from metricgold.predict.gallery import make_thumbnail
 from metricgold.predict.job import BatchJob
 from metricgold.predict.outputs import DEPTH
 from metricgold.predict.stage import over_budget, predict_all
+from metricgold.storage import buckets
 from metricgold.storage.buckets import Folder, StoredObject, StoreLost, open_bucket
-from metricgold.storage.files import digest_folder
+from metricgold.storage.files import digest_folder, write_aside
 from metricgold.storage.output_lock import LEASE, LOCK
 from tests.support import SHARED
 from tests.support.pipes import FakePipe
@@ -929,6 +932,28 @@ def test_a_lost_store_ends_the_job_which_goes_on_later(tmp_path, monkeypatch):
     monkeypatch.undo()
     summary = run(source, out)
     assert (summary["images_done"], summary["images_failed"]) == (6, 0)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_ends_the_job_at_once(tmp_path, monkeypatch, code):
+    source, out = fill(tmp_path / "in", 12), tmp_path / "out"
+    read, seen = Folder.read, []
+
+    def refuse(path, **how):
+        if ".png." in path.name:
+            raise OSError(code, os.strerror(code), str(path))
+        return write_aside(path, **how)
+
+    monkeypatch.setattr(buckets, "write_aside", refuse)
+    monkeypatch.setattr(
+        Folder, "read", lambda self, key, *more, **tag: seen.append(key) or read(self, key, *more, **tag)
+    )
+    words = f"{re.escape(os.strerror(code))}; what is written stays, make room and run it again: .*out/"
+    with pytest.raises(StoreLost, match=words):
+        run(source, out, params=PARAMS.model_copy(update={"batch_size": 1, "num_threads": 1}))
+    assert 0 < len(seen) < 12, "images after it are neither read nor predicted"
+    monkeypatch.undo()
+    assert run(source, out)["images_done"] == 12
 
 
 def test_a_format_that_cannot_be_written_here_is_said_first(tmp_path, monkeypatch):
