@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
 from metricgold.extras import naming_the_extra
 from metricgold.params import DISTANCE_KINDS, OUTPUTS, PRESETS, WINDOWS, Folders, require_dataset_name
-from metricgold.storage import OneLineFormatter, message_of, one_line
+from metricgold.storage import log_formatter, message_of, one_line
 
 if TYPE_CHECKING:
     from metricgold.evaluate import BenchmarkOutputs
@@ -41,6 +41,8 @@ class _Group(click.Group):
         except click.UsageError as error:
             error.message = one_line(error.message)  # type: ignore[misc]  # it may quote what was typed
             raise
+        except click.ClickException as error:
+            raise _Failure(error) from error
         except (ValueError, OSError) as error:
             if os.environ.get("METRICGOLD_TRACEBACK"):
                 raise
@@ -54,6 +56,13 @@ class _Failure(click.ClickException):
         super().__init__(message_of(error))
         self.exit_code: int = getattr(error, "exit_code", 1)  # type: ignore[misc]
 
+    def show(self, file: IO[Any] | None = None) -> None:
+        """As the last line on stderr; as a record where logs are JSON."""
+        if os.environ.get("METRICGOLD_LOG") == "json":
+            logging.getLogger(__name__).error("%s", self.message)
+        else:
+            super().show(file)
+
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="metricgold")
@@ -64,7 +73,7 @@ def main(ctx: click.Context, params_path: Path) -> None:
     from metricgold.images import quieten_image_libraries
 
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(log_formatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("httpx", "botocore", "alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

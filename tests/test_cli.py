@@ -1,6 +1,7 @@
 """The command line, end to end on one data set in a few seconds of computing."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -197,3 +198,13 @@ def test_end_to_end(tmp_path, monkeypatch, tiny):
     planar_depth_m, attributes = read_log_depth_png(tmp_path / "depth" / "one.jpg.depth.png")
     assert planar_depth_m.shape == (40, 50) and 0.5 <= planar_depth_m.min() <= planar_depth_m.max() <= 80
     assert attributes["model"].startswith("metricgold/1")
+
+
+def test_all_that_a_failed_command_says_is_json_where_that_is_asked(tmp_path):
+    environment = os.environ | {"METRICGOLD_LOG": "json", "METRICGOLD_RUN": "night-42"}
+    program = "from metricgold.cli import main; main()"
+    command = [sys.executable, "-c", program, "predict", "in", "out", "--model", "no\nwhere"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    records = [json.loads(line) for line in ended.stderr.splitlines()]
+    assert (ended.returncode, records[-1]["level"], records[-1]["run"]) == (1, "ERROR", "night-42")
+    assert r"no\nwhere" in records[-1]["message"]

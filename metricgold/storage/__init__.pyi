@@ -33,8 +33,8 @@ from .globs import Wanted as Wanted, literal_head as literal_head
 from .hdf5 import dataset_within as dataset_within
 from .messages import (
     Lines as Lines,
-    OneLineFormatter as OneLineFormatter,
     faults_of as faults_of,
+    log_formatter as log_formatter,
     message_of as message_of,
     one_line as one_line,
 )

@@ -1,6 +1,10 @@
 """Messages on their way out: what strangers put into a name cannot steer a terminal or forge a line of a log."""
 
+import json
 import logging
+import os
+import time
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,3 +45,31 @@ class OneLineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
         """The record without its traceback."""
         return one_line(super().formatMessage(record))
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as JSON, one a line: time (UTC), level, logger, message, run and, where there is one, traceback.
+
+    All records of a process, and of those that it starts, have one run: that of METRICGOLD_RUN, else a new one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = os.environ.setdefault("METRICGOLD_RUN", uuid.uuid4().hex[:12])
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of ASCII: json escapes all else, also what would end the line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        said = {"time": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname, "logger": record.name}
+        said |= {"message": record.getMessage(), "run": self.run}
+        if record.exc_info:
+            said["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(said)
+
+
+def log_formatter() -> logging.Formatter:
+    """Of all that the program logs: plain lines, or JSON where METRICGOLD_LOG is json. ValueError for another value."""
+    kind = os.environ.get("METRICGOLD_LOG") or "plain"
+    if kind not in ("plain", "json"):
+        raise ValueError(f"METRICGOLD_LOG={one_line(kind)}: expected plain or json")
+    return JsonFormatter() if kind == "json" else OneLineFormatter("%(asctime)s %(levelname)s %(message)s")

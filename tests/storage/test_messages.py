@@ -1,10 +1,12 @@
 """Names that strangers chose cannot steer a terminal or forge a line of a log."""
 
+import json
 import logging
+import os
 
 import pytest
 
-from metricgold.storage.messages import Lines, OneLineFormatter, message_of, one_line
+from metricgold.storage.messages import Lines, OneLineFormatter, log_formatter, message_of, one_line
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,44 @@ def test_a_traceback_keeps_its_lines():
         record = logging.LogRecord("x", logging.ERROR, "", 0, "c\nd", (), (type(error), error, error.__traceback__))
     first, *others = OneLineFormatter().format(record).splitlines()
     assert (first, others[0]) == (r"c\nd", "Traceback (most recent call last):")
+
+
+@pytest.fixture
+def json_logs(monkeypatch):
+    monkeypatch.setenv("METRICGOLD_LOG", "json")
+    monkeypatch.setenv("METRICGOLD_RUN", "night-42")
+
+
+def test_a_record_as_json_is_one_line_whatever_its_message_holds(json_logs):
+    record = logging.LogRecord("metricgold.x", logging.WARNING, "", 0, "%s: no", ("a\nb\x1b\u2028\udcff",), None)
+    record.created, record.msecs = 1_700_000_000.25, 250.0
+    line = log_formatter().format(record)
+    assert len(line.splitlines()) == 1 and line.isprintable()
+    assert json.loads(line) == {
+        "time": "2023-11-14T22:13:20.250Z",
+        "level": "WARNING",
+        "logger": "metricgold.x",
+        "message": "a\nb\x1b\u2028\udcff: no",
+        "run": "night-42",
+    }
+
+
+def test_a_traceback_is_in_the_record(json_logs):
+    try:
+        raise ValueError("a")
+    except ValueError as error:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, "c", (), (type(error), error, error.__traceback__))
+    assert json.loads(log_formatter().format(record))["traceback"].endswith("ValueError: a")
+
+
+def test_one_run_for_a_process_and_its_children(json_logs, monkeypatch):
+    monkeypatch.delenv("METRICGOLD_RUN")
+    record = logging.LogRecord("x", logging.INFO, "", 0, "c", (), None)
+    runs = {json.loads(log_formatter().format(record))["run"] for _ in range(2)} | {os.environ["METRICGOLD_RUN"]}
+    assert len(runs) == 1 and len(runs.pop()) == 12
+
+
+def test_another_kind_of_log_is_refused(monkeypatch):
+    monkeypatch.setenv("METRICGOLD_LOG", "xml")
+    with pytest.raises(ValueError, match="METRICGOLD_LOG=xml: expected plain or json"):
+        log_formatter()
