@@ -927,5 +927,64 @@ def lineage(ctx: click.Context, uri: str, verify: bool, html: Path | None, as_js
         ctx.exit(1)
 
 
+@main.command()
+@click.option("--systemd", type=click.Path(path_type=Path), metavar="DIR", help="Only write a user unit into DIR.")
+@json_option
+def up(systemd: Path | None, as_json: bool) -> None:
+    """Start what is not running: Prefect's server, MLflow's, pools, limits, deployments, workers. On loopback only.
+
+    Ends when all of it is well. After a reboot: the same command.
+    """
+    from metricgold.operate import up, write_units
+
+    if systemd is not None:
+        _print({"unit": str(write_units(FOLDERS.root, systemd))}, as_json)
+        return
+    _print_services(up(FOLDERS.root, partial(click.echo, err=True)), as_json)
+
+
+@main.command()
+def down() -> None:
+    """End what `metricgold up` started in this folder, and nothing else."""
+    from metricgold.operate import down
+
+    down(FOLDERS.root, partial(click.echo, err=True))
+
+
+@main.command()
+@json_option
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Say of each program that `metricgold up` starts whether it is well; exit 1 unless all are."""
+    from metricgold.operate import status
+
+    rows = status(FOLDERS.root)
+    _print_services(rows, as_json)
+    if any(row["state"] != "well" for row in rows):
+        ctx.exit(1)
+
+
+def _print_services(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        return _print({"services": rows}, as_json)
+    for row in rows:
+        click.echo(
+            one_line(f"{row['state']:<9}{row['name']:<12}{row['pid'] or '':<9}{row['address']}  log {row['log']}")
+        )
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.option("--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("--lines", "number", type=click.IntRange(1), default=20, show_default=True, help="Of each log.")
+def logs(name: str | None, follow: bool, number: int) -> None:
+    """Show the last lines of what `metricgold up` started: prefect, mlflow, worker-gpu, worker-cpu, deploy; or NAME."""
+    from metricgold.operate import follow_logs, last_lines
+
+    root = FOLDERS.root
+    for line in follow_logs(root, name, number) if follow else last_lines(root, name, number):
+        click.echo(one_line(line))
+
+
 if __name__ == "__main__":
     main()

@@ -360,6 +360,14 @@ CASES = [
     Case("predict photos '' --model MODEL", 1, ["''"]),
     Case("predict photos out --model ''", 1, ["''"]),
     Case("predict broken out --model MODEL", 1, ["out/receipt.jsonl"], {"broken/a\nb\x1b[2J.png": b"\x89PNG broken"}),
+    # Operations
+    Case("up", 1, ["prefect.yaml"]),
+    Case("up --systemd", 2, ["--systemd"]),
+    Case("up", 1, [".metricgold"], {"prefect.yaml": "", ".metricgold": "a file"}),
+    Case("down now", 2, ["now"]),
+    Case("status --nonsense", 2, ["--nonsense"]),
+    Case("logs nobody", 1, ["nobody"]),
+    Case("logs --lines 0", 2, ["--lines"]),
     # Registry
     Case("serve", 1, ["models/metricgold"]),
     Case("serve --model nowhere", 1, ["nowhere"]),

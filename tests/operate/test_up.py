@@ -1,0 +1,167 @@
+"""`metricgold up`, `down`, `status`, `logs`: what is started, found again, and ended."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from metricgold.operate import down, follow_logs, last_lines, up, write_units
+from metricgold.operate.processes import end, is_alive, start, started
+from metricgold.operate.stage import _port, _write_env
+from tests.flows.toy import make_project, quiet_environment
+from tests.support.waiting import wait_until
+
+NAMES = ["prefect", "mlflow", "worker-gpu", "worker-cpu"]
+
+
+@pytest.fixture
+def sleeper(tmp_path):
+    known = start([sys.executable, "-c", "import time; time.sleep(600)"], {}, tmp_path / "logs/one.log", tmp_path)
+    yield known
+    end(known, 5)
+
+
+def test_a_number_that_another_process_has_now_is_nobody_of_ours(sleeper):
+    assert is_alive(sleeper)
+    other = sleeper | {"started": sleeper["started"] + "0"}
+    assert not is_alive(other)
+    end(other, 5)
+    assert is_alive(sleeper)
+    end(sleeper, 5)
+    assert not is_alive(sleeper)
+
+
+def test_descendants_end_with_their_program(tmp_path):
+    code = "import subprocess, sys, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    known = start([sys.executable, "-c", code], {}, tmp_path / "one.log", tmp_path)
+    child = int(wait_until((tmp_path / "one.log").read_text))
+    end(known, 5)
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_program_hears_ctrl_c_though_its_starter_ignores_it(tmp_path):
+    code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        start([sys.executable, "-c", code], {}, tmp_path / "one.log", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert wait_until((tmp_path / "one.log").read_text).strip() == "True"
+
+
+def test_a_port_is_kept_and_a_taken_one_is_not():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        free = _port("prefect", {"ports": {"prefect": taken}, "processes": {}})
+    assert free != taken
+    assert _port("prefect", {"ports": {"prefect": free}, "processes": {}}) == free
+
+
+def test_lines_of_others_in_env_stay(tmp_path):
+    path = tmp_path / ".env"
+    path.write_text("MINE=1\n")
+    path.chmod(0o640)
+    for url in ("http://127.0.0.1:1/api", "http://127.0.0.1:2/api"):
+        _write_env(tmp_path, {"PREFECT_API_URL": url})
+    lines = path.read_text().splitlines()
+    assert lines[0] == "MINE=1"
+    assert [line for line in lines if line.startswith("PREFECT_")] == ["PREFECT_API_URL=http://127.0.0.1:2/api"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    _write_env(tmp_path, {})
+    assert path.read_text() == "MINE=1\n"
+    path.unlink()
+    _write_env(tmp_path, {"A": "b"})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    _write_env(tmp_path, {})
+    assert not path.exists()
+
+
+def test_logs_of_one_or_all_and_what_comes(tmp_path):
+    logs = tmp_path / ".metricgold/logs"
+    logs.mkdir(parents=True)
+    (logs / "prefect.log").write_text("1\n2\n3\n")
+    (logs / "mlflow.log").write_text("a\n")
+    assert list(last_lines(tmp_path, None, 2)) == ["mlflow: a", "prefect: 2", "prefect: 3"]
+    following = follow_logs(tmp_path, "prefect", 1)
+    assert next(following) == "prefect: 3"
+    with (logs / "prefect.log").open("a") as log:
+        log.write("4\n")
+    assert next(following) == "prefect: 4"
+    with pytest.raises(ValueError, match=r"nobody.*mlflow, prefect"):
+        list(last_lines(tmp_path, "nobody"))
+
+
+def test_a_unit_starts_and_ends_all_of_it(tmp_path):
+    text = write_units(tmp_path, tmp_path / "units").read_text()
+    assert f"WorkingDirectory={tmp_path}\n" in text
+    assert "/metricgold up\n" in text
+    assert "/metricgold down\n" in text
+    with pytest.raises(ValueError, match="a b"):
+        write_units(tmp_path / "a b", tmp_path)
+
+
+def test_only_a_project_is_started(tmp_path):
+    with pytest.raises(ValueError, match=r"prefect\.yaml"):
+        up(tmp_path, print)
+    down(tmp_path, print)
+    assert not any(tmp_path.iterdir())
+
+
+# The real programs
+
+
+class Project:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def ask(self, *words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=self.root, env=quiet_environment(), capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        self.said = done.stderr
+        return done.stdout
+
+    def pids(self) -> dict[str, int]:
+        rows = json.loads(self.ask("metricgold.cli", "status", "--json"))["services"]
+        return {row["name"]: row["pid"] for row in rows if row["state"] == "well"}
+
+
+@pytest.mark.slow
+def test_from_nothing_to_well_again_and_to_nothing(tmp_path):
+    project = Project(make_project(tmp_path / "project"))
+    try:
+        rows = json.loads(project.ask("metricgold.cli", "up", "--json"))["services"]
+        assert [(row["name"], row["state"]) for row in rows] == [(name, "well") for name in NAMES]
+        for row in rows[:2]:
+            host, port = row["address"].removeprefix("http://").split(":")
+            listening = [
+                one for one in psutil.net_connections("tcp") if one.status == "LISTEN" and one.laddr.port == int(port)
+            ]
+            assert {one.laddr.ip for one in listening} == {host} == {"127.0.0.1"}
+
+        # Found without exports, by the short name, in this folder.
+        assert "Created flow run" in project.ask("prefect", "deployment", "run", "rollback-model")
+        before = project.pids()
+        os.kill(before["worker-cpu"], signal.SIGKILL)
+        wait_until(lambda: started(before["worker-cpu"]) is None)
+        project.ask("metricgold.cli", "status", code=1)
+        project.ask("metricgold.cli", "up")
+        assert [line for line in project.said.splitlines() if "starting" in line] == ["worker-cpu: starting"]
+        assert "deploying" not in project.said
+        after = project.pids()
+        assert {name for name in NAMES if after[name] != before[name]} == {"worker-cpu"}
+    finally:
+        project.ask("metricgold.cli", "down")
+    assert not [one for one in after.values() if started(one)]
+    left = [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(project.root)]
+    assert not left
+    assert not (project.root / ".env").exists()
