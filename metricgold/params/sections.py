@@ -412,6 +412,8 @@ class Predict(Inference):
     fov_deg: Annotated[float, Field(gt=0, lt=180)] = 60.0  # of the long side, where no camera is known
     # Images that may fail before the job does: a share (0.01) or a number of them (20); None: all but one.
     max_failed: PositiveInt | Fraction | None = None
+    # Beyond which a job warns that its images differ from those of the last runs: 0.5 is half as much again.
+    max_drift: Annotated[float, Field(gt=0)] = 0.5
     gallery: Count = 200  # images in gallery.html; 0: no page
     num_threads: PositiveInt = 4  # twice as many read and write while one thread runs the model
     lease_s: Annotated[float, Field(ge=10)] = 120.0  # another job may take over an S3 output not renewed for this time

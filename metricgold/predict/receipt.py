@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 RECEIPT, EARLIER, PARTIAL, SUMMARY = "receipt.jsonl", "receipt.earlier.jsonl", "receipt.partial/", "summary.json"
 FLUSH_SECONDS, FLUSH_ROWS = 5.0, 1000  # what a kill may cost; rows of one part
+STEPS = ("read", "model", "write")  # of an image, whose seconds a row has
 MAX_REASONS = 10  # kinds of failure in the summary
 
 
@@ -53,6 +54,15 @@ class ReceiptRow(ImageFacts, total=False):
     sha256: str | None  # of the depth file
     outputs: OutputFiles  # every file by its kind
     stale: list[OutputFile]  # files that an earlier, other run has left beside them
+
+
+class RunFigures(TypedDict):
+    """Of the images that one run predicted; None where none has the figure."""
+
+    images: int
+    depth_median_m: float | None  # median of the images' medians
+    uncertainty_median: float | None  # likewise, relative
+    share_assumed: float  # of images whose camera is not known
 
 
 def without_lost_outputs(row: ReceiptRow, present: OutputFiles) -> ReceiptRow:
@@ -281,6 +291,30 @@ class Receipt:
         """The commonest reasons of failure in this run, with how many images each has cost."""
         query = "select failure, count(*) from row where now and failure is not null group by 1 order by 2 desc, 1"
         return dict(self.db.execute(f"{query} limit {MAX_REASONS}"))
+
+    def figures(self) -> RunFigures:
+        """Of the images that this run predicted."""
+        done = "from row where now = 1 and status = 'done'"
+
+        def middle(path: str) -> float | None:
+            (count,) = self.db.execute(f"select count(json_extract(line, ?)) {done}", [path]).fetchone()
+            query = f"select json_extract(line, ?) as value {done} and value is not null order by 1 limit ? offset ?"
+            around = self.db.execute(query, [path, 2 - count % 2, max(0, count - 1) // 2]).fetchall()
+            return sum(value for (value,) in around) / len(around) if around else None
+
+        assumed = "coalesce(avg(json_extract(line, '$.focal_reason') is not null), 0.0)"
+        count, share = self.db.execute(f"select count(*), {assumed} {done}").fetchone()
+        return {
+            "images": count,
+            "depth_median_m": middle("$.median_m"),
+            "uncertainty_median": middle("$.uncertainty_median"),
+            "share_assumed": share,
+        }
+
+    def seconds_by_step(self) -> dict[str, float]:
+        """Seconds that reading, the model and writing took for the images of this run, all threads together."""
+        query = "select round(total(json_extract(line, ?)), 3) from row where now = 1"
+        return {step: self.db.execute(query, [f"$.seconds.{step}"]).fetchone()[0] for step in STEPS}
 
     def done_inputs(self) -> Iterator[str]:
         """Inputs with depth, in no order."""

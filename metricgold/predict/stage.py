@@ -23,6 +23,7 @@ from metricgold.model import digest_model
 from metricgold.params import Output, Predict
 from metricgold.predict.calibration import Calibration
 from metricgold.predict.cameras import CAMERA_FILES, Cameras, find_cameras
+from metricgold.predict.drift import earlier_runs, report_drift
 from metricgold.predict.entries import (
     WRITTEN_PIXELS,
     PromptPool,
@@ -109,6 +110,8 @@ def predict_all(
             fail_overwritten(job, receipt, counts)
         summary = summarise(job, source, sink, counts, receipt, time.monotonic() - started)
         summary["ended_by"] = quota.ended_by
+        summary["seconds_by_step"] = receipt.seconds_by_step()
+        summary |= report_drift(receipt.figures(), earlier_runs(sink), params.max_drift)
         write_gallery(job, source, sink, receipt, sample, summary)
         receipt.finish(summary)
     return summary
