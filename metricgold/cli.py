@@ -986,5 +986,24 @@ def logs(name: str | None, follow: bool, number: int) -> None:
         click.echo(one_line(line))
 
 
+@main.command()
+@click.option("--s3", metavar="S3://BUCKET/PREFIX", help="Write, read, list and delete a small object there.")
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, s3: str | None, as_json: bool) -> None:
+    """Say of what a project needs whether it is well, or what to do; exit 1 if something that is needed is not."""
+    from metricgold.operate import diagnose
+
+    datasets = _params(ctx).datasets if ctx.obj.exists() else []
+    findings = diagnose(FOLDERS.root, datasets, s3)
+    if as_json:
+        _print({"findings": [finding._asdict() for finding in findings]}, as_json)
+    else:
+        for finding in findings:
+            click.echo(f"{finding.state:<6}{finding.name:<12}{finding.text}")
+    if any(finding.state == "wrong" for finding in findings):
+        ctx.exit(1)
+
+
 if __name__ == "__main__":
     main()

@@ -364,6 +364,7 @@ CASES = [
     Case("up", 1, ["prefect.yaml"]),
     Case("up --systemd", 2, ["--systemd"]),
     Case("up", 1, [".metricgold"], {"prefect.yaml": "", ".metricgold": "a file"}),
+    Case("doctor --s3", 2, ["--s3"]),
     Case("down now", 2, ["now"]),
     Case("status --nonsense", 2, ["--nonsense"]),
     Case("logs nobody", 1, ["nobody"]),
