@@ -30,7 +30,7 @@ class Guard:
         env |= {"PREFECT_API_URL": api_url} if api_url else {}
         command = [sys.executable, "-m", "flows.guard", str(run_id), family_of_this_flow()]
         # A session of its own: who ends the flow's group must leave the guard.
-        self._process = subprocess.Popen(command, env=env, stdin=theirs, start_new_session=True)
+        self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), start_new_session=True)
         theirs.close()
         take_heir(self._to_guard)
 

@@ -14,11 +14,11 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 from uuid import UUID
 
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
-from flows.child_processes import end_children
 from flows.guard import Guard, set_state, state_of
 
 LOOK_EVERY_S = 10.0
@@ -43,22 +43,24 @@ def watched(function: Callable[P, T]) -> Callable[P, T]:
 @contextmanager
 def watch(run_id: UUID) -> Iterator[None]:
     """Guard the run that this process works on, and end it once nobody wants it any more."""
-    guard, is_over = Guard(run_id, PREFECT_API_URL.value()), threading.Event()
-    look = threading.Thread(target=copy_context().run, args=(end_when_unwanted, run_id, is_over), daemon=True)
-    look.start()
+    guard, is_over, has_ended = Guard(run_id, PREFECT_API_URL.value()), threading.Event(), threading.Event()
+    look = (end_when_unwanted, run_id, is_over, has_ended)
+    threading.Thread(target=copy_context().run, args=look, daemon=True).start()
     try:
         yield
-    except Exception:
-        guard.dismiss()
-        raise
-    # Of what else ends it, such as SIGTERM, the process may die before Prefect has reported: the guard stays.
+    except BaseException as error:
+        if has_ended.is_set():
+            raise Abort("the run has ended on the server") from error  # else Prefect would call it Crashed
+        if isinstance(error, Exception):
+            guard.dismiss()
+        raise  # of SIGTERM the process may die before Prefect has reported: the guard stays
     else:
         guard.dismiss()
     finally:
         is_over.set()
 
 
-def end_when_unwanted(run_id: UUID, is_over: threading.Event) -> None:
+def end_when_unwanted(run_id: UUID, is_over: threading.Event, has_ended: threading.Event) -> None:
     """Look every LOOK_EVERY_S; end this process's run where it ended on the server or where its worker is gone."""
     worker = os.getppid() if "PREFECT__FLOW_RUN_ID" in os.environ else None
     num_cancelling = 0
@@ -68,9 +70,9 @@ def end_when_unwanted(run_id: UUID, is_over: threading.Event) -> None:
         nobody_cancels = num_cancelling == LOOKS_WHILE_CANCELLING
         if nobody_cancels:
             set_state(run_id, Cancelled(message="cancelled; no worker ended it, so it did itself"))
-        is_unwanted = nobody_cancels or (state is not None and state.is_final())
-        if is_unwanted or (worker is not None and os.getppid() != worker):
-            end_children()
+        if nobody_cancels or (state is not None and state.is_final()):
+            has_ended.set()
+        if has_ended.is_set() or (worker is not None and os.getppid() != worker):
             if not is_over.is_set():
-                os.kill(os.getpid(), signal.SIGTERM)  # an exception in the flow, made by Prefect
+                os.kill(os.getpid(), signal.SIGTERM)  # Prefect makes it an exception, which ends the children
             return

@@ -231,6 +231,21 @@ def test_what_a_killed_dvc_had_started_ends_too(tmp_path, monkeypatch):
     assert stage and psutil.wait_procs(stage, timeout=10)[1] == []
 
 
+def test_what_a_killed_flow_had_started_saves_and_ends(project):
+    """Also where it prints meanwhile, and nobody is left to read."""
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"train": {"cmd": "metricgold train"}}}))
+    Path("wait").touch()
+    guarded = f"Guard(uuid4(), None); run_child({[*DVC, 'repro', '--single-item', 'train']}, print)"
+    lines = ["from uuid import uuid4", "from flows.guard import Guard", "from flows.child_processes import run_child"]
+    command = [sys.executable, "-c", "\n".join([*lines, guarded])]
+    with subprocess.Popen(command, env=quiet_environment(), stdout=subprocess.DEVNULL) as flow:
+        wait_until(Path("started").exists, within_s=60, what="the trainer")
+        started = psutil.Process(flow.pid).children(recursive=True)
+        flow.kill()
+    assert started and psutil.wait_procs(started, timeout=40)[1] == []
+    assert Path("saved").exists()
+
+
 def test_locks_that_a_killed_dvc_left_torn_stop_nobody(tmp_path, monkeypatch):
     monkeypatch.chdir(_sleeper(tmp_path / "project", seconds=0))
     forget_torn_locks()  # where there are none yet

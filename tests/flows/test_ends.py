@@ -2,8 +2,11 @@
 
 import signal
 import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -82,25 +85,22 @@ def artifact(server, run_id: str) -> str:
     return found[0]["data"]
 
 
-@pytest.mark.parametrize("ends", ["worker", "worker at once", "flow"])
-def test_a_run_whose_process_ends_says_so_and_can_be_run_again(server, deployed, ends):
-    """TERM for the worker, else -9: the trainer saves, the run is Crashed, its slot is free, its page tells why."""
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_whose_worker_ends_says_so_and_can_be_run_again(server, deployed, sent):
+    """The trainer saves, the run is Crashed, its slot is free, its page tells why. SIGTERM has the flow killed too."""
     Path("wait").touch()
     worker = start_worker(server, deployed)
     try:
         run_id = start_run(server)
-        wait_until(Path("started").exists, within_s=90, what="the trainer")
-        if ends == "flow":
-            kill(deployed, "prefect.engine")
-        else:
-            worker.send_signal(signal.SIGKILL if ends == "worker at once" else signal.SIGTERM)
+        wait_until(lambda: "metricgold train: at work" in logged(server, run_id), within_s=90, every_s=0.5)
+        worker.send_signal(sent)
         run = wait_for_state(server, run_id, "CRASHED")
         wait_until(lambda: not family(deployed), within_s=40, what="the end of the children")
         assert Path("saved").exists()
         page = artifact(server, run_id)
         assert run["state"]["message"].splitlines()[0] in page and f"prefect flow-run retry {run_id}" in page
         assert "metricgold train: at work" in page  # the last lines
-        if ends == "worker at once":
+        if sent == signal.SIGKILL:
             Path("wait").unlink()
             worker = start_worker(server, deployed)
             server.ask(
@@ -111,10 +111,47 @@ def test_a_run_whose_process_ends_says_so_and_can_be_run_again(server, deployed,
         worker.kill()
 
 
-def kill(project: Path, word: str) -> None:
-    for process in psutil.process_iter():
-        try:
-            if word in process.cmdline() and process.cwd() == str(project):
-                process.kill()
-        except (psutil.Error, OSError):
-            continue
+def logged(server, run_id: str) -> list[str]:
+    wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}}
+    return [line["message"] for line in server.ask("POST", "/logs/filter", wanted)]
+
+
+def test_a_run_that_nobody_ends_hears_of_its_cancellation_after_the_server_was_away(server, deployed):
+    """Its flow, started by hand, has no worker that would end it, and the server's word reaches nobody else."""
+    Path("wait").touch()
+    flow = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)
+    try:
+        wait_until(Path("started").exists, within_s=90, what="the trainer")
+        running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}, "sort": "START_TIME_DESC", "limit": 1}
+        (run,) = server.ask("POST", "/flow_runs/filter", running)
+        server.stop()
+        assert flow.poll() is None
+        server.start()
+        server.wait_until_ready()
+        assert family(deployed), "the flow works on while the server is away"
+        cancelled = {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True}
+        server.ask("POST", f"/flow_runs/{run['id']}/set_state", cancelled)
+        wait_until(lambda: not family(deployed), within_s=60, what="the end of the children")
+        assert flow.wait(60) != 0 and Path("saved").exists()
+        assert server.get(f"/flow_runs/{run['id']}")["state"]["type"] == "CANCELLED"
+        assert "Cancelled" in artifact(server, run["id"])
+    finally:
+        flow.kill()
+
+
+def test_wrong_values_and_a_missed_run_from_another_folder(server, deployed, tmp_path):
+    """Refused before anything starts; what was due while no worker was there runs late, where it was deployed from."""
+    deployment = server.get("/deployments/name/train-metricgold/train-metricgold")
+    wrong = {"parameters": {"overrides": ["train.lr"]}, "enforce_parameter_schema": True}
+    with pytest.raises(httpx.HTTPStatusError, match="409"):
+        server.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", wrong)
+    (tmp_path / "elsewhere").mkdir()
+    an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    due = {"type": "SCHEDULED", "state_details": {"scheduled_time": an_hour_ago}}
+    server.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {"state": due})
+    worker = start_worker(server, tmp_path / "elsewhere")
+    try:
+        wait_until(lambda: Path("models/metricgold/weights").exists(), within_s=90, what="the model")
+    finally:
+        worker.terminate()
+        worker.wait(60)

@@ -149,13 +149,25 @@ def _list_benchmarks(*names: str) -> None:
 
 
 @pytest.mark.slow
-def test_failed_stage_fails_the_run_with_its_last_lines_and_stops_what_needs_it(at_server, small):
+def test_failed_stage_fails_the_run_with_its_last_lines_and_stops_what_needs_it(at_server, small, monkeypatch):
     from flows.train_metricgold import train_metricgold
 
     Path("fail").touch()
+    write_json(Path("models/metricgold.state/mlflow.json"), {"run_id": "2372"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://somebody:canary@example.org")
     with pytest.raises(Exception, match=r"(?s)repro --single-item train.*loss is not a number"):
         train_metricgold()
     assert _words(small) == ["train"]
+    artifacts = at_server.ask("POST", "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["how-it-ended"]}}})
+    page = artifacts[0]["data"]
+    for told in (
+        "# train-metricgold: Failed",
+        "loss is not a number",
+        "prefect deployment run train-metricgold",
+        "2372",
+    ):
+        assert told in page
+    assert "DVC revision: `" in page and "canary" not in page
 
 
 @pytest.mark.slow

@@ -57,10 +57,18 @@ class Server:
         self.env = quiet_environment(
             PREFECT_HOME=str(home), PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="0"
         )
-        self.log = home / "server.log"
+        self.log, self.port = home / "server.log", port
         home.mkdir(parents=True)
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        self.process = subprocess.Popen(command, env=self.env, stdout=self.log.open("w"), stderr=subprocess.STDOUT)
+        self.start()
+
+    def start(self) -> None:
+        """Begin to answer, again after a stop, on the same port and database."""
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.process = subprocess.Popen(command, env=self.env, stdout=self.log.open("a"), stderr=subprocess.STDOUT)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
 
     def wait_until_ready(self, seconds: float = 120) -> None:
         def is_ready() -> bool:
