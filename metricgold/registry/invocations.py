@@ -23,7 +23,7 @@ KEYS = ("inputs", "params")
 
 def answer_requests() -> None:
     """Where this process is MLflow's server: let it ask `answer` for versions of this package."""
-    server = sys.modules.get(SERVER)
+    server: Any = sys.modules.get(SERVER)
     if server is None or server.invocations.__module__ == __name__:
         return
     theirs = server.invocations
