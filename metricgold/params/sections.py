@@ -17,7 +17,7 @@ from pydantic import (
 
 from metricgold.log_depth import LogDepth
 from metricgold.params.paths import require_dataset_name
-from metricgold.params.words import Camera, Dtype, Output, PredictionType, Spacing, Windows
+from metricgold.params.words import PRESETS, Camera, Dtype, Output, PredictionType, Spacing, Windows
 from metricgold.storage import faults_of, read_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -417,6 +417,12 @@ class Predict(Inference):
     gallery: Count = 200  # images in gallery.html; 0: no page
     num_threads: PositiveInt = 4  # twice as many read and write while one thread runs the model
     lease_s: Annotated[float, Field(ge=10)] = 120.0  # another job may take over an S3 output not renewed for this time
+
+    def fitted_to(self, *, is_one_step: bool) -> "Predict":
+        """The same, with the preset one-step for a model of one step where these are for models of more."""
+        if not is_one_step or self.num_inference_steps == 1:
+            return self
+        return Predict.model_validate(self.model_dump() | PRESETS["one-step"])
 
 
 class Headline(Section):

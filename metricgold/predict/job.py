@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from metricgold.params import FIRST_ROUND, PRESETS, Inference, Output, Predict
+from metricgold.params import FIRST_ROUND, Inference, Output, Predict
 from metricgold.predict.calibration import Calibration
 from metricgold.predict.cameras import Cameras
 from metricgold.predict.outputs import DEFAULT
@@ -96,9 +96,8 @@ class BatchJob:
 
     def fitted_to(self, model: DepthModel) -> "BatchJob":
         """The same job, with the preset one-step where the params are those of models of more steps than this one's."""
-        if not model.is_one_step or self.params.num_inference_steps == 1:
-            return self
-        return replace(self, params=Predict.model_validate(self.params.model_dump() | PRESETS["one-step"]))
+        params = self.params.fitted_to(is_one_step=model.is_one_step)
+        return self if params is self.params else replace(self, params=params)
 
     def check_calibration(self) -> None:
         """Raise ValueError for a calibration of another model; a warning says where it was fitted to other params."""

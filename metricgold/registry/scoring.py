@@ -47,7 +47,8 @@ class DepthModel:
     """
 
     def __init__(self, folder: Path, params: Predict) -> None:
-        self.pipeline, self.params = load_pipeline(folder, dtype=params.dtype, compile=params.compile), params
+        self.pipeline = load_pipeline(folder, dtype=params.dtype, compile=params.compile)
+        self.params = params.fitted_to(is_one_step=self.pipeline.is_one_step)
         self._turn = Lock()  # MLflow's server calls from many threads, and the U-Net's attention is changed by a call
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
@@ -86,8 +87,6 @@ class DepthModel:
         if preset not in (None, *PRESETS):
             raise Refused(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}")
         own = {name: getattr(self.params, name) for name in Inference.model_fields if name != "dtype"}
-        if self.pipeline.is_one_step and own["num_inference_steps"] != 1:
-            own |= PRESETS["one-step"]  # the params are those of another kind of model
         own |= {"batch_size": self.params.batch_size, "assumed_fov_deg": self.params.fov_deg}
         return own | (PRESETS[preset] if preset else {}) | given, encoding
 
