@@ -174,7 +174,7 @@ def test_a_worker_loads_the_pipeline_once_and_only_the_job_s_model(plain_threads
     assert run(plain_threads, source, tmp_path / "out", model=model)["images_done"] == 10
     assert loads == [model]
     digests = iter(["as it was"])
-    monkeypatch.setattr("metricgold.predict.stage.digest_folder", lambda _model: next(digests))
+    monkeypatch.setattr("metricgold.predict.stage.digest_model", lambda _model: next(digests))
     with pytest.raises(ValueError, match="is not the model of this job: another disk"):
         run(plain_threads, source, tmp_path / "other", model=model)
 
@@ -202,7 +202,7 @@ def test_what_a_worker_cannot_do_is_said_in_one_line(plain_threads, tmp_path, mo
         raise ImportError("no libcudart")
 
     monkeypatch.setattr(BatchJob, "load_model", load)
-    monkeypatch.setattr("metricgold.predict.dask_slices.digest_folder", lambda _model: "")
+    monkeypatch.setattr("metricgold.predict.dask_slices.digest_model", lambda _model: "")
     with pytest.raises(OSError, match="a worker of the Dask cluster failed: ImportError: no libcudart"):
         run(plain_threads, fill(tmp_path / "in", 3), tmp_path / "out")
 
