@@ -1,6 +1,6 @@
 """Whether the files of a downloaded raw folder are still those that arrived.
 
-A member that was edited in place keeps its name and maybe its size, and the ledger goes on vouching for what it was.
+A member that was edited in place keeps its name and maybe its size, and the ledger still vouches for what it was.
 """
 
 import logging

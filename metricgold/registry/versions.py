@@ -111,8 +111,8 @@ def create_version(
 def run_of(client: "MlflowClient", experiment: str, digest: str) -> str | None:
     """The run that trained a checkpoint, or that began to register it and was killed; None without one.
 
-    Never the run of another version: a training that is written again, such as with another calibration, goes on in its
-    run, where the new checkpoint's figures would take the place of the old one's.
+    Never the run of another version: a training that is written again, such as with another calibration, continues in
+    its run, where the new checkpoint's figures would take the place of the old one's.
     """
     taken = {version.run_id for version in client.search_model_versions(f"name = '{NAME}'")}
     runs = client.search_runs([experiment], f"tags.model_digest = '{digest}'")
