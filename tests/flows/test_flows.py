@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -79,7 +79,8 @@ def test_deployed_and_run_by_both_names(server, small, tmp_path):
     for pool, limit in (("metricgold-gpu", 1), ("metricgold-cpu", None)):
         template = ProcessWorker.get_default_base_job_template()
         pool = {"name": pool, "type": "process", "base_job_template": template, "concurrency_limit": limit}
-        server.ask("POST", "/work_pools/", pool)
+        with suppress(httpx.HTTPStatusError):  # another test of this server made it
+            server.ask("POST", "/work_pools/", pool)
     for command, folder in (
         ("--no-prompt deploy --all", small),
         ("deployment run train-metricgold", small),
