@@ -31,15 +31,8 @@ def deployed(server, project):
 
 
 def deploy(server, project: Path) -> None:
-    from prefect.workers.process import ProcessWorker
-
-    template = ProcessWorker.get_default_base_job_template()
     for pool in POOLS:
-        body = {"name": pool, "type": "process", "base_job_template": template, "concurrency_limit": 1}
-        try:
-            server.ask("POST", "/work_pools/", body)
-        except Exception as error:  # of an earlier test
-            assert "409" in str(error)
+        server.make_pool(pool, 1)
     done = server.run("prefect", "--no-prompt", "deploy", "--name", "train-metricgold", cwd=project)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -148,10 +141,11 @@ def test_wrong_values_and_a_missed_run_from_another_folder(server, deployed, tmp
     (tmp_path / "elsewhere").mkdir()
     an_hour_ago = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
     due = {"type": "SCHEDULED", "state_details": {"scheduled_time": an_hour_ago}}
-    server.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {"state": due})
+    run_id = server.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {"state": due})["id"]
     worker = start_worker(server, tmp_path / "elsewhere")
     try:
-        wait_until(lambda: Path("models/metricgold/weights").exists(), within_s=90, what="the model")
+        wait_for_state(server, run_id, "COMPLETED")
+        assert Path("models/metricgold/weights").exists()
     finally:
         worker.terminate()
         worker.wait(60)

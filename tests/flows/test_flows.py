@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -74,13 +75,9 @@ def test_plugin_writes_out_our_short_names_only(monkeypatch, typed, read):
 
 @pytest.mark.slow
 def test_deployed_and_run_by_both_names(server, small, tmp_path):
-    from prefect.workers.process import ProcessWorker
-
     for pool, limit in (("metricgold-gpu", 1), ("metricgold-cpu", None)):
-        template = ProcessWorker.get_default_base_job_template()
-        pool = {"name": pool, "type": "process", "base_job_template": template, "concurrency_limit": limit}
-        with suppress(httpx.HTTPStatusError):  # another test of this server made it
-            server.ask("POST", "/work_pools/", pool)
+        server.make_pool(pool, limit)
+    since = datetime.now(UTC)
     for command, folder in (
         ("--no-prompt deploy --all", small),
         ("deployment run train-metricgold", small),
@@ -90,7 +87,7 @@ def test_deployed_and_run_by_both_names(server, small, tmp_path):
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
     with _worker(server, "metricgold-gpu", tmp_path):
-        runs = _wait_for_runs(server, "train-metricgold", 2)
+        runs = _wait_for_runs(server, "train-metricgold", 2, since)
     assert [run["state"]["type"] for run in runs] == ["COMPLETED"] * 2, runs
     assert _words(small) == ["train", "evaluate", "register", "register"]  # the second run found all stages fresh
     tasks = server.ask("POST", "/task_runs/filter", {"flow_runs": {"id": {"any_": [runs[0]["id"]]}}})
@@ -113,8 +110,13 @@ def _worker(server, pool: str, folder: Path):
         worker.wait(60)
 
 
-def _wait_for_runs(server, deployment: str, count: int) -> list[dict]:
-    wanted = {"deployments": {"name": {"any_": [deployment]}}, "sort": "EXPECTED_START_TIME_ASC"}
+def _wait_for_runs(server, deployment: str, count: int, since: datetime) -> list[dict]:
+    """Those that were made since: other tests of this server have runs of their own."""
+    wanted = {
+        "deployments": {"name": {"any_": [deployment]}},
+        "flow_runs": {"expected_start_time": {"after_": since.isoformat()}},
+        "sort": "EXPECTED_START_TIME_ASC",
+    }
 
     def finished() -> list[dict] | None:
         runs = server.ask("POST", "/flow_runs/filter", wanted)

@@ -93,6 +93,19 @@ class Server:
         answer.raise_for_status()
         return answer.json()
 
+    def make_pool(self, name: str, limit: int | None) -> None:
+        """A work pool of processes, unless another test of this server has made it."""
+        import httpx
+        from prefect.workers.process import ProcessWorker
+
+        template = ProcessWorker.get_default_base_job_template()
+        body = {"name": name, "type": "process", "base_job_template": template, "concurrency_limit": limit}
+        try:
+            self.ask("POST", "/work_pools/", body)
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.CONFLICT:
+                raise
+
     def run(self, *command: str, cwd: Path) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "-m", *command], cwd=cwd, env=self.env, capture_output=True, text=True, timeout=120
