@@ -93,8 +93,8 @@ def batch_depth(
         include: Globs over keys: only these.
         exclude: Globs over keys: none of these.
         first: What keys begin with: these images come first, in this order.
-        max_images: Images that this run begins; the next run goes on.
-        max_seconds: How long this run begins images, counted from the first one; the next run goes on.
+        max_images: Images that this run begins; the next run continues.
+        max_seconds: How long this run begins images, counted from the first one; the next run continues.
         max_failed: Images that may fail, a number (20) or a share (0.01), before the run does; else all but one.
         calibration: A file of `metricgold calibrate`, by which depth is corrected.
         intrinsics: Camera of all images, a JSON file; without a camera here, cameras.csv beside them, else EXIF.

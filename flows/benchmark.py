@@ -6,10 +6,10 @@ from typing import Any
 from prefect import flow
 
 from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.figures import show_benchmarks
 from flows.forms import Name
 from flows.hooks import HOOKS
 from flows.run_watch import watched
-from flows.train_metricgold import show_benchmarks
 from metricgold.params import Folders, load_params
 
 
@@ -23,7 +23,7 @@ def benchmark(names: list[Name] | None = None) -> dict[str, Any]:
     Writes:  data/benchmarks/, metrics/benchmark/, reports/benchmark/, plots/benchmark/
     Hours:   frames x steps x ensemble / (what the device does an hour); stages that are up to date cost nothing
 
-    A stopped run goes on after its last finished image.
+    A stopped run resumes after its last finished image.
 
     Args:
         names: Benchmarks that params.yaml lists; all of them if not given.

@@ -64,7 +64,7 @@ def experiment_workspace(overrides: Mapping[str, Any], name: str) -> Iterator[Wo
 
     name  of the experiment; one that this commit has already gets a number
 
-    A trainer's state stays for the next run with the same overrides, which goes on there, unless all went well.
+    A trainer's state stays for the next run with the same overrides, which resumes there, unless all went well.
     Raises ValueError where Git or a commit is missing, to which an experiment belongs.
     """
     prefix = _git("rev-parse", "--show-prefix")
@@ -189,7 +189,7 @@ def clear_workspaces() -> None:
 
 
 def take_state(home: Path, digest: str, folder: Path) -> None:
-    """Let a trainer go on where one with the same overrides was stopped; it looks itself whether it may."""
+    """Let a trainer resume where one with the same overrides was stopped; it looks itself whether it may."""
     with suppress(FileNotFoundError):
         state = Folders(folder).state
         state.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,8 @@
-"""What the page of a run says when it did not end well: why, the last lines, how to go on, and where to look."""
+"""What the page of a run says when it did not end well: why, the last lines, how to continue, and where to look."""
 
 import json
 import os
 import shlex
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,13 @@ from prefect.client.schemas.sorting import LogSort
 
 from flows.child_processes import KEPT_LINES
 from metricgold.params import Folders
+from metricgold.storage import git_commit, read_json
 
 KEY = "how-it-ended"
 RESUMES = {
-    "train-metricgold": "finished stages are kept, and the trainer goes on from its last saved step",
-    "benchmark": "finished stages are kept, and a benchmark goes on after its last finished image",
-    "prepare-data": "what is on disk is kept, and each archive goes on where it stopped",
+    "train-metricgold": "finished stages are kept, and the trainer resumes from its last saved step",
+    "benchmark": "finished stages are kept, and a benchmark resumes after its last finished image",
+    "prepare-data": "what is on disk is kept, and each archive resumes where it stopped",
     "batch-depth": "images that the receipt lists as done are skipped",
 }
 
@@ -67,13 +67,13 @@ def describe_end(flow_name: str, flow_run: Any, state_name: str, reason: str, li
     """The artifact's text, with what is at hand in the folder where the flow worked."""
     parts = [f"# {flow_name}: {state_name}", "## Reason", reason]
     parts += ["## Last lines", f"```text\n{lines}\n```"] if lines else []
-    parts += ["## To go on", f"```sh\n{command_to_go_on(flow_name, flow_run)}\n```"]
+    parts += ["## To continue", f"```sh\n{command_to_continue(flow_name, flow_run)}\n```"]
     parts += [f"With the same values: {RESUMES[flow_name]}."] if flow_name in RESUMES else []
     listed = "\n".join(f"- {name}: {place}" for name, place in places(flow_run.parameters).items())
     return "\n\n".join([*parts, "## Where to look", listed])
 
 
-def command_to_go_on(flow_name: str, flow_run: Any) -> str:
+def command_to_continue(flow_name: str, flow_run: Any) -> str:
     """The same run again: by its id where a worker can take it, else by hand."""
     if flow_run.deployment_id:
         return f"prefect flow-run retry {flow_run.id}"
@@ -85,14 +85,13 @@ def places(parameters: dict[str, Any]) -> dict[str, str]:
     """Links and names of what belongs to a run, as far as it is there."""
     folders, found = Folders(), {"folder": f"`{Path.cwd()}`"}
     with suppress(OSError, ValueError, KeyError):
-        run_id = json.loads((folders.state / "mlflow.json").read_text())["run_id"]
+        run_id = read_json(folders.state / "mlflow.json")["run_id"]
         # Not the address: it may hold a password.
         found["MLflow run"] = (
             f"`{run_id}` in {'MLFLOW_TRACKING_URI' if 'MLFLOW_TRACKING_URI' in os.environ else 'mlflow.db'}"
         )
     if output := parameters.get("output"):
         found["receipt and gallery"] = f"`{output}/receipt.jsonl`, `{output}/gallery.html`"
-    with suppress(OSError, subprocess.CalledProcessError):
-        told = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        found["DVC revision"] = f"`{told.stdout.strip()}`: `dvc status`, `dvc exp show`"
+    if (checkout := git_commit(Path())) is not None:
+        found["DVC revision"] = f"`{checkout[0][:7]}`: `dvc status`, `dvc exp show`"
     return found

@@ -73,7 +73,7 @@ def _common(dry_run: bool, why: str) -> list[str]:
 
 
 def require_wanted() -> None:
-    """Raise RuntimeError unless the server says that this flow run is to go on.
+    """Raise RuntimeError unless the server says that this flow run is to continue.
 
     A run that was cancelled while nobody could tell it works on; it must not move an alias hours later.
     """

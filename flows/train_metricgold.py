@@ -4,53 +4,17 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
 from flows.dvc_stages import check_licences, run_stages, stage_graph
 from flows.experiments import PROJECT, Workspace, clear_workspaces, experiment_workspace, save_experiment
+from flows.figures import show_benchmarks, show_metrics
 from flows.hooks import HOOKS
 from flows.registry_tasks import promote_version, register_version
 from flows.run_watch import watched
-from metricgold.params import Folders, Params, load_params
-from metricgold.storage import read_json
+from metricgold.params import Params, load_params
 
 Value = bool | int | float | str | None
-
-
-def show_metrics(folders: Folders) -> dict[str, Any]:
-    """The measured figures as a table on the run's page."""
-    scores = read_json(folders.metrics("evaluate"))
-    rows = {"all": scores, **scores.get("datasets", {})}
-    names = [key for key, value in scores.items() if isinstance(value, int | float)]
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for label, row in rows.items():
-        lines.append(f"| {label} | " + " | ".join(f"{row[name]:.4g}" if name in row else "" for name in names) + " |")
-    create_markdown_artifact("\n".join(lines), key="metrics", description="held-out scenes")
-    return scores
-
-
-def show_benchmarks(names: list[str], folders: Folders) -> dict[str, Any]:
-    """The figures of each benchmark by its default protocol, as a table on the run's page."""
-    scores = {name: read_json(folders.metrics(f"benchmark/{name}")) for name in names}
-    columns = ("protocol", "num_frames", "abs_rel", "delta1")
-    lines = ["| benchmark | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in scores.items():
-        cells = [
-            str(row.get("protocol", "")),
-            str(row.get("num_frames", "")),
-            *(interval(row, key) for key in columns[2:]),
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    if names:
-        create_markdown_artifact("\n".join(lines), key="benchmarks", description="benchmarks, 95 % intervals by scene")
-    return scores
-
-
-def interval(row: dict[str, Any], key: str) -> str:
-    """A figure with the ends of its interval, as far as they are there."""
-    values = [f"{row[name]:.4g}" for name in (key, f"{key}_low", f"{key}_high") if row.get(name) is not None]
-    return values[0] + (f" ({values[1]} to {values[2]})" if len(values) == 3 else "") if values else ""
 
 
 @flow(name="train-metricgold", **HOOKS)

@@ -587,7 +587,7 @@ class _FailedType(click.ParamType):
 @click.option("--include", multiple=True, metavar="GLOB", help="Only these keys; repeatable.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="None of these keys; repeatable.")
 @click.option("--first", multiple=True, metavar="PREFIX", help="Keys that begin so come first; repeatable.")
-@click.option("--max-images", type=click.IntRange(1), metavar="N", help="Begin N images; the next run goes on.")
+@click.option("--max-images", type=click.IntRange(1), metavar="N", help="Begin N images; the next run continues.")
 @click.option("--max-seconds", type=click.FloatRange(0, min_open=True), metavar="S", help="Begin images for S seconds.")
 @click.option("--max-failed", type=_FailedType(), help="Images that may fail: 1%, 0.01 or 20; beyond, exit 1.")
 @click.option("--allow-truncated", is_flag=True, default=None, help="Use the readable part of images that end early.")
@@ -975,7 +975,7 @@ def _print_services(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 @main.command()
 @click.argument("name", required=False)
-@click.option("--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Continue with what comes, until Ctrl-C.")
 @click.option("--lines", "number", type=click.IntRange(1), default=20, show_default=True, help="Of each log.")
 def logs(name: str | None, follow: bool, number: int) -> None:
     """Show the last lines of what `metricgold up` started: prefect, mlflow, worker-gpu, worker-cpu, deploy; or NAME."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from metricgold.operate.services import QUIET
 from metricgold.operate.stage import status
-from metricgold.storage import one_line, open_bucket
+from metricgold.storage import S3Prefix, one_line, open_bucket
 
 GB = 1_000_000_000
 LEAST_DISK_GB, LEAST_MEMORY_GB = 10, 4  # what the demo takes, with room
@@ -123,8 +123,10 @@ def _torch() -> str:
         card = torch.cuda.get_device_name()
         return f"{torch.__version__}, {card}, {free / GB:.1f} of {total / GB:.1f} GB free"
     if gpu_names():
-        raise ValueError(f"{torch.__version__} does not see the NVIDIA GPU that is here: install a driver and a torch "
-                         "with CUDA that go together")  # fmt: skip
+        raise ValueError(
+            f"{torch.__version__} does not see the NVIDIA GPU that is here: install a driver and a torch with CUDA "
+            "that go together"
+        )
     return f"{torch.__version__}, no GPU here"
 
 
@@ -155,6 +157,7 @@ def _s3(location: str | None) -> str:
         if "RequestTimeTooSkewed" in str(error):
             raise OSError(f"{error}: the clock here is wrong, set it (timedatectl set-ntp true)") from error
         raise
+    assert isinstance(bucket, S3Prefix)
     key, data = f"metricgold-doctor-{uuid.uuid4().hex}", os.urandom(32)
     bucket.write(key, data)
     try:
@@ -167,8 +170,8 @@ def _s3(location: str | None) -> str:
     return f"{location}: written, read, listed, deleted; {_clock(bucket)}"
 
 
-def _clock(bucket: object) -> str:
-    head = bucket.client.head_bucket(Bucket=bucket.bucket)  # type: ignore[attr-defined]
+def _clock(bucket: S3Prefix) -> str:
+    head = bucket.client.head_bucket(Bucket=bucket.bucket)
     skew_s = time.time() - parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
     if abs(skew_s) > MOST_SKEW_S:
         raise OSError(f"the clock here is {skew_s:+.0f} s from the store's: set it (timedatectl set-ntp true)")
@@ -218,7 +221,7 @@ def _prefect(root: Path) -> str:
 
 
 def _licences(datasets: list[str]) -> str:
-    from metricgold.datasets import load_manifest
+    from metricgold.datasets import load_manifest, raw_folder
     from metricgold.download import check_licence
     from metricgold.params import Folders
 
@@ -227,7 +230,7 @@ def _licences(datasets: list[str]) -> str:
     faults = []
     for name in published:
         try:
-            check_licence(load_manifest(name), folders.raw(name))
+            check_licence(load_manifest(name), raw_folder(name, folders))
         except ValueError as error:
             faults.append(str(error))
     if faults:

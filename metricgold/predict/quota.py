@@ -1,4 +1,4 @@
-"""How much of a job one run does; the next run goes on where it ended."""
+"""How much of a job one run does; the next run continues where it ended."""
 
 import time
 from dataclasses import dataclass, field

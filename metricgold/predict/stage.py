@@ -80,7 +80,7 @@ def predict_all(
     `calibration` corrects depth; images of another camera than its own then fail, and another model is a ValueError.
     `cameras` are stated for the images; without them those of cameras.csv or COLMAP's files beside the images count.
     Keys that begin with one of `first` come before the others, in that order. A run with a `quota` ends well once it
-    is spent; summary["ended_by"] says so, and the next run goes on.
+    is spent; summary["ended_by"] says so, and the next run continues.
 
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written,
     OutputLost once another job has taken the output.

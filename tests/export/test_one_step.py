@@ -13,7 +13,7 @@ import torch
 from metricgold.export.one_step import differs_at_most, export_onnx, export_torch, load_for_export, picture
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.model.camera_token import new_camera_token
-from tests.registry.test_scoring import is_pickle
+from tests.support.pickles import is_pickle
 
 SCALE = {  # of uncertainty: two ranges, and a whitening of what is known of four latent channels
     "edges_m": [8.0],

@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import os
-import pickletools
 import re
 import socket
 import subprocess
@@ -29,6 +28,7 @@ from metricgold.registry.invocations import answer_requests
 from metricgold.registry.scoring import _load_pyfunc
 from tests.registry.project import PARAMS, register_scores
 from tests.support import ROOT
+from tests.support.pickles import UNSAFE, is_pickle, loads_pickles
 from tests.support.waiting import wait_until
 
 PREDICT = Predict(num_inference_steps=2, ensemble_size=1)
@@ -317,9 +317,6 @@ def test_an_altered_artefact_does_not_load(artefact):
         mlflow.pyfunc.load_model(str(artefact))
 
 
-UNSAFE = re.compile(rb"\b(pickle|cloudpickle|dill|joblib|marshal|shelve)\b|yaml\.(unsafe_)?load\(|weights_only=False")
-
-
 def test_no_byte_of_the_artefact_is_a_pickle_nor_loads_one(artefact):
     kinds = set()
     for path in (path for path in artefact.rglob("*") if path.is_file()):
@@ -339,35 +336,6 @@ def test_no_byte_of_the_artefact_is_a_pickle_nor_loads_one(artefact):
         else:
             assert not UNSAFE.search(data), f"{name} names a loader of pickles"
     assert ".safetensors" in kinds and ".py" in kinds and not kinds & {".pkl", ".pickle", ".bin", ".pt", ".ckpt"}
-
-
-def is_pickle(data):
-    """Whether bytes are a whole program of pickle's machine that calls something."""
-    calls = False
-    try:
-        for opcode, _, _ in pickletools.genops(data):
-            calls |= opcode.name in ("GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD")
-    except Exception:
-        return False
-    return calls
-
-
-def loads_pickles(tree):
-    """Modules that unpickle, functions of others that may, and options that allow it."""
-    modules = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import) and modules & {alias.name.partition(".")[0] for alias in node.names}:
-            return True
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in modules:
-            return True
-        if isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            unsafe = called in ("torch.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec")
-            if called == "yaml.load":  # ours derives from yaml.SafeLoader
-                unsafe = [ast.unparse(one) for one in node.args[1:]] != ["_Loader"]
-            if unsafe or "allow_pickle=True" in ast.unparse(node):
-                return True
-    return False
 
 
 def test_a_pickle_would_be_found():
