@@ -1,18 +1,18 @@
 # One image for servers, workers and commands.
-#   docker build -t metricgold .                                   the pipeline with a torch for CPUs
-#   docker build -t metricgold:cuda --build-arg TORCH=cu130 .      with a torch for NVIDIA's CUDA
+#   docker build -t metricgold .                                   the pipeline, with the torch that brings CUDA along
+#   docker build -t metricgold --build-arg TORCH_INDEX=ADDRESS .   with a torch from elsewhere: one for CPUs is small
 #   docker build -t metricgold:light --build-arg EXTRAS= .         the core alone: predict on files
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim-bookworm AS build
-ARG TORCH=cpu
+ARG TORCH_INDEX=
 ARG EXTRAS=pipeline,serve,postgres,dask
 RUN python -m venv /opt/metricgold
 ENV PATH=/opt/metricgold/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY requirements.lock pyproject.toml ./
-# torch first, from its own index: a later change of the code installs it not again.
-RUN pip install --index-url "https://download.pytorch.org/whl/${TORCH}" "$(grep '^torch==' requirements.lock)"
+# torch first: a later change of the code does not install it again.
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' requirements.lock)"
 COPY . .
 RUN pip install --constraint requirements.lock ".${EXTRAS:+[${EXTRAS}]}"
 
