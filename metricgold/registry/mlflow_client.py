@@ -68,6 +68,22 @@ def named_version(uri: str) -> tuple[str, str]:
     return name, which
 
 
+def set_alias(client: "MlflowClient", alias: str, version: str) -> None:
+    """Give a version an alias, also while others give it to versions of theirs: the last one has it.
+
+    MLflow looks for the alias and then adds or changes its row. Of two that add it at once, PostgreSQL refuses one,
+    which finds the row when it asks again.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(NAME, alias, version)
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":  # MLflow's word for a statement that the database refuses
+            raise
+        client.set_registered_model_alias(NAME, alias, version)
+
+
 def find_version(client: "MlflowClient", which: str, name: str = NAME) -> "ModelVersion":
     """A version by its number or alias. Raises ValueError where no version has the alias."""
     if which.isdigit():

@@ -21,6 +21,7 @@ from metricgold.registry.mlflow_client import (
     log_params,
     log_rows,
     open_client,
+    set_alias,
 )
 from metricgold.registry.model_card import log_card
 from metricgold.registry.pyfunc import clear_copies, log_model
@@ -67,7 +68,7 @@ def register(params: Params, model: Path, metrics: Path, experiment: str | None 
         ):
             for key, value in log_known(client, version.run_id, params, model, measured, digest).items():
                 client.set_model_version_tag(NAME, version.version, key, value)
-        client.set_registered_model_alias(NAME, "candidate", version.version)
+        set_alias(client, "candidate", version.version)
     return {
         "name": NAME,
         "version": str(version.version),

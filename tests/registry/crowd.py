@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from metricgold.params.sections import Promote
-from metricgold.registry.mlflow_client import NAME, open_client
+from metricgold.registry.mlflow_client import NAME, open_client, set_alias
 from metricgold.registry.promotion import MOVING, other_flags, promote, read_history, rollback
 
 GATE = Promote(max_abs_rel=0.25, max_regression=None)
@@ -27,7 +27,7 @@ def add_version(client, abs_rel):
     run = client.create_run("0").info.run_id
     client.log_metric(run, "abs_rel", abs_rel)
     version = client.create_model_version(NAME, str(Path.cwd()), run, tags={"model_digest": run})
-    client.set_registered_model_alias(NAME, "candidate", version.version)
+    set_alias(client, "candidate", version.version)
     return str(version.version)
 
 

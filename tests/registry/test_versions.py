@@ -50,6 +50,27 @@ def test_same_bytes_give_the_same_version_with_the_newest_scores(project):
     assert register_scores()["version"] != first["version"]
 
 
+def test_two_that_name_the_first_candidate_at_once_both_do(project, monkeypatch):
+    """PostgreSQL refuses the second row of one alias; asked again it changes the first. What else fails, fails."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
+
+    set_it, refusals = MlflowClient.set_registered_model_alias, [BAD_REQUEST]
+
+    def refused_first(*words):
+        if refusals:
+            raise MlflowException("duplicate key value violates unique constraint", error_code=refusals.pop())
+        return set_it(*words)
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", refused_first)
+    assert register_scores(0.2)["version"] == "1"
+    assert mlflow_client().get_model_version_by_alias("metricgold", "candidate").version == 1
+    refusals.append(TEMPORARILY_UNAVAILABLE)
+    with pytest.raises(ValueError, match="duplicate key"):
+        register_scores(0.2)
+
+
 def test_an_experiment_s_version_has_its_name_and_leaves_known_versions_alone(project):
     plain = register_scores()
     measured_otherwise = register_scores("other-ruler", abs_rel=0.1, digest="other evaluation")
