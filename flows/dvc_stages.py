@@ -211,7 +211,8 @@ def run_stages(graph: Graph, workspace: Workspace = PROJECT) -> dict[str, float]
         0.0, key="stages", description=f"{len(stale)} of {len(graph)} stages of dvc.yaml"
     )
     try:
-        for count, _ in enumerate(as_completed(list(futures.values())), start=1):
+        for count, future in enumerate(as_completed(list(futures.values())), start=1):
+            future.wait()  # from then on it knows its state, of which the server may hear later
             update_progress_artifact(progress, 100 * count / len(stale))
     except BaseException:
         end_children()  # cancelled: the trainer saves, then all stop
