@@ -187,8 +187,8 @@ def test_the_points_are_drawn_and_turn(page):
         pytest.skip("this browser has no WebGL without a GPU")
     picture = "document.querySelector('#cloud').toDataURL()"
     page.run("document.querySelector('#cloud').focus()")
+    wait_until(lambda: len(np.unique(drawn(page.run(picture)).reshape(-1, 3), axis=0)) > 50, what="the first drawing")
     first = drawn(page.run(picture))
-    assert len(np.unique(first.reshape(-1, 3), axis=0)) > 50
     page.press("ArrowRight")
     assert not np.array_equal(drawn(page.run(picture)), first)
     page.press("ArrowLeft")
