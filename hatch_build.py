@@ -10,7 +10,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDERS = ("data_manifests", "profiles", "flows")
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore")
-DVC = (".dvc/config", ".dvc/.gitignore")
+DVC = (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html")
 
 
 class ProjectFiles(BuildHookInterface):

@@ -7,7 +7,7 @@ from pathlib import Path
 from metricgold.params.paths import SHIPPED
 from metricgold.storage import write_aside
 
-_DVC = (".dvc/config", ".dvc/.gitignore")
+_DVC = (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html")
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore", *_DVC)
 FOLDERS = ("data_manifests", "flows")
 WITHOUT_GIT = "    no_scm = true\n"  # joins the section core
