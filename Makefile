@@ -6,7 +6,7 @@ READY := .venv/.installed
 FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 export DO_NOT_TRACK := true
 
-.PHONY: demo test coverage bench lint docs lock clean
+.PHONY: demo test coverage bench lint docs lock audit sbom clean
 
 demo: $(READY)  ## end to end on synthetic scenes, about ten minutes on two cores
 	$(BIN)/python -m demo $(IMAGES)
@@ -34,6 +34,12 @@ lock: $(READY)  ## refresh requirements.lock from pyproject.toml
 		| sed -e 's/+cpu$$//' -e '/^nvidia-ml-py=/!{/^nvidia-/d;}' -e '/^triton==/d' -e '/^cuda-/d' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 
+audit: $(READY)  ## known weaknesses of the packages in requirements.lock; fails without PyPI's own network
+	$(BIN)/uvx pip-audit --strict --no-deps --disable-pip -r requirements.lock
+
+sbom: $(READY)  ## what is installed here, with licences, as CycloneDX in sbom.json
+	$(BIN)/uvx --from cyclonedx-bom cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python
+
 $(READY): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -41,4 +47,4 @@ $(READY): pyproject.toml requirements.lock
 	touch $(READY)
 
 clean:  ## forget everything that was made, but not the environment
-	rm -rf data models metrics plots reports mlruns mlflow.db site htmlcov .coverage .import_linter_cache
+	rm -rf data models metrics plots reports mlruns mlflow.db site htmlcov sbom.json .coverage .import_linter_cache

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import urllib3
 
 from metricgold.operate import down, follow_logs, last_lines, up, write_units
 from metricgold.operate.processes import end, is_alive, start, started
@@ -119,13 +120,23 @@ def test_only_a_project_is_started(tmp_path):
 # The real programs
 
 
+CANARY = "canary-4711"
+SECRETS = {
+    "PREFECT_API_AUTH_STRING": f"me:{CANARY}",
+    "PREFECT_SERVER_API_AUTH_STRING": f"me:{CANARY}",
+    "AWS_ACCESS_KEY_ID": f"{CANARY}-id",
+    "AWS_SECRET_ACCESS_KEY": f"{CANARY}-secret",
+    "METRICGOLD_SERVE_TOKEN": f"{CANARY}-token",
+}
+
+
 class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def ask(self, *words: str, code: int = 0) -> str:
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, cwd=self.root, env=quiet_environment(), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=self.root, env=quiet_environment(**SECRETS), capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         self.said = done.stderr
         return done.stdout
@@ -148,6 +159,10 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path):
             ]
             assert {one.laddr.ip for one in listening} == {host} == {"127.0.0.1"}
 
+        url = rows[0]["address"] + "/api/admin/version"
+        assert urllib3.request("GET", url).status == 401
+        assert urllib3.request("GET", url, headers=urllib3.make_headers(basic_auth=f"me:{CANARY}")).status == 200
+
         # Found without exports, by the short name, in this folder.
         assert "Created flow run" in project.ask("prefect", "deployment", "run", "rollback-model")
         before = project.pids()
@@ -165,3 +180,5 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path):
     left = [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(project.root)]
     assert not left
     assert not (project.root / ".env").exists()
+    told = [path for path in project.root.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+    assert not told, "a secret that was exported is in no file, log or database"
