@@ -190,14 +190,14 @@ def test_child_answers_in_json_and_no_is_an_answer():
         ask_child([sys.executable, "-c", "import sys; sys.exit(2)"], lines.append)
 
 
-@pytest.mark.parametrize(("own", "seen"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_of_a_child_wait_without_a_loop_unless_told_otherwise(own, seen, monkeypatch):
+@pytest.mark.parametrize(("own", "seen"), [(None, "10000"), ("7", "7")])
+def test_threads_of_a_child_wait_in_a_short_loop_unless_told_otherwise(own, seen, monkeypatch):
     if own:
-        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+        monkeypatch.setenv("GOMP_SPINCOUNT", own)
     else:
-        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     lines = []
-    run_child([sys.executable, "-c", "import os; print(os.environ['OMP_WAIT_POLICY'])"], lines.append)
+    run_child([sys.executable, "-c", "import os; print(os.environ['GOMP_SPINCOUNT'])"], lines.append)
     assert lines == [seen]
 
 
