@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.benchmarks import BOUNDS, CannotRun, batch, evaluate, formats, least_seconds
+from tests.benchmarks import BOUNDS, CannotRun, batch, evaluate, formats, least_seconds, train
 from tests.benchmarks.__main__ import LEFT_OUT, MEASURES, run, write_report
 from tests.benchmarks.containers import CONTAINERS, make_shards
 
@@ -53,6 +53,18 @@ def test_contestants_take_turns_after_one_call_to_warm_up():
 def test_the_free_model_is_one_that_a_job_takes(tmp_path):
     summary = batch.job(batch.write_photographs(tmp_path / "in", 2), tmp_path)()
     assert (summary["images_done"], summary["images_failed"]) == (2, 0)
+
+
+def test_both_sides_of_the_training_race_take_a_step(tmp_path):
+    work = train.small()
+    one = {"batch_size": 1, "micro_batch_size": 1, "mixed_precision": "no"}
+    work = work._replace(height=64, width=64, train=work.train.model_copy(update=one))
+    ours, usual = train.OurStep(work, tmp_path), train.UsualStep(work)
+    before = [next(network.parameters()).clone() for network in (ours.run.network, usual.parts["unet"])]
+    ours()
+    usual()
+    after = [next(network.parameters()) for network in (ours.run.network, usual.parts["unet"])]
+    assert all((one != two).any() for one, two in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda container: container.name)

@@ -5,7 +5,7 @@ step, micro-batches of two. Its frames lie decoded in memory, so what decoding c
 saving. U-Net, batch, noise, loss, clipping and AdamW are the same on both sides; our AdamW is fused.
 
 On a GPU all has Stable Diffusion v2's size, with random weights; our side is held to the memory of the card that the
-paper was trained on, the usual way may use all there is. On a CPU widths, image and batch are smaller, as _small says:
+paper was trained on, the usual way may use all there is. On a CPU widths, image and batch are smaller, as small says:
 what the VAE does per multiplication of the U-Net is about what it is at full size, and both ratios are printed.
 """
 
@@ -87,7 +87,7 @@ def on_cpu(folder: Path) -> dict[str, float]:
     """Figures without a bound; none where there is a GPU."""
     if torch.cuda.is_available():
         return {}
-    work = _small()
+    work = small()
     contestants = OurStep(work, folder), UsualStep(work)
     seconds = least_seconds(*contestants, rounds=ROUNDS)
     ours, usual = (Side(least, one.data_wait, 0) for least, one in zip(seconds, contestants, strict=True))
@@ -104,7 +104,7 @@ def _full() -> Work:
     return Work(1, params.encode.height, params.encode.width, params.train, "cuda")
 
 
-def _small() -> Work:
+def small() -> Work:
     """A CPU's share: what does not fit a GPU's memory fits here, and bf16 only pays with instructions for it."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -144,7 +144,8 @@ class OurStep:
         caches = {"noise": _write_cache(folder / "latents", work)}
         accelerator, parts = Accelerator(mixed_precision=work.train.mixed_precision), _backbone(work)
         parts["vae"].cpu()  # asked for its scale alone
-        self.run = TrainingRun(work.train, caches, parts, {}, folder / "state", accelerator, None)
+        config = {"processing_height": work.height, "processing_width": work.width}
+        self.run = TrainingRun(work.train, caches, parts, config, folder / "state", accelerator, None)
         self.batches = read_ahead(self.run.read, range(self.run.num_steps), self.run.num_readers)
         self.waits: list[float] = []  # shares of each step
 

@@ -100,7 +100,7 @@ def test_a_run_that_is_not_there_is_made_anew_with_all_rows(fresh):
 
 def test_training_does_not_mind_that_mlflow_is_down(fresh, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:sesame@127.0.0.1:1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("METRICGOLD_MLFLOW_PATIENCE_S", "0.2")
     with caplog.at_level(logging.WARNING), track(PARAMS, STATE) as report:
         report(_row(10))
         wait_until(lambda: caplog.records)
