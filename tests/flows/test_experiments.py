@@ -48,7 +48,7 @@ def fresh(project, monkeypatch):
     write_json(Path("data/raw/a/ledger.json"), {"archives": {}})
     subprocess.run(["git", "commit", "-qam", "three stages"], check=True)
     params = Path("params.yaml")
-    params.write_text(params.read_text().replace("num_steps: 1250", "num_steps: 1240"))
+    params.write_text(params.read_text().replace("num_steps: 1500", "num_steps: 1490"))
     Path("encode-anywhere").symlink_to("/")  # not Git's, and no copy of it is wanted
     return project
 
