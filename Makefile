@@ -6,7 +6,7 @@ READY := .venv/.installed
 FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 export DO_NOT_TRACK := true
 
-.PHONY: demo test coverage bench lint docs lock audit sbom clean
+.PHONY: demo test coverage bench lint docs lock audit sbom container clean
 
 demo: $(READY)  ## end to end on synthetic scenes, about ten minutes on two cores
 	$(BIN)/python -m demo $(IMAGES)
@@ -39,6 +39,9 @@ audit: $(READY)  ## known weaknesses of the packages in requirements.lock; fails
 
 sbom: $(READY)  ## what is installed here, with licences, as CycloneDX in sbom.json
 	$(BIN)/uvx --from cyclonedx-bom cyclonedx-py environment --pyproject pyproject.toml --output-file sbom.json $(BIN)/python
+
+container: $(READY)  ## the Dockerfile's steps without Docker, in roots of Debian's packages; as root, minutes
+	$(BIN)/python -m tests.support.dockerfile
 
 $(READY): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

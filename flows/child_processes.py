@@ -18,6 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
+from metricgold.storage import without_passwords
+
 if TYPE_CHECKING:
     import psutil
 
@@ -109,7 +111,7 @@ def log_child(
     try:
         for line in lines:
             if line.strip():
-                last.append(line.rstrip())
+                last.append(without_passwords(line.rstrip()))  # DVC's and MLflow's lines too
                 log(last[-1])
         child.wait()
     except BaseException:

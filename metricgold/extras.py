@@ -12,6 +12,7 @@ EXTRA_OF = {
     "mlflow": "pipeline",
     "psycopg2": "postgres",
     "prefect": "pipeline",
+    "flask_wtf": "auth",
     "dvc": "pipeline",
     "py7zr": "pipeline",
     "pyarrow": "benchmark",

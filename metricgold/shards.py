@@ -49,6 +49,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from io import FileIO
 from itertools import accumulate
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -372,7 +373,13 @@ class LatentCache:
         its_format = self.index.get("format") if isinstance(self.index, dict) else None
         if its_format != FORMAT:
             raise ValueError(f"{self.path / INDEX}: format is {its_format}, expected {FORMAT}; encode it again")
-        self._ends = list(accumulate(shard["num_frames"] for shard in self.index["shards"]))
+        try:
+            self._ends = list(accumulate(int(shard["num_frames"]) for shard in self.index["shards"]))
+            whole = self.index["num_frames"] == (self._ends or [0])[-1]
+        except (KeyError, TypeError, ValueError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{self.path / INDEX}: its shards are not {self.index.get('num_frames')!r:.80} frames")
         self._files: OrderedDict[int, FileIO] = OrderedDict()  # the longest unused first
         self._layouts: dict[int, ShardLayout] = {}
 
@@ -409,9 +416,12 @@ class LatentCache:
         number, file, layout, row = self._find(i)
         begin, end = layout.mask_begins[row : row + 2].tolist()
         content = self._read(number, file, layout.mask_offset + begin, end - begin)
+        num_pixels = prod(layout.mask_shape)
         try:
-            bits = np.frombuffer(zlib.decompress(content), np.uint8)
-            num_pixels = int(np.prod(layout.mask_shape))
+            # No more than the mask has: a few bytes may unpack to gigabytes.
+            bits = np.frombuffer(zlib.decompressobj().decompress(content, num_pixels // 8 + 1), np.uint8)
+            if 8 * len(bits) < num_pixels:
+                raise ValueError(f"a mask of {len(bits)} bytes for {num_pixels} pixels")
             return np.unpackbits(bits, count=num_pixels).view(bool).reshape(layout.mask_shape)
         except (zlib.error, ValueError) as error:
             raise self._broken(number, error) from error
@@ -483,5 +493,14 @@ def read_layout(file: FileIO, file_state: tuple[int, ...]) -> ShardLayout:
 def _size_layout(shard: h5py.File, size: str) -> SizeLayout:
     names = ("frame", "valid_mask", "valid_mask_begin")
     frame, masks, begins = (dataset_within(shard, f"{size}/{name}") for name in names)
+    offsets = [_offset_in(shard, dataset) for dataset in (frame, masks, begins)]
     shape = tuple(masks.attrs["shape"].tolist())
-    return SizeLayout(frame.dtype, frame.id.get_offset(), masks.id.get_offset(), begins[:], shape)
+    return SizeLayout(frame.dtype, offsets[0], offsets[1], begins[:], shape)
+
+
+def _offset_in(shard: h5py.File, dataset: h5py.Dataset) -> int:
+    """Where numbers begin that are in the file as they are. ValueError for others: a head may claim any size."""
+    offset, end = dataset.id.get_offset(), shard.id.get_filesize()
+    if offset is None or offset + dataset.nbytes > end:
+        raise ValueError(f"{dataset.name} has {dataset.nbytes} bytes, of which the file of {end} has not all")
+    return int(offset)

@@ -2,7 +2,6 @@
 
 import fnmatch
 import re
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -13,15 +12,11 @@ import yaml
 
 from metricgold.params import project
 from tests.support import ROOT
+from tests.support.dockerfile import copy_context, instructions
 
 SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 ONCE = {"buckets", "deployments"}  # end when they have done their work
 WORDS = {"FROM", "ARG", "RUN", "ENV", "WORKDIR", "COPY", "USER", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
-
-
-def instructions() -> list[tuple[str, str]]:
-    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
 
 def test_the_image_runs_as_nobody_in_particular_and_says_that_it_lives():
@@ -38,15 +33,7 @@ def test_the_image_runs_as_nobody_in_particular_and_says_that_it_lives():
 
 def test_the_context_is_enough_for_the_package_and_holds_nothing_that_was_made(tmp_path):
     context = tmp_path / "context"
-    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
-    assert lines[0] == "**", "what is not named stays out"
-    for name in (line[1:].rstrip("/") for line in lines if line.startswith("!")):
-        target = context / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        quiet = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, target, ignore=quiet) if (ROOT / name).is_dir() else shutil.copy(
-            ROOT / name, target
-        )
+    copy_context(context)
     assert not fnmatch.filter([path.name for path in context.rglob("*")], "*.db")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     done = subprocess.run(build, cwd=context, capture_output=True, text=True)

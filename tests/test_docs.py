@@ -36,7 +36,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 MADE = ("data/", "models/", "metrics/", "plots/", "reports/", "mlruns/", "mlflow.db", "site/", "htmlcov/")  # by a run
 EXAMPLES = {"data_manifests/mine.yaml", "metricgold/datasets/mine.py", "tests/datasets/test_mine.py"}
-OTHER_PROGRAMS = {"apt", "aws", "cd", "curl", "export", "git", "pre-commit", "ssh", "."}
+OTHER_PROGRAMS = {"apt", "aws", "cd", "curl", "export", "git", "pre-commit", "set", "ssh", "."}
 OTHER_MODULES = {"dask_jobqueue"}  # not of this project, not installed with it
 
 

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metricgold.images import register_heif
-from metricgold.storage import dataset_within
+from metricgold.storage import MAX_ARRAY_BYTES, dataset_within
 
 if TYPE_CHECKING:
     import h5py
-
-MAX_BYTES = 1 << 30  # of one array; a damaged header may claim any size
 
 Size = tuple[int, int]  # rows, columns
 
@@ -137,7 +135,7 @@ def size_of_image(path: Path) -> Size:
 
 
 def read_hdf5(path: Path) -> np.ndarray:
-    """The numbers called `dataset` of an HDF5 file, up to MAX_BYTES of them.
+    """The numbers called `dataset` of an HDF5 file, up to MAX_ARRAY_BYTES of them.
 
     Chunks that are packed by gzip alone, as in HyperSim, are inflated by libdeflate: in less than half the time of
     the zlib in HDF5, and outside the lock that HDF5 puts on all threads. Every other layout goes through h5py.
@@ -148,8 +146,8 @@ def read_hdf5(path: Path) -> np.ndarray:
         dataset = dataset_within(file, "dataset")
         if dataset.dtype.kind not in "fiu" or dataset.shape is None:
             raise ValueError(f"expected numbers, got {dataset}")
-        if max(map(prod, (dataset.shape, dataset.chunks or ()))) * dataset.dtype.itemsize > MAX_BYTES:
-            raise ValueError(f"expected at most {MAX_BYTES} bytes, got {dataset}")
+        if max(map(prod, (dataset.shape, dataset.chunks or ()))) * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
+            raise ValueError(f"expected at most {MAX_ARRAY_BYTES} bytes, got {dataset}")
         return inflate_chunks(dataset) if has_plain_gzip_chunks(dataset) else np.asarray(dataset[()])
 
 

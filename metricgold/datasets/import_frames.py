@@ -24,6 +24,7 @@ from metricgold.datasets.own_statement import CAMERA, STATEMENT
 from metricgold.storage import read_json, remove, write_aside
 
 ASSOCIATIONS = ("associations.txt", "associate.txt", "associated.txt")
+MAX_CAMERA_PX = 1e7  # of a focal length, a place or a side
 MAX_APART_S = 0.02  # of a photograph and its depth: the benchmark's own associate.py
 
 
@@ -288,7 +289,8 @@ def keys_of(path: Path) -> dict[str, Any]:
 def camera_of(values: dict[str, Any], keys: tuple[str, ...], where: object) -> tuple[float, ...]:
     """The numbers under these keys. ValueError, led by `where`, for one that is none."""
     for key in keys:
-        if not isinstance(values.get(key), int | float) or isinstance(values[key], bool):
+        is_number = isinstance(values.get(key), int | float) and not isinstance(values[key], bool)
+        if not is_number or not abs(values[key]) <= MAX_CAMERA_PX:
             raise ValueError(f"{where}: {key}: expected a number of pixels, found {values.get(key)!r:.80}")
     return tuple(float(values[key]) for key in keys)
 

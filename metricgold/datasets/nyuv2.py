@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from metricgold.datasets.arrays import MAX_BYTES, naming
+from metricgold.datasets.arrays import naming
 from metricgold.datasets.frame import Frame
 from metricgold.datasets.listing import FrameRef, Listing
 from metricgold.images import intrinsics_from, resize_intrinsics
-from metricgold.storage import dataset_within
+from metricgold.storage import MAX_ARRAY_BYTES, dataset_within
 
 if TYPE_CHECKING:
     import h5py
@@ -85,6 +85,6 @@ def read_one(file: "h5py.File", name: str, index: int | None, kind: str, ndim: i
     if dataset.dtype.kind != kind or len(dataset.shape) != ndim:
         raise ValueError(f"expected {name} as numbers of kind {kind} in {ndim} dimensions, got {dataset}")
     largest = max(np.prod(dataset.shape[1:], dtype=float), np.prod(dataset.chunks or (), dtype=float))
-    if largest * dataset.dtype.itemsize > MAX_BYTES:
-        raise ValueError(f"expected at most {MAX_BYTES} bytes a frame, got {dataset}")
+    if largest * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
+        raise ValueError(f"expected at most {MAX_ARRAY_BYTES} bytes a frame, got {dataset}")
     return np.ascontiguousarray(dataset[index].T)

@@ -18,7 +18,8 @@ import numpy as np
 from metricgold.datasets.arrays import Size, naming, read_npy, read_pixels
 from metricgold.datasets.turns import expect_upright
 from metricgold.extras import naming_the_extra
-from metricgold.images import read_log_depth_png
+from metricgold.images import read_exr_channels, read_log_depth_png
+from metricgold.storage import MAX_ARRAY_BYTES, read_npz as read_arrays
 
 Coding = Literal["sunrgbd", "metricgold", "moge", "carla"]
 GIVES_PLANAR_METRES = ("metricgold", "moge", "carla")
@@ -65,8 +66,9 @@ def read_mask(path: Path, sizes: tuple[Size, ...]) -> np.ndarray:
 
 def read_npz(path: Path, array: str | None) -> np.ndarray:
     """The array of that name, or the only one."""
-    with naming(path), np.load(path, allow_pickle=False) as arrays:
-        return np.asarray(arrays[the_one_of(arrays.files, array)])
+    with naming(path):
+        (stored,) = read_arrays(path, lambda names: [the_one_of(names, array)]).values()
+        return np.asarray(stored)
 
 
 def the_one_of(names: list[str], array: str | None) -> str:
@@ -98,7 +100,10 @@ def read_tiff(path: Path, _array: str | None) -> np.ndarray:
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                stored = tiff.pages.first.asarray()
+                page = tiff.pages.first
+                if page.nbytes > MAX_ARRAY_BYTES:
+                    raise ValueError(f"expected at most {MAX_ARRAY_BYTES:,} bytes, got {page.nbytes:,}") from None
+                stored = page.asarray()
             if stored.dtype.kind != "f":
                 raise ValueError(f"expected floating point or 16-bit grey, got {stored.dtype}") from None
             return stored
@@ -107,9 +112,9 @@ def read_tiff(path: Path, _array: str | None) -> np.ndarray:
 def read_exr(path: Path, array: str | None) -> np.ndarray:
     """The channel of that name, or the only one."""
     with naming_the_extra():
-        import OpenEXR
-    with naming(path), OpenEXR.File(str(path), separate_channels=True) as exr:
-        channels = exr.channels()
+        import OpenEXR  # noqa: F401 - that it is missing is no fault of the file
+    with naming(path):
+        _, channels = read_exr_channels(path, separate_channels=True)
         return np.array(channels[the_one_of(sorted(channels), array)].pixels)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from metricgold.evaluate.methods import KINDS, Estimate, Kind, Method
 from metricgold.extras import naming_the_extra
+from metricgold.model import check_texts
 from metricgold.storage import digest_file, digest_json, read_json
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ METRIC_TYPES = {"zoedepth", "depth_pro", "glpn"}  # of transformers, whatever el
 # What the libraries raise for a folder that is not what its name says.
 FAULTS = (ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 BY_TORCHVISION = {"zoedepth", "depth_pro", "chmv2", "tipsv2_dpt"}  # types whose own image processor needs it
+
+
+# By other names diffusers would import any module.
+MARIGOLD_PARTS = {
+    "unet": ["diffusers:UNet2DConditionModel"],
+    "vae": ["diffusers:AutoencoderKL"],
+    "scheduler": ["diffusers:DDIMScheduler", "diffusers:LCMScheduler"],
+    "text_encoder": ["transformers:CLIPTextModel"],
+    "tokenizer": ["transformers:CLIPTokenizer", "transformers:CLIPTokenizerFast"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +131,8 @@ def open_peer(text: str) -> Method:
         raise ValueError(f"{folder} has no .safetensors: weights are read from nothing else")
     config = read_json(folder / family.config)
     with naming(folder, kind):
+        if kind in ("marigold", "transformers"):  # the numbers of others are their own package's
+            check_texts(folder)
         known = family.output(config)
     if known and stated and known != stated:
         raise ValueError(f"{folder} gives {known} by its {family.config}, not {stated}")
@@ -180,8 +193,9 @@ def marigold_output(index: Mapping[str, Any]) -> Kind | None:
     if index.get("_class_name") != "MarigoldDepthPipeline":
         raise ValueError(f"model_index.json is of {index.get('_class_name')}, expected MarigoldDepthPipeline")
     for name, part in index.items():
-        if isinstance(part, list) and part[:1] not in (["diffusers"], ["transformers"]):
-            raise ValueError(f"model_index.json has {name} from {part[:1]}, expected diffusers or transformers")
+        if isinstance(part, list) and any(part) and ":".join(map(str, part)) not in MARIGOLD_PARTS.get(name, ()):
+            known = " or ".join(MARIGOLD_PARTS.get(name, ["no such part"]))
+            raise ValueError(f"model_index.json has {name} as {part!r:.80}, expected {known}")
     kinds: dict[Any, Kind | None] = {"depth": "relative_depth", "disparity": "relative_disparity", None: None}
     if (stated := index.get("prediction_type")) not in kinds:
         raise ValueError(f"model_index.json has prediction_type {stated!r}, expected depth or disparity")

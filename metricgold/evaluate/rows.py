@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = ".rows.parquet"  # how a file of rows ends
+MAX_CELLS = 100_000_000  # rows x columns: a file of a few kB may name any number of them, each of eight bytes
 TEXTS = (
     *("benchmark", "protocol", "protocol_digest", "ruler_digest", "method", "method_digest", "frame", "scene"),
     "reason",
@@ -242,6 +243,10 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow as pa
 
     try:
+        with parquet.ParquetFile(path) as file:
+            num_cells = file.metadata.num_rows * file.metadata.num_columns
+        if num_cells > MAX_CELLS:
+            raise ValueError(f"{path}: expected at most {MAX_CELLS:,} figures, its head names {num_cells:,}")
         table = parquet.read_table(path, memory_map=False, page_checksum_verification=True)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file of rows") from error

@@ -36,6 +36,7 @@ from .depth_files import (
     read_depth_exr as read_depth_exr,
     read_depth_npz as read_depth_npz,
     read_depth_tiff as read_depth_tiff,
+    read_exr_channels as read_exr_channels,
     read_log_depth_png as read_log_depth_png,
     read_mm_depth_png as read_mm_depth_png,
     read_normals_png as read_normals_png,

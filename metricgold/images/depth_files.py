@@ -24,7 +24,7 @@ from PIL import Image, PngImagePlugin
 from metricgold.extras import naming_the_extra
 from metricgold.images.colours import has_depth
 from metricgold.log_depth import LogDepth
-from metricgold.storage import parse_json, write_aside
+from metricgold.storage import MAX_ARRAY_BYTES, parse_json, read_npz, write_aside
 
 _METRES = {"unit": "metres", "kind": "planar depth"}
 
@@ -273,8 +273,8 @@ _NPZ_ARRAYS = ("planar_depth_m", "uncertainty", "intrinsics")
 
 def read_depth_npz(source: str | Path | BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read what write_depth_npz wrote: its arrays by name, its attributes."""
-    with _reading(source, "NPZ"), np.load(source, allow_pickle=False) as npz:
-        stored = dict(npz)
+    with _reading(source, "NPZ"):
+        stored = read_npz(source)
     arrays = {key: stored[key] for key in _NPZ_ARRAYS if key in stored}
     attributes = {key: str(value) for key, value in stored.items() if key not in _NPZ_ARRAYS}
     kinds = {key: (array.dtype.name, array.ndim) for key, array in arrays.items()}
@@ -332,16 +332,29 @@ _EXR_HEADER = (
 
 def read_depth_exr(source: str | Path | BinaryIO) -> tuple[np.ndarray, dict[str, str]]:
     """Read what write_depth_exr wrote: float32 [H, W] in metres (NaN none, inf beyond range), attributes."""
-    openexr = _openexr()
+    _openexr()  # that it is missing is no fault of the file
     data = Path(source).read_bytes() if isinstance(source, str | Path) else source.read()
     with tempfile.TemporaryDirectory(prefix="metricgold-") as folder, _reading(source, "OpenEXR"):
         Path(folder, "depth.exr").write_bytes(data)
-        exr = openexr.File(f"{folder}/depth.exr")
-        header, channels = exr.header(), exr.channels()
+        header, channels = read_exr_channels(Path(folder, "depth.exr"))
     attributes = {key: value for key, value in header.items() if isinstance(value, str)}
     if "Z" not in channels or not _METRES.items() <= attributes.items():
         raise _not_depth(source, f"an OpenEXR image with the channels {', '.join(sorted(channels))}")
     return channels["Z"].pixels, attributes
+
+
+def read_exr_channels(path: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and channels of an OpenEXR image; options of OpenEXR.File. ValueError for one beyond MAX_ARRAY_BYTES.
+
+    OpenEXR by itself makes room for the size that a header claims.
+    """
+    openexr = _openexr()
+    header = openexr.File(str(path), header_only=True).header()
+    (left, top), (right, bottom) = header["dataWindow"]
+    num_bytes = 4 * (int(right) - int(left) + 1) * (int(bottom) - int(top) + 1) * len(header["channels"])
+    if num_bytes > MAX_ARRAY_BYTES:
+        raise ValueError(f"expected at most {MAX_ARRAY_BYTES:,} bytes, got a header of {num_bytes:,}")
+    return header, openexr.File(str(path), **options).channels()
 
 
 def _openexr() -> Any:

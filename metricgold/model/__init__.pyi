@@ -8,6 +8,7 @@ from .backbone import (
     vae_digest as vae_digest,
 )
 from .camera_token import CameraToken as CameraToken, new_camera_token as new_camera_token
+from .configs import check_texts as check_texts
 from .digest import digest_model as digest_model
 from .ensemble import EnsembleOptions as EnsembleOptions
 from .inputs import stated_camera as stated_camera

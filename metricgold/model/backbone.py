@@ -227,10 +227,10 @@ def embed_empty_prompt(folder: Path, width: int) -> EmptyPrompt:
     """Run the text encoder once on the empty prompt, padded as Marigold does: start and end token only."""
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32)
-    tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
-    with torch.no_grad():
+    with naming_the_folder(folder, "Stable Diffusion"), torch.no_grad():
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32)
+        tokens = tokenizer("", padding="do_not_pad", truncation=True, return_tensors="pt").input_ids
         embedding = encoder(tokens)[0][0]  # [tokens, width]
     if embedding.shape[1] != width:
         raise ValueError(f"{folder}: the text encoder is {embedding.shape[1]} wide, the U-Net expects {width}")

@@ -44,6 +44,14 @@ from metricgold.model.windows import Strip
 from metricgold.params import CAMERAS, DTYPES, SPACINGS, WINDOWS, Uncertainty, Windows
 from metricgold.storage import read_json
 
+# What model_index.json may name: by other names diffusers would import any module.
+PARTS = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "empty_prompt": ["metricgold.model", "EmptyPrompt"],
+    "camera_token": ["metricgold.model", "CameraToken"],
+}
 SATURATED = 1e-3  # log depth so close to -1 or 1 says "at least as near" or "at least as far"
 VAE_PIXELS = 1_800_000  # at once: four images at full size keep a GPU busy, more of them only cost memory
 NEGLIGIBLE = 0.3  # sqrt(1 - 0.3^2) is 0.95
@@ -669,10 +677,18 @@ def load_pipeline(
 
 
 def _check_present(folder: Path, given: Container[str]) -> None:
-    """Raise ValueError naming a part that a local folder's index names and the folder lacks, nor was given."""
+    """Raise ValueError for a local folder's index that names other parts than PARTS, or one that the folder lacks.
+
+    given  parts that the folder need not have
+    """
     index = folder / "model_index.json"
-    for name, kind in (read_json(index) if index.is_file() else {}).items():
+    stated = read_json(index) if index.is_file() else {"_class_name": MetricGoldPipeline.__name__}
+    if (kind := stated.get("_class_name")) != MetricGoldPipeline.__name__:
+        raise ValueError(f"{index}: _class_name is {kind!r:.80}, expected {MetricGoldPipeline.__name__}")
+    for name, kind in stated.items():
         is_part = isinstance(kind, list) and all(isinstance(word, str) for word in kind)  # its library and class
+        if is_part and kind != PARTS.get(name):
+            raise ValueError(f"{index}: {name} is {kind!r:.80}, expected {PARTS.get(name, 'no such part')}")
         if is_part and name not in given and not (folder / name).is_dir():
             raise ValueError(f"{name}/ is missing")
 

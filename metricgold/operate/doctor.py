@@ -2,7 +2,6 @@
 
 import configparser
 import os
-import re
 import shutil
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 from metricgold.operate.services import QUIET
 from metricgold.operate.stage import status
-from metricgold.storage import S3Prefix, one_line, open_bucket
+from metricgold.storage import S3Prefix, one_line, open_bucket, without_passwords
 
 GB = 1_000_000_000
 LEAST_DISK_GB, LEAST_MEMORY_GB = 10, 4  # what the demo takes, with room
@@ -70,11 +69,11 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 
 def without_secrets(text: str) -> str:
-    """The text without the values of variables that hold secrets, and without passwords in addresses."""
+    """As without_passwords, and without the values of variables that hold secrets."""
     for name, value in os.environ.items():
         if len(value) > 5 and any(word in name.upper() for word in SECRET_NAMES):
             text = text.replace(value, "***")
-    return re.sub(r"(\w://)[^/@\s]*@", r"\1***@", text)
+    return without_passwords(text)
 
 
 @contextmanager

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
+
+from metricgold.extras import naming_the_extra
 
 HOST = "127.0.0.1"
 POOLS = {"metricgold-gpu": 1, "metricgold-cpu": None}  # runs at a time, of each worker pool of prefect.yaml
 PORTS = {"prefect": 4200, "mlflow": 5000}  # unless they are taken
+MLFLOW_ASKS = "MLFLOW_AUTH_ADMIN_PASSWORD"  # MLflow's own variable: with it its server asks who one is
 QUIET = {
     "DO_NOT_TRACK": "true",
     "DVC_NO_ANALYTICS": "1",
@@ -55,6 +59,12 @@ def services(root: Path, ports: dict[str, int]) -> list[Service]:
         }
         command = [*python, "mlflow", "server", "--host", HOST, "--port", str(ports["mlflow"]), "--workers", "1"]
         command += ["--no-serve-artifacts"]
+        if os.environ.get(MLFLOW_ASKS):
+            with naming_the_extra():
+                import flask_wtf  # noqa: F401 - else MLflow's server would end with a page of traceback
+            command += ["--app-name", "basic-auth"]
+            # Of the cookies of its page of new accounts; one process needs no other to know it.
+            variables["MLFLOW_FLASK_SERVER_SECRET_KEY"] = token_urlsafe()
         ours.append(Service("mlflow", command, _answers(f"{page}/health"), page, variables))
     for pool in POOLS:
         command = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", pool]

@@ -41,7 +41,8 @@ def up(root: Path, say: Say) -> list[dict[str, Any]]:
             if service.name == "prefect":
                 _wait(root, state, service, say)
         if is_here("prefect", ports):
-            _write_env(root, {"PREFECT_API_URL": api})
+            # With both, whoever loads the file in another folder has the short names of deployments too.
+            _write_env(root, {"PREFECT_API_URL": api, "PREFECT_PLUGINS_ENABLED": "true"})
         _make_pools(api)
         for service in every[len(servers) :]:
             _start_missing(root, state, service, say)

@@ -15,15 +15,16 @@ from io import BytesIO
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
 from metricgold.datasets import read_stored_depth
 from metricgold.images import DepthFile, planar_from_ray_distance, rays_from_intrinsics, read_depth
 from metricgold.model import digest_model
 from metricgold.params import DISTANCE_KINDS, DistanceKind, Output, Predict
-from metricgold.predict.calibration import Calibration, Camera, LeaveOneOut
+from metricgold.predict.calibration import Calibration, Camera, LeaveOneOut, Positive
 from metricgold.predict.calibration_plot import draw_calibration
 from metricgold.predict.entries import predict_entries
 from metricgold.predict.job import BatchJob, DepthModel
@@ -33,6 +34,8 @@ from metricgold.storage import Folder, S3Prefix, open_bucket, parse_json, write_
 
 log = logging.getLogger(__name__)
 
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Row = tuple[Number, Number, Number]  # of intrinsics
 EXACT_FIRST: tuple[Output, ...] = ("npz", "tiff", "exr", "log-png", "mm-png")  # where several are there
 PIXELS_OF_MAP = 100  # evenly spaced over those with depth on both sides: neighbours say the same again
 SATURATED = 1e-3  # of ln range: as near to an end as that, the model says only "at least"
@@ -264,12 +267,36 @@ def read_predicted(predictions: Folder | S3Prefix, key: str) -> PredictedImage:
     name = next(filter(predictions.exists, names), None)
     if name is None or not predictions.exists(side_car):
         raise ValueError(f"{predictions}: no depth of {key} with its side-car: expected {side_car} and {names[0]}")
-    facts = with_digest(parse_json(predictions.read(side_car), side_car))
+    facts = read_facts(predictions.read(side_car), f"{predictions}: {side_car}")
     if facts.get("calibration"):
         raise ValueError(f"{predictions}: {name} is calibrated already; predict it without --calibration")
     if facts.get("intrinsics") is None:
         raise ValueError(f"{predictions}: {key} has no pinhole camera, and a calibration is one camera's")
     return PredictedImage(key, read_depth(BytesIO(predictions.read(name))), facts)
+
+
+class _Facts(BaseModel):
+    """What a calibration needs of a side-car."""
+
+    model: str
+    model_digest: str
+    params: dict[str, Any]
+    near_m: Positive
+    far_m: Positive
+    intrinsics: tuple[Row, Row, Row] | None
+    camera_name: str | None = None
+
+
+def read_facts(data: bytes, name: str) -> dict[str, Any]:
+    """A side-car, whoever wrote it. ValueError led by `name` for one that lacks what a calibration needs."""
+    facts = parse_json(data, name)
+    try:
+        facts = with_digest(facts) if isinstance(facts, dict) else facts
+        _Facts.model_validate(facts)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(f"{name}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    return facts
 
 
 def camera_of_all(predicted: list[PredictedImage]) -> Camera:

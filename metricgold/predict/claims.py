@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from metricgold.images import read_depth
 from metricgold.predict.outputs import DEPTH, SUFFIXES, with_digest
-from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, ReceiptRow
+from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, ReceiptRow, read_row
 from metricgold.storage import Folder, S3Prefix, open_bucket, parse_json
 
 MAX_LEVELS = 32  # of folders between a file and the receipt of its job
@@ -76,6 +76,8 @@ def _claims(sink: Folder | S3Prefix, stem: str, row: ReceiptRow | None) -> Image
         claims.said["the file itself"] = _attributes(data, claims.depth_file)
     if sink.exists(stem + SUFFIXES["json"]):
         side_car = parse_json(sink.read(stem + SUFFIXES["json"]), stem + SUFFIXES["json"])
+        if not isinstance(side_car, dict):
+            raise ValueError(f"{stem + SUFFIXES['json']}: expected an object of facts, got {side_car!r:.80}")
         claims.said["the side-car"] = with_digest(side_car)
     if row:
         claims.said["the receipt"] = with_digest(dict(row))
@@ -113,7 +115,7 @@ def _rows_with(folder: str, key: str) -> Iterator[ReceiptRow]:
     for sink, receipt in _receipts(folder):
         for line in sink.lines(receipt):
             if text in line:
-                yield parse_json(line, receipt)
+                yield read_row(line, f"{sink}: {receipt}")
 
 
 def _receipts(folder: str) -> Iterator[tuple[Folder | S3Prefix, str]]:

@@ -91,6 +91,21 @@ def with_earlier_outputs(row: ReceiptRow, earlier: ReceiptRow, present: OutputFi
     }
 
 
+def read_row(line: bytes, name: str) -> ReceiptRow:
+    """A line of a receipt, which anybody may have written. ValueError led by the receipt's name for another line."""
+    try:
+        row: ReceiptRow = parse_json(line, name)
+        texts = [row["input"], row.get("reason") or "", row.get("output") or ""]
+        for file in (*row.get("outputs", {}).values(), *row.get("stale", [])):
+            texts += [file["key"], file["tag"]]
+        _blob("".join(texts))
+        if row["status"] not in ("done", "failed", "skipped"):
+            raise ValueError(row["status"])
+        return row
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} holds a line that is not a row; move it away: {line[:80]!r}") from error
+
+
 def failure_of(row: ReceiptRow) -> str | None:
     """The reason of a failure without names and numbers, which rows that failed alike share; None for other rows."""
     if row["status"] != "failed":
@@ -156,15 +171,8 @@ class Receipt:
         receipts = [key for key in (EARLIER, RECEIPT) if self.sink.exists(key)] + self.parts
         for key in receipts:
             for line in self.sink.lines(key):
-                try:
-                    row = parse_json(line, key)
-                    status, name = row["status"], _blob(row["input"])
-                    for file in row.get("outputs", {}).values():
-                        _blob(file["key"] + file["tag"])
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    message = f"{self.sink}: {key} holds a line that is not a row; move it away: {line[:80]!r}"
-                    raise ValueError(message) from error
-                values = [name, line.decode().rstrip(), status, failure_of(row)]
+                row = read_row(line, f"{self.sink}: {key}")
+                values = [_blob(row["input"]), line.decode().rstrip(), row["status"], failure_of(row)]
                 self.db.execute("replace into row values (?, ?, ?, ?, 0)", values)
         if receipts:  # otherwise no row names a file
             if isinstance(self.sink, Folder):

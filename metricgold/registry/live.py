@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from metricgold.model import digest_model
 from metricgold.params import Params
 from metricgold.registry.lineage import flat
-from metricgold.registry.mlflow_client import NAME, MetricRow, log_params, log_rows, open_client, without_password
+from metricgold.registry.mlflow_client import NAME, MetricRow, log_params, log_rows, open_client, without_passwords
 from metricgold.storage import git_commit, read_json, read_rows, write_json
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class _Follower:
     def warn(self, reason: str) -> None:
         if not self.warned:
             self.warned = True
-            logger.warning("%s; metrics.jsonl holds the rows that MLflow lacks", without_password(reason))
+            logger.warning("%s; metrics.jsonl holds the rows that MLflow lacks", without_passwords(reason))
 
     def send(self, client: "MlflowClient") -> None:
         """Send the rows that wait, and the pictures of their steps, to the run of this folder."""
@@ -136,7 +136,7 @@ class _Follower:
         tags = {"commit": commit[0], "dirty": str(commit[1]).lower()} if commit else {}
         run = mlflow.start_run(known, experiment, run_name="train", tags=None if known else tags)
         write_json(self.mark, {"run_id": run.info.run_id})
-        where = without_password(mlflow.get_tracking_uri())
+        where = without_passwords(mlflow.get_tracking_uri())
         logger.info("MLflow at %s: run %s of experiment %s", where, run.info.run_id, NAME)
         return str(run.info.run_id)
 

@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from metricgold.extras import naming_the_extra
-from metricgold.registry.tracking_store import NAME as NAME, prepare_store, without_password as without_password
-from metricgold.storage import digest_json, read_json
+from metricgold.registry.tracking_store import NAME as NAME, prepare_store
+from metricgold.storage import digest_json, read_json, without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -57,7 +57,7 @@ def open_client() -> Iterator["MlflowClient"]:
             raise
         said = str(error).partition("\n[SQL:")[0]
         # `from None`: the cause would show the address with its password again.
-        raise ValueError(without_password(f"MLflow at {uri}: {said}")) from None
+        raise ValueError(without_passwords(f"MLflow at {uri}: {said}")) from None
 
 
 def named_version(uri: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from metricgold.registry.mlflow_client import NAME, find_version, named_version,
 from metricgold.storage import (
     digest_json,
     has_ended,
+    paths_below,
     read_json,
     read_yaml,
     remove,
@@ -181,12 +182,15 @@ def fetch_model(model: str) -> tuple[Path, str]:
 
 
 def checkpoint_in(folder: Path) -> Path:
-    """The checkpoint in MLflow's folder of a version. ValueError where there is none."""
-    descriptions = sorted(folder.rglob("MLmodel"))
-    if not descriptions:
+    """The checkpoint in MLflow's folder of a version. ValueError where there is none, or it is said to be elsewhere."""
+    path = next(iter(sorted(folder.rglob("MLmodel"))), None)
+    if path is None:
         raise ValueError(f"{folder} holds no MLmodel file: not a registered MetricGold model")
-    data: str = read_yaml(descriptions[0])["flavors"]["python_function"]["data"]
-    return descriptions[0].parent / data
+    try:
+        data = read_yaml(path)["flavors"]["python_function"]["data"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} names no data of a pyfunc: not a registered MetricGold model") from error
+    return paths_below(path.parent, [data])[0]
 
 
 def download_version(uri: str, registered: str | None = None) -> Path:

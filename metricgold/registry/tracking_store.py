@@ -5,7 +5,6 @@ MLflow by itself tries for minutes, prints a page for each try and ends with a t
 
 import logging
 import os
-import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_exponential
 
 from metricgold.extras import EXTRA_OF, naming_the_extra
-from metricgold.storage import clear_left, write_aside
+from metricgold.storage import clear_left, without_passwords, write_aside
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -59,12 +58,7 @@ def prepare_store(uri: str) -> None:
         elif scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
             prepare_database(_engine(uri))
     except (ConnectionError, PermissionError, ValueError) as error:
-        raise ValueError(without_password(f"MLflow at {uri}: {error}")) from None
-
-
-def without_password(text: str) -> str:
-    """The text with the credentials of URLs left out."""
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1", re.sub(r"(\w://)[^/@\s]*@", r"\1", text))
+        raise ValueError(without_passwords(f"MLflow at {uri}: {error}")) from None
 
 
 def patience_s() -> float:

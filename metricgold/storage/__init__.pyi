@@ -37,7 +37,9 @@ from .messages import (
     log_formatter as log_formatter,
     message_of as message_of,
     one_line as one_line,
+    without_passwords as without_passwords,
 )
+from .npz import MAX_ARRAY_BYTES as MAX_ARRAY_BYTES, read_npz as read_npz
 from .output_lock import (
     LEASE as LEASE,
     LOCK as LOCK,

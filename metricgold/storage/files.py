@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 20
+MAX_JSON_BYTES = 64 << 20  # the index of a cache of a million frames has 2 MB; memory takes twenty times as much
 SYNCS_AT_ONCE = 16
 LEFT_S = 86_400.0  # a temporary file of another machine is treated as abandoned after this age
 _ASIDE = re.compile(r"\..+\.(?P<writer>\d+-[0-9a-f]{8})\.(part|old)", re.DOTALL)
@@ -243,8 +244,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; ValueError names the file when it is not."""
-    return parse_json(Path(path).read_bytes(), path)
+    """Read JSON; ValueError names the file when it is not, or has more than MAX_JSON_BYTES."""
+    return parse_json(read_at_most(path, MAX_JSON_BYTES), path)
+
+
+def read_at_most(path: Path, max_bytes: int) -> bytes:
+    """All bytes of a file. ValueError naming one that has more, whatever size the disk states."""
+    with Path(path).open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"{path}: has more than {max_bytes:,} bytes, the most that such a file may have")
+    return content
 
 
 def parse_json(data: bytes | str, name: object) -> Any:

@@ -33,12 +33,27 @@ def matches(pattern: str, key: str) -> bool:
 
 
 def _match(patterns: Sequence[str], names: Sequence[str]) -> bool:
-    """Segment by segment; ** stands for any number of names, a final ** for all that follow."""
-    if not patterns or not names:
-        return not patterns and not names
-    if patterns[0] == "**":
-        return len(patterns) == 1 or any(_match(patterns[1:], names[i:]) for i in range(len(names)))
-    return fnmatchcase(names[0], patterns[0]) and _match(patterns[1:], names[1:])
+    """Segment by segment; ** stands for any number of names, a final ** for all that follow, one at least.
+
+    Where what follows the last ** does not fit, that one takes a name more; earlier ones need no second look. So many
+    of them take no time to speak of, whoever wrote them.
+    """
+    at = number = 0  # of the pattern and the name that are looked at
+    retry: tuple[int, int] | None = None  # where they are next, once the last ** takes a name more
+    while number < len(names):
+        pattern = patterns[at] if at < len(patterns) else None
+        if pattern == "**":
+            if at == len(patterns) - 1:
+                return True
+            at, retry = at + 1, (at + 1, number + 1)
+        elif pattern is not None and fnmatchcase(names[number], pattern):
+            at, number = at + 1, number + 1
+        elif retry is None:
+            return False
+        else:
+            at, number = retry
+            retry = (at, number + 1)
+    return at == len(patterns)
 
 
 @dataclass(frozen=True, slots=True)

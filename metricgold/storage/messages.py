@@ -1,12 +1,23 @@
-"""Messages on their way out: what strangers put into a name cannot steer a terminal or forge a line of a log."""
+"""Messages on their way out: no name steers a terminal or forges a line of a log, no password is told."""
 
 import json
 import logging
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+# user:password@ of an address, or token@. A password may hold / and @; digits behind the first colon are a port.
+_CREDENTIALS = re.compile(r'(\w://)(?:[^:/@\s"]*:(?!\d+(?:[/\s]|$))[^\s"]*|[^/\s"]*)@')
+_SECRETS_ASKED = re.compile(r'(?i)([?&;](?:password|token|key|secret|sig|signature|x-amz-[a-z-]+)=)[^&\s"\']*')
+
+
+def without_passwords(text: str) -> str:
+    """The text without what addresses in it hold of credentials: user and password, tokens, signatures."""
+    return _SECRETS_ASKED.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text)) if "://" in text else text
 
 
 def one_line(text: str) -> str:
@@ -36,7 +47,7 @@ def faults_of(path: Path, faults: Iterable[tuple[Sequence[object], str]]) -> Lin
 def message_of(error: BaseException) -> str:
     """What an error says, as it may be shown: in one line, or in those that it was made of."""
     text = error.args[0] if error.args and isinstance(error.args[0], Lines) else one_line(str(error))
-    return text or type(error).__name__
+    return without_passwords(text) or type(error).__name__
 
 
 class OneLineFormatter(logging.Formatter):
@@ -44,7 +55,11 @@ class OneLineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
         """The record without its traceback."""
-        return one_line(super().formatMessage(record))
+        return without_passwords(one_line(super().formatMessage(record)))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - its name in logging
+        """A traceback, which may quote an address."""
+        return without_passwords(super().formatException(ei))
 
 
 class JsonFormatter(logging.Formatter):
@@ -61,9 +76,9 @@ class JsonFormatter(logging.Formatter):
         """One line of ASCII: json escapes all else, also what would end the line."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         said = {"time": f"{moment}.{int(record.msecs):03d}Z", "level": record.levelname, "logger": record.name}
-        said |= {"message": record.getMessage(), "run": self.run}
+        said |= {"message": without_passwords(record.getMessage()), "run": self.run}
         if record.exc_info:
-            said["traceback"] = self.formatException(record.exc_info)
+            said["traceback"] = without_passwords(self.formatException(record.exc_info))
         return json.dumps(said)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from metricgold.storage.files import write_aside
+from metricgold.storage.files import read_at_most, write_aside
 
 MAX_BYTES = 4 << 20
 MAX_DEPTH = 32
@@ -32,10 +32,7 @@ def read_yaml(path: Path) -> Any:
 
     Raises ValueError as `file: line N: what is wrong`, and OSError.
     """
-    with Path(path).open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"{path}: has more than {MAX_BYTES:,} bytes, too many for a file that a person writes")
+    content = read_at_most(path, MAX_BYTES)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

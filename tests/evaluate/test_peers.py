@@ -58,7 +58,7 @@ def test_marigold_of_few_steps_and_of_disparity(folders):
 
 @pytest.mark.parametrize("key, value, message", [
     ("_class_name", "StableDiffusionPipeline", "is of StableDiffusionPipeline, expected MarigoldDepthPipeline"),
-    ("unet", ["my_code", "UNet"], r"has unet from \['my_code'\], expected diffusers or transformers"),
+    ("unet", ["my_code", "UNet"], r"has unet as \['my_code', 'UNet'\], expected diffusers:UNet2D"),
     ("prediction_type", "normals", "has prediction_type 'normals', expected depth or disparity"),
     ("prediction_type", None, "does not say what its numbers are; say marigold=OUTPUT:"),
 ])  # fmt: skip

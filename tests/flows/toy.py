@@ -10,6 +10,7 @@ from pathlib import Path
 
 from metricgold.params.project import FILES, FOLDERS
 from tests.support import ROOT
+from tests.support.canary import SECRETS
 from tests.support.waiting import wait_until
 
 SCRIPTS = Path(sys.executable).parent
@@ -54,7 +55,7 @@ class Server:
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             port = sock.getsockname()[1]
-        self.env = quiet_environment(
+        self.env = SECRETS | quiet_environment(
             PREFECT_HOME=str(home), PREFECT_API_URL=f"http://127.0.0.1:{port}/api", PREFECT_SERVER_ANALYTICS_ENABLED="0"
         )
         self.log, self.port = home / "server.log", port

@@ -17,6 +17,7 @@ from metricgold.operate import down, follow_logs, last_lines, up, write_units
 from metricgold.operate.processes import end, is_alive, start, started
 from metricgold.operate.stage import _port, _write_env
 from tests.flows.toy import make_project, quiet_environment
+from tests.support.canary import CANARY, SECRETS, told
 from tests.support.waiting import wait_until
 
 NAMES = ["prefect", "mlflow", "worker-gpu", "worker-cpu"]
@@ -120,25 +121,45 @@ def test_only_a_project_is_started(tmp_path):
 # The real programs
 
 
-CANARY = "canary-4711"
-SECRETS = {
+PASSWORDS = {
     "PREFECT_API_AUTH_STRING": f"me:{CANARY}",
     "PREFECT_SERVER_API_AUTH_STRING": f"me:{CANARY}",
-    "AWS_ACCESS_KEY_ID": f"{CANARY}-id",
-    "AWS_SECRET_ACCESS_KEY": f"{CANARY}-secret",
-    "METRICGOLD_SERVE_TOKEN": f"{CANARY}-token",
+    "MLFLOW_AUTH_ADMIN_PASSWORD": f"{CANARY}-admin",
 }
+ME = urllib3.make_headers(basic_auth=f"me:{CANARY}")
+ADMIN = urllib3.make_headers(basic_auth=f"admin:{CANARY}-admin")
+SWITCHES = ("DO_NOT_TRACK", "DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY", "PREFECT_SERVER_ANALYTICS_ENABLED")
+# What each program asks before it reports on its user; run with the environment of one that `metricgold up` started.
+ASKED = """
+import dvc.analytics, huggingface_hub.constants, mlflow.telemetry.utils, prefect.analytics, prefect.settings
+assert not dvc.analytics.is_enabled()
+assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
+assert mlflow.telemetry.utils.is_telemetry_disabled()
+assert not prefect.settings.get_current_settings().server.analytics_enabled
+"""
 
 
 class Project:
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    """A project whose programs reach other machines by way of a proxy that answers nobody, but notes who asks."""
 
-    def ask(self, *words: str, code: int = 0) -> str:
+    def __init__(self, root: Path, proxy: socket.socket) -> None:
+        self.root = root
+        way = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        self.environment = quiet_environment(
+            **SECRETS | PASSWORDS,
+            **{name: way for name in ("http_proxy", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")},
+            **{name: "127.0.0.1,localhost" for name in ("no_proxy", "NO_PROXY")},
+        )
+        for name in ("CI", *SWITCHES):  # with which some programs are quiet anyhow
+            self.environment.pop(name, None)
+
+    def ask(self, *words: str, code: int = 0, cwd: Path | None = None, **more: str) -> str:
         command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, cwd=self.root, env=quiet_environment(**SECRETS), capture_output=True, text=True)
+        env = self.environment | more
+        done = subprocess.run(command, cwd=cwd or self.root, env=env, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         self.said = done.stderr
+        assert CANARY not in done.stdout + done.stderr
         return done.stdout
 
     def pids(self) -> dict[str, int]:
@@ -146,9 +167,36 @@ class Project:
         return {row["name"]: row["pid"] for row in rows if row["state"] == "well"}
 
 
+@pytest.fixture
+def proxy():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        yield listening
+
+
+FLOWS = {"rollback-model": "COMPLETED", "promote-model": "COMPLETED", "batch-depth": "FAILED"}
+
+
+def ends_of(address: str) -> dict[str, str]:
+    """The state of a run of each flow."""
+    asked = {
+        name: urllib3.request("POST", f"{address}/api/{name}/filter", json={}, headers=ME).json()
+        for name in ("flows", "flow_runs")
+    }
+    names = {flow["id"]: flow["name"] for flow in asked["flows"]}
+    return {names[run["flow_id"]]: run["state_type"] for run in asked["flow_runs"]}
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    return psutil.Process(pid).environ()
+
+
 @pytest.mark.slow
-def test_from_nothing_to_well_again_and_to_nothing(tmp_path):
-    project = Project(make_project(tmp_path / "project"))
+def test_from_nothing_to_well_again_and_to_nothing(tmp_path, proxy):
+    project = Project(make_project(tmp_path / "project"), proxy)
+    (project.root / "refuse").touch()  # has the stand-in for our commands say that images failed
     try:
         rows = json.loads(project.ask("metricgold.cli", "up", "--json"))["services"]
         assert [(row["name"], row["state"]) for row in rows] == [(name, "well") for name in NAMES]
@@ -161,10 +209,24 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path):
 
         url = rows[0]["address"] + "/api/admin/version"
         assert urllib3.request("GET", url).status == 401
-        assert urllib3.request("GET", url, headers=urllib3.make_headers(basic_auth=f"me:{CANARY}")).status == 200
+        assert urllib3.request("GET", url, headers=ME).status == 200
+        page = rows[1]["address"] + "/api/2.0/mlflow/experiments/search?max_results=1"
+        assert [urllib3.request("GET", page, headers=who).status for who in ({}, ME, ADMIN)] == [401, 401, 200]
 
-        # Found without exports, by the short name, in this folder.
-        assert "Created flow run" in project.ask("prefect", "deployment", "run", "rollback-model")
+        # Nobody is told about us.
+        settings = urllib3.request("GET", rows[0]["address"] + "/api/admin/settings", headers=ME).json()
+        assert settings["server"]["analytics_enabled"] is False
+        for pid in project.pids().values():
+            assert set(SWITCHES) <= environment_of(pid).keys()
+        subprocess.run([sys.executable, "-c", ASKED], env=environment_of(project.pids()["worker-cpu"]), check=True)
+
+        # Found without exports, by the short name, in this folder; elsewhere with the variables of its .env.
+        run = ["prefect", "deployment", "run"]
+        assert "Created flow run" in project.ask(*run, "rollback-model")
+        variables = dict(line.split("=") for line in (project.root / ".env").read_text().splitlines() if line[0] != "#")
+        assert "Created flow run" in project.ask(*run, "promote-model", cwd=tmp_path, **variables)
+        project.ask(*run, "batch-depth", "-p", "input=s3://photos", "-p", f"output={tmp_path / 'depth'}")
+        wait_until(lambda: ends_of(rows[0]["address"]) == FLOWS, within_s=120)
         before = project.pids()
         os.kill(before["worker-cpu"], signal.SIGKILL)
         wait_until(lambda: started(before["worker-cpu"]) is None)
@@ -180,5 +242,6 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path):
     left = [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(project.root)]
     assert not left
     assert not (project.root / ".env").exists()
-    told = [path for path in project.root.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
-    assert not told, "a secret that was exported is in no file, log or database"
+    assert told(tmp_path) == [], "a secret that was exported is in no file, log or database"
+    with pytest.raises(BlockingIOError):
+        proxy.accept()

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from metricgold.storage.messages import Lines, OneLineFormatter, log_formatter, message_of, one_line
+from metricgold.storage.messages import JsonFormatter, Lines, OneLineFormatter, log_formatter, message_of, one_line
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,24 @@ def test_another_kind_of_log_is_refused(monkeypatch):
     monkeypatch.setenv("METRICGOLD_LOG", "xml")
     with pytest.raises(ValueError, match="METRICGOLD_LOG=xml: expected plain or json"):
         log_formatter()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://me:word@host:80/a", "http://***@host:80/a"),
+        ("MLflow at postgresql://me:w@r/d@host/mlflow: away", "MLflow at postgresql://***@host/mlflow: away"),
+        ("https://ghp_token@host/a.git", "https://***@host/a.git"),
+        ("postgresql://host/a?user=me&password=word&b=1", "postgresql://host/a?user=me&password=***&b=1"),
+        ("https://h/a?X-Amz-Signature=ab&x-amz-date=c gone", "https://h/a?X-Amz-Signature=***&x-amz-date=*** gone"),
+        ("http://127.0.0.1:5000/a@b", "http://127.0.0.1:5000/a@b"),
+        ("http://127.0.0.1:5000: no alias metricgold@champion", "http://127.0.0.1:5000: no alias metricgold@champion"),
+        ("s3://bucket/a@2x.png", "s3://bucket/a@2x.png"),
+        ("models:/metricgold@champion?key=1", "models:/metricgold@champion?key=1"),
+    ],
+)  # fmt: skip
+def test_no_credentials_of_addresses_are_told(address, shown):
+    assert message_of(ValueError(address)) == shown
+    record = logging.LogRecord("metricgold", logging.INFO, "", 0, "%s", (address,), None)
+    assert OneLineFormatter("%(message)s").format(record) == shown
+    assert json.loads(JsonFormatter().format(record))["message"] == shown
