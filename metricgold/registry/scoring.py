@@ -10,8 +10,9 @@ import base64
 import binascii
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,8 +20,9 @@ from typing import Any
 import numpy as np
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
+from PIL import Image
 
-from metricgold.images import ASSUMED, Photo, read_photo
+from metricgold.images import ASSUMED, Photo, read_photo, write_log_depth_png, write_uncertainty_png
 from metricgold.model import Prediction, digest_model, load_pipeline, stated_camera
 from metricgold.params import PRESETS, Inference, Predict
 
@@ -29,7 +31,7 @@ log = logging.getLogger(__name__)
 CAMERA = ("focal_px", "fov_deg", "intrinsics")  # of a row: one of them at most
 FIELDS = ("image", *CAMERA)
 PARAMS = ("preset", "num_inference_steps", "ensemble_size", "seed", "encoding")
-ENCODINGS = ("arrays", "npy")
+ENCODINGS = ("arrays", "npy", "png")
 KNOWN = frozenset(Predict.model_fields)  # a version of another time may have other keys too
 
 
@@ -58,7 +60,8 @@ class DepthModel:
                      `intrinsics`; or a list, a batch or a data frame of them. An image is uint8 [H, W, 3], also as
                      lists of numbers, or the file of a photograph as bytes or base64, whose EXIF counts
         params       preset, num_inference_steps, ensemble_size, seed; encoding: arrays, or npy, which is the base64 of
-                     numpy's files. Unless it says so, images that came as files are answered as npy
+                     numpy's files, or png, which is that of PNGs as `predict` writes them. Unless it says so, images
+                     that came as files are answered as npy
         """
         rows, is_single = rows_of(model_input)
         options, encoding = self._options(params or {})
@@ -71,9 +74,9 @@ class DepthModel:
         with in_one_line(""), self._turn:
             predictions = self.pipeline(photos, intrinsics=cameras, **options) if photos else []
         answers = []
-        for row, photo, prediction in zip(rows, photos, predictions, strict=True):
-            as_npy = (encoding or ("npy" if is_file(row["image"]) else "arrays")) == "npy"
-            answers.append(answer(prediction, photo, self.pipeline.needs_camera, as_npy=as_npy))
+        for row, prediction in zip(rows, predictions, strict=True):
+            encoded = encoding or ("npy" if is_file(row["image"]) else "arrays")
+            answers.append(answer(prediction, self.pipeline.needs_camera, encoded))
         return answers[0] if is_single else answers
 
     def _options(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
@@ -186,20 +189,15 @@ def camera_of(row: Mapping[str, Any], height: int, width: int) -> np.ndarray | N
     return next((stated_camera(name, value, height, width) for name, value in stated.items()), None)
 
 
-def answer(prediction: Prediction, photo: Photo, needs_camera: bool, *, as_npy: bool) -> dict[str, Any]:
-    """What is said of an image; arrays are base64 of numpy's files where they are to travel as text."""
+def answer(prediction: Prediction, needs_camera: bool, encoding: str) -> dict[str, Any]:
+    """What is said of an image; `encoding` of ENCODINGS says how its maps travel."""
     intrinsics = prediction.intrinsics
     is_known = np.isfinite(prediction.uncertainty).any()  # one member of a model without calibration does not show it
-    maps = {
-        "depth": prediction.planar_depth_m,
-        "valid_mask": prediction.valid_mask,
-        "uncertainty": prediction.uncertainty if is_known else None,
-    }
     return {
         "unit": "metres",
         "kind": "planar depth" if intrinsics is not None else "depth of a panorama, not planar",
-        "encoding": "npy" if as_npy else "arrays",
-        **({name: npy_base64(one) for name, one in maps.items()} if as_npy else maps),
+        "encoding": encoding,
+        **{"uncertainty": None, **maps_of(prediction, encoding, bool(is_known))},
         "uncertainty_calibrated": prediction.uncertainty_calibrated,
         "intrinsics": None if intrinsics is None else intrinsics.tolist(),
         "focal_px": None if intrinsics is None else float(intrinsics[0, 0]),
@@ -211,12 +209,27 @@ def answer(prediction: Prediction, photo: Photo, needs_camera: bool, *, as_npy: 
     }
 
 
-def npy_base64(array: np.ndarray | None) -> str | None:
-    """The file that numpy.save writes, in base64."""
-    if array is None:
-        return None
+def maps_of(prediction: Prediction, encoding: str, has_uncertainty: bool) -> dict[str, Any]:
+    """The maps of an answer: arrays, or the base64 of files that hold them."""
+    depth_m, valid = prediction.planar_depth_m, prediction.valid_mask
+    uncertainty = {"uncertainty": prediction.uncertainty} if has_uncertainty else {}
+    arrays = {"depth": depth_m, "valid_mask": valid} | uncertainty
+    if encoding == "arrays":
+        return arrays
+    if encoding == "npy":
+        return {name: base64_of(partial(np.save, arr=array, allow_pickle=False)) for name, array in arrays.items()}
+    writers = {
+        "depth": partial(write_log_depth_png, planar_depth_m=depth_m, log_depth=prediction.log_depth, attributes={}),
+        "valid_mask": lambda file: Image.fromarray(valid).save(file, "PNG", compress_level=1),
+        "uncertainty": partial(write_uncertainty_png, uncertainty=prediction.uncertainty, attributes={}),
+    }
+    return {name: base64_of(writers[name]) for name in arrays}
+
+
+def base64_of(write: Callable[[io.BytesIO], object]) -> str:
+    """The base64 of the file that is written."""
     file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
+    write(file)
     return base64.b64encode(file.getbuffer()).decode("ascii")
 
 

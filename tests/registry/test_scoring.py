@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from metricgold.images import register_heif
+from metricgold.images import read_depth, read_uncertainty_png, register_heif
 from metricgold.model import load_pipeline
 from metricgold.params import Predict
 from metricgold.registry.invocations import answer_requests
@@ -110,6 +110,19 @@ def test_a_file_is_answered_with_files(version, expected, image):
     assert version.predict(RGB, params={"encoding": "npy"})["encoding"] == "npy"
 
 
+def test_maps_as_png_are_those_of_a_batch_job(version, pipe):
+    answer = version.predict(text(encoded()), params={"encoding": "png", "ensemble_size": 3})
+    expected = pipe(RGB, num_inference_steps=2, ensemble_size=3)
+    depth_m, uncertainty, valid = (
+        io.BytesIO(base64.b64decode(answer[name])) for name in ("depth", "uncertainty", "valid_mask")
+    )
+    np.testing.assert_allclose(read_depth(depth_m).planar_depth_m, expected.planar_depth_m, rtol=1e-4)
+    np.testing.assert_allclose(read_uncertainty_png(uncertainty)[0], expected.uncertainty, atol=1e-4)
+    np.testing.assert_array_equal(np.array(Image.open(valid)), expected.valid_mask)
+    alone = version.predict(text(encoded()), params={"encoding": "png"})
+    assert answer["encoding"] == "png" and alone["uncertainty"] is None  # one member shows none
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "HEIF"])
 def test_the_camera_of_exif_counts_unless_one_is_stated(version, kind):
     exif = Image.Exif()
@@ -159,7 +172,7 @@ FAULTS = [  # a request, its params, and what is said
     (3.5, {}, r"an image must be uint8 \[H, W, 3\], got float64 \[\]"),
     (None, {}, r"no image, expected a row with image"),
     (RGB, {"preset": "quick"}, r"preset is 'quick', expected one of paper, balanced, fast, one-step"),
-    (RGB, {"encoding": "png"}, r"encoding is 'png', expected one of arrays, npy"),
+    (RGB, {"encoding": "jpg"}, r"encoding is 'jpg', expected one of arrays, npy, png"),
     (RGB, {"num_inference_steps": 0}, r"num_inference_steps must be an integer from 1 to 1000, got 0"),
     (RGB, {"seed": -1}, r"seed must be an integer from 0"),
     (RGB, {"sead": 1}, r"unknown parameter sead, expected some of preset, num_inference_steps"),
@@ -463,7 +476,7 @@ def test_mlflow_serves_it(address, pipe):
 def test_an_encoded_photograph_costs_little_beside_its_prediction(address, pipe):
     """Of 640 x 480: within 15 ms and 10 % of the pipeline's own time; numbers as JSON took three seconds."""
     rgb = np.tile(RGB, (20, 18, 1))[:480, :640]
-    body = {"inputs": {"image": text(encoded("JPEG", rgb))}}
+    body = {"inputs": {"image": text(encoded("JPEG", rgb))}, "params": {"encoding": "png"}}
 
     def best(call):
         seconds = []
