@@ -8,7 +8,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDERS = ("data_manifests", "profiles", "flows")
+FOLDERS = ("data_manifests", "profiles", "flows", "studies")
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore")
 DVC = (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html")
 

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens, list_frames, read_frame
 from metricgold.evaluate import in_range
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.params import Folders, Params, load_params
 from metricgold.predict import fit_calibration
+from metricgold.storage import fill_between
 
 PAGE = Path("docs/calibration.md")
 FACTORS = (0.5, 2.0)  # extent of the image plane: a lens twice as long, and half as long, as training's

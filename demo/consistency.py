@@ -15,12 +15,11 @@ import click
 import numpy as np
 from PIL import Image
 
-from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens
 from metricgold.metrics import interval_by_scene
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.params import Folders, Params, load_params
-from metricgold.storage import read_json, write_json
+from metricgold.storage import fill_between, read_json, write_json
 
 METRICS = Folders().metrics("consistency")
 PAGE = Path("docs/prediction-and-batch-jobs.md")

@@ -16,14 +16,13 @@ from typing import Any
 import click
 import numpy as np
 
-from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens
 from metricgold.encode import encode
 from metricgold.evaluate import WITH_CAMERA, BenchmarkOutputs, benchmark, in_range, protocols_of, read_rows_files
 from metricgold.metrics import Interval, depth_metrics, interval_by_scene, mean_by_scene, paired_interval
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.params import Folders, Params, load_params
-from metricgold.storage import digest_json, read_rows, row_line, write_aside
+from metricgold.storage import digest_json, fill_between, read_rows, row_line, write_aside
 from metricgold.train import train, train_depth_vae
 
 FOLDER = Path("models/lenses")

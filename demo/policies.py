@@ -12,11 +12,10 @@ from typing import Any
 
 import click
 
-from demo.readme import fill_between
 from metricgold.evaluate import evaluate
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.params import PRESETS, Evaluate, Folders, Params, load_params
-from metricgold.storage import read_json, write_aside, write_json
+from metricgold.storage import fill_between, read_json, write_aside, write_json
 from metricgold.train import train
 
 MODELS = Path("models/policies")

@@ -21,7 +21,7 @@ from metricgold.evaluate import Rows, read_rows_files
 from metricgold.images import write_panels
 from metricgold.metrics import COVERAGES
 from metricgold.params import Folders, load_params
-from metricgold.storage import read_json, write_aside
+from metricgold.storage import fill_between, read_json
 
 
 def write_picture(root: Path, names: Sequence[str] = ()) -> Path:
@@ -117,17 +117,6 @@ def fill_results(readme: Path, metrics: dict[str, Any], benchmarks: Mapping[str,
     """Put both tables of results between the README's markers. ValueError where they are missing."""
     fill_between(readme, "results", results_table(metrics))
     fill_between(readme, "zero-shot", zero_shot_table(benchmarks))
-
-
-def fill_between(readme: Path, name: str, text: str) -> None:
-    """Replace what stands between <!-- name --> and <!-- /name -->. ValueError where they are missing."""
-    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
-    before, found, rest = readme.read_text().partition(opening)
-    _, closed, after = rest.partition(closing)
-    if not (found and closed):
-        raise ValueError(f"{readme}: expected the markers {opening} and {closing}")
-    with write_aside(readme) as aside:
-        aside.write_text(f"{before}{opening}\n{text}\n{closing}{after}")
 
 
 @click.group()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from demo.readme import fill_between
+from metricgold.storage import fill_between
 
 PAGE = Path("docs/scale.md")
 IMAGES = (1_000_000, 10_000_000, 100_000_000, 1_000_000_000)

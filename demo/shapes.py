@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
-from demo.readme import fill_between
 from metricgold.datasets import Frame, frames_through_lens
 from metricgold.evaluate import in_range
 from metricgold.metrics import Interval, boundary_f1, depth_metrics, paired_interval
 from metricgold.model import load_pipeline
 from metricgold.params import WINDOWS, Folders, Params, Windows, load_params
-from metricgold.storage import read_json, write_json
+from metricgold.storage import fill_between, read_json, write_json
 
 METRICS = Folders().metrics("shapes")
 PAGE = Path("docs/prediction-and-batch-jobs.md")

@@ -27,6 +27,7 @@ KEY = "how-it-ended"
 RESUMES = {
     "train-metricgold": "finished stages are kept, and the trainer resumes from its last saved step",
     "benchmark": "finished stages are kept, and a benchmark resumes after its last finished image",
+    "study": "measured runs are kept, and trainings resume from their last saved step",
     "prepare-data": "what is on disk is kept, and each archive resumes where it stopped",
     "batch-depth": "images that the receipt lists as done are skipped",
 }

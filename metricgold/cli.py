@@ -928,6 +928,55 @@ def lineage(ctx: click.Context, uri: str, verify: bool, html: Path | None, as_js
 
 
 @main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--plan", "action", flag_value="plan", help="Count runs, hours and disk; start nothing.")
+@click.option("--report", "action", flag_value="report", help="Make tables and pictures of the rows that are there.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Trainings at a time.")
+@click.option("--card", help="With --plan, hours on it and not here: rtx3090, h100, ...")
+@click.option("--page", type=click.Path(path_type=Path), help="With --report, the page to fill.  [docs/studies.md]")
+@click.option("--no-track", is_flag=True, help="Do not send the runs to MLflow.")
+@json_option
+@click.pass_context
+def study(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    action: str | None,
+    jobs: int,
+    card: str | None,
+    page: Path | None,
+    no_track: bool,
+    as_json: bool,
+) -> None:
+    """Answer the question of studies/NAME.yaml: train and measure its runs into studies/results, or continue.
+
+    A call stops to start trainings once the study's budget_minutes are over; the same command continues. --plan and
+    --report take all studies where none is named.
+    """
+    from metricgold.study import load_study, study_names
+
+    if (card and action != "plan") or (page and action != "report"):
+        raise click.UsageError("--card goes with --plan, --page with --report")
+    if not names and action is None:
+        raise click.UsageError("Missing argument 'NAME'.")
+    for name in names or study_names():
+        if action == "report":
+            from metricgold.study import write_report
+
+            _print({"study": name, "written": [str(path) for path in write_report(name, page)]}, as_json)
+        elif action == "plan":  # it loads torch, and so does a run
+            from metricgold.study import describe_plan, plan_study
+
+            plan = plan_study(name, _params(ctx), card=card)
+            click.echo(json.dumps(plan, sort_keys=True) if as_json else f"{name}\n{describe_plan(plan)}")
+        else:
+            from metricgold.registry import track_study
+            from metricgold.study import run_study
+
+            follow = None if no_track else partial(track_study, name, load_study(name).question)
+            _print(run_study(name, _params(ctx), jobs=jobs, follow=follow), as_json)
+
+
+@main.command()
 @click.option("--systemd", type=click.Path(path_type=Path), metavar="DIR", help="Only write a user unit into DIR.")
 @json_option
 def up(systemd: Path | None, as_json: bool) -> None:

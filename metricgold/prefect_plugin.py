@@ -13,7 +13,7 @@ from typing import Any
 from prefect.plugins import register_hook
 
 DEPLOYMENTS = frozenset(
-    {"train-metricgold", "batch-depth", "prepare-data", "promote-model", "rollback-model", "benchmark"}
+    {"train-metricgold", "batch-depth", "prepare-data", "promote-model", "rollback-model", "benchmark", "study"}
 )
 
 

@@ -25,6 +25,7 @@ from metricgold.datasets import READERS, list_frames
 from metricgold.evaluate.predictions import read_statement
 from metricgold.metrics import ALIGNMENTS, CALIBRATION, FIGURES, METRICS
 from metricgold.params import Params, load_params
+from metricgold.study import load_study, runs_of
 
 ROOT = Path(__file__).parents[1]
 MANUAL = sorted((ROOT / "docs").glob("*.md"))
@@ -36,6 +37,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 MADE = ("data/", "models/", "metrics/", "plots/", "reports/", "mlruns/", "mlflow.db", "site/", "htmlcov/")  # by a run
 EXAMPLES = {"data_manifests/mine.yaml", "metricgold/datasets/mine.py", "tests/datasets/test_mine.py"}
+EXAMPLES |= {"studies/results/NAME.csv"}  # of a study
 OTHER_PROGRAMS = {"apt", "aws", "cd", "curl", "export", "git", "pre-commit", "set", "ssh", "."}
 OTHER_MODULES = {"dask_jobqueue"}  # not of this project, not installed with it
 
@@ -346,6 +348,10 @@ def test_yaml_is_what_it_is_for(block, tmp_path):
         file.write_text(yaml.safe_dump(manifest))
         checked = CliRunner().invoke(main, ["manifest", "check", str(file)])
         assert checked.exit_code == 0, checked.output
+    elif block.title == "studies/losses.yaml":
+        (tmp_path / "losses.yaml").write_text(block.text)
+        params = load_params(ROOT / "profiles/demo.yaml")
+        assert len(runs_of(load_study("losses", tmp_path), params, "losses", tmp_path)) == 12
     elif block.title in ("depth-after-promotion.yaml", "vanished-machines.yaml"):
         from prefect.events.schemas.automations import AutomationCore
 

@@ -85,6 +85,7 @@ WINGS = [
     "registry",
     "serve",
     "storage",
+    "study",
 ]
 
 

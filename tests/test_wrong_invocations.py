@@ -94,6 +94,8 @@ def stated(text: str) -> dict[str, str | bytes]:
     return PREDICTION | {"in/predictions.yaml": text}
 
 
+STUDY = "question: Which?\nseeds: [0]\nfactors:\n  loss:\n    l2: {train: {loss: l2}}\n"
+L3 = "    l3: {train: {loss: l3}}\n"
 ROW = "s/rgb/1.png,s/depth/1.png,s\n"
 CHECKPOINT = {"models/metricgold/model_index.json": "{}"}
 
@@ -369,6 +371,19 @@ CASES = [
     Case("status --nonsense", 2, ["--nonsense"]),
     Case("logs nobody", 1, ["nobody"]),
     Case("logs --lines 0", 2, ["--lines"]),
+    # Studies
+    Case("study", 2, ["NAME"]),
+    Case("study --nonsense", 2, ["--nonsense"]),
+    Case("study tiny --jobs 0", 2, ["--jobs"]),
+    Case("study tiny --card h100", 2, ["--card", "--plan"]),
+    Case("study tiny --page x.md", 2, ["--page", "--report"]),
+    Case("study tiny", 1, ["'tiny'", "there are: none"]),
+    Case("study ../params", 1, ["../params"]),
+    Case("study tiny", 1, ["studies/tiny.yaml", "question"], {"studies/tiny.yaml": "seeds: [0]\n"}),
+    Case("study tiny --report", 1, ["studies/tiny.yaml", "Study"], {"studies/tiny.yaml": "- a\n"}),
+    Case("study tiny --plan --card gt710", 1, ["gt710", "known"], {"studies/tiny.yaml": STUDY}),
+    Case("study tiny --plan", 1, ["factors.loss.l3.train.loss", "l3"], {"studies/tiny.yaml": STUDY + L3}),
+    Case("study tiny --no-track", 1, ["data/raw/mine"], {"studies/tiny.yaml": STUDY}),
     # Registry
     Case("serve", 1, ["models/metricgold"]),
     Case("serve --model nowhere", 1, ["nowhere"]),

@@ -1,10 +1,26 @@
 from .baselines import in_range as in_range
-from .benchmark_stage import benchmark as benchmark
+from .benchmark_stage import (
+    benchmark as benchmark,
+    chosen_protocols as chosen_protocols,
+    data_digest as data_digest,
+    score_frames as score_frames,
+)
 from .depth_ranges import range_edges_m as range_edges_m
 from .headline import write_headline as write_headline
-from .methods import KINDS as KINDS, Estimate as Estimate, Kind as Kind, Method as Method
+from .methods import (
+    KINDS as KINDS,
+    Estimate as Estimate,
+    Kind as Kind,
+    Method as Method,
+    SeesImages as SeesImages,
+)
+from .ours import OurModel as OurModel, VaeFloor as VaeFloor
 from .peers import open_peer as open_peer
-from .protocols import WITH_CAMERA as WITH_CAMERA, protocols_of as protocols_of
+from .protocols import (
+    WITH_CAMERA as WITH_CAMERA,
+    Protocol as Protocol,
+    protocols_of as protocols_of,
+)
 from .read_figures import read_figures as read_figures
 from .rows import Rows as Rows, read_rows_files as read_rows_files, write_rows_file as write_rows_file
 from .stage import evaluate as evaluate

@@ -44,10 +44,10 @@ from metricgold.evaluate.rows import (
     to_rows,
     write_rows_file,
 )
-from metricgold.evaluate.scoring import in_metres, score
+from metricgold.evaluate.scoring import fit, in_metres, score
 from metricgold.evaluate.summary import BenchmarkOutputs, write_results
 from metricgold.images import Example, crop_intrinsics
-from metricgold.metrics import ALIGNMENTS
+from metricgold.metrics import ALIGNMENTS, depth_metrics
 from metricgold.params import Benchmark, LogDepthRange
 from metricgold.storage import digest_file, digest_json, only_writer, remove
 
@@ -263,6 +263,20 @@ def estimates(
     if key not in made:
         made[key] = method.estimate_frames([crop_frame(frame, rows, columns) for frame in frames], with_camera)
     return made[key]
+
+
+def score_frames(
+    protocol: Protocol, refs: Sequence[FrameRef], method: FrameMethod, batch_size: int, desc: str
+) -> Iterator[tuple[Frame, dict[str, float]]]:
+    """The metric figures of a method on each of these frames, with nothing written; without those that have none.
+
+    Those are frames that cannot be read, and frames of which no pixel counts. Raises as `benchmark`.
+    """
+    for frames in frame_batches(refs, None, batch_size, desc):
+        for frame, estimate in zip(frames, estimates(method, protocol, frames, {}), strict=True):
+            true_m, counted = protocol.counted(frame)
+            if counted.any():
+                yield frame, depth_metrics(fit(protocol, estimate, true_m.shape).depth, true_m, counted)
 
 
 def crop_frame(frame: Frame, rows: slice, columns: slice) -> Frame:

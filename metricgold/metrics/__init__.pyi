@@ -30,3 +30,4 @@ from .pairs import KINDS as KINDS, Kind as Kind
 from .planarity import Planarity as Planarity, planarity as planarity
 from .ranges import range_figures as range_figures, range_sums as range_sums
 from .scale import ScaleRatio as ScaleRatio, focal_trend as focal_trend, scale_ratio as scale_ratio
+from .seeds import interval_over_seeds as interval_over_seeds, seeds_needed as seeds_needed

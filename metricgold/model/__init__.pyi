@@ -12,6 +12,7 @@ from .configs import check_texts as check_texts
 from .digest import digest_model as digest_model
 from .ensemble import EnsembleOptions as EnsembleOptions
 from .inputs import stated_camera as stated_camera
+from .memory import peak_memory_gb as peak_memory_gb, reset_peak_memory as reset_peak_memory
 from .one_step_graph import OneStepGraph as OneStepGraph
 from .pipeline import (
     EmptyPrompt as EmptyPrompt,

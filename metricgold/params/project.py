@@ -9,7 +9,7 @@ from metricgold.storage import write_aside
 
 _DVC = (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html")
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore", *_DVC)
-FOLDERS = ("data_manifests", "flows")
+FOLDERS = ("data_manifests", "flows", "studies")
 WITHOUT_GIT = "    no_scm = true\n"  # joins the section core
 
 
@@ -27,7 +27,7 @@ def lay_out_project(folder: Path) -> None:
             (aside / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(SHIPPED / name, aside / name)
         for name in FOLDERS:
-            shutil.copytree(SHIPPED / name, aside / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(SHIPPED / name, aside / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         if not _git(aside, "rev-parse", "--git-dir") and not _git(aside, "init", "--quiet"):
             with (aside / ".dvc/config").open("a") as config:
                 config.write(WITHOUT_GIT)

@@ -283,6 +283,8 @@ class Train(Section):
     no_surface_from: Annotated[float, Field(gt=0, le=1)] = 1.0
     weights: dict[DatasetName, PositiveFloat] = {}  # data set -> share of samples; empty: equal shares
     curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
+    # Of each data set's scenes, evenly spaced over their names: how much data a result needs.
+    scenes_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     num_steps: PositiveInt = 30_000
     batch_size: PositiveInt = 32  # samples per optimiser step, over all accumulations and devices
     micro_batch_size: PositiveInt = 8
@@ -295,6 +297,8 @@ class Train(Section):
     spike_factor: Annotated[float, Field(gt=1)] = 20.0
     max_skipped: Count = 10  # updates skipped in a row; one more ends the run
     noise: Noise = Noise()
+    # Different timesteps that training visits, evenly spaced down from the last one, which is all noise.
+    num_timesteps: Annotated[int, Field(ge=1, le=1000)] = 1000
     timestep_shift: PositiveFloat = 1.0  # above 1: more of the noisy timesteps (arXiv 2403.03206, eq. 23)
     prediction_type: PredictionType = "v_prediction"
     zero_terminal_snr: bool = True

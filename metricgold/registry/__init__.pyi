@@ -11,5 +11,6 @@ from .promotion import promote as promote, rollback as rollback
 from .provenance import trace as trace
 from .pyfunc import fetch_model as fetch_model
 from .scoring import _load_pyfunc as _load_pyfunc
+from .studies import track_study as track_study
 from .version_table import history_lines as history_lines, list_versions as list_versions, table_lines as table_lines
 from .versions import register as register

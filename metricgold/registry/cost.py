@@ -4,13 +4,11 @@ python -m metricgold.registry.cost: reads {"folder", "predict"} as JSON, writes 
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from metricgold.params import Predict
 
@@ -37,7 +35,7 @@ def cost_here(folder: Path, predict: Predict) -> dict[str, float]:
     """As measure_cost, in this process, whose memory counts as a whole."""
     import numpy as np
 
-    from metricgold.model import digest_model
+    from metricgold.model import digest_model, peak_memory_gb
     from metricgold.predict import BatchJob
 
     job = BatchJob(predict, "", "", folder, folder.name, digest_model(folder))
@@ -50,22 +48,7 @@ def cost_here(folder: Path, predict: Predict) -> dict[str, float]:
         start = time.perf_counter()
         pipe([image], intrinsics=[None], **job.options)
         times_s.append(time.perf_counter() - start)
-    return {"latency_s": statistics.median(times_s[1:]), "memory_gb": _peak_gb()}
-
-
-def _peak_gb() -> float:
-    """Peak of the GPU's memory, or where there is none of this process's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated() / 1e9)
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not ru_maxrss, which a child takes over from the process that started it.
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e9
-    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak / 1e9)  # bytes on macOS
+    return {"latency_s": statistics.median(times_s[1:]), "memory_gb": peak_memory_gb()}
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from .files import (
 )
 from .globs import Wanted as Wanted, literal_head as literal_head
 from .hdf5 import dataset_within as dataset_within
+from .marked_text import fill_between as fill_between
 from .messages import (
     Lines as Lines,
     faults_of as faults_of,

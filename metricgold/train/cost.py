@@ -8,6 +8,7 @@ Attention is fused, as scaled_dot_product_attention is on every GPU of metricgol
 """
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -72,6 +73,46 @@ def flops_per_sample(unet: dict[str, Any], shape: tuple[int, int, int], gradient
         with flop_counter() as counter:
             _forward(model, shape).sum().backward()
     return counter.get_total_flops()
+
+
+@count_once
+def forward_flops(unet: dict[str, Any], shape: tuple[int, int, int]) -> int:
+    """The same of a forward pass alone: a step of prediction."""
+    with FakeTensorMode(), torch.no_grad(), flop_counter() as counter:
+        _forward(_training_unet(unet, False), shape)
+    return counter.get_total_flops()
+
+
+@count_once
+def vae_flops(vae: dict[str, Any], height: int, width: int) -> tuple[int, int]:
+    """Operations of a VAE's encoder and of its decoder for an image of so many pixels."""
+    with FakeTensorMode(), torch.no_grad():
+        model = AutoencoderKL.from_config(vae)
+        with flop_counter() as counter:
+            latent = model.encode(torch.zeros(1, 3, height, width)).latent_dist.mean
+            encoding = counter.get_total_flops()
+            model.decode(latent)
+    return encoding, counter.get_total_flops() - encoding
+
+
+def measured_flops_per_s(unet: dict[str, Any], shape: tuple[int, int, int], train: Train) -> float:
+    """Operations of training steps that this machine does in a second: the fastest of three micro-batches."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    half = train.mixed_precision in ("bf16", "fp16")
+    model = _training_unet(unet, train.gradient_checkpointing).to(device)
+    channels, height, width = shape
+    sample = torch.zeros(train.micro_batch_size, 2 * channels, height, width, device=device)
+    prompt = torch.zeros(len(sample), NUM_PROMPT_TOKENS, model.config.cross_attention_dim, device=device)
+    seconds = []
+    for _ in range(4):  # the first one warms up
+        began = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            output = model(sample, 0, encoder_hidden_states=prompt).sample
+        output.float().sum().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return len(sample) * flops_per_sample(unet, shape, train.gradient_checkpointing) / min(seconds[1:])
 
 
 def flop_counter() -> FlopCounterMode:

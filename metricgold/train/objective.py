@@ -55,8 +55,11 @@ class Objective:
         return {"noise": torch.zeros(shape), "timesteps": timesteps, "corners": corners}
 
     def _draw_noisy(self, shape: tuple[int, ...], generator: torch.Generator) -> dict[str, torch.Tensor]:
-        uniform = torch.randint(self.num_timesteps, (shape[0],), generator=generator)
-        timesteps = shifted_timesteps(uniform, self.num_timesteps, self.params.timestep_shift)
+        visited = min(self.params.num_timesteps, self.num_timesteps)
+        uniform = torch.randint(visited, (shape[0],), generator=generator)
+        shifted = shifted_timesteps(uniform, visited, self.params.timestep_shift)
+        # As `trailing` spaces them in prediction.
+        timesteps = ((shifted + 1) * (self.num_timesteps / visited)).round().long() - 1
         noise = self.params.noise
         strength = noise.strength * (timesteps / self.num_timesteps if noise.annealed else torch.ones(shape[0]))
         return {"noise": multi_resolution_noise(shape, strength, generator), "timesteps": timesteps}

@@ -98,7 +98,7 @@ def plan_training(
     counts = parameter_sizes(unet)
     decoder = decoder_cost(train, vae)
     memory = memory_by_part(train, unet, shape, decoder)
-    flops = train.batch_size * (mean_flops(train, unet, shapes) + decoder.flops)
+    flops = step_flops(params, backbone, latents)
     num_vae = sum(p.numel() for p in on_meta(AutoencoderKL, vae).parameters())
     nearest = next(folder for folder in (latents, *latents.parents) if folder.exists())
     answer: dict[str, Any] = {
@@ -118,6 +118,13 @@ def plan_training(
         advice = None if fits else advise(train, unet, shape, decoder, GPUS[card].memory_bytes)
         answer |= {"card": card, "fits": fits, "advice": advice}
     return answer
+
+
+def step_flops(params: Params, backbone: Path, latents: Path) -> int:
+    """Operations of an optimiser step, as plan_training counts them."""
+    unet, vae = model_configs(params.backbone, Path(backbone))
+    shapes = {name: latent_shape(params, vae, Path(latents), name) for name in params.datasets}
+    return params.train.batch_size * (mean_flops(params.train, unet, shapes) + decoder_cost(params.train, vae).flops)
 
 
 def refusal(answer: dict[str, Any]) -> str | None:
@@ -285,14 +292,19 @@ def cache_bytes(params: Params, latents: Path, name: str, shape: tuple[int, int,
     folder = Path(latents) / name
     if (folder / "index.json").is_file():
         return sum(file.stat().st_size for file in folder.iterdir())
-    num_frames = NUM_FRAMES.get(name)
-    if name.endswith("-synthetic"):
-        num_frames = params.synthesize.num_train_scenes * params.synthesize.frames_per_scene
+    num_frames = num_training_frames(params, name)
     channels, height, width = shape
     # Two latents in float16, their mask, and the mask in pixels, whose bits deflate to about a tenth.
     mask = params.encode.height * params.encode.width // 80
     frame = 2 * 2 * channels * height * width + height * width + mask
     return None if num_frames is None else num_frames * params.encode.views * frame
+
+
+def num_training_frames(params: Params, name: str) -> int | None:
+    """Frames of a data set's split train, by its publisher; None for an unknown data set."""
+    if name.endswith("-synthetic"):
+        return params.synthesize.num_train_scenes * params.synthesize.frames_per_scene
+    return NUM_FRAMES.get(name)
 
 
 # --- for people ---

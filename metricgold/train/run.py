@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from math import isfinite
@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file
 
+from metricgold.datasets import evenly_spaced
 from metricgold.images import relative_focal
 from metricgold.model import MetricGoldPipeline, UncertaintyScale, new_camera_token
 from metricgold.params import Train
@@ -94,7 +95,8 @@ class TrainingRun(ResumableRun[Samples]):
         self.params, self.accelerator, self.is_writer = params, accelerator, accelerator.is_main_process
         self.parts, self.config, self.measure = parts, config, validate
         self.names, self.caches = list(caches), list(caches.values())
-        self.mixture = mixture_of(params, caches)
+        self.frames = [frames_of_share(cache, params.scenes_share) for cache in self.caches]
+        self.mixture = mixture_of(params, dict(zip(self.names, map(len, self.frames), strict=True)))
         self.share = share_of_batch(params, accelerator)
         self.scheduler = training_scheduler(parts["scheduler"], params)
         self.network, self.optimizer = prepare_network(parts["unet"], params, accelerator)
@@ -110,7 +112,7 @@ class TrainingRun(ResumableRun[Samples]):
 
     def read(self, step: int) -> Samples:
         draws = self.mixture.draw(step, self.params.batch_size)
-        return Samples(draws, [self.caches[draw.dataset][draw.frame] for draw in draws])
+        return Samples(draws, [self.caches[draw.dataset][self.frames[draw.dataset][draw.frame]] for draw in draws])
 
     def learning_rate(self, step: int) -> float:
         return exponential_rate(step, self.params)
@@ -390,15 +392,25 @@ class TrainingRun(ResumableRun[Samples]):
         note_result(self.state, out)
 
 
-def mixture_of(params: Train, caches: dict[str, LatentCache]) -> Mixture:
-    """Draws from the caches by train.weights and train.curriculum; a cache that they do not name weighs 1."""
+def frames_of_share(cache: LatentCache, share: float) -> Sequence[int]:
+    """Positions in a cache of the frames of a share of its scenes, evenly spaced over their names; at least one."""
+    of_scene: defaultdict[str, list[int]] = defaultdict(list)
+    ends = 0
+    for shard in cache.index["shards"]:
+        of_scene[shard["scene"]] += range(ends, ends := ends + shard["num_frames"])
+    scenes = [frames for frames in of_scene.values() if frames]
+    kept = evenly_spaced(len(scenes), max(1, round(share * len(scenes))))
+    return range(len(cache)) if share == 1 else [frame for i in kept for frame in scenes[i]]
+
+
+def mixture_of(params: Train, sizes: Mapping[str, int]) -> Mixture:
+    """Draws from caches of so many frames by train.weights and train.curriculum; one that they do not name weighs 1."""
 
     def weights(named: dict[str, float]) -> list[float]:
-        return [named.get(name, 1.0) for name in caches]
+        return [named.get(name, 1.0) for name in sizes]
 
     curriculum = [(phase.until_step, weights(phase.weights)) for phase in params.curriculum or ()]
-    sizes = [len(cache) for cache in caches.values()]
-    return Mixture(sizes, weights(params.weights), params.seed, flip=params.flip, curriculum=curriculum)
+    return Mixture(list(sizes.values()), weights(params.weights), params.seed, flip=params.flip, curriculum=curriculum)
 
 
 def share_of_batch(params: Train, accelerator: Accelerator) -> set[int]:

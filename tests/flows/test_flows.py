@@ -224,6 +224,19 @@ def test_a_download_is_tried_again():
 
 
 @pytest.mark.slow
+def test_a_study_is_the_command_and_shows_its_part_of_the_page(at_server, small):
+    from prefect.artifacts import Artifact
+
+    from flows.study import study
+
+    assert study("decoder", jobs=2)["measured"] == 8
+    assert calls(small) == ["study decoder --jobs 2 --json"]
+    assert "**Question.** Does fine-tuning the VAE" in Artifact.get("study").data
+    with pytest.raises(ValueError, match="no study 'nobody'"):
+        study("nobody")
+
+
+@pytest.mark.slow
 def test_batch_depth_and_promote_model(at_server, small):
     from prefect.exceptions import ParameterTypeError
 

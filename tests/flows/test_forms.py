@@ -51,6 +51,8 @@ def test_choices_are_those_of_the_command_line():
         ("benchmark", {"names": ["--help"]}),
         ("train-metricgold", {"overrides": ["train.lr"]}),
         ("rollback-model", {"why": "x" * 2001}),
+        ("study", {"name": "../decoder"}),
+        ("study", {"name": "decoder", "jobs": 0}),
     ],
 )
 def test_a_form_refuses_what_cannot_be(name, wrong):
@@ -60,7 +62,7 @@ def test_a_form_refuses_what_cannot_be(name, wrong):
 
 def test_limits_tags_and_overlap():
     assert set(DEPLOYMENTS) == {
-        *("prepare-data", "train-metricgold", "benchmark", "promote-model", "rollback-model", "batch-depth")
+        *("prepare-data", "train-metricgold", "benchmark", "study", "promote-model", "rollback-model", "batch-depth")
     }
     assert all(one["tags"] and one["work_pool"]["name"].startswith("metricgold-") for one in DEPLOYMENTS.values())
     depth = DEPLOYMENTS["batch-depth"]

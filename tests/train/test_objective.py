@@ -107,6 +107,16 @@ def test_the_loss_of_a_step_is_the_sum_of_its_parts():
     torch.testing.assert_close(masked_loss(output, target, valid), torch.stack(parts).sum())
 
 
+@pytest.mark.parametrize("number", [1, 7, 10, 1000])
+def test_training_on_few_timesteps_visits_those_that_prediction_takes(number):
+    scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing="trailing")
+    params = Train(num_timesteps=number, timestep_shift=2.0)
+    drawn = Objective(params, scheduler, None).draws([(20 * number, 1, 2, 2)], 0)[0]["timesteps"]
+    scheduler.set_timesteps(number)
+    visited, taken = set(drawn.tolist()), set(scheduler.timesteps.tolist())
+    assert visited <= taken and max(visited) == 999 and len(visited) > 0.7 * number
+
+
 @pytest.mark.parametrize("kind", ["l1", "l2"])
 def test_a_latent_pulls_alike_whether_its_sample_has_one_or_all(kind):
     """A mean over samples let the only latent of one pull as hard as all 2,400 of another."""

@@ -20,13 +20,14 @@ from safetensors.torch import load_file
 
 from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
+from metricgold.shards import LatentCache
 from metricgold.storage.checkout import git_commit
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.storage.progress import PROGRESS_FILE, StageProgress, read_progress
 from metricgold.train.checkpoints import flat_state, load_flat_state
-from metricgold.train.run import TrainingRun
+from metricgold.train.run import TrainingRun, frames_of_share, mixture_of
 from metricgold.train.sessions import state_of_model
-from metricgold.train.stage import train
+from metricgold.train.stage import _fingerprint, train
 from tests.support.power_cut import PowerCut, below
 from tests.support.waiting import wait_until
 
@@ -128,6 +129,26 @@ def test_a_foreign_checkpoint_is_never_resumed(tiny, tiny_latents, tiny_backbone
     run(tiny, tiny_latents, tiny_backbone, out, changes={"lr": 5e-3})
     run(tiny, tiny_latents, tiny_backbone, out)
     assert digest_folder(out) == digest_folder(tiny_model)
+
+
+@pytest.mark.parametrize(("share", "scenes"), [(1.0, {"env101", "env102"}), (0.5, {"env102"}), (0.01, {"env102"})])
+def test_a_share_of_the_scenes_is_all_that_is_drawn(tiny, tiny_latents, share, scenes):
+    cache = LatentCache(tiny_latents)
+    frames = frames_of_share(cache, share)
+    assert {cache[i].scene for i in frames} == scenes and len(frames) == 4 * len(scenes)
+    drawn = mixture_of(tiny.train, {"tiny": len(frames)}).draw(0, 50)
+    assert {draw.frame for draw in drawn} == set(range(len(frames)))
+
+
+def test_keys_at_their_defaults_leave_the_fingerprint_of_before_there_were_any(tiny, tiny_latents, monkeypatch):
+    monkeypatch.setattr("metricgold.train.stage.digest_json", lambda facts: facts)
+
+    def learnt(**changes):
+        params = tiny.train.model_copy(update=changes)
+        return _fingerprint(params, tiny.log_depth, {"tiny": LatentCache(tiny_latents)}, "", None)["train"]
+
+    assert not {"scenes_share", "num_timesteps"} & learnt().keys()
+    assert learnt(scenes_share=0.5)["scenes_share"] == 0.5 and learnt(num_timesteps=10)["num_timesteps"] == 10
 
 
 def test_two_checkpoints_are_kept(tiny_model):

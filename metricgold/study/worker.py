@@ -1,0 +1,117 @@
+"""One process's part of a study: the inputs of a training that are missing, or else the model and its figures.
+
+Never both in one process, so that the memory which is measured is that of training and prediction.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metricgold.encode import encode
+from metricgold.evaluate import held_out_calibration, held_out_validation
+from metricgold.model import peak_memory_gb, prepare_backbone, reset_peak_memory
+from metricgold.params import Params
+from metricgold.storage import git_commit, only_writer, read_json, read_rows, remove, write_json
+from metricgold.study.definition import Run
+from metricgold.study.measure import Sets, cost_of_image
+from metricgold.study.results import Results
+from metricgold.study.store import Names, Store
+from metricgold.train import SESSIONS, hardware, step_flops, train, train_depth_vae
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The runs of one trained model: they differ in inference, or in what they are called."""
+
+    runs: list[Run]
+    names: Names
+    results: Results
+    store: Store
+
+
+def advance(job: Job) -> None:
+    """Make the inputs that are missing; where none are, train and measure. Waits for others that do the same."""
+    params = job.runs[0].params
+    if make_inputs(params, job.names, job.store):
+        return
+    model, done = job.store.path(job.names.training), job.store.path(f"{job.names.training}.json")
+    with only_writer(model, job.store.lock_path(job.names.training), waits=True):
+        missing = [run for run in job.runs if not job.results.has(run)]
+        if not missing:
+            return
+        reset_peak_memory()
+        if not (model / "lineage.json").is_file() or not done.is_file():
+            train_model(params, job.names, job.store)
+            rows = read_rows(_state_of(model) / SESSIONS)
+            write_json(done, {"train_s": sum(row["seconds"] for row in rows), "peak_gb": peak_memory_gb()})
+        facts = read_json(done) | cost_of_training(params, job)
+        sets = Sets(missing[0], model, job.store.folders)
+        for run in missing:
+            figures, image_s = sets.measure(run)
+            costs = facts | cost_of_image(run, model, sets) | {"image_s": image_s}
+            costs["peak_gb"] = max(facts["peak_gb"], peak_memory_gb())
+            job.results.add(run, {key: _short(value) for key, value in costs.items()}, figures)
+        remove(_state_of(model))  # gigabytes for a real one, and needed no more
+
+
+def make_inputs(params: Params, names: Names, store: Store) -> bool:
+    """Backbone, latent caches and decoder of depth, as far as they are missing; whether any was."""
+    raws, backbone = store.folders.raw_of(params.datasets), store.path(names.backbone)
+
+    def make_backbone(out: Path) -> None:
+        prepare_backbone(params.backbone, params.log_depth, raws, out)
+
+    def make_decoder(out: Path) -> None:
+        size, metrics = (params.encode.height, params.encode.width), out.with_name(f"{out.name}.json")
+        train_depth_vae(params.depth_vae, params.depth_range, raws, backbone, out, metrics, size=size)
+        remove(_state_of(out))
+
+    made = [store.make_once(names.backbone, "backbone.json", make_backbone)]
+    for dataset, name in names.caches.items():
+
+        def make_cache(out: Path, dataset: str = dataset) -> None:
+            encode(dataset, params.encode, params.depth_range, raws[dataset], backbone, out)
+
+        made.append(store.make_once(name, "index.json", make_cache))
+    if names.depth_vae:
+        made.append(store.make_once(names.depth_vae, "depth_vae.json", make_decoder))
+    return any(made)
+
+
+def train_model(params: Params, names: Names, store: Store) -> Path:
+    """Train the model of a run, or resume its training."""
+    out, raws = store.path(names.training), store.folders.raw_of(params.datasets)
+    section, validate = params.train, None
+    if section.validation:
+        samples = _state_of(out) / "samples"
+        validate = held_out_validation(section.validation, params.depth_range, raws, samples)
+    return train(
+        section,
+        params.depth_range,
+        {dataset: store.path(name) for dataset, name in names.caches.items()},
+        store.path(names.backbone),
+        out,
+        depth_vae=store.path(names.depth_vae) if names.depth_vae else None,
+        validate=validate,
+        calibrate=held_out_calibration(section.uncertainty, raws) if section.uncertainty else None,
+    )
+
+
+def cost_of_training(params: Params, job: Job) -> dict[str, Any]:
+    """By which code and machine, with how many passes of the U-Net and operations."""
+    commit = git_commit(job.store.folders.root)
+    flops = step_flops(params, job.store.path(job.names.backbone), job.store.path("none"))
+    return {
+        "commit": f"{commit[0][:12]}{'+' if commit[1] else ''}" if commit else "none",
+        "machine": hardware(),
+        "train_passes": params.train.num_steps * params.train.batch_size,
+        "train_tflop": params.train.num_steps * flops / 1e12,
+    }
+
+
+def _state_of(model: Path) -> Path:
+    return model.with_name(f"{model.name}.state")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
