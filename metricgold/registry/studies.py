@@ -4,7 +4,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from metricgold.registry.mlflow_client import NAME, log_metrics, log_params, open_client, without_password
+from metricgold.registry.mlflow_client import NAME, log_metrics, log_params, open_client
+from metricgold.storage import without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +31,7 @@ def track_study(name: str, question: str, runs: Iterable[Mapping[str, Any]]) -> 
                 if _key_of(run) not in known:
                     _log_run(client, parent, run)
     except Exception as error:  # no fault of MLflow may end a study
-        logger.warning("study %s is not in MLflow yet: %s", name, without_password(str(error)))
+        logger.warning("study %s is not in MLflow yet: %s", name, without_passwords(str(error)))
 
 
 def _key_of(run: Mapping[str, Any]) -> str:
