@@ -218,7 +218,7 @@ def maps_of(prediction: Prediction, encoding: str, has_uncertainty: bool) -> dic
         return arrays
     if encoding == "npy":
         return {name: base64_of(partial(np.save, arr=array, allow_pickle=False)) for name, array in arrays.items()}
-    writers = {
+    writers: dict[str, Callable[[io.BytesIO], object]] = {
         "depth": partial(write_log_depth_png, planar_depth_m=depth_m, log_depth=prediction.log_depth, attributes={}),
         "valid_mask": lambda file: Image.fromarray(valid).save(file, "PNG", compress_level=1),
         "uncertainty": partial(write_uncertainty_png, uncertainty=prediction.uncertainty, attributes={}),
