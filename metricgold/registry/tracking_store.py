@@ -53,12 +53,20 @@ def prepare_store(uri: str) -> None:
         prepare_sqlite(Path(uri.removeprefix("sqlite:///")))
         return
     try:
+        require_encoded(uri)
         if scheme in ("http", "https"):
             _patiently(partial(_ask_server, uri))
         elif scheme.partition("+")[0] in ("postgresql", "mysql", "mssql"):
             prepare_database(_engine(uri))
     except (ConnectionError, PermissionError, ValueError) as error:
         raise ValueError(without_passwords(f"MLflow at {uri}: {error}")) from None
+
+
+def require_encoded(uri: str) -> None:
+    """ValueError for a password that cuts its address in the wrong place: libraries would quote pieces of it."""
+    rest = uri.partition("://")[2]
+    if rest.count("@") > 1 or (uri.startswith("http") and "@" in rest.partition("/")[2]):
+        raise ValueError("user and password of an address have / as %2F and @ as %40")
 
 
 def patience_s() -> float:

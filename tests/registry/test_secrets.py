@@ -14,8 +14,8 @@ from PIL import Image
 
 from metricgold.cli import main
 from metricgold.operate.services import QUIET
-from metricgold.registry.promotion import promote, rollback
-from tests.registry.project import GATE, change_model, register_scores
+from metricgold.registry.promotion import promote
+from tests.registry.project import GATE, register_scores
 from tests.support.canary import CANARY, SECRETS, told
 from tests.support.waiting import wait_until
 
@@ -80,11 +80,7 @@ def say(*words: str, code: int = 0) -> str:
 def test_a_project_works_with_it_and_keeps_no_secret(secretive, server):
     register_scores()
     promote(GATE)
-    change_model()
-    register_scores(abs_rel=0.1)
-    promote(GATE)
-    rollback()
-    assert "metricgold" in say("versions", "--history")
+    assert "promote" in say("versions", "--history")
     say("lineage", "models:/metricgold@champion")
     Path("photos").mkdir()
     Image.fromarray(np.full((16, 16, 3), 90, np.uint8)).save("photos/a.png")
@@ -93,7 +89,7 @@ def test_a_project_works_with_it_and_keeps_no_secret(secretive, server):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", ["versions", "promote --dry-run", "rollback", "lineage models:/metricgold@champion"])
+@pytest.mark.parametrize("words", ["versions", "promote --dry-run"])
 @pytest.mark.parametrize("where", ["variables", "address"])
 def test_a_wrong_password_is_one_line_without_it(where, words, secretive, server, monkeypatch):
     Path("params.yaml").write_text("datasets: [mine]\n")
@@ -108,22 +104,28 @@ def test_a_wrong_password_is_one_line_without_it(where, words, secretive, server
     assert told(secretive) == []
 
 
+AWAY = f"http://me:{CANARY}@127.0.0.1:1"
+DATABASE = f"postgresql://me:{CANARY}/{CANARY}@127.0.0.1:1/mlflow?password={CANARY}"
+
+
 @pytest.mark.parametrize(
-    "uri",
+    ("words", "uri", "names"),
     [
-        f"http://me:{CANARY}@127.0.0.1:1",
-        f"http://me:{CANARY}/@/{CANARY}@127.0.0.1:1",
-        f"postgresql://me:{CANARY}@{CANARY}@127.0.0.1:1/mlflow",
-        f"postgresql://me:{CANARY}/{CANARY}@127.0.0.1:1/mlflow?password={CANARY}",
-        f"nonsense://me:{CANARY}@127.0.0.1:1",
+        ("versions", AWAY, ["http://***@127.0.0.1:1", "tried for"]),
+        ("versions", DATABASE, ["postgresql://***@127.0.0.1:1/mlflow", "tried for"]),
+        ("versions", f"http://me:{CANARY}/{CANARY}@127.0.0.1:1", ["%2F", "***@127.0.0.1:1"]),
+        ("versions", f"http://me:{CANARY}@{CANARY}@127.0.0.1:1", ["%40", "***@127.0.0.1:1"]),
+        ("versions", f"postgresql://me:{CANARY}@{CANARY}@127.0.0.1:1/mlflow", ["%40", "***@127.0.0.1:1"]),
+        ("versions", f"nonsense://me:{CANARY}@127.0.0.1:1", ["***@127.0.0.1:1"]),
+        ("predict photos depth --model models:/metricgold@champion", AWAY, ["http://***@127.0.0.1:1"]),
     ],
 )
-@pytest.mark.parametrize("words", ["versions", "predict photos depth --model models:/metricgold@champion", "doctor"])
-def test_a_store_that_is_away_is_named_without_its_password(uri, words, tmp_path, monkeypatch):
+def test_a_store_that_is_away_is_named_without_its_password(words, uri, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("METRICGOLD_MLFLOW_PATIENCE_S", "0.1")
     Path("params.yaml").write_text("datasets: [mine]\n")
     said = say(*words.split(), code=1)
     assert "Traceback" not in said
+    assert [name for name in names if name not in said] == []
     assert told(tmp_path) == []
