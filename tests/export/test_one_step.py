@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -14,6 +13,7 @@ from metricgold.export.one_step import differs_at_most, export_onnx, export_torc
 from metricgold.model import MetricGoldPipeline, load_pipeline
 from metricgold.model.camera_token import new_camera_token
 from tests.support.pickles import is_pickle
+from tests.support.venvs import python_with
 
 SCALE = {  # of uncertainty: two ranges, and a whitening of what is known of four latent channels
     "edges_m": [8.0],
@@ -73,8 +73,8 @@ def test_a_graph_that_differs_is_refused(one_step):
 
 
 ALONE = """\
-import json, sys
-sys.modules |= dict.fromkeys(["torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript", "metricgold"])
+import importlib.util, json, sys
+assert not any(map(importlib.util.find_spec, ["torch", "diffusers", "onnx", "onnxscript", "metricgold"]))
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 image = np.load("image.npy")
@@ -93,7 +93,7 @@ print(json.dumps(session.get_modelmeta().custom_metadata_map))
     ],
 )
 def test_onnxruntime_alone_gives_the_pipeline_s_metres(one_step, tmp_path, camera, scale, dtype):
-    """In a process that cannot import torch nor this package, at a size and a lens that the export did not try."""
+    """In an environment without torch and this package, at a size and a lens that the export did not try."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = of_camera(one_step, camera, scale)
@@ -103,7 +103,7 @@ def test_onnxruntime_alone_gives_the_pipeline_s_metres(one_step, tmp_path, camer
     image = picture(32, 48, 7)
     np.save(tmp_path / "image.npy", image)
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, "-c", ALONE, "depth.onnx"]
+    command = [python_with(tmp_path / "venv", "onnxruntime", "numpy"), "-c", ALONE, "depth.onnx"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
