@@ -9,21 +9,21 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import Field
 
-from flows.child_processes import ask_child
+from flows.child_processes import ChildFailed, ask_child
 from flows.dvc_stages import RETRY_JITTER
 from flows.forms import Place
 from flows.gpu_slots import gpu_slot
 from flows.hooks import HOOKS
 from flows.run_watch import watched
 from metricgold.params import Output, Preset, Windows
+from metricgold.storage import Unreachable
 
-STORE_AWAY = " (tried for "  # how metricgold.storage says that a server did not answer
 RETRY_DELAYS_S = [60, 300, 900]  # beyond what a job itself tries again
 
 
 def is_store_away(_task: Any, _run: Any, state: Any) -> bool:
     """Whether a job ended because its S3 server cannot be reached; what else ends it would end it again."""
-    return STORE_AWAY in (state.message or "")
+    return isinstance(state.data, ChildFailed) and state.data.code == Unreachable.exit_code
 
 
 @task(

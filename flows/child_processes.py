@@ -18,7 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 
-from metricgold.storage import without_passwords
+from dotenv import dotenv_values
+
+from metricgold.storage import BadCredentials, without_passwords
 
 if TYPE_CHECKING:
     import psutil
@@ -28,6 +30,10 @@ KEPT_LINES = 20  # of a failed child, for the message
 DVC = [sys.executable, "-m", "dvc", "--wait-for-lock"]  # the flag comes before the sub-command
 
 FAMILY = "METRICGOLD_FAMILY"  # in the environment of all that a flow starts, whoever their parents are by now
+NEW_CREDENTIALS = (
+    "A worker keeps the credentials with which it was started. Where it has none, those in the project's .env count "
+    "(lines such as AWS_ACCESS_KEY_ID=...), and each run reads them anew."
+)
 ORPHANS_AFTER_S = 5.0  # that a child's own children still write after its end
 
 _family = uuid.uuid4().hex
@@ -37,7 +43,11 @@ _ending = threading.Event()
 
 
 class ChildFailed(RuntimeError):
-    """A child process ended with another code than 0; the message holds its last lines."""
+    """A child process ended with another code than 0; the message holds its last lines. No code: it never started."""
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -53,7 +63,14 @@ def environment(**more: str) -> dict[str, str]:
     if scripts not in path:
         path.insert(0, scripts)
     quiet = {"PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "true", "DVC_NO_ANALYTICS": "1"}
-    return {"GOMP_SPINCOUNT": "10000"} | os.environ | quiet | {"PATH": os.pathsep.join(path)} | more
+    ours = s3_of_env_file() | os.environ
+    return {"GOMP_SPINCOUNT": "10000"} | ours | quiet | {"PATH": os.pathsep.join(path)} | more
+
+
+def s3_of_env_file(path: Path = Path(".env")) -> dict[str, str]:
+    """AWS_... of the project's .env, as it is now: a worker's own environment is that of its start."""
+    values = dotenv_values(path, interpolate=False)
+    return {name: value for name, value in values.items() if name.startswith("AWS_") and value}
 
 
 def run_child(command: list[str], log: Callable[[str], None], cwd: Path = Path(), **variables: str) -> None:
@@ -63,7 +80,7 @@ def run_child(command: list[str], log: Callable[[str], None], cwd: Path = Path()
     """
     code, lines = log_child(command, log, None, cwd, **variables)
     if code:
-        raise ChildFailed(_failure(command, code, lines))
+        raise _failure(command, code, lines)
 
 
 def ask_child(command: list[str], log: Callable[[str], None], cwd: Path = Path(), **variables: str) -> dict[str, Any]:
@@ -76,7 +93,7 @@ def ask_child(command: list[str], log: Callable[[str], None], cwd: Path = Path()
         answer.seek(0)
         text = answer.read()
     if code not in (0, 1) or not text.strip():
-        raise ChildFailed(_failure(command, code, lines))
+        raise _failure(command, code, lines)
     return json.loads(text)
 
 
@@ -124,9 +141,10 @@ def log_child(
     return child.returncode, list(last)
 
 
-def _failure(command: list[str], code: int, lines: list[str]) -> str:
+def _failure(command: list[str], code: int, lines: list[str]) -> ChildFailed:
     shown = " ".join(command).replace(f"{sys.executable} -m ", "")
-    return "\n".join([f"`{shown}` ended with code {code}; its last lines:", *lines])
+    advice = [NEW_CREDENTIALS] if code == BadCredentials.exit_code else []
+    return ChildFailed("\n".join([f"`{shown}` ended with code {code}; its last lines:", *lines, *advice]), code)
 
 
 def end_children() -> None:

@@ -352,11 +352,10 @@ def test_yaml_is_what_it_is_for(block, tmp_path):
         (tmp_path / "losses.yaml").write_text(block.text)
         params = load_params(ROOT / "profiles/demo.yaml")
         assert len(runs_of(load_study("losses", tmp_path), params, "losses", tmp_path)) == 12
-    elif block.title in ("depth-after-promotion.yaml", "vanished-machines.yaml"):
+    elif block.title == "depth-after-promotion.yaml":
         from prefect.events.schemas.automations import AutomationCore
 
-        does = {"depth-after-promotion.yaml": "run-deployment", "vanished-machines.yaml": "change-flow-run-state"}
-        assert AutomationCore.model_validate(values).actions[0].type == does[block.title]
+        assert AutomationCore.model_validate(values).actions[0].type == "run-deployment"
     else:
         assert not block.title, f"no test knows what belongs into {block.title}"
 

@@ -11,10 +11,11 @@ from typing import Any
 
 from metricgold.operate.processes import end, is_alive, start
 from metricgold.operate.services import HOST, POOLS, PORTS, QUIET, Service, api_url, ask, is_here, services
-from metricgold.storage import digest_file, only_writer, read_json, write_aside, write_json
+from metricgold.storage import digest_file, only_writer, read_json, read_yaml, write_aside, write_json
 from metricgold.train import gpu_names
 
 HOME = ".metricgold"  # of a project: what is started, and its logs
+VANISHED = "flows/vanished_machines.yaml"
 PATIENCE_S = 300.0  # with a program that starts; METRICGOLD_UP_PATIENCE_S overrides it
 BEGIN, END = "# metricgold up: these lines are its own", "# metricgold up: end"
 
@@ -43,7 +44,7 @@ def up(root: Path, say: Say) -> list[dict[str, Any]]:
         if is_here("prefect", ports):
             # With both, whoever loads the file in another folder has the short names of deployments too.
             _write_env(root, {"PREFECT_API_URL": api, "PREFECT_PLUGINS_ENABLED": "true"})
-        _make_pools(api)
+        _make_pools(api, say, own=is_here("prefect", ports))
         for service in every[len(servers) :]:
             _start_missing(root, state, service, say)
         _deploy(root, state, api, say)
@@ -135,22 +136,46 @@ def _wait(root: Path, state: dict[str, Any], service: Service, say: Say) -> None
     say(f"{service.name}: well, {service.address}; waited {time.monotonic() - start_s:.0f} s")
 
 
-def _make_pools(api: str) -> None:
-    """Work pools and limits where the server has none: what exists may have been changed on its page."""
+def _make_pools(api: str, say: Say, *, own: bool) -> None:
+    """Work pools and limits as they are meant. On a server that others use too only what is missing is made."""
     for pool, limit in POOLS.items():
         body = {"name": pool, "type": "process", "concurrency_limit": limit}
-        ask(api, "POST", "/work_pools/", body)
+        if ask(api, "POST", "/work_pools/", body) is None and own and limit is not None:
+            _correct(api, f"/work_pools/{pool}", {"concurrency_limit": limit}, say)
     if names := gpu_names():
-        body = {"name": "metricgold-gpu", "limit": len(names), "active": True}
-        ask(api, "POST", "/v2/concurrency_limits/", body)
+        limit_path, values = "/v2/concurrency_limits/", {"limit": len(names), "active": True}
+        if ask(api, "POST", limit_path, {"name": "metricgold-gpu", **values}) is None and own:
+            _correct(api, f"{limit_path}metricgold-gpu", values, say)
+
+
+def _correct(api: str, path: str, values: dict[str, Any], say: Say) -> None:
+    """Give a thing of the server the values that it should have, and tell which it had."""
+    found = ask(api, "GET", path)
+    had = {name: found[name] for name in values}
+    if had != values:
+        say(f"{path.strip('/')}: {values} in place of {had}")
+        ask(api, "PATCH", path, values)
+
+
+def _install_automation(root: Path, api: str, say: Say) -> None:
+    """The automation by which runs of a vanished machine become Crashed; one that was switched off stays off."""
+    values = read_yaml(root / VANISHED)
+    say(f"automation: installing {VANISHED}")
+    found = ask(api, "POST", "/automations/filter", {"automations": {"name": {"any_": [values["name"]]}}})
+    if found:
+        ask(api, "PUT", f"/automations/{found[0]['id']}", values | {"enabled": found[0]["enabled"]})
+    else:
+        ask(api, "POST", "/automations/", values)
 
 
 def _deploy(root: Path, state: dict[str, Any], api: str, say: Say) -> None:
-    """Deploy the flows, unless the server has these very files of them."""
-    paths = [root / "prefect.yaml", *sorted((root / "flows").glob("*.py"))]
+    """Deploy the flows and the automation, unless the server has these very files of them."""
+    paths = [root / "prefect.yaml", *sorted((root / "flows").glob("*.*"))]
     this = {"api": api} | {path.name: digest_file(path) for path in paths}
     if state["deployed"] == this and ask(api, "POST", "/deployments/count", {}):
         return
+    if (root / VANISHED).is_file():  # not in projects of before it
+        _install_automation(root, api, say)
     say("deployments: deploying prefect.yaml")
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     variables = os.environ | QUIET | {"PREFECT_API_URL": api}

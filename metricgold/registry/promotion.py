@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from metricgold.params import Predict, Promote
 from metricgold.registry.gate import check_gate
 from metricgold.registry.mlflow_client import NAME, find_version, open_client, version_of_alias
-from metricgold.storage import has_ended, this_writer, user_name
+from metricgold.storage import Stopwatch, has_ended, this_writer, user_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -177,13 +177,13 @@ def refuse_what_changed(seen: Seen, now: Seen) -> None:
 class Mover:
     """Who may move aliases just now: all of it goes through `client`, which refuses once others may no longer wait."""
 
-    def __init__(self, client: "MlflowClient", since: float) -> None:
+    def __init__(self, client: "MlflowClient", since: Stopwatch) -> None:
         self._client, self._since = client, since
 
     @property
     def client(self) -> "MlflowClient":
         """MLflow's. TimeoutError late in the lease."""
-        if time.time() - self._since > LEASE_S / 2:
+        if self._since.seconds() > LEASE_S / 2:
             raise TimeoutError(f"MLflow took longer than {LEASE_S / 2:.0f} s to move an alias; try again")
         return self._client
 
@@ -242,14 +242,14 @@ def only_mover(client: "MlflowClient") -> Iterator[Mover]:
         client.delete_registered_model_tag(NAME, flag)
 
 
-def raise_flag(client: "MlflowClient", flag: str) -> float:
-    """Show a flag at a moment when no other is up; returns the time just before."""
+def raise_flag(client: "MlflowClient", flag: str) -> Stopwatch:
+    """Show a flag at a moment when no other is up; returns the time since just before."""
     first_seen: dict[str, float] = {}
     deadline = time.monotonic() + 5 * LEASE_S
     while time.monotonic() < deadline:
         # Looking first: flags that meet cost both of them a round.
         if not other_flags(client, flag, first_seen):
-            since = time.time()
+            since = Stopwatch()
             client.set_registered_model_tag(NAME, flag, this_writer())
             if not other_flags(client, flag, first_seen):
                 return since

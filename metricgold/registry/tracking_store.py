@@ -90,8 +90,12 @@ def prepare_sqlite(database: Path) -> None:
             # A kill in the middle would leave half the tables for ever.
             with write_aside(database) as aside:
                 mlflow.MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
-        if database == Path.cwd() / "mlflow.db":
-            follow_the_folder(database)
+        try:
+            if database == Path.cwd() / "mlflow.db":
+                follow_the_folder(database)
+        except sqlite3.DatabaseError as error:
+            tried = f" (tried for {patience_s():g} s)" if "locked" in str(error) else ""
+            raise ValueError(f"MLflow at sqlite:///{database}: {error}{tried}") from None
         make_experiment()
 
 
@@ -103,7 +107,7 @@ def follow_the_folder(database: Path) -> None:
     other places stay there.
     """
     here = database.parent
-    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+    with closing(sqlite3.connect(database, timeout=patience_s())) as connection, connection:
         places = connection.execute("SELECT artifact_location, experiment_id FROM experiments").fetchall()
         chosen = {
             Path(place).parents[1]

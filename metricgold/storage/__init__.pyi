@@ -47,6 +47,7 @@ from .output_lock import (
     Holder as Holder,
     Lease as Lease,
     OutputLost as OutputLost,
+    Stopwatch as Stopwatch,
     hold_output as hold_output,
 )
 from .progress import (
@@ -58,6 +59,6 @@ from .progress import (
     write_exit_code as write_exit_code,
     write_progress as write_progress,
 )
-from .s3_client import StoreLost as StoreLost
+from .s3_client import BadCredentials as BadCredentials, StoreLost as StoreLost, Unreachable as Unreachable
 from .sigterm import exit_on_sigterm as exit_on_sigterm, stop_on_sigterm as stop_on_sigterm
 from .yaml_files import read_yaml as read_yaml, write_yaml as write_yaml

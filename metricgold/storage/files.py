@@ -190,8 +190,12 @@ def _is_left(path: Path) -> bool:
     That is a process of this machine that has ended; of another one, which may be at work on a shared disk, what is
     LEFT_S old.
     """
-    writer = _ASIDE.fullmatch(path.name)
-    return writer is not None and (has_ended(writer["writer"]) or time.time() - path.lstat().st_mtime > LEFT_S)
+    name = _ASIDE.fullmatch(path.name)
+    if name is None:
+        return False
+    if name["writer"].endswith(f"-{_machine_tag()}"):  # whatever the clock says meanwhile
+        return has_ended(name["writer"])
+    return time.time() - path.lstat().st_mtime > LEFT_S
 
 
 def this_writer() -> str:

@@ -381,6 +381,17 @@ def _as_lost(sink: Folder | S3Prefix, error: OSError | ValueError) -> StoreLost:
     return error if isinstance(error, StoreLost) else OutputLost(f"{sink}: cannot tell whose it is: {error}")
 
 
+class Stopwatch:
+    """Seconds since it was made: no step of a clock, no sleep and no pause of the machine makes them fewer."""
+
+    def __init__(self) -> None:
+        self._began, self._offset_s = awake_or_not_s(), clock_offset_s()
+
+    def seconds(self) -> float:
+        """More than have passed where the clock was set meanwhile."""
+        return awake_or_not_s() - self._began + abs(clock_offset_s() - self._offset_s)
+
+
 def awake_or_not_s() -> float:
     """Seconds on a clock that runs on while the machine sleeps; that of time.monotonic stands still meanwhile."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

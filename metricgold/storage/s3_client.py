@@ -73,9 +73,13 @@ class ConditionFailed(OSError):
 class Unreachable(StoreLost, ConnectionError):
     """Every try failed until patience ran out."""
 
+    exit_code = 69  # of the command; EX_UNAVAILABLE of sysexits.h
+
 
 class BadCredentials(StoreLost, PermissionError):
     """Credentials are missing, wrong or expired."""
+
+    exit_code = 77  # of the command; EX_NOPERM of sysexits.h
 
 
 def make_client() -> Any:

@@ -201,6 +201,36 @@ def test_threads_of_a_child_wait_in_a_short_loop_unless_told_otherwise(own, seen
     assert lines == [seen]
 
 
+def test_s3_of_the_project_s_env_file_reaches_children_of_a_worker_that_lacks_it(tmp_path, monkeypatch):
+    """Read anew for each child; what was exported before the worker comes first, and nothing else is taken."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "exported")
+    lines = ["export AWS_ACCESS_KEY_ID='a$b#c'", "AWS_SECRET_ACCESS_KEY=other", "MLFLOW_TRACKING_URI=elsewhere"]
+    code = "import os, sys; print(*(os.environ.get(name) for name in sys.argv[1:]))"
+    names = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"]
+    monkeypatch.delenv(names[2], raising=False)
+    seen = []
+    run_child([sys.executable, "-c", code, *names], seen.append)
+    Path(".env").write_text("\n".join(lines))
+    run_child([sys.executable, "-c", code, *names], seen.append)
+    assert seen == ["None exported None", "a$b#c exported None"]
+
+
+def test_a_job_without_credentials_says_where_a_worker_finds_new_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model_index.json").write_text("{}")  # it is loaded later
+    with pytest.raises(ChildFailed, match=r"(?s)no complete S3 credentials.*those in the project's \.env") as failed:
+        ask_child(["metricgold", "predict", "s3://none/x", "depth", "--model", "model", "--json"], print)
+    assert failed.value.code == 77 and not Path("depth/receipt.jsonl").exists()
+
+
 def test_a_dvc_that_must_end_gives_its_locks_back(tmp_path, monkeypatch):
     monkeypatch.chdir(_sleeper(tmp_path / "project"))
     repro = [*DVC, "repro", "--single-item", "sleeper"]

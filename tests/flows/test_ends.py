@@ -104,6 +104,30 @@ def test_a_run_whose_worker_ends_says_so_and_can_be_run_again(server, deployed, 
         worker.kill()
 
 
+def test_a_job_on_a_gpu_that_is_cancelled_ends_within_a_minute_and_frees_its_slots(server, deployed, monkeypatch):
+    """By the command; the soak does it by the request that the page makes."""
+    monkeypatch.setitem(server.env, "METRICGOLD_CARDS", "1")
+    monkeypatch.setitem(server.env, "XDG_CACHE_HOME", str(deployed / "cache"))
+    Path("wait").touch()
+    worker = start_worker(server, deployed)
+    try:
+        run_id = start_run(server)
+        wait_until(lambda: "metricgold train: at work" in logged(server, run_id), within_s=90, every_s=0.5)
+        limit = "/v2/concurrency_limits/metricgold-gpu"
+        assert server.get(limit)["active_slots"] == 1
+        children = family(deployed)
+        done = server.run("prefect", "flow-run", "cancel", run_id, cwd=deployed)
+        assert done.returncode == 0, done.stderr
+        assert children and not psutil.wait_procs(children, timeout=60)[1]
+        assert Path("saved").exists()
+        wait_for_state(server, run_id, "CANCELLED", within_s=60)
+        wait_until(lambda: server.get(limit)["active_slots"] == 0, within_s=60, every_s=0.5, what="the GPU's slot")
+        assert "Cancelled" in artifact(server, run_id)
+    finally:
+        worker.terminate()
+        worker.wait(60)
+
+
 def logged(server, run_id: str) -> list[str]:
     wanted = {"logs": {"flow_run_id": {"any_": [run_id]}}}
     return [line["message"] for line in server.ask("POST", "/logs/filter", wanted)]

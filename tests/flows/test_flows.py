@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from flows.child_processes import ChildFailed
 from metricgold.params.words import PRESETS, Preset
 from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
 from metricgold.storage import write_json
@@ -270,6 +271,40 @@ def test_batch_depth_and_promote_model(at_server, small):
     for wrong in ({"ensemble_size": 0}, {"preset": "slow"}, {"outputs": ["gif"]}, {"max_failed": 1.5}):
         with pytest.raises(ParameterTypeError, match=next(iter(wrong))):
             batch_depth("photos", "depth", **wrong)
+
+
+@pytest.mark.slow
+def test_a_job_whose_store_is_away_is_tried_again_and_no_other(at_server, small, monkeypatch):
+    from flows import batch_depth
+
+    monkeypatch.setattr(batch_depth, "predict", batch_depth.predict.with_options(retry_delay_seconds=0))
+    Path("code").write_text("69")
+    assert batch_depth.batch_depth("photos", "depth")["images_done"] == 2
+    assert _words(small) == ["predict"] * 2
+    Path("code").write_text("77")  # access is denied
+    with pytest.raises(ChildFailed, match="code 77"):
+        batch_depth.batch_depth("photos", "depth")
+    assert _words(small) == ["predict"]
+
+
+@pytest.mark.slow
+def test_a_benchmark_is_measured_with_what_it_needs_and_shown(at_server, project):
+    from flows.benchmark import benchmark
+
+    graph = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
+    stages = yaml.safe_load(GRAPH)["stages"] | {name: graph[name] for name in ("benchmark-data", "benchmark")}
+    stages["benchmark"]["deps"].remove("data/raw")  # what trains is not made here
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    _list_benchmarks("nyuv2-synthetic", "ibims1-synthetic")
+    with pytest.raises(ValueError, match=r"\['kitti'\] cannot be measured"):
+        benchmark(["kitti"])
+    assert calls(project) == []
+    assert benchmark(["nyuv2-synthetic"])["nyuv2-synthetic"]["abs_rel"] == 0.3
+    words = [f"{word} nyuv2-synthetic" for word in ("synthesize", "download", "benchmark")]
+    assert sorted(calls(project)) == sorted([*words, "train"])  # neither the other benchmark nor `evaluate`
+    artifacts = at_server.ask("POST", "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["benchmarks"]}}})
+    assert "| nyuv2-synthetic | p | 2 | 0.3 (0.2 to 0.4) |  |" in artifacts[0]["data"]
+    assert benchmark(["nyuv2-synthetic"]) and calls(project) == []
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """What prefect.yaml deploys: forms with a meaning, bounds and choices for every field, limits, tags and schedules."""
 
-import re
 import tomllib
 
 import jsonschema
@@ -76,20 +75,20 @@ def test_only_what_depends_on_others_is_tried_again(monkeypatch):
     from prefect.states import Failed
 
     from flows.batch_depth import is_store_away, predict
+    from flows.child_processes import ChildFailed
     from flows.dvc_stages import task_of
 
     assert task_of("download@hypersim").retry_jitter_factor and predict.retry_jitter_factor
-    assert is_store_away(None, None, Failed(message="Error: s3://b/x: cannot reach 127.0.0.1:9000 (tried for 60 s)"))
-    assert not is_store_away(None, None, Failed(message="Error: no model models:/x@champion"))
+    said = "Error: s3://b/x: cannot reach 127.0.0.1:9000 (tried for 60 s)"
+    assert is_store_away(None, None, Failed(data=ChildFailed("its last lines: other words", 69)))
+    assert not is_store_away(None, None, Failed(message=said, data=ChildFailed(said, 1)))
     assert task_of("train").retries == task_of("evaluate").retries == 0
 
 
-def test_the_manual_s_automation_is_one():
+def test_the_automation_is_one_and_knows_the_heartbeat():
     from prefect.events.schemas.automations import AutomationCore
 
-    manual = (ROOT / "docs/operations.md").read_text()
-    (text,) = re.findall(r'```yaml title="vanished-machines.yaml"\n(.*?)```', manual, re.DOTALL)
-    automation = AutomationCore.model_validate(yaml.safe_load(text))
+    automation = AutomationCore.model_validate(yaml.safe_load((ROOT / "flows/vanished_machines.yaml").read_text()))
     seconds = tomllib.loads((ROOT / "prefect.toml").read_text())["flows"]["heartbeat_frequency"]
     assert automation.trigger.within.total_seconds() == 3 * seconds
     assert all(event.startswith("prefect.flow-run.") for event in automation.trigger.expect)

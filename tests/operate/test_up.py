@@ -13,10 +13,11 @@ import psutil
 import pytest
 import urllib3
 
-from metricgold.operate import down, follow_logs, last_lines, up, write_units
+from metricgold.operate import down, follow_logs, last_lines, stage, up, write_units
 from metricgold.operate.processes import end, is_alive, start, started
 from metricgold.operate.stage import _port, _write_env
 from tests.flows.toy import make_project, quiet_environment
+from tests.support import ROOT
 from tests.support.canary import CANARY, SECRETS, told
 from tests.support.waiting import wait_until
 
@@ -118,6 +119,31 @@ def test_only_a_project_is_started(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_an_automation_is_renewed_and_stays_switched_off(monkeypatch):
+    asked = []
+
+    def answer(_api, method, path, body=None):
+        asked.append((method, path, body))
+        return [{"id": "7", "enabled": False}] if path == "/automations/filter" else {}
+
+    monkeypatch.setattr(stage, "ask", answer)
+    stage._install_automation(ROOT, "api", lambda _: None)
+    (_, (method, path, body)) = asked
+    assert (method, path, body["enabled"]) == ("PUT", "/automations/7", False)
+    assert body["actions"] == [
+        {"type": "change-flow-run-state", "state": "CRASHED", "message": "no heartbeat for 90 seconds"}
+    ]
+
+
+def test_a_server_of_others_gets_only_what_is_missing(monkeypatch):
+    """Its limits may count machines that are not this one."""
+    asked = []
+    monkeypatch.setenv("METRICGOLD_CARDS", "2")
+    monkeypatch.setattr(stage, "ask", lambda _api, method, path, _body=None: asked.append((method, path)))
+    stage._make_pools("api", print, own=False)
+    assert asked == [("POST", "/work_pools/")] * 2 + [("POST", "/v2/concurrency_limits/")]
+
+
 # The real programs
 
 
@@ -207,9 +233,11 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path, proxy):
             ]
             assert {one.laddr.ip for one in listening} == {host} == {"127.0.0.1"}
 
-        url = rows[0]["address"] + "/api/admin/version"
-        assert urllib3.request("GET", url).status == 401
-        assert urllib3.request("GET", url, headers=ME).status == 200
+        api = rows[0]["address"] + "/api"
+        assert urllib3.request("GET", f"{api}/admin/version").status == 401
+        assert urllib3.request("GET", f"{api}/admin/version", headers=ME).status == 200
+        pool = f"{api}/work_pools/metricgold-gpu"
+        urllib3.request("PATCH", pool, json={"concurrency_limit": 5}, headers=ME)
         page = rows[1]["address"] + "/api/2.0/mlflow/experiments/search?max_results=1"
         assert [urllib3.request("GET", page, headers=who).status for who in ({}, ME, ADMIN)] == [401, 401, 200]
 
@@ -234,6 +262,10 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path, proxy):
         project.ask("metricgold.cli", "up")
         assert [line for line in project.said.splitlines() if "starting" in line] == ["worker-cpu: starting"]
         assert "deploying" not in project.said
+        assert "{'concurrency_limit': 1} in place of {'concurrency_limit': 5}" in project.said
+        assert urllib3.request("GET", pool, headers=ME).json()["concurrency_limit"] == 1
+        (automation,) = urllib3.request("POST", f"{api}/automations/filter", json={}, headers=ME).json()
+        assert (automation["name"], automation["enabled"]) == ("runs of vanished machines", True)
         after = project.pids()
         assert {name for name in NAMES if after[name] != before[name]} == {"worker-cpu"}
     finally:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.models import write_random_model
+
 
 @pytest.fixture(scope="session")
 def first_use(tmp_path_factory):
@@ -29,30 +31,7 @@ def first_use(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory):
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-
-    from metricgold.model.pipeline import EmptyPrompt, MetricGoldPipeline
-
-    torch.manual_seed(0)
-    channels = {"block_out_channels": (8, 8), "norm_num_groups": 4}
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **channels
-    )
-    unet = UNet2DConditionModel(
-        in_channels=8,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=8,
-        attention_head_dim=4,
-        **channels,
-    )
-    scheduler = DDIMScheduler(prediction_type="v_prediction")
-    folder = tmp_path_factory.mktemp("model") / "metricgold"
-    MetricGoldPipeline(unet, vae, scheduler, EmptyPrompt(2, 8), 0.5, 80.0, 16, 16).save_pretrained(folder)
-    return folder
+    return write_random_model(tmp_path_factory.mktemp("model") / "metricgold")
 
 
 @pytest.fixture

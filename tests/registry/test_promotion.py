@@ -18,7 +18,8 @@ from metricgold.params.sections import Promote
 from metricgold.registry import promotion
 from metricgold.registry.mlflow_client import NAME, open_client
 from metricgold.registry.promotion import FLAG, MOVING, promote, read_history, rollback
-from metricgold.storage import this_writer
+from metricgold.storage import output_lock, this_writer
+from metricgold.storage.output_lock import Stopwatch
 
 GATE = Promote(max_abs_rel=0.25, max_regression=None)
 
@@ -186,8 +187,18 @@ def test_a_mover_that_was_paused_beyond_its_lease_writes_nothing(three, monkeypa
     with pytest.raises(TimeoutError, match="others have been"):
         rollback()
     with pytest.raises(TimeoutError, match="to move an alias; try again"):
-        promotion.Mover(three, time.time()).move("rollback", "champion", "1", "2", "")
+        promotion.Mover(three, Stopwatch()).move("rollback", "champion", "1", "2", "")
     assert aliases(three)["champion"] == "2" and left(three) == []
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_gives_no_mover_more_time(three, monkeypatch, step_s):
+    """It may cost one its turn, which is taken again; it must not let one write when others may."""
+    since, boot_s, day_s = Stopwatch(), output_lock.awake_or_not_s, time.time
+    monkeypatch.setattr(output_lock, "awake_or_not_s", lambda: boot_s() + promotion.LEASE_S)
+    monkeypatch.setattr(output_lock.time, "time", lambda: day_s() + step_s)
+    with pytest.raises(TimeoutError, match="to move an alias; try again"):
+        promotion.Mover(three, since).move("rollback", "champion", "1", "2", "")
 
 
 def test_who_when_why_and_the_checks_stay(three):

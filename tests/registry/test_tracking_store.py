@@ -123,6 +123,23 @@ def test_a_server_without_an_answer_is_away(params, monkeypatch, answer):
             server.shutdown()
 
 
+def test_a_database_that_another_process_holds_is_waited_for_and_then_said(params, first_use, monkeypatch):
+    shutil.copy(first_use[0] / "mlflow.db", params)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with closing(sqlite3.connect("mlflow.db", isolation_level=None, check_same_thread=False)) as holder:
+        holder.execute("BEGIN EXCLUSIVE")
+        done = CliRunner().invoke(main, ["versions"])
+        assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+        assert done.stderr.endswith(f"{params}/mlflow.db: database is locked (tried for 2 s)\n")
+        release = threading.Timer(1.0, holder.rollback)
+        release.start()
+        done = CliRunner().invoke(main, ["versions"])
+        release.join()
+        assert done.exit_code == 0, done.stderr
+    Path("mlflow.db").write_text("no database")
+    assert "file is not a database" in CliRunner().invoke(main, ["versions"]).stderr.splitlines()[-1]
+
+
 def test_a_store_that_comes_in_time_is_used(params, monkeypatch, caplog):
     monkeypatch.setenv("METRICGOLD_MLFLOW_PATIENCE_S", "20")
     with socket.socket() as sock:

@@ -60,6 +60,7 @@ def test_what_killed_writers_left_aside_is_removed_and_nothing_else(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "deep" / "a\nb.png")]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     left = Path(writer.stdout.readline() + writer.stdout.readline().rstrip("\n"))
+    os.utime(left, (time.time() - 2 * LEFT_S,) * 2)  # as a clock that is set shows it
     remove_left_aside(tmp_path)
     assert left.exists()  # its writer lives
     writer.kill()
