@@ -50,6 +50,7 @@ BOUNDS = {
     "serve.overhead_ms": Bound("<=", 15),  # of a request beyond 1.1 x a call of the pipeline, 640 x 480
     "serve.batching_speedup": Bound(">=", 1.5),  # throughput of 16 clients over that with batches of one
     "serve.rss_growth_mb": Bound("<=", 50),  # the server's memory after 5,000 mixed requests minus after 500
+    "serve.mlflow_overhead_ms": Bound("<=", 15),  # serve.overhead_ms of `mlflow models serve`, whose answer is JSON
     "export.onnx_speedup": Bound(">=", 0),  # over a call of the pipeline on one core; told, not bound
     "evaluate.speedup_vs_script": Bound(">=", 5),  # all figures of an image against a pass for each of them
     "evaluate.rss_growth_mb": Bound("<=", 50),  # 10,000 images measured minus 100

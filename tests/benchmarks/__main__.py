@@ -36,6 +36,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("batch.overhead",): s3.overhead,
     ("batch.rss_growth_mb",): s3.rss_growth,
     ("serve.overhead_ms", "serve.batching_speedup", "serve.rss_growth_mb"): serve.over_http,
+    ("serve.mlflow_overhead_ms",): serve.by_mlflow,
     ("export.onnx_speedup",): export.one_graph,
     ("evaluate.speedup_vs_script",): evaluate.speed,
     ("evaluate.rss_growth_mb",): evaluate.rss_growth,

@@ -5,7 +5,9 @@ the server; that of batching is the same server with batches of one. Memory is t
 in size, format and preset and of which some are refused.
 """
 
+import base64
 import io
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,11 +22,12 @@ import torch
 from diffusers import DDIMScheduler
 
 from metricgold.images import read_rgb
-from metricgold.model import EmptyPrompt, MetricGoldPipeline, load_pipeline, new_unet, new_vae
+from metricgold.model import EmptyPrompt, MetricGoldPipeline, digest_model, load_pipeline, new_unet, new_vae
 from metricgold.model.parts import SCHEDULE, widen_conv_in
-from metricgold.params.sections import StandIn
+from metricgold.params.sections import Params, StandIn
+from metricgold.registry.pyfunc import log_model
 from metricgold.train.cost import NUM_PROMPT_TOKENS
-from tests.support.serving import encoded, photograph, serve_command
+from tests.support.serving import encoded, mlflow_serve, photograph, serve_command
 
 from . import least_seconds
 
@@ -43,6 +46,29 @@ def over_http(folder: Path) -> dict[str, float]:
     with server(folder, model, "--batch-size", "1") as (client, _):
         alone = throughput(client)
     return figures | {"serve.batching_speedup": batched / alone, "serve.images_per_s": batched}
+
+
+def by_mlflow(folder: Path) -> dict[str, float]:
+    """The same overhead of a version in MLflow's own server: base64 of a JPEG in, of PNGs and a mask out."""
+    import mlflow
+
+    store = f"sqlite:///{folder / 'mlflow.db'}"
+    os.environ["MLFLOW_TRACKING_URI"] = store  # of the server too
+    mlflow.set_tracking_uri(store)
+    experiment = mlflow.create_experiment("bench", artifact_location=str(folder / "artifacts"))
+    model, predict = write_model(folder / "model"), {"num_inference_steps": 1, "ensemble_size": 1}
+    with mlflow.start_run(experiment_id=experiment):
+        uri = str(log_model(Params(datasets=["any"], predict=predict), model, digest_model(model)).model_uri)
+    data = encoded(photograph(480, 640), "JPEG", quality=90)
+    pipe, rgb = load_pipeline(model), read_rgb(data, max_pixels=1_000_000)
+    body = {"inputs": {"image": base64.b64encode(data).decode()}, "params": {"encoding": "png"}}
+    with mlflow_serve(folder, uri) as address, httpx.Client(base_url=address, timeout=600) as client:
+
+        def request() -> None:
+            client.post("/invocations", json=body).raise_for_status()
+
+        request_s, call_s = least_seconds(request, lambda: pipe(rgb), rounds=30)
+    return {"serve.mlflow_overhead_ms": 1000 * (request_s - CALL_SHARE * call_s)}
 
 
 def write_model(folder: Path) -> Path:

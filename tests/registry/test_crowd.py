@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.postgres import postgres as postgres
+from tests.support.tries import tries
 
 pytestmark = pytest.mark.slow
 
@@ -37,5 +38,5 @@ def test_twenty_at_once(uri, tmp_path):
 
 
 def test_killed_at_any_moment_the_rerun_leaves_it_whole(uri, tmp_path):
-    """At 30 moments: the aliases are as the history says, and at the version that the rerun told."""
-    assert outcome_of(uri, tmp_path, "kills", 30)["faults"] == []
+    """The aliases are as the history says, and at the version that the rerun told."""
+    assert outcome_of(uri, tmp_path, "kills", tries(30))["faults"] == []

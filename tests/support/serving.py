@@ -151,3 +151,32 @@ def is_ready(address: str) -> bool:
         return httpx.get(f"{address}/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+@contextmanager
+def mlflow_serve(folder: Path, model_uri: str) -> Iterator[str]:
+    """The address of `mlflow models serve` of a version; its log is in the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    scripts = Path(sys.executable).parent
+    command = [str(scripts / "mlflow"), "models", "serve", "--model-uri", model_uri, "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    log = folder / "mlflow-serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            return httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(answers, within_s=300, every_s=0.5)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
