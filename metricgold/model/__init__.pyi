@@ -11,6 +11,7 @@ from .camera_token import CameraToken as CameraToken, new_camera_token as new_ca
 from .configs import check_texts as check_texts
 from .digest import digest_model as digest_model
 from .ensemble import EnsembleOptions as EnsembleOptions
+from .gpu_memory import peak_gpu_memory_mb as peak_gpu_memory_mb
 from .inputs import stated_camera as stated_camera
 from .memory import peak_memory_gb as peak_memory_gb, reset_peak_memory as reset_peak_memory
 from .one_step_graph import OneStepGraph as OneStepGraph

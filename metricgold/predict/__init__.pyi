@@ -18,6 +18,7 @@ from .outputs import (
     to_ascii as to_ascii,
     with_figures as with_figures,
 )
+from .prometheus import MetricsFile as MetricsFile
 from .quota import Quota as Quota
 from .robust_fit import Fit as Fit, fit_calibration as fit_calibration
 from .stage import over_budget as over_budget, predict_all as predict_all

@@ -26,6 +26,7 @@ from metricgold.predict.gallery import GALLERY, ThumbnailSample, make_thumbnail
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import NEED_PINHOLE, SUFFIXES, ImageResult, files_of, labels, with_figures
 from metricgold.predict.receipt import EARLIER, PARTIAL, RECEIPT, SUMMARY, OutputFiles, ReceiptRow
+from metricgold.predict.row_blocks import index_of
 from metricgold.storage import LEASE, LOCK, Folder, S3Prefix, StoredObject, StoreLost
 
 log = logging.getLogger(__name__)
@@ -397,7 +398,8 @@ def write_image(
 
 def is_of_job(key: str) -> bool:
     """Whether a key of the output is the job's own: no image may have it."""
-    return key in (RECEIPT, EARLIER, SUMMARY, GALLERY, LEASE, LOCK) or key.startswith(PARTIAL)
+    own = (RECEIPT, index_of(RECEIPT), EARLIER, index_of(EARLIER), SUMMARY, GALLERY, LEASE, LOCK)
+    return key in own or key.startswith(PARTIAL)
 
 
 def row_without_depth(

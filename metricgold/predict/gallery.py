@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from math import floor, log, log10
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,7 @@ from metricgold.images import (
     load_template,
 )
 from metricgold.predict.receipt import ReceiptRow
+from metricgold.predict.row_blocks import sample_rank
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -157,13 +159,13 @@ class GallerySample:
     def wants(self, key: str) -> bool:
         """Whether the thumbnail of this key would be kept by now; costs one hash."""
         with self._lock:
-            return len(self._last) < self.limit or (self.limit > 0 and -_hash(key) >= self._last[0][0])
+            return len(self._last) < self.limit or (self.limit > 0 and -sample_rank(key) >= self._last[0][0])
 
     def keep(self, key: str, thumbnail: Thumbnail) -> None:
         """Take the thumbnail in if its key is wanted, in place of the one that is wanted least."""
         with self._lock:
             if key not in self._thumbnails:
-                heapq.heappush(self._last, (-_hash(key), key))
+                heapq.heappush(self._last, (-sample_rank(key), key))
             self._thumbnails[key] = thumbnail
             if len(self._last) > self.limit:
                 del self._thumbnails[heapq.heappop(self._last)[1]]
@@ -173,16 +175,6 @@ class GallerySample:
         """Thumbnails by key, in the order of the keys."""
         with self._lock:
             return dict(sorted(self._thumbnails.items()))
-
-
-def sample_keys(keys: Iterable[str], limit: int) -> list[str]:
-    """The keys of which a GallerySample that has seen all of them holds the thumbnails."""
-    return heapq.nsmallest(limit, keys, key=_hash)
-
-
-def _hash(key: str) -> int:
-    # sha256: the same order in every process and on every machine
-    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest())
 
 
 # --- the page -----------------------------------------------------------------------------------------------
@@ -199,9 +191,9 @@ def render_gallery(
     summary     the answer of predict_all
     thumbnails  by input, those of a GallerySample
     done        rows of the receipt by input, at least those of the thumbnails; a thumbnail without a row is left out
-    troubles    rows of failed and skipped images; MAX_TROUBLES of them are listed, failed ones first
+    troubles    rows of failed and skipped images; the first MAX_TROUBLES of them are listed
     """
-    listed = worst_first(troubles)
+    listed = list(islice(troubles, MAX_TROUBLES))
     computed = summary["images_done"] - summary["images_kept"]
     return page_template().render(
         summary=summary,
@@ -218,17 +210,6 @@ def render_gallery(
         ],
         num_unlisted=summary["images_failed"] + summary["images_skipped"] - len(listed),
     )
-
-
-def worst_first(troubles: Iterable[ReceiptRow]) -> list[ReceiptRow]:
-    """MAX_TROUBLES rows at most: failed ones, then skipped ones; no more are held meanwhile of either."""
-    failed: list[ReceiptRow] = []
-    skipped: list[ReceiptRow] = []
-    for row in troubles:
-        rows = failed if row["status"] == "failed" else skipped
-        if len(rows) < MAX_TROUBLES:
-            rows.append(row)
-    return (failed + skipped)[:MAX_TROUBLES]
 
 
 def _shown(name: str, thumbnail: Thumbnail, row: ReceiptRow) -> dict[str, Any]:

@@ -2,23 +2,37 @@
 
 `receipt.jsonl` is written last and sorted by input. Until then `receipt.partial/` holds the finished rows, at most
 FLUSH_SECONDS behind; a killed job resumes from there. Rows of inputs that a run does not list are kept in
-`receipt.earlier.jsonl`. Nothing here grows in memory with the number of inputs.
+`receipt.earlier.jsonl`. Of both files blocks of rows in which nothing has changed are kept as bytes, unread
+(metricgold.predict.row_blocks); only their index is in memory, some 20 bytes a row.
 """
 
 import json
 import logging
 import re
 import sqlite3
-import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from itertools import takewhile
-from typing import Any, Literal, Required, TypedDict
+from heapq import merge, nsmallest
+from itertools import chain, takewhile
+from operator import itemgetter
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, Literal, Required, TypedDict
 
 from metricgold.params import Output
 from metricgold.predict.outputs import SUFFIXES, ImageFacts
+from metricgold.predict.row_blocks import (
+    Block,
+    RowFile,
+    RowWriter,
+    State,
+    blob,
+    digest_run,
+    entries_apart,
+    index_of,
+    sample_rank,
+)
 from metricgold.storage import Folder, S3Prefix, StoredObject, parse_json, remove_left_aside
 
 log = logging.getLogger(__name__)
@@ -98,7 +112,7 @@ def read_row(line: bytes, name: str) -> ReceiptRow:
         texts = [row["input"], row.get("reason") or "", row.get("output") or ""]
         for file in (*row.get("outputs", {}).values(), *row.get("stale", [])):
             texts += [file["key"], file["tag"]]
-        _blob("".join(texts))
+        blob("".join(texts))
         if row["status"] not in ("done", "failed", "skipped"):
             raise ValueError(row["status"])
         return row
@@ -118,10 +132,16 @@ _SCHEMA = """
 pragma journal_mode=off;
 pragma synchronous=off;
 create table output(key blob primary key, tag text) without rowid;
--- now: 1 for a row of this run, 2 for one that it kept; failure: the reason without what is this image's alone
+-- now: 1 for a row of this run, 2 for one that it kept, -1 for one of EARLIER, else 0
+-- failure: the reason without what is this image's alone
 create table row(input blob primary key, line text, status text, failure text, now integer);
 -- Never committed: the file ends with the run, and a commit for each row would take most of the time.
 begin;
+"""
+_TAKE = """
+insert into row values (?, ?, ?, ?, ?) on conflict(input) do update
+set line = excluded.line, status = excluded.status, failure = excluded.failure, now = excluded.now
+where now <= excluded.now
 """
 
 
@@ -150,6 +170,7 @@ class Receipt:
         self.growing: str | None = None  # the last of them, until it is full
         self.lines: list[str] = []  # of that one
         self.is_saved, self.saved_at = True, time.monotonic()
+        self.files: dict[str, RowFile] = {}  # of earlier runs
 
     def close(self) -> None:
         """Save the rows that are not saved yet, as a broken run leaves them."""
@@ -168,22 +189,94 @@ class Receipt:
         """
         keys = (entry.key for entry in self.sink.entries(after=PARTIAL))
         self.parts = list(takewhile(lambda key: key.startswith(PARTIAL), keys))
-        receipts = [key for key in (EARLIER, RECEIPT) if self.sink.exists(key)] + self.parts
-        for key in receipts:
-            for line in self.sink.lines(key):
-                row = read_row(line, f"{self.sink}: {key}")
-                values = [_blob(row["input"]), line.decode().rstrip(), row["status"], failure_of(row)]
-                self.db.execute("replace into row values (?, ?, ?, ?, 0)", values)
-        if receipts:  # otherwise no row names a file
+        self.files = {key: RowFile(self.sink, key) for key in (EARLIER, RECEIPT)}
+        for file in self.files.values():
+            if file.tag and not file.blocks:
+                for line in self.sink.lines(file.key):
+                    self._take(line, file.key)
+        if any(file.tag for file in self.files.values()) or self.parts:  # otherwise no row names a file
             if isinstance(self.sink, Folder):
                 remove_left_aside(self.sink.root)
             self._list_outputs()
+        for part in self.parts:
+            for line in self.sink.lines(part):
+                self._take(line, part)
+
+    def _take(self, line: bytes, source: str, *, is_kept: bool = False) -> ReceiptRow:
+        """Take over a row from a file of the output, unless a later one is known. ValueError for anything else."""
+        row = read_row(line, f"{self.sink}: {source}")
+        if source.startswith(PARTIAL):
+            self._open_at(row["input"])  # its rows are older than this one
+        now = 2 if is_kept else -1 if source == EARLIER else 0
+        self.db.execute(_TAKE, [blob(row["input"]), line.decode().rstrip(), row["status"], failure_of(row), now])
+        return row
+
+    def _blocks(self, state: State) -> list[Block]:
+        """Blocks in this state, in the order of their inputs."""
+        blocks = (block for file in self.files.values() for block in file.blocks if block.state is state)
+        return sorted(blocks, key=lambda block: blob(block.facts.first))
+
+    def _open_at(self, key: str) -> None:
+        for file in self.files.values():
+            if (block := file.block_at(key)) is not None:
+                self._open(block)
+
+    def _open(self, block: Block) -> None:
+        """Let the rows of a block stand for themselves: one of them is asked for, or has changed."""
+        if block.state is State.OPEN:
+            return
+        is_kept, block.state = block.state is State.WHOLE, State.OPEN
+        for line in block.lines():
+            row = self._take(line, block.source.key, is_kept=is_kept)
+            if block.holds:
+                files = [*row.get("outputs", {}).values(), *row.get("stale", [])]
+                self._hold_outputs((file["key"], file["tag"]) for file in files)
 
     def _list_outputs(self) -> None:
+        """Look which files are there. Those of a block that are as its rows name them are not held one by one."""
         self.db.execute("delete from output")
         suffixes = tuple(SUFFIXES.values())
-        outputs = ((_blob(entry.key), entry.tag) for entry in self.sink.entries() if entry.key.endswith(suffixes))
-        self.db.executemany("replace into output values (?, ?)", outputs)
+        starts = {}
+        for block in (*self._blocks(State.UNSEEN), *self._blocks(State.WHOLE)):
+            block.holds = not block.facts.num_files
+            if block.facts.num_files:
+                starts[block.facts.first_file] = block
+
+        def holds(block: Block, run: list[StoredObject]) -> bool:
+            block.holds = len(run) == block.facts.num_files and digest_run(run) == block.facts.files
+            return block.holds
+
+        listed = (entry for entry in self.sink.entries() if entry.key.endswith(suffixes))
+        apart = entries_apart(listed, starts, lambda block: block.facts.num_files, holds)
+        self._hold_outputs((entry.key, entry.tag) for entry in apart)
+
+    def _hold_outputs(self, files: Iterable[tuple[str, str]]) -> None:
+        self.db.executemany("replace into output values (?, ?)", ((blob(key), tag) for key, tag in files))
+
+    def kept_apart(
+        self, entries: Iterable[StoredObject], identity: str, kinds: Iterable[str], count: Callable[[str, int], None]
+    ) -> Iterator[StoredObject]:
+        """The entries that are not in a block of rows which all still hold; such blocks are kept and counted."""
+
+        def holds(block: Block, run: list[StoredObject]) -> bool:
+            facts = block.facts
+            if block.state is not State.UNSEEN or digest_run(run) != facts.inputs:
+                return False
+            block.state = State.WHOLE
+            for word, num in (("kept", facts.num_done), ("skipped", facts.num_skipped)):
+                if num:
+                    count(word, num)
+            return True
+
+        wanted = set(kinds)
+        starts = {
+            block.facts.first: block
+            for block in self._blocks(State.UNSEEN)
+            if block.holds
+            and block.facts.identity == identity
+            and (not block.facts.num_done or wanted.issubset(block.facts.kinds))
+        }
+        return entries_apart(entries, starts, lambda block: block.facts.num_done + block.facts.num_skipped, holds)
 
     def keep(self, entry: StoredObject, identity: str, kinds: Iterable[str]) -> str | None:
         """Take the row of an earlier run into this one if it still holds; returns what it counts as: kept or skipped.
@@ -199,7 +292,7 @@ class Receipt:
             return None
         stale = [file for file in row.get("stale", []) if self._is_present(file)]
         if (present, stale) == (row.get("outputs", {}), row.get("stale", [])):
-            self.db.execute("update row set now = 2 where input = ?", [_blob(entry.key)])
+            self.db.execute("update row set now = 2 where input = ?", [blob(entry.key)])
         else:
             self._put({**without_lost_outputs(row, present), "stale": stale}, kept=True)
         return "kept" if row["status"] == "done" else "skipped"
@@ -223,7 +316,8 @@ class Receipt:
 
     def _previous(self, key: str) -> ReceiptRow | None:
         """The row of an earlier run, however it was made."""
-        found = self.db.execute("select line from row where input = ? and not now", [_blob(key)]).fetchone()
+        self._open_at(key)
+        found = self.db.execute("select line from row where input = ? and now <= 0", [blob(key)]).fetchone()
         row: ReceiptRow | None = found and json.loads(found[0])
         return row
 
@@ -233,7 +327,7 @@ class Receipt:
 
     def _is_present(self, file: OutputFile) -> bool:
         query = "select tag from output where key = ?"
-        return bool(self.db.execute(query, [_blob(file["key"])]).fetchone() == (file["tag"],))
+        return bool(self.db.execute(query, [blob(file["key"])]).fetchone() == (file["tag"],))
 
     def _stale_beside(self, row: ReceiptRow) -> list[OutputFile]:
         """The files of an earlier row of this input that `row` does not name, as long as they are there."""
@@ -261,14 +355,17 @@ class Receipt:
     def _put(self, row: ReceiptRow, *, kept: bool = False) -> str:
         """Replace the row of an input; returns its line."""
         line = json.dumps(row, sort_keys=True, allow_nan=False)
-        values = [_blob(row["input"]), line, row["status"], failure_of(row), 1 + kept]
+        values = [blob(row["input"]), line, row["status"], failure_of(row), 1 + kept]
         self.db.execute("replace into row values (?, ?, ?, ?, ?)", values)
         return line
 
     def overwritten(self) -> list[tuple[ReceiptRow, Literal["done", "kept"]]]:
         """Rows of this run whose files are not all in the output as they name them, and how each was counted."""
         self._list_outputs()
-        rows = ((json.loads(line), now) for line, now in self.db.execute("select line, now from row where now"))
+        for block in self._blocks(State.WHOLE):
+            if not block.holds:
+                self._open(block)
+        rows = ((json.loads(line), now) for line, now in self.db.execute("select line, now from row where now > 0"))
         return [
             (row, "done" if now == 1 else "kept")
             for row, now in rows
@@ -297,7 +394,7 @@ class Receipt:
 
     def reasons(self) -> dict[str, int]:
         """The commonest reasons of failure in this run, with how many images each has cost."""
-        query = "select failure, count(*) from row where now and failure is not null group by 1 order by 2 desc, 1"
+        query = "select failure, count(*) from row where now > 0 and failure is not null group by 1 order by 2 desc, 1"
         return dict(self.db.execute(f"{query} limit {MAX_REASONS}"))
 
     def figures(self) -> RunFigures:
@@ -324,19 +421,34 @@ class Receipt:
         query = "select round(total(json_extract(line, ?)), 3) from row where now = 1"
         return {step: self.db.execute(query, [f"$.seconds.{step}"]).fetchone()[0] for step in STEPS}
 
-    def done_inputs(self) -> Iterator[str]:
-        """Inputs with depth, in no order."""
-        for (key,) in self.db.execute("select input from row where now and status = 'done'"):
-            yield key.decode("utf-8", "surrogateescape")
+    def sample(self, limit: int) -> dict[str, ReceiptRow]:
+        """Rows of the images with depth that are first by sample_rank, by input."""
+        table = self.db.execute("select input from row where now > 0 and status = 'done'")
+        with_images = (block for block in self._blocks(State.WHOLE) if block.facts.num_done)
+        blocks = nsmallest(limit, with_images, key=lambda block: block.facts.rank)  # no other can hold one of them
+        rows = (row for block in blocks for row in self._rows(block))
+        of_blocks: dict[str, ReceiptRow] = {row["input"]: row for row in rows if row["status"] == "done"}
+        keys = chain((key.decode("utf-8", "surrogateescape") for (key,) in table), of_blocks)
+        return {key: of_blocks.get(key) or self.row(key) for key in nsmallest(limit, keys, key=sample_rank)}
+
+    def _rows(self, block: Block) -> list[ReceiptRow]:
+        return [read_row(line, f"{self.sink}: {block.source.key}") for line in block.lines()]
 
     def troubles(self) -> Iterator[ReceiptRow]:
-        """Rows of this run without depth."""
-        for (line,) in self.db.execute("select line from row where now and status != 'done' order by input"):
+        """Rows of this run without depth: those that failed, then those that were skipped."""
+        without = "select input, line from row where now > 0 and status = ? order by input"
+        for _, line in self.db.execute(without, ["failed"]):
             yield json.loads(line)
+        blocks = (block for block in self._blocks(State.WHOLE) if block.facts.num_skipped)
+        of_blocks = (row for block in blocks for row in self._rows(block))
+        skipped = ((blob(row["input"]), row) for row in of_blocks if row["status"] == "skipped")
+        alone = ((key, json.loads(line)) for key, line in self.db.execute(without, ["skipped"]))
+        for _, row in merge(skipped, alone, key=itemgetter(0)):
+            yield row
 
     def row(self, key: str) -> ReceiptRow:
         """The row of one input of this run."""
-        (line,) = self.db.execute("select line from row where now and input = ?", [_blob(key)]).fetchone()
+        (line,) = self.db.execute("select line from row where now > 0 and input = ?", [blob(key)]).fetchone()
         row: ReceiptRow = json.loads(line)
         return row
 
@@ -348,8 +460,14 @@ class Receipt:
         """
         self.sink.write(SUMMARY, (json.dumps(summary, indent=2, sort_keys=True) + "\n").encode(), "application/json")
         self._sync_outputs()
-        self._write_lines(EARLIER, (line for line in self._lines(now=False) if self._present_outputs(json.loads(line))))
-        self._write_lines(RECEIPT, self._lines(now=True))
+        with TemporaryFile() as earlier, TemporaryFile() as receipt:
+            # Both before either is replaced: rows move from one to the other.
+            writers = {EARLIER: self._compose(EARLIER, earlier), RECEIPT: self._compose(RECEIPT, receipt)}
+            for key, writer in writers.items():
+                if writer is not None and (writer.at or self.sink.exists(key)):
+                    writer.file.seek(0)
+                    tag = self.sink.write(key, writer.file, "application/jsonl", durable=True)
+                    self.sink.write(index_of(key), writer.index(tag), "application/jsonl")
         self.is_saved = True
         try:
             for key in (*self.parts, PARTIAL.rstrip("/")):
@@ -357,18 +475,44 @@ class Receipt:
         except OSError as error:  # their rows are in the receipt too
             log.warning("%s of %s is left: %s", PARTIAL, self.sink, error)
 
-    def _lines(self, *, now: bool) -> Iterator[str]:
-        return (line for (line,) in self.db.execute("select line from row where (now > 0) = ? order by input", [now]))
+    def _compose(self, key: str, file: BinaryIO) -> RowWriter | None:
+        """Write into a file what `key` is to hold: rows of this run, or of inputs that it has not listed.
 
-    def _write_lines(self, key: str, lines: Iterable[str]) -> None:
-        """Write an object of lines; with no lines only to replace one that exists."""
-        with tempfile.TemporaryFile() as file:
-            file.writelines(line.encode() + b"\n" for line in lines)
-            if file.tell() or self.sink.exists(key):
-                file.seek(0)
-                self.sink.write(key, file, "application/jsonl", durable=True)
+        None where it holds that already.
+        """
+        of_this_run = key == RECEIPT
+        blocks = self._carried(of_this_run=of_this_run)
+        rows = self.db.execute("select input, line from row where (now > 0) = ? order by input", [of_this_run])
+        first, earlier = rows.fetchone(), self.files.get(key)
+        if first is None and earlier is not None and blocks == earlier.blocks and (blocks or earlier.tag is None):
+            return None
+        writer = RowWriter(file)
+        lines = ((name, line) for name, line in chain([first] if first else [], rows))
+        if not of_this_run:
+            lines = ((name, line) for name, line in lines if self._present_outputs(json.loads(line)))
+        for _, item in merge(((blob(block.facts.first), block) for block in blocks), lines, key=itemgetter(0)):
+            if isinstance(item, Block):
+                writer.carry(item)
+            else:
+                writer.add(item.encode() + b"\n")
+        writer.close()
+        return writer
 
-
-def _blob(key: str) -> bytes:
-    # File names may hold bytes that are not UTF-8; bytes also sort as S3 sorts.
-    return key.encode("utf-8", "surrogateescape")
+    def _carried(self, *, of_this_run: bool) -> list[Block]:
+        """Blocks that go into a file as they are; the others that belong there are opened, also where two overlap."""
+        state = State.WHOLE if of_this_run else State.UNSEEN
+        carried: list[Block] = []
+        for block in self._blocks(state):
+            facts = block.facts
+            if not of_this_run and (not block.holds or facts.identity is None or facts.num_skipped):
+                self._open(block)  # rows without files are dropped
+            elif carried and blob(facts.first) <= blob(carried[-1].facts.last):
+                self._open(carried.pop())
+                self._open(block)
+            else:
+                carried.append(block)
+        among = "select 1 from row where (now > 0) = ? and input between ? and ? limit 1"
+        for block in carried:
+            if self.db.execute(among, [of_this_run, blob(block.facts.first), blob(block.facts.last)]).fetchone():
+                self._open(block)
+        return [block for block in carried if block.state is state]

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from metricgold.images import read_depth
-from metricgold.model import digest_model
+from metricgold.model import digest_model, peak_gpu_memory_mb
 from metricgold.params import Output, Predict
 from metricgold.predict.calibration import Calibration
 from metricgold.predict.cameras import CAMERA_FILES, Cameras, find_cameras
+from metricgold.predict.days import days_with, earlier_days
 from metricgold.predict.drift import earlier_runs, report_drift
 from metricgold.predict.entries import (
     WRITTEN_PIXELS,
@@ -34,7 +35,7 @@ from metricgold.predict.entries import (
     reason_of,
     row_without_depth,
 )
-from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_thumbnail, render_gallery, sample_keys
+from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_thumbnail, render_gallery
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import DEPTH, SUFFIXES, check_kinds
 from metricgold.predict.quota import Quota
@@ -111,7 +112,9 @@ def predict_all(
         summary = summarise(job, source, sink, counts, receipt, time.monotonic() - started)
         summary["ended_by"] = quota.ended_by
         summary["seconds_by_step"] = receipt.seconds_by_step()
+        summary["gpu_memory_mb"] = peak_gpu_memory_mb()
         summary |= report_drift(receipt.figures(), earlier_runs(sink), params.max_drift)
+        summary["days"] = days_with(summary, earlier_days(sink))
         write_gallery(job, source, sink, receipt, sample, summary)
         receipt.finish(summary)
     return summary
@@ -170,9 +173,9 @@ def fill_receipt(
         rate = counts.total() / (time.monotonic() - started)
         return f"predict: {', '.join(f'{count} {word}' for word, count in counts.items())}; {rate:.1f} files/s"
 
-    def count(word: str) -> None:
-        counts[word] += 1
-        progress.advance()
+    def count(word: str, num: int = 1) -> None:
+        counts[word] += num
+        progress.advance(num)
 
     to_predict = inputs_to_predict(job, entries, receipt, quota, count)
     with Progress("predict", None, " images", line=line) as progress, closing(predict(to_predict)) as rows:
@@ -183,7 +186,7 @@ def fill_receipt(
 
 
 def inputs_to_predict(
-    job: BatchJob, entries: Iterable[StoredObject], receipt: Receipt, quota: Quota, count: Callable[[str], None]
+    job: BatchJob, entries: Iterable[StoredObject], receipt: Receipt, quota: Quota, count: Callable[..., None]
 ) -> Iterator[StoredObject]:
     """Entries that are predicted now; rows that still hold are kept on the way, and counted.
 
@@ -192,6 +195,8 @@ def inputs_to_predict(
     """
     used: set[str] = set()
     again: list[StoredObject] = []
+    if job.cameras is None:  # else identities differ
+        entries = receipt.kept_apart(entries, job.identity, job.kinds, count)
     for entry in entries:
         if job.cameras and (stated := job.cameras.of_image(entry.key)):
             used.add(stated.place)
@@ -288,11 +293,11 @@ def write_gallery(
         if not job.params.gallery:
             sink.delete(GALLERY)  # an earlier run's would show another state than the receipt
             return
-        keys = sample_keys(receipt.done_inputs(), job.params.gallery)
-        thumbnails = {key: thumbnail for key, thumbnail in sample.thumbnails.items() if key in keys}
-        kept = [receipt.row(key) for key in keys if key not in thumbnails]
+        rows = receipt.sample(job.params.gallery)
+        thumbnails = {key: thumbnail for key, thumbnail in sample.thumbnails.items() if key in rows}
+        kept = [row for key, row in rows.items() if key not in thumbnails]
         thumbnails |= thumbnails_from_files(job, source, sink, kept)
-        page = render_gallery(summary, thumbnails, {key: receipt.row(key) for key in thumbnails}, receipt.troubles())
+        page = render_gallery(summary, thumbnails, rows, receipt.troubles())
         sink.write(GALLERY, page.encode(), "text/html; charset=utf-8")
     except OutputLost:
         raise

@@ -121,10 +121,10 @@ def _check_answer(model: Any, parsed: dict[str, Any], **_: Any) -> None:
         return
     missing = [name for name in _ALWAYS.get(model.name, ()) if name not in parsed]
     if model.name == "ListObjectsV2" and not missing:
-        found = parsed.get("Contents", [])
+        found, folders = parsed.get("Contents", []), len(parsed.get("CommonPrefixes", []))
         if parsed["IsTruncated"] and not parsed.get("NextContinuationToken"):
             missing = ["NextContinuationToken"]
-        elif parsed.get("KeyCount", len(found)) != len(found) or not all(
+        elif parsed.get("KeyCount", len(found)) not in (len(found), len(found) + folders) or not all(
             {"Key", "Size", "ETag"} <= set(item) for item in found
         ):
             missing = [f"Contents of {parsed.get('KeyCount', len(found))} keys"]

@@ -13,7 +13,22 @@ from typing import Any
 
 from metricgold.storage.files import write_json
 
-from . import BOUNDS, CannotRun, batch, cache, cluster, download, evaluate, export, frames, predict, s3, serve, train
+from . import (
+    BOUNDS,
+    CannotRun,
+    batch,
+    cache,
+    cluster,
+    download,
+    evaluate,
+    export,
+    frames,
+    kept,
+    predict,
+    s3,
+    serve,
+    train,
+)
 
 REPORT = Path("reports/bench.json")
 
@@ -35,6 +50,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("batch.s3_rate_vs_boto3",): s3.rate,
     ("batch.overhead",): s3.overhead,
     ("batch.rss_growth_mb",): s3.rss_growth,
+    ("batch.kept_cpu_s_per_million", "batch.kept_rss_mb_per_million"): kept.rerun,
     ("serve.overhead_ms", "serve.batching_speedup", "serve.rss_growth_mb"): serve.over_http,
     ("serve.mlflow_overhead_ms",): serve.by_mlflow,
     ("export.onnx_speedup",): export.one_graph,
