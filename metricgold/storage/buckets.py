@@ -119,7 +119,7 @@ class Folder:
 
         Only the root must be readable: below it folders move away, and links lead back to themselves.
         """
-        num_left_out, such_as = 0, ""
+        num_left_out, such_as, root = 0, "", str(self.root)
         walks = [iter(self._keys("", after, below))]  # not recursive: there may be more folders than Python has frames
         while walks:
             key = next(walks[-1], None)
@@ -130,8 +130,10 @@ class Folder:
             try:
                 if is_folder and (depth is None or len(walks) <= depth):
                     walks.append(iter(self._keys(key, after, below)))
-                elif not is_folder and stat.S_ISREG((status := (self.root / key).stat()).st_mode):
-                    yield self._entry(key, status)
+                elif not is_folder:
+                    status = os.stat(f"{root}/{key}")  # noqa: PTH116 - a Path takes as long as all else here
+                    if stat.S_ISREG(status.st_mode):
+                        yield self._entry(key, status)
             except OSError as error:
                 # A file that is not found was deleted meanwhile, or is a link to nothing.
                 if is_folder or not isinstance(error, FileNotFoundError):

@@ -70,7 +70,7 @@ class Wanted:
     def __contains__(self, key: str) -> bool:
         if self.pattern and not matches(self.pattern, key):
             return False
-        return (not self.include or _any(self.include, key)) and not _any(self.exclude, key)
+        return (not self.include or _any(self.include, key)) and not (self.exclude and _any(self.exclude, key))
 
 
 EVERYTHING = Wanted()
