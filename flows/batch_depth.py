@@ -1,5 +1,6 @@
 """Flow `batch-depth`: metres for a folder or a bucket, by a registered model."""
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,6 +49,24 @@ def predict(images: str, output: str, model: str, options: dict[str, Any]) -> di
         return ask_child(command, log, Path(), **variables)
 
 
+def table(rows: list[tuple[Any, ...]]) -> str:
+    """Rows as Markdown, of which the first is the head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def by_day(days: list[dict[str, Any]]) -> str:
+    """What the runs of each day did, the newest first: one page for each output, and so for each schedule."""
+    names = ["day", "runs", "images_done", "images_failed", "images_skipped", "seconds", "drift", "over_budget"]
+    rows = [tuple("" if day[name] is None else day[name] for name in names) for day in reversed(days)]
+    return table([tuple(name.replace("_", " ") for name in names), *rows])
+
+
+def slug(place: str) -> str:
+    """A place as the key of an artifact may hold it."""
+    return re.sub("[^a-z0-9]+", "-", place.lower()).strip("-")
+
+
 @flow(name="batch-depth", **HOOKS)
 @watched
 def batch_depth(
@@ -72,6 +91,7 @@ def batch_depth(
     focal_35mm: Annotated[float, Field(gt=0)] | None = None,
     fov_deg: Annotated[float, Field(gt=0, lt=180)] | None = None,
     dask: str | None = None,
+    metrics_file: str | None = None,
 ) -> dict[str, Any]:
     """Depth and its companion files for every image of `input`, with one receipt.
 
@@ -102,15 +122,18 @@ def batch_depth(
         focal_35mm: Camera of all images, by its focal length on 35 mm film.
         fov_deg: Camera of all images, by the degrees over their longer side.
         dask: tcp://host:port of a Dask scheduler, or local:N processes here.
+        metrics_file: A file of the worker's machine for figures of the run, as Prometheus' node_exporter reads it.
     """
     options: dict[str, Any] = {"preset": preset, "steps": num_inference_steps, "ensemble": ensemble_size, "seed": seed}
     options |= {"write": outputs, "include": include, "exclude": exclude, "max-failed": max_failed, "dask": dask}
     options |= {"first": first, "max-images": max_images, "max-seconds": max_seconds}
     options |= {"calibration": calibration, "windows": windows, "intrinsics": intrinsics}
-    options |= {"focal-px": focal_px, "focal-35mm": focal_35mm, "fov-deg": fov_deg}
+    options |= {"metrics-file": metrics_file, "focal-px": focal_px, "focal-35mm": focal_35mm, "fov-deg": fov_deg}
     summary = predict(input, output, model, options)
-    lines = [f"| {key} | {value} |" for key, value in summary.items()]
-    create_markdown_artifact("\n".join(["| | |", "|---|---|", *lines]), key="batch-depth", description=output)
+    days = summary.get("days", [])
+    facts = [(key, value) for key, value in summary.items() if key not in ("days", "runs")]
+    create_markdown_artifact(table([("", ""), *facts]), key="batch-depth", description=output)
+    create_markdown_artifact(by_day(days), key=f"by-day-{slug(output)}", description=f"{output}: what each day did")
     if reason := summary["over_budget"]:
         raise ValueError(reason)
     return summary

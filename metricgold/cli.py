@@ -605,6 +605,9 @@ class _FailedType(click.ParamType):
 @click.option("--focal-35mm", "focal_35mm", type=float, metavar="F", help="Its focal length on 35 mm film.")
 @click.option("--fov-deg", type=float, metavar="D", help="Its field of view over the longer side, in degrees.")
 @click.option("--dask", metavar="ADDRESS", help="Slices on a Dask cluster: tcp://host:port, or local:N processes here.")
+@click.option(
+    "--metrics-file", type=click.Path(path_type=Path), metavar="FILE", help="The run's figures for Prometheus."
+)
 @json_option
 @click.pass_context
 def predict(
@@ -623,6 +626,7 @@ def predict(
     max_images: int | None,
     max_seconds: float | None,
     dask: str | None,
+    metrics_file: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -632,6 +636,7 @@ def predict(
     fail than --max-failed allows; without it if all do.
     """
     from metricgold.predict import (
+        MetricsFile,
         Quota,
         open_client,
         over_budget,
@@ -645,6 +650,7 @@ def predict(
 
     params = _overridden(_predict_params(ctx), **options)
     cameras = stated_for_all(intrinsics=intrinsics, focal_px=focal_px, focal_35mm=focal_35mm, fov_deg=fov_deg)
+    metrics = MetricsFile(metrics_file) if metrics_file else None
     folder, model_name = fetch_model(model)
     with exit_on_sigterm(), open_client(dask) if dask else nullcontext() as client:
         summary = predict_all(
@@ -661,6 +667,8 @@ def predict(
             quota=Quota(max_images, max_seconds),
             run_entries=partial(predict_on, client) if client else None,
         )
+    if metrics:
+        metrics.write(summary)
     _print(summary, as_json)
     if reason := over_budget(summary, params.max_failed):
         raise click.ClickException(reason)

@@ -4,6 +4,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from metricgold.model import peak_gpu_memory_mb
+
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -26,6 +28,8 @@ class Metrics:
             "model_seconds", "Seconds of a batch in the model.", buckets=SECONDS, **of_server
         )
         self.reloads = Counter("reloads", "Looks at the alias that found another version.", ["outcome"], **of_server)
+        memory = Gauge("gpu_memory_peak_bytes", "The most that the model's tensors took on a GPU at once.", **of_server)
+        memory.set_function(lambda: 1e6 * (peak_gpu_memory_mb() or 0.0))
         self.model = Gauge("model_info", "1 for the model that is served.", ["name", "digest"], **of_server)
 
     def name_model(self, name: str, digest: str) -> None:
