@@ -166,9 +166,11 @@ def _num_test_frames(params: Params, name: str) -> int:
         asked = params.evaluate.frames_per_dataset
         there = rendered if name.endswith(TWIN) else num_training_frames(params, name) or 0
         return min(asked or there, there or asked or 0)
-    rendered = params.synthesize_benchmark.num_scenes * params.synthesize_benchmark.frames_per_scene
-    pinned = chosen_protocols(name, ())[0].frames.count or 0
-    return min(rendered if name.endswith(TWIN) else pinned, params.benchmark.frames or 1 << 30)
+    if name.endswith(TWIN):
+        there = params.synthesize_benchmark.num_scenes * params.synthesize_benchmark.frames_per_scene
+    else:
+        there = chosen_protocols(name, ())[0].frames.count or 0
+    return min(there, params.benchmark.frames or there)
 
 
 def describe_plan(plan: Mapping[str, Any]) -> str:

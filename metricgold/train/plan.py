@@ -18,11 +18,12 @@ from diffusers import AutoencoderKL
 
 from metricgold.images import TrainingSize
 from metricgold.model import new_unet, new_vae, vae_factor
-from metricgold.params import Backbone, Params, Train
+from metricgold.params import Backbone, Params, StandIn, Train
 from metricgold.storage import read_json
 from metricgold.train.cost import (
     DecoderCost,
     activation_bytes,
+    count_once,
     decoder_cost,
     flops_per_sample,
     on_meta,
@@ -99,7 +100,7 @@ def plan_training(
     decoder = decoder_cost(train, vae)
     memory = memory_by_part(train, unet, shape, decoder)
     flops = step_flops(params, backbone, latents)
-    num_vae = sum(p.numel() for p in on_meta(AutoencoderKL, vae).parameters())
+    num_vae = vae_size(vae)[0]
     nearest = next(folder for folder in (latents, *latents.parents) if folder.exists())
     answer: dict[str, Any] = {
         "parameters": {"unet": sum(counts), "vae": num_vae},
@@ -152,8 +153,7 @@ def mean_flops(train: Train, unet: dict[str, Any], shapes: dict[str, tuple[int, 
 def model_configs(params: Backbone, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configs of U-Net and VAE: of the backbone if it exists, else of the source, else Stable Diffusion v2's."""
     if params.source == "stand-in":
-        with torch.device("meta"):
-            unet, vae = dict(new_unet(params.stand_in).config), dict(new_vae(params.stand_in).config)
+        unet, vae = stand_in_configs(params.stand_in.model_dump())
     else:
         # A backbone that exists, whichever of source and mirrors it came from.
         exists = (folder / "backbone.json").is_file() and read_json(folder / "backbone.json")["source"] != "stand-in"
@@ -165,12 +165,27 @@ def model_configs(params: Backbone, folder: Path) -> tuple[dict[str, Any], dict[
     return unet | {"in_channels": 2 * vae["latent_channels"]}, vae
 
 
+@count_once
+def stand_in_configs(stand_in: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configs of the stand-in's U-Net and VAE."""
+    params = StandIn.model_validate(stand_in)
+    with torch.device("meta"):
+        return dict(new_unet(params).config), dict(new_vae(params).config)
+
+
+@count_once
+def vae_size(vae: dict[str, Any]) -> tuple[int, int]:
+    """Numbers in a VAE's parameters, and pixels per latent along each side."""
+    model = on_meta(AutoencoderKL, vae)
+    return sum(p.numel() for p in model.parameters()), vae_factor(model)
+
+
 def latent_shape(params: Params, vae: dict[str, Any], latents: Path, name: str) -> tuple[int, int, int]:
     """Latents [c, h, w] of a data set's largest frames: measured in its cache if that exists, else of published sizes.
 
     Frames of a data set of which neither is known are taken to be shaped like encode.height x encode.width.
     """
-    encode, factor = params.encode, vae_factor(on_meta(AutoencoderKL, vae))
+    encode, factor = params.encode, vae_size(vae)[1]
     for side in ("height", "width"):
         if (pixels := getattr(encode, side)) % factor:
             raise ValueError(f"encode.{side} {pixels} is not a multiple of {factor}, which the VAE needs")
