@@ -4,11 +4,12 @@ metricgold.params.paths finds them there or, in an editable install, in the repo
 copies: Python would take the folder metricgold/ that they make in site-packages for a package.
 """
 
+from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDERS = ("data_manifests", "profiles", "flows", "studies")
+FOLDERS = ("data_manifests", "profiles", "flows")
 FILES = ("params.yaml", "dvc.yaml", "prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore")
 DVC = (".dvc/config", ".dvc/.gitignore", ".dvc/plots.html")
 
@@ -19,4 +20,6 @@ class ProjectFiles(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called before a build; `version` is standard or editable."""
         if version == "standard":
-            build_data["force_include"] |= {name: f"metricgold/project/{name}" for name in (*FOLDERS, *FILES, *DVC)}
+            studies = [f"studies/{path.name}" for path in Path(self.root, "studies").glob("*.yaml")]  # not their rows
+            names = (*FOLDERS, *FILES, *DVC, *studies)
+            build_data["force_include"] |= {name: f"metricgold/project/{name}" for name in names}

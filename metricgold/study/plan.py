@@ -175,11 +175,10 @@ def _num_test_frames(params: Params, name: str) -> int:
 
 def describe_plan(plan: Mapping[str, Any]) -> str:
     """The plan as lines for people."""
-    words = {word: plan[word] for word in KINDS.values()}
-    made = ", ".join(f"{number} {word}" for word, number in words.items())
+    made = ", ".join(f"{word} {plan[word]}" for word in KINDS.values())
     return "\n".join(
         [
-            f"runs     {plan['runs']}, of which {plan['measured']} are measured; they share {made}",
+            f"runs     {plan['runs']}, of which {plan['measured']} are measured; made once: {made}",
             f"work     {plan['tflop']:g} TFLOP, at {plan['tflop_per_s']:g} TFLOP/s on {plan['on']}",
             f"time     {plan['hours']:g} h in all, {plan['hours_left']:g} h left: {plan['sittings_left']} sittings",
             f"disk     {plan['disk_gb']:g} GB",

@@ -208,6 +208,8 @@ def seeds_text(difference: np.ndarray) -> str:
     _, low, high = interval_over_seeds(difference)
     if low > 0 or high < 0:
         return "decided"
+    if min(difference.shape) < 2:
+        return "not known"
     number = seeds_needed(difference)
     return "more than 100" if number is None else str(number)
 

@@ -57,6 +57,12 @@ def test_the_page_says_what_differs_and_what_is_not_known(tmp_path):
     assert "18 runs, seeds 0, 1, 2; 8 scenes in domain, 8 scenes benchmarks; commits abc" in text
 
 
+def test_one_seed_decides_nothing_and_nobody_knows_how_many_would(tmp_path):
+    write_rows(tmp_path, seeds=1)
+    text = render_study("tiny", tmp_path / "studies")
+    assert "undecided: " in text and "lower AbsRel:" not in text and " | not known | not known |" in text
+
+
 def test_within_a_factor_s_levels_runs_are_compared_there(tmp_path):
     write_rows(tmp_path, within=["steps"])
     text = render_study("tiny", tmp_path / "studies")
