@@ -21,10 +21,12 @@ class Assumptions:
     files: int = 4  # outputs of an image: log-png, uncertainty, preview, json
     row_bytes: int = 1_300  # of its row in the receipt
     waiting_bytes: int = 2_000  # of its row while the job runs, in TMPDIR
-    kept_us: float = 57.0  # CPU time of its row when a rerun keeps it
+    kept_us: float = 6.0  # CPU time of its row when a rerun keeps it, without that of listing
+    listed_us: float = 20.0  # CPU time of one listed object on S3; 5 in a folder
     model_s: float = 0.5  # of one GPU
     page_keys: int = 1_000  # of one request to list
     page_s: float = 0.2
+    listing_threads: int = 8  # where keys have folders of 20 objects and more; else 1
     usd_per_million_writes: float = 5.0  # PUT and LIST
     usd_per_million_reads: float = 0.4
     usd_per_tb_out: float = 90.0  # where the GPUs are not in the store's region
@@ -46,6 +48,7 @@ class Costs:
     receipt_gb: float
     waiting_gb: float
     rerun_listing_h: float
+    rerun_listing_cpu_h: float
     rerun_cpu_h: float
 
 
@@ -69,7 +72,8 @@ def costs_of(images: int, given: Assumptions) -> Costs:
         egress_usd=egress_tb * given.usd_per_tb_out,
         receipt_gb=images * given.row_bytes / 1e9,
         waiting_gb=images * given.waiting_bytes / 1e9,
-        rerun_listing_h=listing_again * given.page_s / 3600,
+        rerun_listing_h=listing_again * given.page_s / given.listing_threads / 3600,
+        rerun_listing_cpu_h=images * (1 + given.files) * given.listed_us / 1e6 / 3600,
         rerun_cpu_h=images * given.kept_us / 1e6 / 3600,
     )
 
@@ -78,8 +82,8 @@ def table(given: Assumptions) -> str:
     """One line for each number of images."""
     lines = [
         "| images | requests: list, read, write | of them, $ | GPU hours | $ | egress, TB | $ | receipt, GB |"
-        " `TMPDIR`, GB | a rerun: listing, h | its CPU, h |",
-        "|" + "---|" * 11,
+        " `TMPDIR`, GB | a rerun: listing, h | CPU of it, h | CPU of rows, h |",
+        "|" + "---|" * 12,
     ]
     for images in IMAGES:
         costs = costs_of(images, given)
@@ -87,7 +91,7 @@ def table(given: Assumptions) -> str:
         lines.append(
             f"| {images:,} | {requests} | {costs.requests_usd:,.0f} | {costs.gpu_hours:,.0f} | {costs.gpu_usd:,.0f} |"
             f" {costs.egress_tb:,.1f} | {costs.egress_usd:,.0f} | {costs.receipt_gb:,.1f} | {costs.waiting_gb:,.0f} |"
-            f" {costs.rerun_listing_h:,.1f} | {costs.rerun_cpu_h:,.2f} |"
+            f" {costs.rerun_listing_h:,.1f} | {costs.rerun_listing_cpu_h:,.2f} | {costs.rerun_cpu_h:,.3f} |"
         )
     return "\n".join(lines)
 
