@@ -112,8 +112,12 @@ def ask(api: str, method: str, path: str, body: dict[str, Any] | None = None) ->
         headers["Authorization"] = f"Basic {b64encode(secret.encode()).decode()}"
     elif key := os.environ.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
+    # It says 503 where its database is busy; such a request has done nothing.
+    other: dict[str, Any] = dict.fromkeys(("connect", "read", "redirect", "other"), False)
+    often: dict[str, Any] = {"status": 7, "status_forcelist": [503], "backoff_factor": 0.3, "backoff_max": 4.0}
+    busy = urllib3.Retry(None, allowed_methods=None, **often, **other)
     try:
-        answer = urllib3.request(method, f"{api}{path}", json=body, headers=headers, timeout=30.0, retries=False)
+        answer = urllib3.request(method, f"{api}{path}", json=body, headers=headers, timeout=30.0, retries=busy)
     except urllib3.exceptions.HTTPError as error:
         raise ConnectionError(f"Prefect at {api} does not answer: {error}") from None
     if answer.status in (404, 409):

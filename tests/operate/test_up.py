@@ -15,10 +15,12 @@ import urllib3
 
 from metricgold.operate import down, follow_logs, last_lines, stage, up, write_units
 from metricgold.operate.processes import end, is_alive, start, started
+from metricgold.operate.services import ask
 from metricgold.operate.stage import _port, _write_env
 from tests.flows.toy import make_project, quiet_environment
 from tests.support import ROOT
 from tests.support.canary import CANARY, SECRETS, told
+from tests.support.server import FaultServer
 from tests.support.waiting import wait_until
 
 NAMES = ["prefect", "mlflow", "worker-gpu", "worker-cpu"]
@@ -142,6 +144,19 @@ def test_a_server_of_others_gets_only_what_is_missing(monkeypatch):
     monkeypatch.setattr(stage, "ask", lambda _api, method, path, _body=None: asked.append((method, path)))
     stage._make_pools("api", print, own=False)
     assert asked == [("POST", "/work_pools/")] * 2 + [("POST", "/v2/concurrency_limits/")]
+
+
+def test_a_server_whose_database_is_busy_is_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib3.Retry, "sleep", lambda *_: None)
+    with FaultServer(tmp_path) as server:
+        (tmp_path / "one").write_text("{}")
+        server.script["/one"] = ["503", "503", "ok"]
+        assert ask(server.url, "GET", "/one") == {}
+        server.script["/one"] = ["503"] * 9
+        with pytest.raises(OSError, match=r"does not answer.*503"):
+            ask(server.url, "GET", "/one")
+    with pytest.raises(ConnectionError, match=r"does not answer: .*[Rr]efused"):
+        ask(server.url, "GET", "/one")
 
 
 # The real programs

@@ -64,7 +64,8 @@ def write_nyuv2(recipe: BenchmarkRecipe, params: SynthesizeBenchmark, out: Path)
     path.parent.mkdir()
     number = params.num_scenes * params.frames_per_scene
     height, width = recipe.size(0, params)
-    with h5py.File(path, "w", userblock_size=512) as file:
+    # In memory first: on a full disk HDF5 ends the process as it closes a file.
+    with h5py.File("mat", "w", driver="core", backing_store=False, userblock_size=512) as file:
         for name, dtype, shape in (
             ("images", "u1", (number, 3, width, height)),
             ("rawDepths", "<f4", (number, width, height)),
@@ -83,8 +84,10 @@ def write_nyuv2(recipe: BenchmarkRecipe, params: SynthesizeBenchmark, out: Path)
             scenes.append(scene)
         write_cell(file, "scenes", scenes)
         write_cell(file, "sceneTypes", [scene.rpartition("_")[0] for scene in scenes])
-    with path.open("r+b") as head:
-        head.write(MATLAB_HEAD.format("7.3").ljust(124).encode() + struct.pack("<H2s", 0x0200, b"IM"))
+        file.flush()
+        image = file.id.get_file_image()
+    head = MATLAB_HEAD.format("7.3").ljust(124).encode() + struct.pack("<H2s", 0x0200, b"IM")
+    path.write_bytes(head.ljust(512, b"\0") + image)
     (out / "indoor_seg_sup").mkdir()
     lists = {"trainNdxs": np.empty((0, 1)), "testNdxs": np.arange(1.0, number + 1)[:, None]}
     (out / "indoor_seg_sup/splits.mat").write_bytes(mat5_bytes(lists))
