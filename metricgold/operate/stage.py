@@ -15,7 +15,6 @@ from metricgold.storage import digest_file, only_writer, read_json, read_yaml, w
 from metricgold.train import gpu_names
 
 HOME = ".metricgold"  # of a project: what is started, and its logs
-VANISHED = "flows/vanished_machines.yaml"
 PATIENCE_S = 300.0  # with a program that starts; METRICGOLD_UP_PATIENCE_S overrides it
 BEGIN, END = "# metricgold up: these lines are its own", "# metricgold up: end"
 
@@ -157,10 +156,10 @@ def _correct(api: str, path: str, values: dict[str, Any], say: Say) -> None:
         ask(api, "PATCH", path, values)
 
 
-def _install_automation(root: Path, api: str, say: Say) -> None:
-    """The automation by which runs of a vanished machine become Crashed; one that was switched off stays off."""
-    values = read_yaml(root / VANISHED)
-    say(f"automation: installing {VANISHED}")
+def _install_automation(path: Path, api: str, say: Say) -> None:
+    """What the server does about runs that nobody else can end; an automation that was switched off stays off."""
+    values = read_yaml(path)
+    say(f"automation: installing flows/{path.name}")
     found = ask(api, "POST", "/automations/filter", {"automations": {"name": {"any_": [values["name"]]}}})
     if found:
         ask(api, "PUT", f"/automations/{found[0]['id']}", values | {"enabled": found[0]["enabled"]})
@@ -169,13 +168,13 @@ def _install_automation(root: Path, api: str, say: Say) -> None:
 
 
 def _deploy(root: Path, state: dict[str, Any], api: str, say: Say) -> None:
-    """Deploy the flows and the automation, unless the server has these very files of them."""
+    """Deploy the flows and their automations, unless the server has these very files of them."""
     paths = [root / "prefect.yaml", *sorted((root / "flows").glob("*.*"))]
     this = {"api": api} | {path.name: digest_file(path) for path in paths}
     if state["deployed"] == this and ask(api, "POST", "/deployments/count", {}):
         return
-    if (root / VANISHED).is_file():  # not in projects of before it
-        _install_automation(root, api, say)
+    for automation in sorted((root / "flows").glob("*.yaml")):
+        _install_automation(automation, api, say)
     say("deployments: deploying prefect.yaml")
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     variables = os.environ | QUIET | {"PREFECT_API_URL": api}

@@ -525,7 +525,8 @@ def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
     if not name:
         raise ValueError(f"{location}: expected s3://bucket/prefix")
     store, hurry = s3.S3Client(), Event()
-    s3.with_retries(location, lambda: store.client.head_bucket(Bucket=name), hurry)
+    # Not head_bucket: the answer to a HEAD has no words that tell expired or wrong credentials from missing rights.
+    s3.with_retries(location, lambda: store.client.list_objects_v2(Bucket=name, MaxKeys=1), hurry, store.renew)
     folder = S3Prefix(store, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
     if create or not key or (key.endswith("/") and not glob.has_magic(key)):
         return folder

@@ -85,10 +85,11 @@ def test_only_what_depends_on_others_is_tried_again(monkeypatch):
     assert task_of("train").retries == task_of("evaluate").retries == 0
 
 
-def test_the_automation_is_one_and_knows_the_heartbeat():
+def test_automations_are_some_and_know_the_heartbeat():
     from prefect.events.schemas.automations import AutomationCore
 
-    automation = AutomationCore.model_validate(yaml.safe_load((ROOT / "flows/vanished_machines.yaml").read_text()))
+    paths = sorted((ROOT / "flows").glob("*.yaml"))
+    _, automation = (AutomationCore.model_validate(yaml.safe_load(path.read_text())) for path in paths)
     seconds = tomllib.loads((ROOT / "prefect.toml").read_text())["flows"]["heartbeat_frequency"]
     assert automation.trigger.within.total_seconds() == 3 * seconds
     assert all(event.startswith("prefect.flow-run.") for event in automation.trigger.expect)

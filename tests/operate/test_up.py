@@ -129,7 +129,7 @@ def test_an_automation_is_renewed_and_stays_switched_off(monkeypatch):
         return [{"id": "7", "enabled": False}] if path == "/automations/filter" else {}
 
     monkeypatch.setattr(stage, "ask", answer)
-    stage._install_automation(ROOT, "api", lambda _: None)
+    stage._install_automation(ROOT / "flows/vanished_machines.yaml", "api", lambda _: None)
     (_, (method, path, body)) = asked
     assert (method, path, body["enabled"]) == ("PUT", "/automations/7", False)
     assert body["actions"] == [
@@ -279,8 +279,9 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path, proxy):
         assert "deploying" not in project.said
         assert "{'concurrency_limit': 1} in place of {'concurrency_limit': 5}" in project.said
         assert urllib3.request("GET", pool, headers=ME).json()["concurrency_limit"] == 1
-        (automation,) = urllib3.request("POST", f"{api}/automations/filter", json={}, headers=ME).json()
-        assert (automation["name"], automation["enabled"]) == ("runs of vanished machines", True)
+        automations = urllib3.request("POST", f"{api}/automations/filter", json={}, headers=ME).json()
+        told_of = [(one["name"], one["enabled"]) for one in automations]
+        assert told_of == [("runs of vanished machines", True), ("runs that never began", True)]
         after = project.pids()
         assert {name for name in NAMES if after[name] != before[name]} == {"worker-cpu"}
     finally:

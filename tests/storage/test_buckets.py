@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 from metricgold.storage import buckets, s3_client as s3
 from metricgold.storage.buckets import ConditionFailed, Folder, StoreLost, open_bucket
 from metricgold.storage.files import remove_left_aside
+from metricgold.storage.s3_client import BadCredentials
 from tests.support import server
 from tests.support.s3 import s3_bucket, s3_client, s3_environment  # noqa: F401
 from tests.support.server import FaultServer
@@ -388,6 +389,12 @@ def test_s3_credentials_that_expire_are_read_anew_as_long_as_patience_lasts(trou
     troubled.script[f"/{s3_bucket}/a"] = ["token"] * 100
     with pytest.raises(StoreLost, match=rf"s3://{s3_bucket}/a: access denied \(ExpiredToken\)"):
         bucket.read("a")
+    monkeypatch.setenv("METRICGOLD_S3_PATIENCE_S", "10")
+    troubled.script[f"/{s3_bucket}"] = ["token", "token", "ok"]
+    open_bucket(f"s3://{s3_bucket}/x/")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(BadCredentials, match="SignatureDoesNotMatch"):
+        open_bucket(f"s3://{s3_bucket}/x/")
 
 
 def failing_at(call, name, number):
