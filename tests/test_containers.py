@@ -62,6 +62,13 @@ def test_no_password_has_a_default():
     assert not [key for key, value in secret.items() if not re.search(r"\$\{\w+:\?", value)]
 
 
+def test_compose_yaml_is_what_its_specification_says():
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_what_runs_in_a_service_is_a_command_that_exists():
     from metricgold.cli import main
 

@@ -39,6 +39,7 @@ def open_client() -> Iterator["MlflowClient"]:
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # of one small file
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # else it tells of tables on each first use
     # It would print the address, password and all, into the answer of `register --json`.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # Of a server that is lost on the way; MLflow's own are seven tries and four minutes.
