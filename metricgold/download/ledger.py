@@ -4,6 +4,8 @@ SQLite and not JSON lines: an archive and its thousands of members change state 
 cannot tear, and "who owns this file" is a look-up, not a scan of a million rows.
 """
 
+import errno
+import os
 import shutil
 import sqlite3
 import threading
@@ -212,8 +214,10 @@ def read_ledger(raw: Path) -> Iterator[Ledger]:
         yield ledger
 
 
-def not_a_ledger(path: Path, why: Exception) -> ValueError:
-    """The error of a file that no download can have written."""
+def not_a_ledger(path: Path, why: Exception) -> ValueError | OSError:
+    """The error of a file that no download can have written; on a full disk, of one that none can write."""
+    if getattr(why, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return ValueError(f"{path} is not a ledger: {why}; move it away to start over")
 
 

@@ -181,8 +181,12 @@ class Journal:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows; they survive a kill when this returns."""
-        self.file.write("".join(map(row_line, rows)))
-        self.file.flush()
+        try:
+            self.file.write("".join(map(row_line, rows)))
+            self.file.flush()
+        except OSError as error:
+            error.filename = self.file.name  # the system does not name it when a disk is full
+            raise
 
     def __enter__(self) -> "Journal":
         return self

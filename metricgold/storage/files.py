@@ -58,9 +58,10 @@ def write_aside(path: Path, *, durable: bool = True, marks: Iterable[str] = ()) 
             aside.replace(path)
         if durable:
             sync(path.parent)
-    except OSError as error:
-        if error.errno == ENOSPC:
-            error.filename = str(path)  # the system does not name the file when a disk is full
+    except Exception as error:
+        # The system does not name the file, and what safetensors and shutil raise is no OSError of this number.
+        if os.strerror(ENOSPC) in str(error):
+            raise OSError(ENOSPC, os.strerror(ENOSPC), str(path)) from error
         raise
     finally:
         remove(aside)

@@ -1,7 +1,9 @@
 """The ledger: states, one owner for each member, and nothing torn by a kill."""
 
+import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from metricgold.download.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow
+from metricgold.download.ledger import DONE, DROPPED, FAILED, FETCHING, LISTED, Ledger, MemberRow, not_a_ledger
 from tests.support import ROOT
 
 ROWS = [MemberRow("b/2.png", 20, 2), MemberRow("a/1.png", 10, 1)]
@@ -146,3 +148,11 @@ def test_a_copy_of_none_is_empty_and_of_another_file_none(tmp_path):
     with pytest.raises(ValueError, match="other is not a ledger: "):
         Ledger.copy(tmp_path / "other", tmp_path / "copy2.sqlite")
     assert (tmp_path / "other").read_bytes() == b"x" * 5000
+
+
+def test_a_full_disk_is_no_reason_to_move_a_ledger_away(tmp_path):
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+    error = not_a_ledger(tmp_path / "ledger.sqlite", full)
+    assert isinstance(error, OSError) and error.errno == errno.ENOSPC
+    assert "move it away" not in str(error)

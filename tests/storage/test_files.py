@@ -1,11 +1,13 @@
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from metricgold.storage.files import (
     LEFT_S,
@@ -78,11 +80,20 @@ def test_what_killed_writers_left_aside_is_removed_and_nothing_else(tmp_path):
     assert names(tmp_path / ".hidden") == [left.name]
 
 
-def test_a_full_disk_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")] * 3),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_is_named(tmp_path, error):
     path = tmp_path / "file"
-    with pytest.raises(OSError, match=f"'{path}'"), write_aside(path) as aside, aside.open("wb"):
-        raise OSError(errno.ENOSPC, "No space left on device")
-    assert names(tmp_path) == []
+    with pytest.raises(OSError, match=f"'{path}'") as caught, write_aside(path) as aside, aside.open("wb"):
+        raise error
+    assert caught.value.errno == errno.ENOSPC and names(tmp_path) == []
 
 
 def put_folder(folder, name):
