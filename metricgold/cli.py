@@ -957,8 +957,8 @@ def study(
 ) -> None:
     """Answer the question of studies/NAME.yaml: train and measure its runs into studies/results, or continue.
 
-    A call stops to start trainings once the study's budget_minutes are over; the same command continues. --plan and
-    --report take all studies where none is named.
+    With the stand-in a call starts no training once the study's budget_minutes are over; the same command continues.
+    --plan and --report take all studies where none is named.
     """
     from metricgold.study import load_study, study_names
 

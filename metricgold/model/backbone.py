@@ -61,6 +61,11 @@ def prepare_backbone(params: Backbone, range_m: LogDepthRange, raw_folders: dict
             place, folder, digests = fetch_stable_diffusion(params)
             parts = load_stable_diffusion(folder)
             origin = {"source": place.source, "revision": place.revision, "sha256": digests}
+        if params.fresh_unet:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                parts["unet"] = UNet2DConditionModel.from_config(parts["unet"].config)
+            origin["fresh_unet"] = True
         for name, part in parts.items():
             part.save_pretrained(aside / name)
         write_json(aside / "backbone.json", origin | {"version": params.version})

@@ -160,6 +160,7 @@ class Backbone(Section):
     # Null and not empty, because DVC cannot read back the inline {} and [] that it writes.
     mirrors: list[Mirror] | None = None  # tried in order when the source is gone or its weights are not those of sha256
     sha256: dict[Literal["unet", "vae", "text_encoder"], Sha256] | None = None  # of each part's weights file
+    fresh_unet: bool = False  # random weights in place of the source's: what its generative training is worth
     stand_in: StandIn = StandIn()
 
 

@@ -7,7 +7,7 @@
     inference        name -> level -> changes of both `evaluate` and `benchmark`; they need no training of their own
     within           factors within whose levels runs are compared; without any, all are compared with one
     seeds            of training
-    budget_minutes   of one sitting: beyond it no further run starts
+    budget_minutes   of one call with the stand-in: beyond it no further training starts
     measures         in_domain: the test scenes of `datasets`; benchmarks: data sets that only measure
 
 Variants that no product makes are the levels of one factor. Of every factor the first level is the one that the others
@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,6 +87,10 @@ class Study(ClosedModel):
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     budget_minutes: PositiveFloat = 60
     measures: Measures = Measures()
+
+    def budget_s(self, params: Params) -> float:
+        """Of one call: a full size has none."""
+        return 60 * self.budget_minutes if is_small(params) else inf
 
     @property
     def every_factor(self) -> dict[str, list[str]]:
@@ -157,10 +162,9 @@ def runs_of(study: Study, params: Params, name: str, folder: Path = FOLDER) -> l
 
     params  what the study changes. ValueError, naming file and key, where changes do not make valid params.
     """
-    is_small = params.backbone.source == "stand-in"
-    common: list[Part] = [("fixed", study.fixed), *([("stand_in", study.stand_in)] if is_small else [])]
-    benchmarks = study.measures.benchmarks
-    if not is_small:
+    small, benchmarks = is_small(params), study.measures.benchmarks
+    common: list[Part] = [("fixed", study.fixed), *([("stand_in", study.stand_in)] if small else [])]
+    if not small:
         benchmarks = [one.removesuffix(TWIN) for one in benchmarks]
     runs = []
     for trained in _combinations("factors", study.factors):
@@ -169,12 +173,17 @@ def runs_of(study: Study, params: Params, name: str, folder: Path = FOLDER) -> l
                 parts = [*common, *trained.values(), ("seeds", {"train": {"seed": seed}})]
                 parts += [(place, {"evaluate": keys, "benchmark": keys}) for place, keys in inferred.values()]
                 parts.append(("measures", {"benchmarks": benchmarks}))
-                if not is_small:
+                if not small:
                     parts = [(place, _of_originals(changes)) for place, changes in parts]
                 own = _changed_params(params, parts, folder / f"{name}.yaml")
                 levels = {factor: level for factor, level in [*trained, *inferred]}
                 runs.append(Run(levels, seed, own, study.measures.in_domain, tuple(benchmarks)))
     return runs
+
+
+def is_small(params: Params) -> bool:
+    """Whether the backbone is the stand-in."""
+    return params.backbone.source == "stand-in"
 
 
 def _combinations(key: str, factors: Mapping[str, Mapping[str, Changes | None]]) -> Iterator[dict[Any, Part]]:

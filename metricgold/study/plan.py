@@ -66,7 +66,7 @@ def plan_study(name: str, params: Params, *, card: str | None = None, folders: F
         "on": GPUS[card].title if card else "this machine, as busy as it is now",
         "hours": _short(in_all / speed / 3600),
         "hours_left": _short(still / speed / 3600),
-        "sittings_left": int(-(-still / speed // (60 * study.budget_minutes))),
+        "calls_left": int(-(-still / speed // study.budget_s(params))),
         "disk_gb": _short(sum(disk.values()) / 1e9),
     }
 
@@ -180,7 +180,7 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
         [
             f"runs     {plan['runs']}, of which {plan['measured']} are measured; made once: {made}",
             f"work     {plan['tflop']:g} TFLOP, at {plan['tflop_per_s']:g} TFLOP/s on {plan['on']}",
-            f"time     {plan['hours']:g} h in all, {plan['hours_left']:g} h left: {plan['sittings_left']} sittings",
+            f"time     {plan['hours']:g} h in all, {plan['hours_left']:g} h left: calls {plan['calls_left']}",
             f"disk     {plan['disk_gb']:g} GB",
         ]
     )

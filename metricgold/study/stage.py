@@ -38,20 +38,22 @@ def run_study(
     """Train and measure what studies/NAME.yaml asks for and its results lack, at most `jobs` trainings at a time.
 
     params  the project's, which the study changes
-    follow  is told of all measured runs at the end of each training, such as to track them
+    follow  is told of all measured runs at the end of each training and of the call, such as to track them
 
-    Answers with the numbers of runs and of measured ones. No training starts beyond the study's budget_minutes. Raises
-    ValueError for a fault of the study, without data, and, once all others are done, for trainings that failed.
+    Answers with the numbers of runs and of measured ones. With the stand-in no training starts beyond budget_minutes.
+    Raises ValueError for a fault of the study, without data, and, once all others are done, for trainings that failed.
     """
     folders = folders or Folders()
     study = load_study(name, folders.root / FOLDER)
     runs, store = runs_of(study, params, name), Store(folders)
     results = Results(name, study, folders.root / FOLDER / "results")
     missing = [run for run in runs if not results.has(run)]
-    deadline = time.monotonic() + 60 * study.budget_minutes
+    deadline = time.monotonic() + study.budget_s(params)
     if missing:
         with only_job("cuda" if gpu_names() else "cpu"), exit_on_sigterm():
             _Crew(jobs, results, store, deadline, follow).run(_trainings(missing, store))
+    if follow is not None:
+        follow(results.summaries())  # also of runs that somebody else has measured
     num_measured = sum(map(results.has, runs))
     if num_measured < len(runs):
         log.info("%s: %d of %d runs are measured; the same command continues", name, num_measured, len(runs))

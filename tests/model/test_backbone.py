@@ -64,6 +64,20 @@ def test_a_stable_diffusion_folder_becomes_a_backbone(stable_diffusion, tmp_path
     }  # fmt: skip
 
 
+def test_a_fresh_u_net_has_the_source_s_shape_and_none_of_its_weights(stable_diffusion, tmp_path):
+    folders = [
+        prepare(stable_diffusion, tmp_path / name, fresh_unet=name != "trained") for name in ("trained", "a", "b")
+    ]
+    trained, fresh, again = (load_backbone(folder) for folder in folders)
+    assert fresh["unet"].config == trained["unet"].config
+    pairs = list(zip(fresh["unet"].parameters(), trained["unet"].parameters(), strict=True))
+    assert not any(torch.equal(one, other) for one, other in pairs if one.ndim > 1)
+    assert digest_folder(folders[1]) == digest_folder(folders[2]) and again["unet"].config == fresh["unet"].config
+    assert vae_digest(folders[0]) == vae_digest(folders[1])
+    made_from = [json.loads((folder / "backbone.json").read_text()) for folder in folders]
+    assert "fresh_unet" not in made_from[0] and made_from[1]["fresh_unet"]
+
+
 def test_the_empty_prompt_is_the_text_encoder_s_answer_to_start_and_end(stable_diffusion, tmp_path):
     parts = load_backbone(prepare(stable_diffusion, tmp_path / "backbone"))
     encoder = CLIPTextModel.from_pretrained(stable_diffusion / "text_encoder")

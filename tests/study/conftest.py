@@ -16,7 +16,7 @@ STUDY = {
         "evaluate": {"ensemble_size": 1},
         "benchmark": {"ensemble_size": 1},
     },
-    "stand_in": {"train": {"checkpoint_every": 1}},
+    "stand_in": {"train": {"checkpoint_every": 2}},
     "factors": {"loss": {"l2": None, "l1": {"train": {"loss": "l1"}}}},
     "inference": {"steps": {1: {"num_inference_steps": 1}, 2: {"num_inference_steps": 2}}},
     "seeds": [0, 1],

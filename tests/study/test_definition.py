@@ -25,7 +25,7 @@ def test_the_product_of_factors_seeds_and_inference(tmp_path):
     ]
     assert len(expanded) == 8
     last = expanded[-1].params
-    assert (last.train.loss, last.train.seed, last.train.num_steps, last.train.checkpoint_every) == ("l1", 1, 4, 1)
+    assert (last.train.loss, last.train.seed, last.train.num_steps, last.train.checkpoint_every) == ("l1", 1, 4, 2)
     assert last.train.batch_size == TINY.train.batch_size  # a section changes only where it is named
     assert last.evaluate.num_inference_steps == last.benchmark.num_inference_steps == 2
     assert last.benchmarks == ["mine"]

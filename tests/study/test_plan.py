@@ -21,7 +21,7 @@ def test_counts_are_those_of_the_factors(tiny_project, tmp_path):
     plan = plan_study("tiny", TINY, folders=Folders(tmp_path), card="rtx3090")
     counts = {"runs": 8, "measured": 0, "trainings": 4, "backbones": 1, "caches": 1, "decoders": 1}
     assert counts.items() <= plan.items()
-    assert plan["hours"] == plan["hours_left"] > 0 and plan["sittings_left"] == 1 and plan["disk_gb"] > 0
+    assert plan["hours"] == plan["hours_left"] > 0 and plan["calls_left"] == 1 and plan["disk_gb"] > 0
     assert plan["tflop_per_s"] == pytest.approx(0.4 * 35.6, rel=1e-2)  # float32 on the card
     assert "8, of which 0 are measured" in describe_plan(plan)
 
@@ -61,6 +61,7 @@ def test_a_full_size_is_counted_without_its_data(tmp_path):
     )
     plan = plan_study("tiny", full, folders=Folders(tmp_path), card="rtx3090")
     assert (plan["trainings"], plan["caches"], plan["decoders"]) == (4, 3, 1)
+    assert plan["calls_left"] == 1  # no budget ends one
     assert 100 < plan["hours"] < 2000 and plan["disk_gb"] > 100
     hours = plan_study("tiny", full, folders=Folders(tmp_path), card="h100")["hours"]
     assert plan["hours"] / hours == pytest.approx(989.4 / 71, rel=0.02)
