@@ -37,7 +37,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 MADE = ("data/", "models/", "metrics/", "plots/", "reports/", "mlruns/", "mlflow.db", "site/", "htmlcov/")  # by a run
 EXAMPLES = {"data_manifests/mine.yaml", "metricgold/datasets/mine.py", "tests/datasets/test_mine.py"}
-EXAMPLES |= {"studies/results/NAME.csv"}  # of a study
+EXAMPLES |= {"studies/results", "studies/results/NAME.csv"}  # of a study
 OTHER_PROGRAMS = {"apt", "aws", "cd", "curl", "export", "git", "pre-commit", "set", "ssh", "."}
 OTHER_MODULES = {"dask_jobqueue"}  # not of this project, not installed with it
 
@@ -352,6 +352,12 @@ def test_yaml_is_what_it_is_for(block, tmp_path):
         (tmp_path / "losses.yaml").write_text(block.text)
         params = load_params(ROOT / "profiles/demo.yaml")
         assert len(runs_of(load_study("losses", tmp_path), params, "losses", tmp_path)) == 12
+    elif block.title == "prefect.yaml":
+        from prefect.client.schemas.schedules import construct_schedule
+
+        for schedule in values["schedules"]:
+            construct_schedule(cron=schedule["cron"], timezone=schedule["timezone"])
+            assert schedule["parameters"].keys() <= DEPLOYMENTS["batch-depth"]["parameters"].keys()
     elif block.title == "depth-after-promotion.yaml":
         from prefect.events.schemas.automations import AutomationCore
 
