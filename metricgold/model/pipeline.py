@@ -76,6 +76,8 @@ class Prediction:
     log_depth       the range in metres that the model has for this image: with canonical depth its lens decides
     num_members     members that were merged
     uncertainty_calibrated  whether uncertainty is the standard error that the model was calibrated to state
+    unlikeness      how unlike held-out frames of the training the image is: 1 for a typical one, at most 20; None where
+                    the model does not know
     """
 
     planar_depth_m: np.ndarray
@@ -86,6 +88,7 @@ class Prediction:
     log_depth: LogDepth
     num_members: int = 1
     uncertainty_calibrated: bool = False
+    unlikeness: float | None = None
 
 
 class EmptyPrompt(ModelMixin, ConfigMixin):
@@ -570,7 +573,10 @@ class MetricGoldPipeline(DiffusionPipeline):
             merged = self.decode(stacked.mean(dim=0, keepdim=True))[0]
         else:
             merged, deviation = median_and_deviation(stacked)
-        is_calibrated = self.uncertainty_scale is not None and statistics is not None and merge == "depth"
+        unlikeness = None
+        if self.uncertainty_scale is not None and statistics is not None:
+            unlikeness = self.uncertainty_scale.unlikeness(statistics)
+        is_calibrated = unlikeness is not None and merge == "depth"
         if is_calibrated:
             uncertainty = self._calibrated(stacked, statistics)
         elif merge == "latent" or len(members) == 1:
@@ -589,6 +595,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             log_depth=log_depth,
             num_members=len(members),
             uncertainty_calibrated=is_calibrated,
+            unlikeness=unlikeness,
         )
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Whether a run's images are still like those of the last runs into the same output.
+"""Whether a run's images are still like those of the last runs into the same output, and like those of the training.
 
 A camera that was turned, a lens that fell out of a table or a night that became day show here first: no image fails.
 """
@@ -18,14 +18,16 @@ MAX_RUNS = 10  # that a run is compared with
 
 
 def drifts(now: RunFigures, before: list[RunFigures], max_drift: float) -> list[str]:
-    """What differs by more than `max_drift` from the median of the earlier runs, in words.
+    """What differs by more than `max_drift` from the median of the earlier runs or from the training, in words.
 
     Medians differ by their ratio, the larger over the smaller, less 1; shares by their difference.
     """
-    if now["images"] < MIN_IMAGES or not before:
+    if now["images"] < MIN_IMAGES:
         return []
     found = []
-    for name in ("depth_median_m", "uncertainty_median", "share_assumed"):
+    if (unlikeness := now["unlikeness_median"] or 1.0) - 1 > max_drift:
+        found.append(f"unlikeness_median is {unlikeness:.4g}, of frames like those of the training 1")
+    for name in ("depth_median_m", "uncertainty_median", "unlikeness_median", "share_assumed"):
         value, *earlier = [cast("dict[str, float | None]", run)[name] for run in (now, *before)]
         known = [number for number in earlier if number is not None]
         if value is None or not known:
@@ -55,6 +57,7 @@ def earlier_runs(sink: Folder | S3Prefix) -> list[RunFigures]:
 
 def _figures(run: dict[str, Any]) -> RunFigures:
     """What a summary says of a run. KeyError, TypeError or ValueError for anything else."""
+    run = {"unlikeness_median": None} | run  # earlier versions have none
     numbers = {name: run[name] for name in RunFigures.__annotations__}
     known = [number for name, number in numbers.items() if number is not None or name in ("images", "share_assumed")]
     if not all(map(isfinite, known)):

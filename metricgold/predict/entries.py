@@ -308,6 +308,7 @@ def predict_batch(
             valid_mask=prediction.valid_mask,
             intrinsics=intrinsics,
             log_depth=prediction.log_depth,
+            unlikeness=prediction.unlikeness,
             facts={
                 "input": entry.key,
                 "input_tag": entry.tag,
@@ -391,6 +392,7 @@ def write_image(
         "output": depth_file,
         "sha256": digest,
         "outputs": outputs,
+        "unlikeness": None if result.unlikeness is None else round(result.unlikeness, 4),
         "seconds": {**image.seconds, "write": seconds_since(started)},
         "finished": utc_now(),
     }

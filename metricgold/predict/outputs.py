@@ -110,6 +110,7 @@ class ImageResult:
     intrinsics      float64 [3, 3]; None for a panorama, of which none of NEED_PINHOLE can be made
     log_depth       its range
     facts           about input, model, camera and figures, for the side-car
+    unlikeness      to held-out frames of the training, 1 for a typical one; None where the model does not know
     """
 
     rgb: np.ndarray
@@ -119,6 +120,7 @@ class ImageResult:
     intrinsics: np.ndarray | None
     log_depth: LogDepth
     facts: ImageFacts
+    unlikeness: float | None = None
 
     @cached_property
     def attributes(self) -> dict[str, str]:

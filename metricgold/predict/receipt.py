@@ -67,6 +67,7 @@ class ReceiptRow(ImageFacts, total=False):
     output: str | None  # key of the depth file
     sha256: str | None  # of the depth file
     outputs: OutputFiles  # every file by its kind
+    unlikeness: float | None  # of the image to held-out frames of the training
     stale: list[OutputFile]  # files that an earlier, other run has left beside them
 
 
@@ -76,6 +77,7 @@ class RunFigures(TypedDict):
     images: int
     depth_median_m: float | None  # median of the images' medians
     uncertainty_median: float | None  # likewise, relative
+    unlikeness_median: float | None  # likewise, to held-out frames of the training: 1 for typical ones
     share_assumed: float  # of images whose camera is not known
 
 
@@ -413,6 +415,7 @@ class Receipt:
             "images": count,
             "depth_median_m": middle("$.median_m"),
             "uncertainty_median": middle("$.uncertainty_median"),
+            "unlikeness_median": middle("$.unlikeness"),
             "share_assumed": share,
         }
 

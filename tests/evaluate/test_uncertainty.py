@@ -10,6 +10,7 @@ from metricgold.datasets import list_frames, read_frame
 from metricgold.evaluate import held_out_calibration
 from metricgold.evaluate.ours import SIGMA_OF_MAD, estimate_of
 from metricgold.model import MetricGoldPipeline
+from metricgold.model.uncertainty import MOST_UNLIKE
 from metricgold.params import Train, Uncertainty
 from metricgold.train import train
 
@@ -44,6 +45,7 @@ def test_most_held_out_pixels_lie_within_what_it_states(calibrated, tiny, raw):
     for num_members in (1, 3):
         found = pipe([frame.rgb for frame in frames], num_inference_steps=2, ensemble_size=num_members)
         assert all(one.uncertainty_calibrated and np.isfinite(one.uncertainty).all() for one in found)
+        assert all(1 <= one.unlikeness <= MOST_UNLIKE for one in found)
         shares = []
         for frame, one in zip(frames, found, strict=True):
             counts = frame.valid_mask & (frame.planar_depth_m <= PARAMS.max_m)
@@ -67,7 +69,7 @@ def test_merged_latents_and_models_that_were_not_calibrated_state_what_they_did(
     merged = pipe(rgb, 2, 3, merge="latent")
     assert not merged.uncertainty_calibrated and np.isnan(merged.uncertainty).all()
     plain = MetricGoldPipeline.from_pretrained(tiny_model)(rgb, 2, 1)
-    assert not plain.uncertainty_calibrated and np.isnan(plain.uncertainty).all()
+    assert not plain.uncertainty_calibrated and np.isnan(plain.uncertainty).all() and plain.unlikeness is None
 
 
 def test_a_calibrated_uncertainty_is_a_standard_deviation_already():

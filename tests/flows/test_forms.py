@@ -93,3 +93,17 @@ def test_automations_are_some_and_know_the_heartbeat():
     seconds = tomllib.loads((ROOT / "prefect.toml").read_text())["flows"]["heartbeat_frequency"]
     assert automation.trigger.within.total_seconds() == 3 * seconds
     assert all(event.startswith("prefect.flow-run.") for event in automation.trigger.expect)
+
+
+def test_the_days_of_an_output_are_a_table_of_which_the_newest_is_first():
+    from flows.batch_depth import by_day, slug
+
+    day = {"day": "2026-11-28", "runs": 2, "images_done": 7, "images_failed": 1, "images_skipped": 0}
+    day |= {"seconds": 3.5, "drift": 0, "over_budget": None}
+    lines = by_day([day, day | {"day": "2026-11-29", "over_budget": "all failed"}]).splitlines()
+    assert lines[0].startswith("| day | runs | images done |") and lines[1] == "|---" * 8 + "|"
+    assert lines[2:] == [
+        "| 2026-11-29 | 2 | 7 | 1 | 0 | 3.5 | 0 | all failed |",
+        "| 2026-11-28 | 2 | 7 | 1 | 0 | 3.5 | 0 |  |",
+    ]
+    assert (slug("s3://bucket/Depth_1/"), slug("depth")) == ("s3-bucket-depth-1", "depth")

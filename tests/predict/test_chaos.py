@@ -48,7 +48,9 @@ class SteadyPipe:
         depth_m = 1 + rgb[..., 0].astype(np.float32) / 25.5
         known = {"uncertainty": np.full_like(depth_m, 0.02), "valid_mask": depth_m < 10.9}
         known["log_depth"] = LogDepth(0.5, 80.0)
-        return SimpleNamespace(planar_depth_m=depth_m, num_members=2, uncertainty_calibrated=False, **known)
+        return SimpleNamespace(
+            planar_depth_m=depth_m, num_members=2, uncertainty_calibrated=False, unlikeness=None, **known
+        )
 
 
 def fill(source: Folder | S3Prefix, num: int) -> None:

@@ -13,8 +13,15 @@ from tests.predict.test_receipt import done, failed
 from tests.predict.test_stage import fill, run
 
 
-def figures(depth_m: float | None = 4.0, uncertainty: float | None = 0.1, assumed: float = 0.0, images: int = 20):
-    return RunFigures(images=images, depth_median_m=depth_m, uncertainty_median=uncertainty, share_assumed=assumed)
+def figures(
+    depth_m: float | None = 4.0,
+    uncertainty: float | None = 0.1,
+    assumed: float = 0.0,
+    images: int = 20,
+    unlikeness: float | None = 1.0,
+):
+    medians = {"depth_median_m": depth_m, "uncertainty_median": uncertainty, "unlikeness_median": unlikeness}
+    return RunFigures(images=images, share_assumed=assumed, **medians)
 
 
 BEFORE = [figures(3.0), figures(4.0), figures(9.0)]
@@ -38,6 +45,22 @@ def test_what_differs_by_more_than_the_threshold(now, words):
     assert drifts(now, [], 0.5) == []
 
 
+def test_images_unlike_those_of_the_training_drift_from_the_first_run_on():
+    words = "unlikeness_median is 1.6, of frames like those of the training 1"
+    assert drifts(figures(unlikeness=1.6), [], 0.5) == [words]
+    assert drifts(figures(unlikeness=1.6), [figures(unlikeness=1.5)], 0.5) == [words]
+    assert drifts(figures(unlikeness=1.6), BEFORE, 0.5) == [words, "unlikeness_median is 1.6, in the last 3 runs 1"]
+    for unlikeness in (None, 1.0, 1.5):
+        assert drifts(figures(unlikeness=unlikeness), [figures(unlikeness=None)], 0.5) == []
+
+
+def test_runs_of_an_earlier_version_are_compared(tmp_path):
+    run = dict(figures())
+    del run["unlikeness_median"]
+    (tmp_path / "summary.json").write_text(json.dumps({"runs": [run]}))
+    assert earlier_runs(Folder(tmp_path)) == [figures(unlikeness=None)]
+
+
 def test_few_images_leave_no_mark_and_the_last_ten_runs_stay(caplog):
     assert report_drift(figures(images=3), BEFORE, 0.5) == {"runs": BEFORE, "drift": []}
     many = [figures(float(n)) for n in range(1, 11)]
@@ -50,13 +73,16 @@ def test_figures_are_of_the_images_that_this_run_predicted(tmp_path):
     with closing(Receipt(Folder(tmp_path))) as receipt:
         assert receipt.figures()["depth_median_m"] is None
         for n, (median_m, reason) in enumerate([(1.0, None), (2.0, "no EXIF"), (5.0, None), (8.0, None)]):
-            row = done(f"{n}\udcff", median_m=median_m, uncertainty_median=None, focal_reason=reason)
+            row = done(
+                f"{n}\udcff", median_m=median_m, uncertainty_median=None, focal_reason=reason, unlikeness=1.0 + n
+            )
             receipt.add(row | {"seconds": {"read": 0.5, "model": 2.0, "write": 0.25}})
         receipt.add(failed("z", "z: no"))
         assert receipt.figures() == {
             "images": 4,
             "depth_median_m": 3.5,
             "uncertainty_median": None,
+            "unlikeness_median": 2.5,
             "share_assumed": 0.25,
         }
         assert receipt.seconds_by_step() == {"read": 2.0, "model": 8.0, "write": 1.0}

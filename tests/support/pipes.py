@@ -40,6 +40,7 @@ class PlainPipe:
             log_depth=LogDepth(0.5, 80.0),
             num_members=2,
             uncertainty_calibrated=False,
+            unlikeness=None,
         )
 
     @classmethod

@@ -78,6 +78,7 @@ class CountingModel:
             log_depth=LOG_DEPTH,
             num_members=2,
             uncertainty_calibrated=True,
+            unlikeness=1.0,
         )
 
 
