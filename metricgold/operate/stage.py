@@ -126,9 +126,12 @@ def _wait(root: Path, state: dict[str, Any], service: Service, say: Say) -> None
     """Until the program is well. OSError naming its log where it ends, TimeoutError where it takes too long."""
     known, log = state["processes"][service.name], log_of(root, service.name)
     start_s, limit_s = time.monotonic(), float(os.environ.get("METRICGOLD_UP_PATIENCE_S", PATIENCE_S))
-    while not service.is_well(known):
+    while not (is_well := service.is_well(known)) or not is_alive(known):
         if not is_alive(known):
-            raise OSError(f"{service.name} ended as it started: see {log}")
+            other = (
+                "; another program answers in its place, `metricgold up` again takes another port" if is_well else ""
+            )
+            raise OSError(f"{service.name} ended as it started: see {log}{other}")
         if time.monotonic() - start_s > limit_s:
             raise TimeoutError(f"{service.name} is not well after {limit_s:g} s: see {log}")
         time.sleep(0.3)

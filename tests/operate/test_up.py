@@ -15,8 +15,8 @@ import urllib3
 
 from metricgold.operate import down, follow_logs, last_lines, stage, up, write_units
 from metricgold.operate.processes import end, is_alive, start, started
-from metricgold.operate.services import ask
-from metricgold.operate.stage import _port, _write_env
+from metricgold.operate.services import Service, ask
+from metricgold.operate.stage import _port, _wait, _write_env
 from tests.flows.toy import make_project, quiet_environment
 from tests.support import ROOT
 from tests.support.canary import CANARY, SECRETS, told
@@ -69,6 +69,14 @@ def test_a_port_is_kept_and_a_taken_one_is_not():
         free = _port("prefect", {"ports": {"prefect": taken}, "processes": {}})
     assert free != taken
     assert _port("prefect", {"ports": {"prefect": free}, "processes": {}}) == free
+
+
+def test_a_program_that_has_ended_is_not_well_though_another_answers_in_its_place(tmp_path):
+    known = start([sys.executable, "-c", ""], {}, tmp_path / "one.log", tmp_path)
+    wait_until(lambda: not is_alive(known))
+    service = Service("one", [], lambda _: True, "http://127.0.0.1:1")
+    with pytest.raises(OSError, match=r"one\.log; another program answers"):
+        _wait(tmp_path, {"processes": {"one": known}}, service, print)
 
 
 def test_lines_of_others_in_env_stay(tmp_path):
