@@ -6,7 +6,7 @@ READY := .venv/.installed
 FIND_LINKS := $(addprefix --find-links ,$(PIP_FIND_LINKS))
 export DO_NOT_TRACK := true
 
-.PHONY: demo test coverage bench lint docs lock audit sbom container clean
+.PHONY: demo test coverage bench soak test-stores lint docs lock audit sbom container clean
 
 demo: $(READY)  ## end to end on synthetic scenes, about ten minutes on two cores
 	$(BIN)/python -m demo $(IMAGES)
@@ -19,6 +19,13 @@ coverage: $(READY)  ## which lines the tests reach, in htmlcov/; child processes
 
 bench: $(READY)  ## speed against named peers, writes reports/bench.json
 	$(BIN)/python -m tests.benchmarks
+
+MINUTES ?= 30
+soak: $(READY)  ## batch jobs every minute while things fail, half an hour or MINUTES=6; writes reports/soak.json
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
+test-stores: $(READY)  ## the demo on PostgreSQL and S3, every stage on a full disk; PROFILE=tiny takes minutes
+	PROFILE=$(PROFILE) $(BIN)/python -m pytest -n 0 -s tests/stores.py tests/full_disk.py
 
 lint: $(READY)  ## style, import contracts, types
 	$(BIN)/ruff check .
