@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from metricgold.params import project
+from metricgold.params.project import FILES, FOLDERS
 from tests.support import ROOT
 from tests.support.dockerfile import copy_context, instructions
 
@@ -75,3 +76,8 @@ def test_what_runs_in_a_service_is_a_command_that_exists():
     words = [*SERVICES["serve"]["entrypoint"], *SERVICES["serve"]["command"]]
     main.commands[words[1]].make_context("serve", words[2:])
     assert Path(sys.executable).with_name("prefect").exists()
+
+
+def test_what_a_project_starts_from_reaches_the_image():
+    kept = set((ROOT / ".dockerignore").read_text().splitlines())
+    assert {f"!{folder}/" for folder in (*FOLDERS, "profiles")} | {f"!{name}" for name in FILES} <= kept
