@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-WRITTEN = ("dvc.lock", "data", "metrics", "plots", "reports")  # by stages, and tracked by Git in part
+WRITTEN = ("dvc.lock", "data", "metrics", "plots", "reports", "studies/results")  # by stages, tracked by Git in part
 
 
 def git_commit(root: Path) -> tuple[str, bool] | None:

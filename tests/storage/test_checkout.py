@@ -7,6 +7,7 @@ import pytest
 from metricgold.storage.checkout import git_commit
 
 FILES = ("params.yaml", "dvc.lock", "metrics/evaluate.json", "reports/headline.json", "data/raw/mine/ledger.json")
+FILES += ("studies/results/decoder.csv",)
 
 
 @pytest.fixture
