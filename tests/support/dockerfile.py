@@ -67,11 +67,9 @@ def carry_out(arguments: dict[str, str], work: Path) -> Stage:
     subprocess.run(["debootstrap", "--variant=minbase", f"--include={PYTHON}", "bookworm", str(base)], check=True)
     for name in (*SETTINGS, *(one.lstrip("/") for one in os.environ.get("PIP_FIND_LINKS", "").split())):
         source, copy = Path("/", name), base / name
-        if source.is_dir():
-            shutil.copytree(source, copy, dirs_exist_ok=True)
-        elif source.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        # Links too are copied as what they lead to; some of certificates lead nowhere.
+        subprocess.run(["cp", "-rLT", str(source), str(copy)], stderr=subprocess.DEVNULL, check=False)
     context = work / "context"
     copy_context(context)
     stage = Stage(base, {})
