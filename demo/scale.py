@@ -21,7 +21,7 @@ class Assumptions:
     files: int = 4  # outputs of an image: log-png, uncertainty, preview, json
     row_bytes: int = 1_300  # of its row in the receipt
     waiting_bytes: int = 2_000  # of its row while the job runs, in TMPDIR
-    kept_us: float = 6.0  # CPU time of its row when a rerun keeps it, without that of listing
+    kept_us: float = 5.0  # CPU time of its row when a rerun keeps it, without that of listing
     listed_us: float = 20.0  # CPU time of one listed object on S3; 5 in a folder
     model_s: float = 0.5  # of one GPU
     page_keys: int = 1_000  # of one request to list
