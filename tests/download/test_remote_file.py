@@ -568,7 +568,7 @@ def test_interrupted_while_connections_are_dead(tmp_path):
 
 
 def test_closing_stops_other_threads(server, tmp_path):
-    server.bytes_per_s = 500_000
+    server.bytes_per_s = 300_000  # ten seconds for all of it
     caught = []
     fetcher = Fetcher(part_bytes=100_000)
 

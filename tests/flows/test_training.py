@@ -125,6 +125,7 @@ def test_one_job_on_a_gpu_at_a_time(at_server, tmp_path, monkeypatch):
 
     monkeypatch.setenv("METRICGOLD_CARDS", "1")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    at_server.forget_limit(LIMIT)
     spans, logged = [], []
 
     @task

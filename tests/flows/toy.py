@@ -94,6 +94,13 @@ class Server:
         answer.raise_for_status()
         return answer.json()
 
+    def forget_limit(self, name: str) -> None:
+        """No concurrency limit of this name, whatever other tests of this server have made."""
+        import httpx
+
+        status = httpx.delete(f"{self.env['PREFECT_API_URL']}/v2/concurrency_limits/{name}", timeout=30).status_code
+        assert status in (204, 404)
+
     def make_pool(self, name: str, limit: int | None) -> None:
         """A work pool of processes, unless another test of this server has made it."""
         import httpx
