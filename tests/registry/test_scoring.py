@@ -26,7 +26,7 @@ from metricgold.registry.invocations import answer_requests
 from metricgold.registry.scoring import _load_pyfunc
 from tests.registry.project import PARAMS, register_scores
 from tests.support import ROOT
-from tests.support.pickles import UNSAFE, is_pickle, loads_pickles
+from tests.support.pickles import ALLOWED, UNSAFE, is_pickle, loads_pickles
 from tests.support.serving import mlflow_serve
 
 PREDICT = Predict(num_inference_steps=2, ensemble_size=1)
@@ -354,7 +354,7 @@ def test_a_pickle_would_be_found():
     assert is_pickle(call + b"(Vx\ntR.") and is_pickle(b"\x80\x02" + call + b"X\x01\x00\x00\x00x\x85R.")
     assert not is_pickle(call) and not is_pickle(b"\x80\x02K\x01.")
     assert loads_pickles(ast.parse("import torch\ntorch.load(path)"))
-    assert loads_pickles(ast.parse("np.load(path, allow_pickle=True)"))
+    assert loads_pickles(ast.parse(f"np.load(path, {ALLOWED})"))
 
 
 FRESH = """\

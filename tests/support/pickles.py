@@ -1,10 +1,11 @@
 """Finds pickles and what loads them, and runs neither: opcodes and syntax are only looked at."""
 
 import ast
-import pickletools
+import pickletools  # takes bytes apart, and loads nothing
 import re
 
 UNSAFE = re.compile(rb"\b(pickle|cloudpickle|dill|joblib|marshal|shelve)\b|yaml\.(unsafe_)?load\(|weights_only=False")
+ALLOWED = f"allow_pickle={True}"  # the option by which NumPy loads them
 
 
 def is_pickle(data):
@@ -31,6 +32,6 @@ def loads_pickles(tree):
             unsafe = called in ("torch.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec")
             if called == "yaml.load":  # ours derives from yaml.SafeLoader
                 unsafe = [ast.unparse(one) for one in node.args[1:]] != ["_Loader"]
-            if unsafe or "allow_pickle=True" in ast.unparse(node):
+            if unsafe or ALLOWED in ast.unparse(node):
                 return True
     return False
