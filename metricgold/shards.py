@@ -69,6 +69,7 @@ from metricgold.storage import (
 
 FORMAT = 3  # 2: all frames of one size; 1: an array a field, no valid_mask in pixels
 INDEX = "index.json"
+CROP_MARK = "#"  # between the name of a frame and the number of a random crop of it
 MAX_OPEN_SHARDS = 64  # a process often has 1024 descriptors; opening one again costs 20 microseconds
 # Numbers of eight bytes first: then they start at multiples of eight in a record that was read alone.
 _ARRAYS = ("intrinsics", "rgb_latent", "depth_latent", "latent_mask", "no_surface_mask")
@@ -207,9 +208,10 @@ def find_shard(path: Path, identity: dict[str, Any], sha256: str | None = None) 
 
 
 def shard_names(path: Path) -> list[str]:
-    """Names of the frames in a shard that find_shard has found."""
+    """Names of the frames in a shard that find_shard has found or an index lists, in their order."""
     with h5py.File(path) as file:
-        return [name.decode() for group in file.values() for name in group["frame"].fields("name")[:]]
+        sizes = parse_json(file.attrs["sizes"], path)
+        return [name.decode() for size in sizes for name in file[size]["frame"].fields("name")[:]]
 
 
 def is_part_of(path: Path, common: dict[str, Any]) -> bool:

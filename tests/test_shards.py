@@ -24,6 +24,7 @@ from metricgold.shards import (
     is_whole,
     read_record,
     record_path,
+    shard_names,
     shard_path,
     write_index,
     write_record,
@@ -103,6 +104,7 @@ def test_a_shard_holds_frames_of_several_sizes(tmp_path):
     for i, expected in enumerate([frames[0], frames[2], frames[1], frames[3], frame("b", 5)]):
         assert_same(cache[i], expected)
         np.testing.assert_array_equal(cache.valid_mask(i), expected.valid_mask)
+    assert shard_names(shard_path(tmp_path, "a", 0)) == [cache[i].name for i in range(4)]
     content = shard_path(tmp_path, "a", 0).read_bytes()
     time.sleep(1.1)  # HDF5 counts times in seconds, if it writes any
     write_shard(shard_path(tmp_path, "a", 0), frames, [], COMMON)

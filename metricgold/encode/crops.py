@@ -18,8 +18,7 @@ import numpy as np
 from metricgold.datasets import Frame, FrameRef, fit_frame, mirror_frame, read_frame
 from metricgold.images import TrainingSize, quieten_image_libraries
 from metricgold.params import Encode
-
-MARK = "#"  # between the name of a frame and the number of a crop
+from metricgold.shards import CROP_MARK
 
 
 def read_crops(ref: FrameRef, size: TrainingSize, params: Encode) -> list[Frame] | str:
@@ -40,7 +39,7 @@ def crop_frame(frame: Frame, number: int, size: TrainingSize, min_crop: float) -
     grid = size.grid(*frame.valid_mask.shape)
     if number == 0:
         return fit_frame(frame, grid)
-    name = f"{frame.name}{MARK}{number}"
+    name = f"{frame.name}{CROP_MARK}{number}"
     rng = np.random.default_rng(int.from_bytes(sha256(name.encode()).digest()[:8], "big"))
     share, top, left = min_crop ** rng.random(), *rng.random(2)
     crop = fit_frame(replace(frame, name=name), grid.zoomed(1 / share, (top, left)))

@@ -22,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from metricgold.datasets import Frame, FrameRef
-from metricgold.encode.crops import MARK, open_processes, read_crops
+from metricgold.encode.crops import open_processes, read_crops
 from metricgold.images import TrainingSize
 from metricgold.log_depth import LogDepth
 from metricgold.model import (
@@ -40,6 +40,7 @@ from metricgold.model import (
 )
 from metricgold.params import Encode, LogDepthRange
 from metricgold.shards import (
+    CROP_MARK,
     INDEX,
     LatentFrame,
     cache_files,
@@ -162,10 +163,10 @@ class SceneEncoder:
         refs: all its frames of the split, maybe none; source: digest of what they are read from; gaps: by reason,
         how many frames its listing left out. A failed write is raised here, by a later call or by `wait`.
         """
-        marked = [ref.name for ref in refs if MARK in ref.name]
+        marked = [ref.name for ref in refs if CROP_MARK in ref.name]
         if marked and self.params.views > 1:
             raise ValueError(
-                f"frame {marked[0]}: {MARK} in a name is kept for crops; expected another, or encode.views 1"
+                f"frame {marked[0]}: {CROP_MARK} in a name is kept for crops; expected another, or encode.views 1"
             )
         identity, size = self._identity(scene, source), self.params.frames_per_shard
         refs = sorted(refs, key=lambda ref: ref.name)
@@ -252,7 +253,7 @@ class SceneEncoder:
     def can_be_read_by_now(self, path: Path, shard: Mapping[str, Any], refs: Sequence[FrameRef]) -> bool:
         """Whether fewer of a shard's frames are unreadable than when it was written; only those it lacks are tried."""
         unreadable = shard["dropped"].get("unreadable", 0)
-        present = {name.partition(MARK)[0] for name in shard_names(path)} if unreadable else set()
+        present = {name.partition(CROP_MARK)[0] for name in shard_names(path)} if unreadable else set()
         lacking = [ref for ref in refs if unreadable and ref.name not in present]
         return sum(isinstance(read_crops(ref, self.size, self.params), str) for ref in lacking) < unreadable
 

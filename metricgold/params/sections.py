@@ -286,6 +286,7 @@ class Train(Section):
     curriculum: list[Phase] | None = None  # by until_step; after the last one `weights`
     # Of each data set's scenes, evenly spaced over their names: how much data a result needs.
     scenes_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    whole_weight: PositiveInt = 1  # a whole frame is drawn so many times as often as a random crop (encode.views)
     num_steps: PositiveInt = 30_000
     batch_size: PositiveInt = 32  # samples per optimiser step, over all accumulations and devices
     micro_batch_size: PositiveInt = 8

@@ -21,7 +21,7 @@ from metricgold.datasets import evenly_spaced
 from metricgold.images import relative_focal
 from metricgold.model import MetricGoldPipeline, UncertaintyScale, new_camera_token
 from metricgold.params import Train
-from metricgold.shards import LatentCache, LatentFrame
+from metricgold.shards import CROP_MARK, LatentCache, LatentFrame, shard_names
 from metricgold.storage import row_line, write_aside, write_json
 from metricgold.train.checkpoints import BROKEN, Tensors, read_position, save_folder
 from metricgold.train.mixture import Draw, Mixture
@@ -95,7 +95,7 @@ class TrainingRun(ResumableRun[Samples]):
         self.params, self.accelerator, self.is_writer = params, accelerator, accelerator.is_main_process
         self.parts, self.config, self.measure = parts, config, validate
         self.names, self.caches = list(caches), list(caches.values())
-        self.frames = [frames_of_share(cache, params.scenes_share) for cache in self.caches]
+        self.frames = [frames_drawn(cache, params) for cache in self.caches]
         self.mixture = mixture_of(params, dict(zip(self.names, map(len, self.frames), strict=True)))
         self.share = share_of_batch(params, accelerator)
         self.scheduler = training_scheduler(parts["scheduler"], params)
@@ -392,15 +392,25 @@ class TrainingRun(ResumableRun[Samples]):
         note_result(self.state, out)
 
 
-def frames_of_share(cache: LatentCache, share: float) -> Sequence[int]:
-    """Positions in a cache of the frames of a share of its scenes, evenly spaced over their names; at least one."""
+def frames_drawn(cache: LatentCache, params: Train) -> Sequence[int]:
+    """Positions in a cache of the frames that are drawn with equal chances, one that is drawn more often several times.
+
+    Of train.scenes_share of its scenes, evenly spaced over their names, at least one; whole frames whole_weight times.
+    """
+    if params.scenes_share == 1 and params.whole_weight == 1:
+        return range(len(cache))  # which may be millions
     of_scene: defaultdict[str, list[int]] = defaultdict(list)
-    ends = 0
+    begin = 0
     for shard in cache.index["shards"]:
-        of_scene[shard["scene"]] += range(ends, ends := ends + shard["num_frames"])
+        frames, begin = range(begin, begin + shard["num_frames"]), begin + shard["num_frames"]
+        of_scene[shard["scene"]] += frames
+        if params.whole_weight > 1:
+            names = shard_names(cache.path / shard["file"])
+            whole = [frame for frame, name in zip(frames, names, strict=True) if CROP_MARK not in name]
+            of_scene[shard["scene"]] += whole * (params.whole_weight - 1)
     scenes = [frames for frames in of_scene.values() if frames]
-    kept = evenly_spaced(len(scenes), max(1, round(share * len(scenes))))
-    return range(len(cache)) if share == 1 else [frame for i in kept for frame in scenes[i]]
+    kept = evenly_spaced(len(scenes), max(1, round(params.scenes_share * len(scenes))))
+    return [frame for i in kept for frame in scenes[i]]
 
 
 def mixture_of(params: Train, sizes: Mapping[str, int]) -> Mixture:

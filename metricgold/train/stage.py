@@ -113,11 +113,11 @@ def _fingerprint(
 ) -> str:
     """Digest of everything that decides what is learnt."""
     # How often a run saves or reports, when it gives up, and what is measured or said once it is done, does not.
-    # Camera, share of scenes and number of timesteps do where they are set: runs of before them resume.
+    # Camera, shares of scenes and crops and number of timesteps do where they are set: runs of before them resume.
     not_learnt = {"checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "uncertainty", "no_surface_from"}
     not_learnt |= set() if "token" in params.camera else {"camera_dropout"}
     not_learnt |= {"camera"} if params.camera == "none" else set()
-    new_keys = ("scenes_share", "num_timesteps")
+    new_keys = ("scenes_share", "num_timesteps", "whole_weight")
     not_learnt |= {key for key in new_keys if getattr(params, key) == Train.model_fields[key].default}
     learnt = params.model_dump(exclude=not_learnt)
     decoder = read_json(depth_vae / "depth_vae.json") if depth_vae and params.decoded_loss_weight else None

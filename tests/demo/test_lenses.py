@@ -55,7 +55,7 @@ def test_every_variant_is_one_that_the_demo_profile_allows():
     for name, changes in lenses.VARIANTS.items():
         own = lenses.changed(params, [lenses.COMMON, *changes])
         assert (own.encode.views > 1) == ("views" in name)
-        assert own.train.camera == name.removesuffix(", views")
+        assert own.train.camera == name.split(", ")[0]
     assert lenses.CHOSEN in lenses.VARIANTS
 
 

@@ -18,6 +18,7 @@ from diffusers import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from metricgold.encode.stage import encode
 from metricgold.model.backbone import load_backbone
 from metricgold.params.sections import LogDepthRange, load_params
 from metricgold.shards import LatentCache
@@ -25,7 +26,7 @@ from metricgold.storage.checkout import git_commit
 from metricgold.storage.files import digest_folder, read_rows
 from metricgold.storage.progress import PROGRESS_FILE, StageProgress, read_progress
 from metricgold.train.checkpoints import flat_state, load_flat_state
-from metricgold.train.run import TrainingRun, frames_of_share, mixture_of
+from metricgold.train.run import TrainingRun, frames_drawn, mixture_of
 from metricgold.train.sessions import state_of_model
 from metricgold.train.stage import _fingerprint, train
 from tests.support.power_cut import PowerCut, below
@@ -135,10 +136,20 @@ def test_a_foreign_checkpoint_is_never_resumed(tiny, tiny_latents, tiny_backbone
 @pytest.mark.parametrize(("share", "scenes"), [(1.0, {"env101", "env102"}), (0.5, {"env102"}), (0.01, {"env102"})])
 def test_a_share_of_the_scenes_is_all_that_is_drawn(tiny, tiny_latents, share, scenes):
     cache = LatentCache(tiny_latents)
-    frames = frames_of_share(cache, share)
+    frames = frames_drawn(cache, tiny.train.model_copy(update={"scenes_share": share}))
     assert {cache[i].scene for i in frames} == scenes and len(frames) == 4 * len(scenes)
     drawn = mixture_of(tiny.train, {"tiny": len(frames)}).draw(0, 50)
     assert {draw.frame for draw in drawn} == set(range(len(frames)))
+
+
+def test_whole_frames_are_drawn_so_many_times_as_often_as_crops(tiny, tiny_raw, tiny_backbone, tmp_path):
+    params = tiny.encode.model_copy(update={"views": 3})
+    encode(tiny.datasets[0], params, tiny.log_depth, tiny_raw, tiny_backbone, tmp_path / "latents")
+    cache = LatentCache(tmp_path / "latents")
+    drawn = frames_drawn(cache, tiny.train.model_copy(update={"whole_weight": 3}))
+    times = {cache[i].name: list(drawn).count(i) for i in range(len(cache))}
+    assert len(times) == len(cache) == 24 and set(times.values()) == {1, 3}
+    assert all(number == (1 if "#" in name else 3) for name, number in times.items())
 
 
 def test_keys_at_their_defaults_leave_the_fingerprint_of_before_there_were_any(tiny, tiny_latents, monkeypatch):
@@ -148,8 +159,9 @@ def test_keys_at_their_defaults_leave_the_fingerprint_of_before_there_were_any(t
         params = tiny.train.model_copy(update=changes)
         return _fingerprint(params, tiny.log_depth, {"tiny": LatentCache(tiny_latents)}, "", None)["train"]
 
-    assert not {"scenes_share", "num_timesteps"} & learnt().keys()
+    assert not {"scenes_share", "num_timesteps", "whole_weight"} & learnt().keys()
     assert learnt(scenes_share=0.5)["scenes_share"] == 0.5 and learnt(num_timesteps=10)["num_timesteps"] == 10
+    assert learnt(whole_weight=3)["whole_weight"] == 3
 
 
 def test_two_checkpoints_are_kept(tiny_model):
