@@ -5,7 +5,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.dvc_stages import check_licences, run_stages
 from flows.figures import show_benchmarks
 from flows.forms import Name
 from flows.hooks import HOOKS
@@ -35,7 +35,7 @@ def benchmark(names: list[Name] | None = None) -> dict[str, Any]:
             f"params.yaml lists the benchmarks {params.benchmarks}: {unknown or 'none'} cannot be measured"
         )
     check_licences([*params.datasets, *names])
-    run_stages(stage_graph([f"benchmark@{name}" for name in names]))
+    run_stages([f"benchmark@{name}" for name in names])
     return show_benchmarks(names, Folders())
 
 

@@ -4,7 +4,6 @@ Freshness is DVC's: a task runs `dvc repro` for one stage, which does nothing wh
 caches nothing. Independent stages run side by side.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, as_completed
 
 from flows.child_processes import DVC, ChildFailed, end_children, is_ending, run_child
+from flows.dvc_files import forget_torn_locks, keep_or_restore_lock_file, open_dvc
 from flows.experiments import PROJECT, Workspace
 from flows.gpu_slots import gpu_slot
 from flows.run_page import StagePage
@@ -46,16 +46,10 @@ def stage_graph(targets: list[str] | None = None, folder: Path = Path()) -> Grap
     """
     from graphlib import TopologicalSorter
 
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(folder)) as repo:
-            edges = repo.index.graph  # from a stage to what it needs
-            name = {stage: stage_name(stage.addressing, folder) for stage in edges}
-            needs = {name[stage]: {name[need] for need in edges.successors(stage)} for stage in edges}
-    except DvcException as error:
-        raise ValueError(f"{folder.resolve()}: {error}") from error
+    with open_dvc(folder) as repo:
+        edges = repo.index.graph  # from a stage to what it needs
+        name = {stage: stage_name(stage.addressing, folder) for stage in edges}
+        needs = {name[stage]: {name[need] for need in edges.successors(stage)} for stage in edges}
     wanted = set(needs) if targets is None else set(targets)
     if unknown := sorted(wanted - set(needs)):
         raise ValueError(f"dvc.yaml has no stage {', '.join(unknown)}; it has {', '.join(sorted(needs))}")
@@ -67,26 +61,6 @@ def stage_graph(targets: list[str] | None = None, folder: Path = Path()) -> Grap
 def stage_name(address: str, folder: Path) -> str:
     """What a stage is called in its own folder; DVC's address says where that is seen from here."""
     return address.removeprefix(f"{os.path.relpath(folder)}/").removeprefix("dvc.yaml:")
-
-
-def forget_torn_locks(project: Path = Path()) -> None:
-    """Remove DVC's list of locks where it holds half of one: from then on every DVC here would end at once.
-
-    DVC writes that list in place, and so leaves it torn where it is killed as it does. It writes under the lock that
-    is taken here; a DVC that lives writes it whole.
-    """
-    from dvc.lock import make_lock
-    from dvc.repo import Repo
-    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
-
-    with Repo(str(project)) as repo:
-        folder, hardlink = Path(str(repo.tmp_dir)), repo.config["core"].get("hardlink_lock", False)
-    listed = folder / RWLOCK_FILE
-    with make_lock(str(folder / RWLOCK_LOCK), tmp_dir=str(folder), hardlink_lock=hardlink):
-        try:
-            json.loads(listed.read_bytes() if listed.exists() else b"{}")
-        except ValueError:
-            listed.unlink()
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE)
@@ -108,10 +82,19 @@ def run_stage(stage: str, num_threads: int, workspace: Workspace = PROJECT) -> f
         started = time.perf_counter()
         # Not --quiet: that would hide why DVC itself fails.
         command = [*DVC, "repro", "--single-item", stage]
-        run_until_done(stage, command, log, workspace, OMP_NUM_THREADS=str(num_threads), **variables)
+        try:
+            run_until_done(stage, command, log, workspace, OMP_NUM_THREADS=str(num_threads), **variables)
+        finally:
+            mend_lock_file(log, workspace)
     seconds = time.perf_counter() - started
     logger.info("up to date after %.1f s", seconds)
     return seconds if has_run else None
+
+
+def mend_lock_file(log: Callable[[str], None], workspace: Workspace = PROJECT) -> None:
+    """Put a copy of dvc.lock back where a full disk has left half of it, and say so."""
+    if keep_or_restore_lock_file(workspace.folder):
+        log("dvc.lock was torn, as a full disk leaves it: it is again what it was before the stage that tore it")
 
 
 def run_until_done(
@@ -195,12 +178,16 @@ def stale_stages(graph: Graph, folder: Path = Path()) -> Graph:
     return {stage: needs & stale for stage, needs in graph.items() if stage in stale}
 
 
-def run_stages(graph: Graph, workspace: Workspace = PROJECT) -> dict[str, float]:
+def run_stages(targets: list[str] | None = None, workspace: Workspace = PROJECT) -> dict[str, float]:
     """Walk the graph inside a flow; returns the seconds of stages that had work and keeps them in reports/seconds.json.
+
+    targets  stages to bring up to date with what they need; all if not given
 
     Stages that need a failed one do not start; the others finish. Raises the first failure.
     """
     forget_torn_locks(workspace.folder)
+    mend_lock_file(get_run_logger().info, workspace)
+    graph = stage_graph(targets, workspace.folder)
     stale = stale_stages(graph, workspace.folder)
     get_run_logger().info("%d of %d stages are up to date", len(graph) - len(stale), len(graph))
     futures: dict[str, PrefectFuture[Any]] = {}

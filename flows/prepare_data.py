@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.dvc_stages import check_licences, run_stages
 from flows.forms import Name
 from flows.hooks import HOOKS
 from flows.run_watch import watched
@@ -34,7 +34,7 @@ def prepare_data(datasets: list[Name] | None = None, accept_licence: bool = Fals
         raise ValueError(f"params.yaml lists no data set {', '.join(unlisted)} in datasets or benchmarks")
     check_licences(names, accept=accept_licence)
     word = {name: "benchmark-data" if name in params.benchmarks else "download" for name in names}
-    return run_stages(stage_graph([f"{word[name]}@{name}" for name in names]))
+    return run_stages([f"{word[name]}@{name}" for name in names])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.dvc_stages import check_licences, run_stages, stage_graph
+from flows.dvc_stages import check_licences, run_stages
 from flows.experiments import PROJECT, Workspace, clear_workspaces, experiment_workspace, save_experiment
 from flows.figures import show_benchmarks, show_metrics
 from flows.hooks import HOOKS
@@ -51,7 +51,7 @@ def run_all(
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Stages, figures, experiment if it is one, registry; all in the folder of the workspace."""
-    run_stages(stage_graph(folder=workspace.folder), workspace)
+    run_stages(workspace=workspace)
     scores = show_metrics(workspace.folders)
     benchmarks = show_benchmarks(params.benchmarks, workspace.folders)
     experiment = save_experiment(workspace, overrides) if overrides else None

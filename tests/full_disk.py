@@ -18,6 +18,7 @@ import yaml
 
 from metricgold.storage import digest_file
 from tests.conftest import TINY
+from tests.flows.toy import make_project
 from tests.stores import TINY_CHANGES
 from tests.support import ROOT
 
@@ -88,8 +89,32 @@ def digests(outs: list[str]) -> dict[str, str]:
     return {str(file): digest_file(file) for file in files if file.is_file()}
 
 
+def tear_lock_file(project: Path) -> dict[str, Any]:
+    """What a flow's stage leaves of dvc.lock where its command fills the disk up, and DVC then writes there."""
+    from prefect.logging import disable_run_logger
+
+    from flows.child_processes import ChildFailed
+    from flows.dvc_stages import run_stage
+
+    os.chdir(make_project(project))
+    stage: dict[str, Any] = {"cmd": "touch done", "outs": [{"done": {"cache": False}}]}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"fill": stage}}))
+    with disable_run_logger():
+        run_stage.fn("fill", 1)
+        whole = Path("dvc.lock").read_text()
+        longer = "x" * (16 << 10)  # than what DVC frees as it begins to write
+        stage |= {"cmd": f"touch done; cat /dev/zero > {FILLER}; true {longer}"}
+        Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"fill": stage}}))
+        try:
+            run_stage.fn("fill", 1)
+            failed = ""
+        except ChildFailed as failure:
+            failed = str(failure)
+    return {"failed": failed, "is_whole": Path("dvc.lock").read_text() == whole}
+
+
 def main() -> None:
-    """Print as JSON what was said and what differs in the end, by stage."""
+    """Print as JSON what was said and what differs in the end, by stage, and of a torn dvc.lock."""
     logging.basicConfig(handlers=[logging.NullHandler()])
     folder, told, alone = Path(sys.argv[1]), {}, {}
     lay_out(folder / "alone")
@@ -107,6 +132,7 @@ def main() -> None:
         now = digests(outs)
         differ = sorted(file for file in alone[name] | now if alone[name].get(file) != now.get(file))
         told[name] = {"full": answers, "last": last, "differ": differ}
+    told["dvc.lock"] = tear_lock_file(folder / "disk/dvc")
     os.chdir("/")
     print(json.dumps(told))
 
@@ -132,6 +158,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(told, stage):
         assert answer["code"] == 0 or (answer["code"] == 1 and is_told), answer
     assert all(answer["code"] == 0 for answer in told[stage]["last"]), told[stage]["last"]
     assert not told[stage]["differ"]
+
+
+def test_a_lock_file_that_dvc_tears_as_it_writes_is_put_back(told):
+    answer = told["dvc.lock"]
+    assert "No space left on device" in answer["failed"]
+    assert answer["is_whole"]
 
 
 if __name__ == "__main__":

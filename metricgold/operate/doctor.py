@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from metricgold.operate.services import QUIET
 from metricgold.operate.stage import status
-from metricgold.storage import S3Prefix, one_line, open_bucket, without_passwords
+from metricgold.storage import S3Prefix, one_line, open_bucket, read_yaml, without_passwords
 
 GB = 1_000_000_000
 LEAST_DISK_GB, LEAST_MEMORY_GB = 10, 4  # what the demo takes, with room
@@ -50,6 +50,7 @@ def diagnose(root: Path, datasets: list[str], s3: str | None = None) -> list[Fin
         "memory": _memory,
         "s3": lambda: _s3(s3),
         "dvc remote": lambda: _dvc_remote(root),
+        "dvc.lock": lambda: _dvc_lock(root),
         "mlflow": lambda: _mlflow(root),
         "prefect": lambda: _prefect(root),
         "licences": lambda: _licences(datasets),
@@ -195,6 +196,24 @@ def _dvc_remote(root: Path) -> str:
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise ValueError(f"{url}: cannot be written to")
     return url
+
+
+def _dvc_lock(root: Path) -> str:
+    """DVC writes it in place, so that a full disk leaves half of it: a line without end, or a name without value."""
+    path = root / "dvc.lock"
+    if not path.exists():
+        raise _Note("none yet: the first flow or dvc repro writes it")
+    try:
+        stages = (read_yaml(path) or {}).get("stages", {})
+        is_whole = path.read_bytes().endswith(b"\n") and all("cmd" in stage for stage in stages.values())
+    except (ValueError, TypeError, AttributeError):
+        is_whole = False
+    if not is_whole:
+        raise ValueError(
+            "torn, as a full disk leaves it: make room, and start a flow, which puts its copy back, or give "
+            "git checkout dvc.lock"
+        )
+    return f"{len(stages)} stages"
 
 
 def _mlflow(root: Path) -> str:

@@ -13,7 +13,8 @@ from prefect.logging import disable_run_logger
 
 from flows import child_processes, dvc_stages
 from flows.child_processes import DVC, ChildFailed, ask_child, end, run_child
-from flows.dvc_stages import forget_torn_locks, run_stage, run_until_done, stage_graph
+from flows.dvc_files import forget_torn_locks, keep_or_restore_lock_file
+from flows.dvc_stages import run_stage, run_until_done, stage_graph
 from metricgold.params import load_params
 from tests.flows.toy import calls, make_project, quiet_environment
 from tests.support import ROOT
@@ -286,6 +287,51 @@ def test_locks_that_a_killed_dvc_left_torn_stop_nobody(tmp_path, monkeypatch):
     forget_torn_locks()
     run_child(repro, lambda _: None)
     assert Path("started").exists()
+
+
+@pytest.mark.parametrize(
+    "cut", [b"", b"schema: '2", b"schema: '2.0'\nstages:\n", b"    cmd: touch started; sleep 0\n    outs:\n"]
+)
+def test_a_lock_file_that_a_full_disk_has_torn_is_put_back(tmp_path, monkeypatch, cut):
+    """Empty, cut within a line, or at the end of one whose value is missing or whose list is empty."""
+    monkeypatch.chdir(_sleeper(tmp_path / "project", seconds=0))
+    assert not keep_or_restore_lock_file()  # where there is none yet
+    repro, lock = [*DVC, "repro", "--single-item", "sleeper"], Path("dvc.lock")
+    run_child(repro, lambda _: None)
+    whole = lock.read_bytes()
+    torn = whole[: whole.index(cut) + len(cut)]
+    lock.write_bytes(torn)
+    assert not keep_or_restore_lock_file()
+    assert lock.read_bytes() == torn  # nothing was kept yet
+    lock.write_bytes(whole)
+    for _ in range(2):
+        assert not keep_or_restore_lock_file()
+        lock.write_bytes(torn)
+        assert keep_or_restore_lock_file()
+        assert lock.read_bytes() == whole
+
+
+def test_a_whole_lock_file_of_another_commit_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project", seconds=0))
+    run_child([*DVC, "repro", "--single-item", "sleeper"], lambda _: None)
+    keep_or_restore_lock_file()
+    other = Path("dvc.lock").read_text().replace("sleeper", "other")
+    Path("dvc.lock").write_text(other)
+    assert not keep_or_restore_lock_file()
+    assert Path("dvc.lock").read_text() == other
+
+
+def test_a_stage_leaves_the_lock_file_whole_that_was_torn_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(_sleeper(tmp_path / "project", seconds=0))
+    with disable_run_logger():
+        run_stage.fn("sleeper", 1)
+    whole = Path("dvc.lock").read_bytes()
+    tear = {"cmd": "head -c 60 dvc.lock > torn; cat torn > dvc.lock; false"}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": {"sleeper": tear}}))
+    with disable_run_logger(), pytest.raises(ChildFailed, match="cat torn"):
+        run_stage.fn("sleeper", 1)
+    assert Path("torn").read_bytes() == whole[:60]
+    assert Path("dvc.lock").read_bytes() == whole
 
 
 def test_a_stage_that_another_dvc_works_on_waits_and_says_for_whom(tmp_path, monkeypatch):

@@ -127,6 +127,21 @@ def _wait_for_runs(server, deployment: str, count: int, since: datetime) -> list
     return wait_until(finished, within_s=150, every_s=1, what=f"the end of {count} runs of {deployment}")
 
 
+def test_a_lock_file_torn_before_a_flow_repeats_nothing(at_server, small):
+    from prefect import flow
+
+    from flows.dvc_stages import run_stages
+
+    walk = flow(name="stages")(lambda: run_stages())
+    assert set(walk()) == {"train", "evaluate"}
+    lock = Path("dvc.lock")
+    whole = lock.read_bytes()
+    lock.write_bytes(whole[: len(whole) // 2])
+    assert walk() == {}
+    assert _words(small) == ["train", "evaluate"]
+    assert lock.read_bytes() == whole
+
+
 @pytest.mark.slow
 def test_train_measures_registers_and_promotes(at_server, small):
     from flows.train_metricgold import train_metricgold

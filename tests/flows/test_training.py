@@ -94,7 +94,7 @@ def test_a_cancelled_flow_saves_and_a_stopped_trainer_is_started_again(
     stopper.start()
     from prefect import flow
 
-    flow(name="train-only")(lambda: dvc_stages.run_stages(dvc_stages.stage_graph()))()
+    flow(name="train-only")(lambda: dvc_stages.run_stages())()
     stopper.join()
     rows = [json.loads(line) for line in (STATE / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 61))

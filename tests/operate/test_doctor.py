@@ -32,7 +32,7 @@ def test_an_empty_folder_needs_nothing_yet(project):
     answer = CliRunner().invoke(main, ["doctor", "--json"])
     states = {one["name"]: one["state"] for one in json.loads(answer.stdout)["findings"]}
     assert answer.exit_code == 0, answer.output
-    notes = dict.fromkeys(("s3", "dvc remote", "mlflow", "prefect"), "note")
+    notes = dict.fromkeys(("s3", "dvc remote", "dvc.lock", "mlflow", "prefect"), "note")
     assert states == dict.fromkeys(("python", "packages", "torch", "disk", "memory", "licences"), "ok") | notes
     assert not any(project.iterdir())
 
@@ -64,6 +64,17 @@ def test_a_remote_without_address_and_a_local_one(project):
     assert finding("dvc remote", project, []).state == "wrong"
     config.write_text("[core]\n    remote = store\n['remote \"store\"']\n    url = ../store\n")
     assert finding("dvc remote", project, []).state == "ok"
+
+
+def test_a_torn_lock_file_of_dvc_is_wrong_and_a_whole_one_is_not(project):
+    whole = "schema: '2.0'\nstages:\n  train:\n    cmd: metricgold train\n    deps:\n    - path: a\n      md5: 0123\n"
+    (project / "dvc.lock").write_text(whole)
+    assert finding("dvc.lock", project, []) == ("dvc.lock", "ok", "1 stages")
+    for torn in ("", whole[:-1], whole[:30], whole[:20], whole[: whole.index("    cmd")]):
+        (project / "dvc.lock").write_text(torn)
+        one = finding("dvc.lock", project, [])
+        assert one.state == "wrong", torn
+        assert "git checkout dvc.lock" in one.text
 
 
 def test_no_secret_is_printed(project, monkeypatch):
