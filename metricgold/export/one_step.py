@@ -25,6 +25,7 @@ Weights = Literal["float32", "float16"]
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2}  # relative, see differs_at_most
 MAX_BYTES = 2_000_000_000  # of weights: an ONNX file holds no more
 MOST_BLOCKS = 1023  # of what the VAE halves, along a side
+LEAST_PIXELS = 4  # along a side: of fewer a slope has no pixel between two others
 ANY_SIZE_FACTOR = 20  # see of_any_size
 
 Run = Callable[[np.ndarray, np.ndarray], list[np.ndarray]]  # of an image and its focal length, float32 []
@@ -126,7 +127,8 @@ def facts_of(model: Path, pipe: MetricGoldPipeline) -> dict[str, str]:
 def exported_program(pipe: MetricGoldPipeline) -> torch.export.ExportedProgram:
     """The graph, of images of any size."""
     multiple = vae_factor(pipe.vae)
-    rows, columns = (torch.export.Dim(name, min=2, max=MOST_BLOCKS) for name in ("rows", "columns"))
+    least = max(2, LEAST_PIXELS // multiple)
+    rows, columns = (torch.export.Dim(name, min=least, max=MOST_BLOCKS) for name in ("rows", "columns"))
     image = torch.zeros(multiple * 6, multiple * 7, 3, dtype=torch.uint8)
     with of_any_size(pipe):
         return torch.export.export(

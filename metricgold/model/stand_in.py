@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from metricgold.datasets import list_frames, read_frame
 from metricgold.log_depth import LogDepth
+from metricgold.model.identity_vae import identity_vae
 from metricgold.model.parts import SCHEDULE, empty_prompt, widen_conv_in
 from metricgold.model.pipeline import EmptyPrompt
 from metricgold.model.vae import filled_log_depth, rgb_to_tensor
@@ -28,7 +29,10 @@ def train_stand_in(params: StandIn, log_depth: LogDepth, raw_folders: dict[str, 
     """
     torch.manual_seed(params.seed)
     images = sample_images(params, log_depth, raw_folders)
-    vae = train_vae(new_vae(params), images, params)
+    vae = new_vae(params)
+    if params.vae == "trained":
+        train_vae(vae, images, params)
+    scale_latents(vae, images)
     unet = new_unet(params)
     scheduler = DDIMScheduler(**SCHEDULE)
     prompt = empty_prompt(torch.randn(2, params.text_width))
@@ -43,7 +47,9 @@ def train_stand_in(params: StandIn, log_depth: LogDepth, raw_folders: dict[str, 
 
 
 def new_vae(params: StandIn) -> AutoencoderKL:
-    """An untrained VAE of SD2's class."""
+    """An untrained VAE of SD2's class, or the identity."""
+    if params.vae == "identity":
+        return identity_vae()
     levels = len(params.vae_channels)
     return AutoencoderKL(
         block_out_channels=tuple(params.vae_channels),
@@ -98,8 +104,8 @@ def sample_images(params: StandIn, log_depth: LogDepth, raw_folders: dict[str, P
     return torch.stack(cropped)
 
 
-def train_vae(vae: AutoencoderKL, images: torch.Tensor, params: StandIn) -> AutoencoderKL:
-    """Teach the VAE random crops of the images [N, 3, H, W], then scale its latents to unit variance."""
+def train_vae(vae: AutoencoderKL, images: torch.Tensor, params: StandIn) -> None:
+    """Teach the VAE random crops of the images [N, 3, H, W]."""
     rng = np.random.default_rng(params.seed)
     crop, (height, width) = params.vae_crop, images.shape[2:]
 
@@ -117,10 +123,13 @@ def train_vae(vae: AutoencoderKL, images: torch.Tensor, params: StandIn) -> Auto
         return functional.l1_loss(decoded, batch) + 1e-3 * mean.square().mean()
 
     fit("VAE", vae, params.vae_steps, params.vae_lr, loss_of_step)
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(part).latent_dist.mean for part in images[:256].split(32)])
+
+
+@torch.no_grad()
+def scale_latents(vae: AutoencoderKL, images: torch.Tensor) -> None:
+    """Have the VAE's config scale latents of the images [N, 3, H, W] to unit variance."""
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in images[:256].split(32)])
     vae.register_to_config(scaling_factor=1 / latents.std().item())
-    return vae
 
 
 def train_unet(

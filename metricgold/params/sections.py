@@ -129,6 +129,9 @@ class Inspect(Section):
 class StandIn(Section):
     """A small VAE and U-Net of the same classes as SD2's, trained on the data sets' own images."""
 
+    # identity: latents are the image itself, so that the U-Net works on pixels. Left out where it is the default, so
+    # that the digests of what was made before this key stay.
+    vae: Literal["trained", "identity"] = Field("trained", exclude_if=lambda kind: kind == "trained")
     vae_channels: list[PositiveInt] = [16, 32, 32]
     latent_channels: PositiveInt = 4
     vae_steps: Count = 1000
@@ -142,6 +145,12 @@ class StandIn(Section):
     text_width: PositiveInt = 32
     num_frames: PositiveInt = 600
     seed: Count = 0
+
+    @model_validator(mode="after")
+    def _an_image_has_three_colours(self) -> "StandIn":
+        if self.vae == "identity" and self.latent_channels != 3:
+            raise ValueError(f"vae identity needs latent_channels 3, got {self.latent_channels}")
+        return self
 
 
 class Mirror(Section):

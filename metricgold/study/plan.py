@@ -134,8 +134,9 @@ def _of_backbone(params: Params) -> float:
     unet, vae = model_configs(params.backbone, Folders().backbone)
     shape = latent_shape(params, vae, Path("none"), params.datasets[0])
     of_vae = 3 * sum(_vae_flops(params, stand_in.vae_crop, stand_in.vae_crop))
+    vae_steps = stand_in.vae_steps if stand_in.vae == "trained" else 0
     of_unet = flops_per_sample(unet, shape, False)
-    return stand_in.vae_steps * stand_in.vae_batch_size * of_vae + stand_in.unet_steps * GENERATED_AT_ONCE * of_unet
+    return vae_steps * stand_in.vae_batch_size * of_vae + stand_in.unet_steps * GENERATED_AT_ONCE * of_unet
 
 
 def _of_decoder(params: Params) -> float:
