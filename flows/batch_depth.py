@@ -3,6 +3,7 @@
 import re
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
@@ -15,9 +16,10 @@ from flows.dvc_stages import RETRY_JITTER
 from flows.forms import Place
 from flows.gpu_slots import gpu_slot
 from flows.hooks import HOOKS
+from flows.run_page import StagePage
 from flows.run_watch import watched
 from metricgold.params import Output, Preset, Windows
-from metricgold.storage import Unreachable
+from metricgold.storage import PROGRESS_FILE, Unreachable
 
 RETRY_DELAYS_S = [60, 300, 900]  # beyond what a job itself tries again
 
@@ -42,11 +44,15 @@ def predict(images: str, output: str, model: str, options: dict[str, Any]) -> di
     words = [f"--{name}={value}" for name, values in listed.items() for value in values if value is not None]
     is_remote = "://" in (options["dask"] or "")  # then it needs no GPU of this machine
     slot: AbstractContextManager[dict[str, str]] = nullcontext({}) if is_remote else gpu_slot(log)
-    with slot as variables:
+    with slot as variables, TemporaryDirectory() as scratch:
+        page = StagePage("predict", Path(scratch) / "progress.json", log)
         # What begins with a dash would be taken for an option.
         places = [f"./{place}" if place.startswith("-") else place for place in (images, output)]
         command = ["metricgold", "predict", *places, "--model", model, *words, "--json"]
-        return ask_child(command, log, Path(), **variables)
+        try:
+            return ask_child(command, page.log_line, Path(), **variables | {PROGRESS_FILE: str(page.progress_file)})
+        finally:
+            page.refresh()
 
 
 def table(rows: list[tuple[Any, ...]]) -> str:

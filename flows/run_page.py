@@ -66,11 +66,12 @@ class StagePage:
         if progress is None or not progress.total or progress.percent == self._percent:
             return
         self._percent = progress.percent
+        says = f"{self.stage}: {progress.done:,.10g} of {progress.total:,.10g} {progress.unit.strip()}"
         if self._bar is None:
             key = re.sub("[^a-z0-9]+", "-", self.stage.lower())
-            self._bar = create_progress_artifact(progress.percent, key=key, description=self.stage)
+            self._bar = create_progress_artifact(progress.percent, key=key, description=says)
         else:
-            update_progress_artifact(self._bar, progress.percent)
+            update_progress_artifact(self._bar, progress.percent, description=says)
 
     def _show_validation(self) -> None:
         """Figures of all validations as a table, and the newest picture, once there is a new row."""

@@ -665,6 +665,7 @@ def predict(
             cameras=cameras,
             first=first,
             quota=Quota(max_images, max_seconds),
+            metrics=metrics,
             run_entries=partial(predict_on, client) if client else None,
         )
     if metrics:

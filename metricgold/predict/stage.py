@@ -38,8 +38,10 @@ from metricgold.predict.entries import (
 from metricgold.predict.gallery import GALLERY, GallerySample, Thumbnail, make_thumbnail, render_gallery
 from metricgold.predict.job import BatchJob, DepthModel
 from metricgold.predict.outputs import DEPTH, SUFFIXES, check_kinds
+from metricgold.predict.prometheus import MetricsFile
 from metricgold.predict.quota import Quota
 from metricgold.predict.receipt import RECEIPT, Receipt, ReceiptRow, open_receipt
+from metricgold.predict.waiting import Waiting
 from metricgold.storage import (
     Folder,
     OutputLost,
@@ -67,6 +69,7 @@ def predict_all(
     cameras: Cameras | None = None,
     first: Iterable[str] = (),
     quota: Quota | None = None,
+    metrics: MetricsFile | None = None,
     pipe: DepthModel | None = None,
     run_entries: Callable[..., Generator[ReceiptRow, None, None]] | None = None,
 ) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def predict_all(
     `calibration` corrects depth; images of another camera than its own then fail, and another model is a ValueError.
     `cameras` are stated for the images; without them those of cameras.csv or COLMAP's files beside the images count.
     Keys that begin with one of `first` come before the others, in that order. A run with a `quota` ends well once it
-    is spent; summary["ended_by"] says so, and the next run continues.
+    is spent; summary["ended_by"] says so, and the next run continues. What waits meanwhile is told to `metrics`.
 
     Returns the summary. Raises ValueError or OSError naming the location where nothing can be read or written,
     OutputLost once another job has taken the output.
@@ -106,11 +109,14 @@ def predict_all(
         receipt.flush()  # the first write: an output that cannot be written ends the job here
         sample = GallerySample(params.gallery)
         predict = partial(run_entries or predict_entries, job, pipe=pipe, sample=sample)
-        counts = fill_receipt(job, entries, receipt, predict, quota)
+        tell = partial(metrics.write_waiting, str(sink)) if metrics else lambda _: None
+        with Waiting(partial(list_inputs, source, sink), tell) as waiting:
+            counts = fill_receipt(job, entries, receipt, predict, quota, waiting)
         if lease.is_doubtful:
             fail_overwritten(job, receipt, counts)
         summary = summarise(job, source, sink, counts, receipt, time.monotonic() - started)
         summary["ended_by"] = quota.ended_by
+        summary["images_waiting"] = waiting.after(counts.total()) if quota.ended_by else 0
         summary["seconds_by_step"] = receipt.seconds_by_step()
         summary["gpu_memory_mb"] = peak_gpu_memory_mb()
         summary |= report_drift(receipt.figures(), earlier_runs(sink), params.max_drift)
@@ -164,14 +170,20 @@ def fill_receipt(
     receipt: Receipt,
     predict: Callable[[Iterable[StoredObject]], Generator[ReceiptRow, None, None]],
     quota: Quota,
+    waiting: Waiting,
 ) -> Counter[str]:
-    """Rows of the entries into the receipt: those kept from earlier runs, the others from `predict`; counts of them."""
+    """Rows of the entries into the receipt: those kept from earlier runs, the others from `predict`; counts of them.
+
+    What waits is looked at whenever an image has a row; rows that are kept do not take long.
+    """
     counts: Counter[str] = Counter()
     started = time.monotonic()
 
     def line() -> str:
         rate = counts.total() / (time.monotonic() - started)
-        return f"predict: {', '.join(f'{count} {word}' for word, count in counts.items())}; {rate:.1f} files/s"
+        words = [f"{count} {word}" for word, count in counts.items()]
+        words += [] if (left := waiting.after(counts.total())) is None else [f"{left} waiting"]
+        return f"predict: {', '.join(words)}; {rate:.1f} files/s"
 
     def count(word: str, num: int = 1) -> None:
         counts[word] += num
@@ -181,6 +193,8 @@ def fill_receipt(
     with Progress("predict", None, " images", line=line) as progress, closing(predict(to_predict)) as rows:
         for row in rows:
             receipt.add(row)
+            if (left := waiting.after(counts.total())) is not None:
+                progress.expect(counts.total() + left)
             count(row["status"])
     return counts
 

@@ -67,7 +67,7 @@ def write_exit_code(code: object) -> None:
 class Progress:
     """Counts the units of a stage's work, from any thread, and shows them.
 
-    total  units in all; None where that is not known: then neither a share nor a progress file is written
+    total  units in all; None while that is not known: then neither a share nor a progress file is written
     done   units that an earlier run has finished
     line   what a log line says; `<name>: <done> of <total> <unit>` if not given
     """
@@ -107,6 +107,11 @@ class Progress:
             if self.total and (is_last or now - self._written_at >= SECONDS_BETWEEN_WRITES):
                 self._written_at = now
                 write_progress(StageProgress(self.done, self.total, self.unit))
+
+    def expect(self, total: float) -> None:
+        """So many units there are in all, as is known by now."""
+        with self._lock:
+            self.total = self._bar.total = total
 
     def line(self) -> str:
         """Where the work stands, for a log."""

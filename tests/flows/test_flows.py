@@ -263,7 +263,8 @@ def test_batch_depth_and_promote_model(at_server, small):
     asked = {"preset": "fast", "ensemble_size": "auto", "include": ["*.jpg", "a b/**"], "outputs": ["npz"]}
     asked |= {"max_failed": 0.5, "dask": "local:2", "seed": 3, "calibration": "c.json"}
     assert batch_depth("photos", "depth", **asked)["images_done"] == 2
-    assert {"batch-depth", "by-day-depth"} <= {page["key"] for page in at_server.ask("POST", "/artifacts/filter", {})}
+    pages = {page["key"]: page["description"] for page in at_server.ask("POST", "/artifacts/filter", {})}
+    assert {"batch-depth", "by-day-depth"} <= set(pages) and pages["predict"] == "predict: 1 of 3 images"
     assert promote_model()["passed"]
     assert calls(small) == [
         "predict photos depth --model models:/metricgold@champion --preset=fast --ensemble=auto --seed=3 --write=npz"

@@ -224,10 +224,14 @@ def test_a_stage_that_stops_with_its_flow_does_not_resume(project, shown, monkey
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a page shows, instead of a server: (kind, key, data) of each artifact made, (None, data) of each update."""
+    """What a page shows, instead of a server: (kind, key, data) of a new artifact, (None, text, data) of an update."""
     shown = []
     monkeypatch.setattr(run_page, "SECONDS_BETWEEN_LOOKS", 0.0)
-    monkeypatch.setattr(run_page, "update_progress_artifact", lambda _artifact, percent: shown.append((None, percent)))
+    monkeypatch.setattr(
+        run_page,
+        "update_progress_artifact",
+        lambda _artifact, percent, description: shown.append((None, description, percent)),
+    )
 
     def create(kind: str, data: object, key: str, **_) -> str:
         shown.append((kind, key, data))
@@ -250,7 +254,8 @@ def test_the_progress_file_becomes_a_bar(tmp_path, monkeypatch, shown):
     write_progress(StageProgress(280.1, 280.1, "GB"))
     write_exit_code(1)
     page.refresh()
-    assert shown == [("progress", "download-hypersim", 4.4), (None, 100.0)]
+    says = "download@hypersim: 280.1 of 280.1 GB"
+    assert shown == [("progress", "download-hypersim", 4.4), (None, says, 100.0)]
     assert len(logged) == 3
 
 

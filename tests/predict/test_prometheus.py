@@ -39,6 +39,26 @@ def test_a_file_for_the_textfile_collector(tmp_path):
     assert [path.name for path in metrics.path.parent.iterdir()] == ["depth.prom"]
 
 
+def test_what_waits_is_told_while_the_next_run_works_beside_the_figures_of_the_last(tmp_path):
+    metrics = MetricsFile(tmp_path / "depth.prom")
+    metrics.write_waiting("out", 9)
+    assert samples(metrics.path) == {("images_waiting",): 9}
+    metrics.write(run(fill(tmp_path / "in", 3), tmp_path / "out"))
+    ended = samples(metrics.path)
+    assert (ended["images_waiting",], ended["images", "done"]) == (0, 3)
+    for waiting in (7, 3):
+        metrics.write_waiting(str(tmp_path / "out"), waiting)
+        assert samples(metrics.path) == ended | {("images_waiting",): waiting}
+    assert [path.name for path in tmp_path.glob("*.prom*")] == ["depth.prom"]
+
+
+def test_what_waits_and_cannot_be_written_ends_no_job(tmp_path, caplog):
+    metrics = MetricsFile(tmp_path / "new" / "depth.prom")
+    metrics.path.mkdir()
+    metrics.write_waiting("out", 9)
+    assert "depth.prom does not say what waits" in caplog.text
+
+
 def test_what_is_missing_is_said_before_the_job(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ValueError, match=r"metricgold\[serve\]"):
