@@ -25,7 +25,8 @@ def test_profiles_load_and_name_data_sets_with_manifests(path):
 
 
 def test_the_demo_measures_every_twin_of_a_benchmark():
-    assert set(load_params(ROOT / "params.yaml").benchmarks) == set(BENCHMARK_RECIPES)
+    twins = set(BENCHMARK_RECIPES) - {"flsea-synthetic", "night-synthetic", "aerial-synthetic"}  # what studies render
+    assert set(load_params(ROOT / "params.yaml").benchmarks) == twins
 
 
 def test_params_are_written_in_block_style():

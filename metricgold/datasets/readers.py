@@ -1,7 +1,8 @@
 """Raw archives -> frames: each data set has a file of its own, a table names them all.
 
-A synthetic twin `<name>-synthetic` is laid out like its original and goes through the same reader. Any other name
-is a team's own data, described by the dataset.yaml in its raw folder (metricgold.datasets.own_data).
+A synthetic twin `<name>-synthetic` is laid out like its original and goes through the same reader; rendered worlds
+without an original have the formats of one of them. Any other name is a team's own data, described by the dataset.yaml
+in its raw folder (metricgold.datasets.own_data).
 """
 
 import logging
@@ -48,6 +49,13 @@ class Reader(NamedTuple):
 READERS: dict[str, Reader] = {
     module.__name__.rpartition(".")[2]: Reader(module.list_frames, module.read_frame)
     for module in (hypersim, vkitti2, tartanair, tartanair2, nyuv2, kitti, sunrgbd, eth3d, diode, ibims1, flsea)
+}
+# Rendered worlds that are no twin of a data set, and whose formats they have.
+FORMATS = {
+    "night-synthetic": "diode",
+    "aerial-synthetic": "diode",
+    "ranges-synthetic": "tartanair2",
+    "hypersim-sensor-synthetic": "hypersim",
 }
 OWN = Reader(own_data.list_frames, own_data.read_frame)  # of every name that has no reader of its own
 
@@ -99,14 +107,14 @@ def read_frame(ref: FrameRef) -> Frame:
 
 
 def _known_reader(name: str) -> Reader:
-    return READERS.get(name.removesuffix("-synthetic"), OWN)
+    return READERS.get(FORMATS.get(name) or name.removesuffix("-synthetic"), OWN)
 
 
 def _reader_of(name: str, raw: Path) -> Reader:
     """The reader that goes with a name and a raw folder. ValueError where they contradict each other."""
     reader, is_own = _known_reader(name), own_data.has_statement(raw)
     if reader is OWN and not is_own:
-        known = f"{', '.join(READERS)}, each also with -synthetic"
+        known = f"{', '.join(READERS)}, each also with -synthetic, {', '.join(FORMATS)}"
         raise ValueError(f"unknown data set {name!r}; known: {known}; any other name needs {raw / STATEMENT}")
     if reader is not OWN and is_own:
         raise ValueError(f"{raw / STATEMENT}: {name} has a reader of its own; give your data another name")

@@ -22,6 +22,9 @@ TWINS = {
     "eth3d-synthetic": (0, (3, 15), (0.1, 0.6)),
     "diode-synthetic": (0, (3, 15), (0.5, 0.98)),
     "ibims1-synthetic": (25 / 65535, (2, 8), (0.6, 0.98)),
+    "flsea-synthetic": (0, (2, 8), (0.8, 1.0)),
+    "night-synthetic": (0, (2, 15), (0.5, 0.98)),
+    "aerial-synthetic": (0, (20, 100), (0.8, 1.0)),
 }
 
 
@@ -86,11 +89,13 @@ def test_masks_are_as_drawn(twin):
         elif dataset == "eth3d-synthetic":
             leaves = shot.shows([solid.material == "foliage" for solid in shot.world.solids.solids])
             np.testing.assert_array_equal(valid, layers["unmasked"] & ~glass & ~leaves)
-        elif dataset == "diode-synthetic":
+        elif dataset in ("diode-synthetic", "night-synthetic", "aerial-synthetic"):
             edges = sensors.depth_edges(shot.frame.planar_depth_m)
             np.testing.assert_array_equal(layers["has_depth"], np.isfinite(shot.depth_behind_glass_m()))
             met = np.isfinite(shot.frame.planar_depth_m) & (shot.frame.planar_depth_m < 350)
             np.testing.assert_array_equal(valid, met & ~glass & ~edges)
+        elif dataset == "flsea-synthetic":
+            np.testing.assert_array_equal(valid, shot.frame.planar_depth_m < 25)
         else:
             np.testing.assert_array_equal(layers["mask_transp"], ~glass)
             np.testing.assert_array_equal(valid, layers["mask_invalid"] & layers["mask_transp"])

@@ -50,6 +50,7 @@ MATLAB_HEAD = "MATLAB {} MAT-file, Platform: GLNXA64, Created on: Wed Jan  1 00:
 IBIMS_UNITS_PER_METRE = 65535 / 50
 # k1, k2, p1, p2, k3, k4, sx1, sy1 with which the fisheye model is a pinhole up to 50 degrees off its axis, to 3e-5.
 PINHOLE_AS_FISHEYE = (0.332666, 0.140444, 0.0, 0.0, 0.029748, 0.052606, 0.0, 0.0)
+FLSEA_M = 25.0  # beyond which nothing is seen in water
 MOVED = 2  # in ETH3D's mask images: what was not so when it was scanned
 
 
@@ -265,6 +266,21 @@ def npy_bytes(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+# FLSea-VI
+
+
+def write_flsea(recipe: BenchmarkRecipe, params: SynthesizeBenchmark, out: Path) -> None:
+    """One zip: TIFF of colours and of float32 depth, 0 where there is none, in folders of the dives."""
+    with ZipOfBytes(out / "flsea-vi.zip") as archive:
+        for scene, shot in shots_of(recipe, params):
+            folder, stamp = f"{scene}/{scene.partition('/')[2]}", f"{DATED}{shot.frame.number:07d}"
+            depth_m = np.where(shot.frame.planar_depth_m < FLSEA_M, shot.frame.planar_depth_m, 0)
+            archive.add(f"{folder}/imgs/{stamp}.tiff", image_bytes(shot.frame.srgb, "TIFF"))
+            depth = image_bytes(depth_m.astype(np.float32), "TIFF")
+            archive.add(f"{folder}/depth/{stamp}_SeaErra_abs_depth.tif", depth)
+    write_checksums(out, "SHA256SUMS", "sha256")
 
 
 # iBims-1

@@ -56,6 +56,8 @@ class Recipe:
     name_scene        (number within its split, split) -> name, in the data set's own manner
     write             (recipe, params, folder): renders every scene and packs it as the publisher does
     variations        the weathers of each pose
+    worlds_of         the data set whose worlds these are, where they are not its own
+    measure           (frame, rng) -> the frame with what a depth sensor makes of its exact depth; None: as it is
     """
 
     dataset: str
@@ -64,6 +66,8 @@ class Recipe:
     name_scene: Callable[[int, str], str]
     write: Callable[["Recipe", Synthesize, Path], None]
     variations: tuple[str, ...] = ("clone",)
+    worlds_of: str = ""
+    measure: Callable[[RenderedFrame, np.random.Generator], RenderedFrame] | None = None
 
     def scene_name(self, params: Synthesize, scene_index: int) -> str:
         """The name of a scene, which says what split it is in."""
@@ -72,8 +76,8 @@ class Recipe:
 
 
 def render_scene(recipe: Recipe, params: Synthesize, scene_index: int) -> Iterator[RenderedFrame]:
-    """The frames of one scene, exact. A pose is followed through all weathers before the next one."""
-    seed = [params.seed, crc32(recipe.dataset.encode()), scene_index]
+    """The frames of one scene, exact but for a depth sensor. A pose is followed through all weathers first."""
+    seed = [params.seed, crc32((recipe.worlds_of or recipe.dataset).encode()), scene_index]
     world = recipe.draw_world(np.random.default_rng(seed), scene_index)
     size = (params.height, params.width)
     camera = CameraRays(recipe.rays_from_pixels(scene_index, *size), *size)
@@ -85,7 +89,8 @@ def render_scene(recipe: Recipe, params: Synthesize, scene_index: int) -> Iterat
         first = pose_number * len(recipe.variations)
         for number, variation in enumerate(recipe.variations[: params.frames_per_scene - first], first):
             air = world.in_fog(FOG_PER_M) if variation == "fog" else world.air
-            yield capture.frame(air, scene, number, pose_number, variation)
+            frame = capture.frame(air, scene, number, pose_number, variation)
+            yield recipe.measure(frame, np.random.default_rng([*seed, number, 1])) if recipe.measure else frame
 
 
 class CameraRays:
@@ -131,7 +136,7 @@ class Capture:
         def sight(rays: Floats) -> Sighting:
             directions = rays @ rotation.T
             hits = world.solids.cast(origin, directions)
-            radiance = shade(world.solids, world.light, origin, directions, hits, camera.pixel_angle)
+            radiance = shade(world.solids, (world.light, *world.lamps), origin, directions, hits, camera.pixel_angle)
             return Sighting(directions, hits, radiance)
 
         centres = sight(camera.centres)

@@ -1,5 +1,6 @@
-"""One light with shadows on materials, and haze."""
+"""Lights with shadows on materials, and what air or water does to what is seen through it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,14 +25,22 @@ class Light:
 
 @dataclass(frozen=True, slots=True)
 class Air:
-    """Haze between eye and surface, and the sky behind everything. Linear colours."""
+    """Haze between eye and surface, and the sky behind everything. Linear colours.
 
-    haze_per_m: float
+    haze_per_m  how fast light from a surface fades: one number, or one for each channel, as of water
+    veil_per_m  how fast the horizon's colour comes in its place, where that is another number (Akkaynak, Treibitz, A
+                Revised Underwater Image Formation Model, CVPR 2018)
+    """
+
+    haze_per_m: float | Point
     horizon: Point
     zenith: Point
+    veil_per_m: Point | None = None
 
 
-def shade(solids: Solids, light: Light, origin: Floats, directions: Floats, hits: Hits, pixel_angle: float) -> Floats:
+def shade(
+    solids: Solids, lights: Sequence[Light], origin: Floats, directions: Floats, hits: Hits, pixel_angle: float
+) -> Floats:
     """Linear radiance [N, 3] of what rays from `origin` met, before the air; 0 where they met nothing.
 
     `pixel_angle` is the angle a pixel covers, in radians.
@@ -50,14 +59,16 @@ def shade(solids: Solids, light: Light, origin: Floats, directions: Floats, hits
     for name in np.unique(materials):
         of_name = np.flatnonzero(materials == name)
         albedo[of_name] = MATERIALS[name](surface[of_name], colours[of_name], footprint_m[of_name])
-    radiance[rows] = albedo * illumination(solids, light, origin + offsets, surface.normals)
+    radiance[rows] = albedo * sum(illumination(solids, one, origin + offsets, surface.normals) for one in lights)
     return radiance
 
 
 def through_air(air: Air, radiance: Floats, directions: Floats, ray_distance_m: Floats) -> Floats:
-    """Radiance [N, 3] seen through haze; the sky where the distance [N] is infinite."""
-    clear = np.exp(-air.haze_per_m * np.minimum(ray_distance_m, 1e9))[:, None]
-    hazy: Floats = radiance * clear + np.asarray(air.horizon) * (1 - clear)
+    """Radiance [N, 3] seen through haze or water; the sky where the distance [N] is infinite."""
+    distance_m = np.minimum(ray_distance_m, 1e9)[:, None]
+    clear = np.exp(-np.asarray(air.haze_per_m) * distance_m)
+    veil = 1 - (clear if air.veil_per_m is None else np.exp(-np.asarray(air.veil_per_m) * distance_m))
+    hazy: Floats = radiance * clear + np.asarray(air.horizon) * veil
     is_sky = np.isinf(ray_distance_m)
     upwards = directions[is_sky]
     height = np.clip(upwards[:, 2] / _length(upwards), 0, 1)[:, None] ** 0.6

@@ -17,7 +17,16 @@ from metricgold.datasets.synthetic.archives import (
     write_vkitti2,
 )
 from metricgold.datasets.synthetic.render import Recipe
-from metricgold.datasets.synthetic.training_worlds import draw_garden, draw_hall, draw_room, draw_street
+from metricgold.datasets.synthetic.sensors import rgbd_measured
+from metricgold.datasets.synthetic.training_worlds import (
+    draw_balcony,
+    draw_garden,
+    draw_hall,
+    draw_room,
+    draw_street,
+    draw_tabletop,
+    draw_vista,
+)
 from metricgold.datasets.synthetic.world import World
 from metricgold.images import focal_px_from_fov, pinhole
 from metricgold.params import Synthesize
@@ -68,6 +77,11 @@ def draw_tartanair_world(rng: np.random.Generator, scene_index: int) -> World:
     return draw_hall(rng) if scene_index % 3 == 2 else draw_garden(rng)
 
 
+def draw_world_of_ranges(rng: np.random.Generator, scene_index: int) -> World:
+    """Near, far, and both in one view, in turn."""
+    return (draw_tabletop, draw_balcony, draw_vista)[scene_index % 3](rng)
+
+
 def name_hypersim_scene(number: int, split: str) -> str:
     """ai_900_001.. for training, ai_950_001.. for test, ai_850_001.. for validation."""
     volume = {"train": 900, "test": 950, "val": 850}[split] + number // 10
@@ -111,6 +125,22 @@ RECIPES: dict[str, Recipe] = {
             rays_from_pixels=tartanair_rays_from_pixels,
             name_scene=lambda number, split: numbered("Env", number, split),
             write=write_tartanair2,
+        ),
+        Recipe(
+            "ranges-synthetic",
+            draw_world=draw_world_of_ranges,
+            rays_from_pixels=tartanair_rays_from_pixels,
+            name_scene=lambda number, split: numbered("Range", number, split),
+            write=write_tartanair2,
+        ),
+        Recipe(
+            "hypersim-sensor-synthetic",
+            draw_world=lambda rng, scene_index: draw_room(rng),
+            rays_from_pixels=hypersim_rays_from_pixels,
+            name_scene=name_hypersim_scene,
+            write=write_hypersim,
+            worlds_of="hypersim-synthetic",
+            measure=rgbd_measured,
         ),
     )
 }

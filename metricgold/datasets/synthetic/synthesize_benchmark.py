@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from metricgold.datasets.synthetic import benchmark_worlds as worlds
+from metricgold.datasets.synthetic import benchmark_worlds as worlds, off_domain_worlds as off_domain
 from metricgold.datasets.synthetic.benchmark_archives import (
     write_diode,
     write_eth3d,
+    write_flsea,
     write_ibims1,
     write_kitti,
     write_nyuv2,
 )
 from metricgold.datasets.synthetic.benchmark_recipe import BenchmarkRecipe
+from metricgold.datasets.synthetic.raycast import Floats
+from metricgold.datasets.synthetic.sensors import exposed_by_night
 from metricgold.datasets.synthetic.world import Rng, World
 from metricgold.images import resize_intrinsics
 from metricgold.params import SynthesizeBenchmark
@@ -57,6 +60,21 @@ IBIMS1: Kinds = (
     ("livingroom", worlds.draw_lounge),
     ("kitchen", worlds.draw_kitchen),
 )
+FLSEA: Kinds = (
+    ("canyons/canyon", off_domain.draw_canyon),
+    ("red_sea/site", off_domain.draw_dive_site),
+)
+NIGHT: Kinds = (
+    ("outdoor", off_domain.draw_night_road),
+    ("indoors", off_domain.draw_dark_room),
+    ("outdoor", off_domain.draw_night_car_park),
+    ("outdoor", off_domain.draw_night_court),
+)
+AERIAL: Kinds = (
+    ("outdoor", off_domain.draw_suburb_from_above),
+    ("outdoor", off_domain.draw_works_from_above),
+    ("outdoor", off_domain.draw_fields_from_above),
+)
 # Width, height and camera (fx, fy, cx, cy) as published, pixel centres at +0.5. KITTI's cameras differ by date; its
 # sizes do too, by some pixels, but frames of one size go through a model together.
 KITTI_CAMERAS = {
@@ -66,6 +84,10 @@ KITTI_CAMERAS = {
 }
 NYUV2_CAMERA = (640, 480, (518.857901174502, 519.469611121275, 326.082449411190, 254.236166334005))
 DIODE_CAMERA = (1024, 768, (886.81, 927.06, 512.0, 384.0))
+FLSEA_CAMERAS = {
+    "canyons/canyon": (968, 608, (1175.3913431656817, 1174.2805075232263, 466.7595428966926, 271.7116633091501)),
+    "red_sea/site": (968, 608, (1296.666758476217, 1300.831316354508, 502.00386149846, 276.661712082695)),
+}
 Published = tuple[int, int, tuple[float, float, float, float]]
 
 
@@ -114,6 +136,7 @@ def recipe_of(
     camera_of: Callable[[int], Published],
     name_scene: Callable[[int], str],
     write: Callable[[BenchmarkRecipe, SynthesizeBenchmark, Path], None],
+    expose: Callable[[Floats, Rng], Floats] | None = None,
 ) -> BenchmarkRecipe:
     """The twin of a benchmark, whose kinds of scenes take turns."""
 
@@ -133,6 +156,7 @@ def recipe_of(
         intrinsics=intrinsics,
         name_scene=name_scene,
         write=write,
+        expose=expose,
     )
 
 
@@ -173,6 +197,28 @@ BENCHMARK_RECIPES: dict[str, BenchmarkRecipe] = {
             ibims1_camera,
             name_scene=lambda scene_index: f"{kind_of(IBIMS1, scene_index)}{scene_index + 1}",
             write=write_ibims1,
+        ),
+        recipe_of(
+            "flsea",
+            FLSEA,
+            camera_of=lambda scene_index: FLSEA_CAMERAS[kind_of(FLSEA, scene_index)],
+            name_scene=lambda scene_index: f"{kind_of(FLSEA, scene_index)}_{9001 + scene_index}",
+            write=write_flsea,
+        ),
+        recipe_of(
+            "night",
+            NIGHT,
+            camera_of=lambda scene_index: DIODE_CAMERA,
+            name_scene=lambda scene_index: f"{kind_of(NIGHT, scene_index)}/scene_{91001 + scene_index}",
+            write=write_diode,
+            expose=exposed_by_night,
+        ),
+        recipe_of(
+            "aerial",
+            AERIAL,
+            camera_of=lambda scene_index: DIODE_CAMERA,
+            name_scene=lambda scene_index: f"{kind_of(AERIAL, scene_index)}/scene_{92001 + scene_index}",
+            write=write_diode,
         ),
     )
 }

@@ -278,3 +278,96 @@ def draw_hall(rng: Rng) -> World:
 
     air = Air(0.010, horizon=(0.62, 0.70, 0.80), zenith=(0.20, 0.38, 0.75))
     return World(Solids(tuple(solids)), _lamp((0.0, 0.0, height_m - 0.2), fade_m=9.0), air, draw_pose)
+
+
+# Extreme ranges
+
+
+def draw_tabletop(rng: Rng) -> World:
+    """A table with things of 3-20 cm on it, seen from 0.2 m on, in a room of 4-6 m."""
+    half_x_m, half_y_m, top_m = rng.uniform(2.0, 3.0), rng.uniform(2.0, 3.0), 0.75
+    solids: list[Solid] = [
+        *draw_shell(rng, half_x_m, half_y_m, 2.7, window_side=int(rng.integers(4))),
+        Box((0, 0.3, top_m - 0.02), (0.8, 0.7, 0.02), 0.0, "planks", pick(rng, (WOOD, WHITE))),
+        *(Box((x, y, 0.36), (0.03, 0.03, 0.36), 0.0, "plain", WOOD) for x in (-0.75, 0.75) for y in (-0.35, 0.95)),
+    ]
+    for x, y in rng.uniform((-0.7, -0.15), (0.7, 0.9), (14, 2)):
+        solids.append(draw_small_thing(x, y, top_m, rng))
+    light = _lamp((rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), 2.4), fade_m=4.0)
+
+    def draw_pose(rng: Rng) -> Pose:
+        position_m = (rng.uniform(-0.4, 0.4), rng.uniform(-0.7, -0.35), top_m + rng.uniform(0.10, 0.35))
+        return Pose(position_m, rng.uniform(-0.35, 0.35), rng.uniform(-0.6, -0.2))
+
+    bright = (2.2, 2.4, 2.6)
+    air = Air(0.0, bright, bright)
+    return World(Solids(tuple(solids)), light, air, draw_pose, clear_m=(0.15, 0.4), flies=True)
+
+
+def draw_small_thing(x: float, y: float, z: float, rng: Rng) -> Solid:
+    """A ball, a can, a box or a row of books, standing at a height of z."""
+    size_m, colour, kind = rng.uniform(0.015, 0.07), pick(rng, PAINTS), rng.integers(4)
+    if kind == 0:
+        return Sphere((x, y, z + size_m), size_m, "plain", colour)
+    if kind == 1:
+        return Cylinder((x, y, z), 0.6 * size_m, 2.2 * size_m, "plain", colour)
+    if kind == 2:
+        return Box((x, y, z + size_m), (size_m, 0.7 * size_m, size_m), rng.uniform(0, 3), "crate", WOOD)
+    return Box((x, y, z + 0.1), (0.12, 0.07, 0.1), rng.uniform(-0.6, 0.6), "shelf", WOOD)
+
+
+def draw_valley(rng: Rng) -> list[Solid]:
+    """A valley along y with houses, trees and towers, closed by hills and woods before 500 m."""
+    solids: list[Solid] = [
+        Ground("garden"),
+        Shell((-330, -60, -1), (330, 400, rng.uniform(12, 26)), frozenset({"wall"}), (), "leaves", (0.20, 0.34, 0.16)),
+    ]
+    for _ in range(7):
+        x, y, radius_m = rng.uniform(-300, 300), rng.uniform(200, 330), rng.uniform(80, 160)
+        solids.append(Sphere((x, y + 0.4 * radius_m, -0.72 * radius_m), radius_m, "leaves", (0.24, 0.38, 0.18)))
+    for _ in range(40):
+        y = np.exp(rng.uniform(np.log(18), np.log(350)))
+        x, storeys = rng.uniform(-0.9, 0.9) * y + rng.choice([-1, 1]) * 4, rng.integers(1, 5)
+        half_m = (rng.uniform(4, 9), rng.uniform(4, 9), 1.5 * storeys)
+        solids.append(Box((x, y, half_m[2]), half_m, rng.uniform(0, 1.5), "facade", pick(rng, FACADES)))
+    for _ in range(40):
+        y = np.exp(rng.uniform(np.log(7), np.log(200)))
+        solids += _tree(rng.uniform(-0.9, 0.9) * y + rng.choice([-1, 1]) * 2.5, y, rng)
+    tower = (rng.uniform(-60, 60), rng.uniform(80, 300), 0)
+    return [*solids, Cylinder(tower, 4.0, rng.uniform(30, 60), "brick", (0.62, 0.33, 0.25))]
+
+
+def draw_vista(rng: Rng) -> World:
+    """A valley seen from a hillside of 2-40 m, up to 500 m away."""
+    light, air = _sun(rng, haze_per_m=0.0012)
+
+    def draw_pose(rng: Rng) -> Pose:
+        height_m = np.exp(rng.uniform(np.log(2), np.log(40)))
+        position_m = (rng.uniform(-3, 3), rng.uniform(-20, 5), height_m)
+        return Pose(position_m, rng.uniform(-0.3, 0.3), rng.uniform(-0.12, 0.0))
+
+    return World(Solids(tuple(draw_valley(rng))), light, air, draw_pose, flies=True)
+
+
+def draw_balcony(rng: Rng) -> World:
+    """The same valley behind a balcony's rail with pots of flowers, 0.2-1 m before the camera."""
+    light, air = _sun(rng, haze_per_m=0.0012)
+    height_m = rng.uniform(5, 25)
+    rail_m = height_m - rng.uniform(0.18, 0.3)
+    solids = draw_valley(rng)
+    solids.append(Box((0, 0.0, rail_m), (2.5, 0.025, 0.025), 0.0, "planks", WOOD))
+    solids += [
+        Cylinder((x, 0.0, rail_m - 1.0), 0.012, 1.0, "plain", (0.3, 0.3, 0.32)) for x in np.arange(-2.4, 2.5, 0.14)
+    ]
+    for x in rng.uniform(-1.2, 1.2, 4):
+        solids += [
+            Box((x, 0.1, rail_m - 0.02), (0.16, 0.08, 0.08), 0.0, "crate", (0.60, 0.32, 0.22)),
+            Sphere((x, 0.1, rail_m + 0.13), rng.uniform(0.07, 0.13), "leaves", (0.25, 0.45, 0.18)),
+        ]
+    solids.append(Box((0, -0.4, height_m - 1.6), (2.6, 0.5, 0.1), 0.0, "slabs", (0.62, 0.60, 0.57)))
+
+    def draw_pose(rng: Rng) -> Pose:
+        position_m = (rng.uniform(-0.9, 0.9), rng.uniform(-0.75, -0.3), height_m)
+        return Pose(position_m, rng.uniform(-0.35, 0.35), rng.uniform(-0.25, 0.0))
+
+    return World(Solids(tuple(solids)), light, air, draw_pose, clear_m=(0.15, 0.5), flies=True)

@@ -36,19 +36,27 @@ class Pose:
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """Solids, light and air, and `draw_pose` for one more place of the camera."""
+    """Solids, light and air, and `draw_pose` for one more place of the camera.
+
+    lamps    lights beside the first one
+    clear_m  how far the nearest thing ahead is at least, and the middle of the view
+    flies    the camera may be above or below things
+    """
 
     solids: Solids
     light: Light
     air: Air
     draw_pose: Callable[[Rng], Pose]
+    lamps: tuple[Light, ...] = ()
+    clear_m: tuple[float, float] = (0.55, 1.8)
+    flies: bool = False
 
     def in_fog(self, haze_per_m: float) -> Air:
         """The same air, thicker, with a sky as grey as the haze."""
         return Air(haze_per_m, self.air.horizon, self.air.horizon)
 
     def pose(self, rng: Rng) -> Pose:
-        """A pose with nothing above, below or within 0.55 m ahead, and with a view of 1.8 m or more in the middle."""
+        """The first of 50 poses that has room, else the last one."""
         for _ in range(50):
             pose = self.draw_pose(rng)
             if self.has_room_at(pose):
@@ -59,12 +67,13 @@ class World:
         """Whether nothing is above, below or near ahead of the camera, and the middle of its view is far enough."""
         x, y, _ = pose.position_m
         plumb = self.solids.cast(np.array([x, y, 100.0]), np.array([[0.0, 0.0, -1.0]]), bounded_only=True)
-        if plumb.solid[0] != NOTHING:
+        if plumb.solid[0] != NOTHING and not self.flies:
             return False
         across, down = np.meshgrid(np.linspace(-0.7, 0.7, 9), np.linspace(-0.5, 0.5, 7))
         rays = np.stack([across, down, np.ones_like(across)], axis=-1).reshape(-1, 3) @ pose.world_from_camera().T
         planar_depth_m = self.solids.cast(np.array(pose.position_m), rays).distances
-        return bool(planar_depth_m.min() > 0.55 and np.median(planar_depth_m) > 1.8)
+        nearest_m, middle_m = self.clear_m
+        return bool(planar_depth_m.min() > nearest_m and np.median(planar_depth_m) > middle_m)
 
 
 def pick(rng: Rng, choices: Sequence[T]) -> T:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metricgold.datasets.synthetic import benchmark_worlds, training_worlds
+from metricgold.datasets.synthetic import benchmark_worlds, off_domain_worlds, training_worlds
 from metricgold.datasets.synthetic.benchmark_materials import BENCHMARK_MATERIALS
 from metricgold.datasets.synthetic.synthesize import RECIPES
 from metricgold.datasets.synthetic.synthesize_benchmark import BENCHMARK_RECIPES
@@ -16,7 +16,11 @@ from metricgold.datasets.synthetic.training_materials import TRAINING_MATERIALS
 from metricgold.params.sections import Synthesize
 
 TRAINING_FILES = (training_worlds.__file__, inspect.getfile(TRAINING_MATERIALS["plain"]))
-BENCHMARK_FILES = (benchmark_worlds.__file__, inspect.getfile(BENCHMARK_MATERIALS["plaster"]))
+BENCHMARK_FILES = (
+    benchmark_worlds.__file__,
+    off_domain_worlds.__file__,
+    inspect.getfile(BENCHMARK_MATERIALS["plaster"]),
+)
 
 
 def worlds_of(recipes, num_scenes=12):
@@ -39,7 +43,7 @@ def files_run_by(work) -> set[str]:
 def test_no_recipe_of_one_branch_runs_while_the_other_draws():
     twins = files_run_by(lambda: list(worlds_of(BENCHMARK_RECIPES)))
     training = files_run_by(lambda: list(worlds_of(RECIPES)))
-    assert benchmark_worlds.__file__ in twins and not twins & set(TRAINING_FILES)
+    assert {benchmark_worlds.__file__, off_domain_worlds.__file__} <= twins and not twins & set(TRAINING_FILES)
     assert training_worlds.__file__ in training and not training & set(BENCHMARK_FILES)
 
 
@@ -65,7 +69,9 @@ def test_materials_are_disjoint_by_name_by_function_and_as_drawn():
 def test_no_solid_and_no_light_is_in_both():
     def parts(recipes):
         worlds = list(worlds_of(recipes))
-        return {solid for world in worlds for solid in world.solids.solids}, {world.light.colour for world in worlds}
+        return {solid for world in worlds for solid in world.solids.solids}, {
+            one.colour for world in worlds for one in (world.light, *world.lamps)
+        }
 
     (twin_solids, twin_lights), (solids, lights) = parts(BENCHMARK_RECIPES), parts(RECIPES)
     assert not twin_solids & solids and not twin_lights & lights

@@ -11,7 +11,7 @@ SUN = Light((0.0, 0.0, 1000.0), (1.0, 1.0, 1.0), (0.2, 0.2, 0.2))
 
 def look_down(solids: Solids, x: float) -> np.ndarray:
     origin, directions = np.array([x, 0.0, 1.5]), np.array([[0.0, 0.0, -1.0]])
-    return shade(solids, SUN, origin, directions, solids.cast(origin, directions), 0.01)[0]
+    return shade(solids, [SUN], origin, directions, solids.cast(origin, directions), 0.01)[0]
 
 
 def test_pattern_is_the_mean_over_its_footprint():
@@ -49,4 +49,4 @@ def test_worlds_are_drawn_from_the_seed_in_known_materials(draw):
 
 def test_nothing_met_is_black_before_the_air():
     hits = Hits(np.array([np.inf]), np.array([NOTHING], dtype=np.int32))
-    assert not shade(Solids((Ground(),)), SUN, np.ones(3), np.ones((1, 3)), hits, 0.01).any()
+    assert not shade(Solids((Ground(),)), [SUN], np.ones(3), np.ones((1, 3)), hits, 0.01).any()
