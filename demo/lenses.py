@@ -44,6 +44,7 @@ COMMON: Changes = {
         "decay_steps": 1200,
         "validation": None,
         "uncertainty": None,
+        "whole_weight": 1,
     },
     "evaluate": {"num_inference_steps": 1, "ensemble_size": 1},
     "benchmark": {"num_inference_steps": 1, "ensemble_size": 1},
@@ -60,7 +61,7 @@ VARIANTS: dict[str, Sequence[Changes]] = {
     "canonical+token, views": [VIEWS, {"train": {"camera": "canonical+token"}}],
     "canonical+token, few views": [VIEWS, {"train": {"camera": "canonical+token", "whole_weight": 3}}],
 }
-BASELINE, SCALED, CHOSEN = "none", "none, scaled afterwards", "canonical+token, views"
+BASELINE, SCALED, CHOSEN = "none", "none, scaled afterwards", "canonical+token, few views"
 METHODS = (BASELINE, SCALED, *[name for name in VARIANTS if name != BASELINE])
 LENSES = [f"{factor:g}" for factor in FACTORS]
 AT_ONE = "1"
