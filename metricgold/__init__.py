@@ -9,6 +9,7 @@ ray distance   distance from the camera centre to the surface, metres
 valid mask     pixels where planar depth is measured and in range
 intrinsics     3x3 K in pixels of the present image; pixel centres at +0.5
 log depth      planar depth mapped by logarithm onto [-1, 1]
+encoding       what the VAE sees of log depth: itself, linear, sqrt or inverse
 canonical depth  planar depth over the relative focal length: the same for every lens
 latent         unscaled VAE mean; scaled on load
 shard          one HDF5 file of latents; the unit of writing and resuming

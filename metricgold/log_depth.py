@@ -1,10 +1,13 @@
-"""Log depth: metres onto [-1, 1] and back (MetricGold, arXiv 2411.10886, section 3)."""
+"""Metres onto [-1, 1] and back: log depth (MetricGold, arXiv 2411.10886, section 3), and what a VAE sees of it."""
 
 from dataclasses import dataclass
 from math import isfinite, log
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+
+EncodingName = Literal["log", "linear", "inverse", "sqrt"]
+POWERS: dict[str, float] = {"log": 0.0, "linear": 1.0, "inverse": -1.0, "sqrt": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,64 @@ class LogDepth:
         d = np.clip(np.asarray(d), -1, 1)
         depth_m = self.near_m * np.exp((d + 1) * (self.ln_range / 2))
         return depth_m.astype(d.dtype) if np.issubdtype(d.dtype, np.floating) else depth_m
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What the VAE sees of log depth d: e in [-1, 1], near_m at -1 and far_m at +1 in every encoding.
+
+    With z in metres, and p of POWERS by name,
+
+        e = 2 (z^p - near^p) / (far^p - near^p) - 1
+
+    linear   p = 1
+    sqrt     p = 1/2
+    log      the limit p -> 0, in which e is d itself
+    inverse  p = -1: 1/z falls with depth, e rises as it does in the others
+
+    Whatever is merged, compared or stated about uncertainty is log depth; e is what goes into a VAE and comes out. Both
+    methods take torch tensors of any shape and saturate outside the range. Raises ValueError for another name, and
+    unless 0 < near_m < far_m.
+    """
+
+    name: str  # an EncodingName
+    near_m: float
+    far_m: float
+
+    def __post_init__(self) -> None:
+        if self.name not in POWERS:
+            raise ValueError(f"encoding is {self.name!r:.80}, expected one of {', '.join(get_args(EncodingName))}")
+        LogDepth(self.near_m, self.far_m)  # raises where they are not a range
+
+    def __str__(self) -> str:
+        return f"{self.name}/{self.near_m:g}-{self.far_m:g}"
+
+    @property
+    def log_depth(self) -> LogDepth:
+        """The log depth of the same range."""
+        return LogDepth(self.near_m, self.far_m)
+
+    def of_log_depth(self, d: Any) -> Any:
+        """Log depth in [-1, 1] to e in [-1, 1]."""
+        if self.name == "log":
+            return d
+        ratio = self._ratio
+        return (2 * (ratio ** ((d.clamp(-1, 1) + 1) / 2) - 1) / (ratio - 1) - 1).clamp(-1, 1)
+
+    def to_log_depth(self, e: Any) -> Any:
+        """What of_log_depth made, back to log depth."""
+        if self.name == "log":
+            return e.clamp(-1, 1)
+        ratio = self._ratio
+        return (2 * (1 + (ratio - 1) * (e.clamp(-1, 1) + 1) / 2).log() / log(ratio) - 1).clamp(-1, 1)
+
+    @property
+    def _ratio(self) -> float:
+        """(far/near)^p, by which e is a power of log depth."""
+        return float((self.far_m / self.near_m) ** POWERS[self.name])
+
+
+LOG = Encoding("log", 1.0, 2.0)  # the same for every range
 
 
 def _is_tensor(value: Any) -> bool:

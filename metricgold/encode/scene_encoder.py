@@ -24,7 +24,7 @@ from diffusers import AutoencoderKL
 from metricgold.datasets import Frame, FrameRef
 from metricgold.encode.crops import open_processes, read_crops
 from metricgold.images import TrainingSize
-from metricgold.log_depth import LogDepth
+from metricgold.log_depth import LOG, Encoding, LogDepth
 from metricgold.model import (
     check_size,
     decode_log_depth,
@@ -119,7 +119,7 @@ class SceneEncoder:
         check_size(self.vae, (params.height, params.width))
         self.size = TrainingSize(params.height, params.width, vae_factor(self.vae))
         self.measured = (
-            {} if params.dtype == "float32" else check_dtype(self.vae, backbone, params, range_m.to_log_depth())
+            {} if params.dtype == "float32" else check_dtype(self.vae, backbone, params, range_m.to_encoding())
         )
         # Everything that all latents depend on. Batch size is part of it: it can change the last bit.
         self.common = {
@@ -279,9 +279,8 @@ class SceneEncoder:
 
     def encode_batch(self, frames: Sequence[Frame]) -> list[LatentFrame]:
         """Latents of frames of one size, each in the range of its own lens."""
-        return encode_batch(
-            self.vae, frames, [self.range_m.to_log_depth(self.size.relative_focal(one.intrinsics)) for one in frames]
-        )
+        ranges = [self.range_m.to_log_depth(self.size.relative_focal(one.intrinsics)) for one in frames]
+        return encode_batch(self.vae, frames, ranges, self.range_m.to_encoding())
 
     def read_ahead(self, refs: Sequence[FrameRef]) -> Iterator[list[Frame] | str]:
         """Each frame's crops, in order, decoded two batches ahead of the VAE; a message for one that fails.
@@ -390,10 +389,10 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_dtype(vae: AutoencoderKL, backbone: Path, params: Encode, log_depth: LogDepth) -> dict[str, float]:
+def check_dtype(vae: AutoencoderKL, backbone: Path, params: Encode, encoding: Encoding) -> dict[str, float]:
     """How far the VAE's dtype changes depth, for the index. ValueError for more than params.max_dtype_error."""
     exact = load_vae(backbone).to(vae.device).eval()
-    error = dtype_error(vae, exact, log_depth, params.height, params.width)
+    error = dtype_error(vae, exact, encoding, params.height, params.width)
     log.info("%s instead of float32 changes decoded depth by %.2g on average", params.dtype, error)
     if not error <= params.max_dtype_error:  # NaN too
         raise ValueError(
@@ -404,7 +403,9 @@ def check_dtype(vae: AutoencoderKL, backbone: Path, params: Encode, log_depth: L
 
 
 @torch.no_grad()
-def encode_batch(vae: AutoencoderKL, frames: Sequence[Frame], ranges: Sequence[LogDepth]) -> list[LatentFrame]:
+def encode_batch(
+    vae: AutoencoderKL, frames: Sequence[Frame], ranges: Sequence[LogDepth], encoding: Encoding = LOG
+) -> list[LatentFrame]:
     """Latents of frames of one size: images and filled log depth through the VAE, stored as float16."""
     rgb = rgb_to_tensor(np.stack([frame.rgb for frame in frames]))
     filled = [
@@ -412,7 +413,7 @@ def encode_batch(vae: AutoencoderKL, frames: Sequence[Frame], ranges: Sequence[L
         for log_depth, frame in zip(ranges, frames, strict=True)
     ]
     rgb_latents = encode_rgb(vae, rgb.to(vae.device))
-    depth_latents = encode_log_depth(vae, torch.from_numpy(np.stack(filled)).to(vae.device))
+    depth_latents = encode_log_depth(vae, torch.from_numpy(np.stack(filled)).to(vae.device), encoding)
     masks = [latent_valid_mask(frame.valid_mask, vae_factor(vae)) for frame in frames]
     return [
         LatentFrame(
@@ -430,7 +431,7 @@ def encode_batch(vae: AutoencoderKL, frames: Sequence[Frame], ranges: Sequence[L
 
 
 @torch.no_grad()
-def dtype_error(vae: AutoencoderKL, exact: AutoencoderKL, log_depth: LogDepth, height: int, width: int) -> float:
+def dtype_error(vae: AutoencoderKL, exact: AutoencoderKL, encoding: Encoding, height: int, width: int) -> float:
     """Mean relative difference in metres of depth encoded by `vae` and by `exact`, both decoded by `exact`.
 
     The two frames are synthetic, so that the error is known before the first real one and equal in every run: ground
@@ -441,6 +442,7 @@ def dtype_error(vae: AutoencoderKL, exact: AutoencoderKL, log_depth: LogDepth, h
     for _ in range(20):
         top, left = rng.integers(0, (height, width))
         d[rng.integers(2), top : top + height // 3, left : left + width // 4] = rng.uniform(-1, 1)
-    latents = [encode_log_depth(model, d.to(model.device)) for model in (vae, exact)]
-    depth_m, exact_m = (log_depth.denormalize(decode_log_depth(exact, latent)) for latent in latents)
+    latents = [encode_log_depth(model, d.to(model.device), encoding) for model in (vae, exact)]
+    decoded = (decode_log_depth(exact, latent, encoding) for latent in latents)
+    depth_m, exact_m = map(encoding.log_depth.denormalize, decoded)
     return ((depth_m - exact_m).abs() / exact_m).mean().item()

@@ -31,7 +31,6 @@ from .summary import (
 )
 from .uncertainty import held_out_calibration as held_out_calibration
 from .vae_floor import (
-    Encoding as Encoding,
     Floor as Floor,
     frames_in_range as frames_in_range,
     measure_floor as measure_floor,

@@ -1,27 +1,21 @@
 """The VAE floor: true depth through the VAE and back, without a U-Net. No prediction can be much better.
 
-How much the VAE loses depends on how depth is laid onto [-1, 1] (first experiment of arXiv 2411.10886). With near
-and far in metres
-
-    d = clip(2 (g(z) - g(near)) / (g(far) - g(near)) - 1, -1, 1)
-
-    log      g(z) = ln z     what the U-Net is trained on (metricgold.log_depth)
-    linear   g(z) = z
-    inverse  g(z) = -1 / z   near is -1 here too
+How much the VAE loses depends on how depth is laid onto [-1, 1] (first experiment of arXiv 2411.10886): by logarithm,
+in which the U-Net is trained by default, or by another Encoding (metricgold.log_depth).
 
 One protocol for all of them: frames at the size at which `encode` reads them, figures per image, then the mean over
 images, then over data sets. Every valid pixel inside the widest of all ranges counts: what a narrower range
 clips counts with its error, so that no range wins by ignoring pixels. The ruler of `metricgold evaluate` would hide
-what the widest range is for. The best range is the one with the smallest
-AbsRel of log depth; of equals the first. (The stand-in VAE has learnt from log depth alone: only a VAE trained on
-photographs compares encodings fairly.)
+what the widest range is for. The best range is the one with the smallest AbsRel of the encoding in use; of equals the
+first. (Encodings compare fairly by a VAE that was trained on photographs, or by a stand-in that has seen equal shares
+of them, backbone.stand_in.encodings.)
 """
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -41,7 +35,7 @@ from metricgold.evaluate.depth_ranges import (
     write_table,
 )
 from metricgold.images import TrainingSize, metre_ticks
-from metricgold.log_depth import LogDepth
+from metricgold.log_depth import Encoding, EncodingName, LogDepth
 from metricgold.model import (
     check_size,
     decode_log_depth,
@@ -57,43 +51,6 @@ from metricgold.storage import digest_folder, write_json
 
 log = logging.getLogger(__name__)
 
-# g and its inverse.
-WARPS = {
-    "log": (torch.log, torch.exp),
-    "linear": (torch.clone, torch.clone),
-    "inverse": (lambda z: -1 / z, lambda g: -1 / g),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """Metres onto [-1, 1] and back by the formula above; near_m maps to -1, far_m to +1, the rest saturates."""
-
-    warp: str
-    near_m: float
-    far_m: float
-
-    def __str__(self) -> str:
-        return f"{self.warp}/{self.near_m:g}-{self.far_m:g}"
-
-    def normalize(self, depth_m: torch.Tensor) -> torch.Tensor:
-        """Metres to [-1, 1]; depth outside the range saturates."""
-        warp, near, far = self._warped_range()
-        clipped_m = depth_m.clamp(self.near_m, self.far_m)
-        return (2 * (warp(clipped_m) - near) / (far - near) - 1).clamp(-1, 1)
-
-    def denormalize(self, d: torch.Tensor) -> torch.Tensor:
-        """[-1, 1] to metres; values outside saturate."""
-        _, near, far = self._warped_range()
-        depth_m = WARPS[self.warp][1](near + (d.clamp(-1, 1) + 1) / 2 * (far - near))
-        return depth_m.clamp(self.near_m, self.far_m)
-
-    def _warped_range(self) -> tuple[Any, float, float]:
-        """g, g(near) and g(far)."""
-        warp = WARPS[self.warp][0]
-        near, far = warp(torch.tensor([self.near_m, self.far_m], dtype=torch.float64)).tolist()
-        return warp, near, far
-
 
 def measure_vae_floor(
     params: VaeFloor,
@@ -107,7 +64,7 @@ def measure_vae_floor(
     view_shares: Sequence[float] = (1.0,),
     device: str = "",
 ) -> dict[str, Any]:
-    """Measure log, linear and inverse depth over `range_m` and every range of the params; write the JSON `metrics`.
+    """Measure depth in every encoding over `range_m` and every range of the params; write the JSON `metrics`.
 
     Up to params.frames_per_dataset frames of each data set's split, evenly spaced over the sorted names, as a network
     of `size`, height and width, sees them. `plots` receives vae_floor.csv (every encoding by range of true depth) and
@@ -122,18 +79,18 @@ def measure_vae_floor(
     vae = load_vae(backbone, dtype=getattr(torch, params.dtype)).to(device or default_device()).eval()
     check_size(vae, size)
     seen = TrainingSize(*size, vae_factor(vae))
-    ranges = list(dict.fromkeys([range_m, *params.ranges_m]))
-    encodings = [Encoding(warp, one.near_m, one.far_m) for warp in WARPS for one in ranges]
-    edges_m = range_edges_m(LogDepth(min(one.near_m for one in ranges), max(one.far_m for one in ranges)))
+    ranges = list(dict.fromkeys((one.near_m, one.far_m) for one in (range_m, *params.ranges_m)))
+    encodings = [Encoding(name, *one) for name in get_args(EncodingName) for one in ranges]
+    edges_m = range_edges_m(LogDepth(min(near_m for near_m, _ in ranges), max(far_m for _, far_m in ranges)))
     measured, flips, spread = {}, {}, CanonicalSpread(seen, view_shares)
     for name, raw in raw_folders.items():
         refs = unedited_frames(name, raw, params.split, params.frames_per_dataset)
-        flip = FlipAsymmetry(Encoding("log", range_m.near_m, range_m.far_m), edges_m)
+        flip = FlipAsymmetry(range_m.to_encoding(), edges_m)
         batches = frame_batches(refs, seen, params.batch_size, f"vae-floor {name}")
         batches = frames_in_range(spread.noting(batches), range_m, seen)
         measured[name] = measure_floor(vae, batches, encodings, edges_m, beside=flip.add)
         flips[name] = flip.report()
-    present, best = Encoding("log", range_m.near_m, range_m.far_m), best_range(measured)
+    present, best = range_m.to_encoding(), best_range(measured, range_m.encoding)
     report = _report(measured, flips, present, best) | spread.report()
     floors = {encoding: report[f"mean/{encoding}/abs_rel"] for encoding in (present, best)}
     log.info("VAE floor of %s m: AbsRel %.4f; smallest: %s m, %.4f", present, floors[present], best, floors[best])
@@ -199,9 +156,9 @@ class CanonicalSpread:
         }
 
 
-def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]]) -> Encoding:
-    """The encoding of log depth with the smallest AbsRel, mean over data sets; of equals the first."""
-    candidates = [encoding for encoding in next(iter(measured.values())) if encoding.warp == "log"]
+def best_range(measured: Mapping[str, Mapping[Encoding, "Floor"]], name: EncodingName) -> Encoding:
+    """The encoding of that name with the smallest AbsRel, mean over data sets; of equals the first."""
+    candidates = [encoding for encoding in next(iter(measured.values())) if encoding.name == name]
     return min(candidates, key=lambda encoding: np.mean([floors[encoding].abs_rel for floors in measured.values()]))
 
 
@@ -218,9 +175,9 @@ class Truth:
         self.image = np.nonzero(self.counted)[0]  # [N], position in the batch
         self.ranges = range_index(self.counted_m, edges_m)
 
-    def normalized(self, encoding: Encoding, device: torch.device) -> torch.Tensor:
-        """[B, H, W] in [-1, 1]; invalid pixels are filled with far_m, as in every cache."""
-        d = encoding.normalize(torch.from_numpy(self.depth_m).to(device))
+    def normalized(self, log_depth: LogDepth, device: torch.device) -> torch.Tensor:
+        """Log depth [B, H, W]; invalid pixels are filled with far_m, as in every cache."""
+        d: torch.Tensor = log_depth.normalize(torch.from_numpy(self.depth_m).to(device))
         return d.masked_fill(~torch.from_numpy(self.valid).to(device), 1.0)
 
 
@@ -275,8 +232,9 @@ def measure_floor(
     for frames in batches:
         truth = Truth(frames, edges_m)
         for encoding, floor in floors.items():
-            decoded = decode_log_depth(vae, encode_log_depth(vae, truth.normalized(encoding, vae.device)))
-            floor.add(encoding.denormalize(decoded).cpu().numpy(), truth)
+            d = truth.normalized(encoding.log_depth, vae.device)
+            decoded = decode_log_depth(vae, encode_log_depth(vae, d, encoding), encoding)
+            floor.add(encoding.log_depth.denormalize(decoded).cpu().numpy(), truth)
         if beside is not None:
             beside(vae, frames, truth)
     if not all(floor.images for floor in floors.values()):
@@ -288,7 +246,7 @@ class FlipAsymmetry:
     """What it costs to mirror latents instead of images: a VAE's convolutions are not symmetric.
 
     image_rms, depth_rms  RMS of encode(flip x) - flip(encode x) over the RMS of encode x, in latents
-    abs_rel               of log depth decoded from mirrored latents, mirrored back: compare with the floor itself
+    abs_rel               of depth decoded from mirrored latents, mirrored back: compare with the floor itself
     """
 
     def __init__(self, encoding: Encoding, edges_m: np.ndarray) -> None:
@@ -299,11 +257,11 @@ class FlipAsymmetry:
         """Measure a batch."""
         rgb = rgb_to_tensor(np.stack([frame.rgb for frame in frames])).to(vae.device)
         self._compare("image_rms", encode_rgb(vae, rgb), encode_rgb(vae, rgb.flip(-1)))
-        d = truth.normalized(self.encoding, vae.device)
-        latent = encode_log_depth(vae, d)
-        self._compare("depth_rms", latent, encode_log_depth(vae, d.flip(-1)))
-        decoded = decode_log_depth(vae, latent.flip(-1)).flip(-1)
-        self.mirrored.add(self.encoding.denormalize(decoded).cpu().numpy(), truth)
+        d = truth.normalized(self.encoding.log_depth, vae.device)
+        latent = encode_log_depth(vae, d, self.encoding)
+        self._compare("depth_rms", latent, encode_log_depth(vae, d.flip(-1), self.encoding))
+        decoded = decode_log_depth(vae, latent.flip(-1), self.encoding).flip(-1)
+        self.mirrored.add(self.encoding.log_depth.denormalize(decoded).cpu().numpy(), truth)
 
     def report(self) -> dict[str, float]:
         """The figures above, over all frames."""
@@ -340,7 +298,7 @@ def _report(
 def _plot(plots: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present: Encoding) -> None:
     """The table of all encodings, and a figure with a column for each data set.
 
-    On top the encodings over the present range, below log depth over every range.
+    On top the encodings over the present range, below the present encoding over every range.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -349,7 +307,7 @@ def _plot(plots: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present
     rows = [
         [
             name,
-            encoding.warp,
+            encoding.name,
             f"{encoding.near_m:g}-{encoding.far_m:g} m",
             *cells(row, "abs_rel", "delta1"),
             row["num_pixels"],
@@ -366,9 +324,9 @@ def _plot(plots: Path, measured: Mapping[str, Mapping[Encoding, Floor]], present
         for encoding, floor in floors.items():
             range_m = f"{encoding.near_m:g} to {encoding.far_m:g} m"
             if (encoding.near_m, encoding.far_m) == (present.near_m, present.far_m):
-                _draw_line(top, floor.by_depth.rows(), f"{encoding.warp}, {range_m}")
-            if encoding.warp == "log":
-                _draw_line(bottom, floor.by_depth.rows(), f"log, {range_m}")
+                _draw_line(top, floor.by_depth.rows(), f"{encoding.name}, {range_m}")
+            if encoding.name == present.name:
+                _draw_line(bottom, floor.by_depth.rows(), f"{present.name}, {range_m}")
         bottom.set_xlabel("true planar depth, m")
     for ax in axes.flat:
         edges_m = next(iter(measured.values()))[present].by_depth.edges_m

@@ -38,7 +38,7 @@ class OneStepGraph(torch.nn.Module):
         rgb_latent = encode_rgb(self.vae, image.permute(2, 0, 1)[None].float() / 127.5 - 1)
         scaled = rgb_latent * self.vae.config.scaling_factor
         latent = pipe.denoise(scaled, torch.zeros_like(scaled), self.scheduler, self._prompt(relative_focal))
-        d = decode_log_depth(self.vae, latent / self.vae.config.scaling_factor)[0]
+        d = decode_log_depth(self.vae, latent / self.vae.config.scaling_factor, pipe.encoding)[0]
         signs = Signs.of(d[None], d, pipe.log_depth)
         # Not d once more: of two equal clips of one value torch's exporter loses a bound.
         depth_m = signs.ln_depth.exp() * (relative_focal if pipe.needs_camera else 1.0)

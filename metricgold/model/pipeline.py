@@ -22,7 +22,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from safetensors import safe_open
 
 from metricgold.images import FOV_DEG, FocalFrom, NetworkGrid, TrainingSize, focal_px_from_fov, pinhole
-from metricgold.log_depth import LogDepth
+from metricgold.log_depth import Encoding, LogDepth
 from metricgold.model.camera_token import CameraToken
 from metricgold.model.configs import naming_the_folder
 from metricgold.model.digest import digest_model
@@ -125,9 +125,10 @@ class MetricGoldPipeline(DiffusionPipeline):
     trained_aspects                      width over height of the narrowest and the widest frames trained on; None: of
                                          the processing size
     no_surface_from                      share of far_m from which on a prediction says that there is no surface
+    encoding                             what the VAE sees of log depth (metricgold.log_depth.Encoding)
 
-    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera or a broken
-    scale, and where there is a camera_token for none or none for one that needs it.
+    Raises ValueError when one of the numbers is missing, unless 0 < near_m < far_m, for another camera or encoding or a
+    broken scale, and where there is a camera_token for none or none for one that needs it.
     """
 
     _optional_components: ClassVar[list[str]] = ["camera_token"]  # folders of before, and of camera none, lack it
@@ -148,11 +149,12 @@ class MetricGoldPipeline(DiffusionPipeline):
         trained_aspects: list[float] | None = None,
         camera_token: CameraToken | None = None,
         no_surface_from: float = 1.0,  # that of folders of earlier versions: only what saturates
+        encoding: str = "log",  # folders of before have none, and those of log depth have none now
     ) -> None:
         super().__init__()
         if near_m is None or far_m is None or processing_height is None or processing_width is None:
             raise ValueError("a MetricGold pipeline needs near_m, far_m, processing_height and processing_width")
-        LogDepth(near_m, far_m)  # raises where they are not a range
+        Encoding(encoding, near_m, far_m)  # raises where they are none
         sides = processing_height, processing_width
         if not all(isinstance(side, int) and 0 < side <= MAX_PROCESSING_SIDE for side in sides):
             raise ValueError(f"processing_height x processing_width is {processing_height} x {processing_width}")
@@ -176,6 +178,7 @@ class MetricGoldPipeline(DiffusionPipeline):
             uncertainty_scale=uncertainty_scale,
             trained_aspects=trained_aspects,
             no_surface_from=no_surface_from,
+            **({} if encoding == "log" else {"encoding": encoding}),
         )
         self.uncertainty_scale = UncertaintyScale.model_validate(uncertainty_scale) if uncertainty_scale else None
         unet.eval(), vae.eval()
@@ -198,6 +201,11 @@ class MetricGoldPipeline(DiffusionPipeline):
     def log_depth(self) -> LogDepth:
         """Metres of near_m to far_m onto [-1, 1] and back; with canonical depth those of relative focal length 1."""
         return LogDepth(self.config.near_m, self.config.far_m)
+
+    @property
+    def encoding(self) -> Encoding:
+        """What the VAE sees of log depth; canonical depth or not, it depends on far_m / near_m alone."""
+        return Encoding(self.config.get("encoding", "log"), self.config.near_m, self.config.far_m)
 
     @property
     def needs_camera(self) -> bool:
@@ -496,7 +504,7 @@ class MetricGoldPipeline(DiffusionPipeline):
         """Scaled latents float32 [B, c, h, w] to log depth [B, H, W]. ValueError where that is NaN or infinite."""
         size = max(1, VAE_PIXELS // (latent[0, 0].numel() * vae_factor(self.vae) ** 2))
         parts = (latent / self.vae.config.scaling_factor).split(size)
-        d = torch.cat([decode_log_depth(self.vae, part) for part in parts])
+        d = torch.cat([decode_log_depth(self.vae, part, self.encoding) for part in parts])
         if not torch.isfinite(d).all():
             raise ValueError(f"the model produced NaN or infinity in {self.unet.dtype}; try bfloat16 or float32")
         return d
@@ -648,7 +656,8 @@ class MetricGoldPipeline(DiffusionPipeline):
         ranges = [self.log_depth_of(self.relative_focal(grid, camera)) for camera in cameras]
         pairs = zip(ranges, planar_depth_m, strict=True)
         seen = np.stack([grid.sample(log_depth.normalize(depth_m)) for log_depth, depth_m in pairs])
-        decoded = decode_log_depth(self.vae, encode_log_depth(self.vae, torch.from_numpy(seen).to(self.device)))
+        latent = encode_log_depth(self.vae, torch.from_numpy(seen).to(self.device), self.encoding)
+        decoded = decode_log_depth(self.vae, latent, self.encoding)
         maps = zip(ranges, grid.to_image(decoded), strict=True)
         return torch.stack([log_depth.denormalize(d) for log_depth, d in maps]).cpu().numpy()
 

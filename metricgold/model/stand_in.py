@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from torch.nn import functional
 
 from metricgold.datasets import list_frames, read_frame
-from metricgold.log_depth import LogDepth
+from metricgold.log_depth import Encoding, LogDepth
 from metricgold.model.identity_vae import identity_vae
 from metricgold.model.parts import SCHEDULE, empty_prompt, widen_conv_in
 from metricgold.model.pipeline import EmptyPrompt
@@ -82,18 +83,21 @@ def new_unet(params: StandIn) -> UNet2DConditionModel:
 
 
 def sample_images(params: StandIn, log_depth: LogDepth, raw_folders: dict[str, Path]) -> torch.Tensor:
-    """Photographs and log-depth maps in turn, float32 [N, 3, H, W] in [-1, 1]: frames spread evenly over the data sets.
+    """Photographs and depth maps in turn, float32 [N, 3, H, W] in [-1, 1]: frames spread evenly over the data sets.
 
-    H x W is the smallest of their heights and widths; larger ones lose their borders.
+    Depth is in one of params.encodings after the other. H x W is the smallest of their heights and widths; larger
+    ones lose their borders.
     """
-    pictures = []
+    pictures: list[torch.Tensor] = []
+    encodings = cycle(Encoding(name, log_depth.near_m, log_depth.far_m) for name in params.encodings)
     for name, raw in raw_folders.items():
         refs = list_frames(name, raw, split="train").frames
         share = min(len(refs), -(-params.num_frames // len(raw_folders)))
         for i in range(share):
             frame = read_frame(refs[i * len(refs) // share])
-            d = filled_log_depth(log_depth, frame.planar_depth_m, frame.valid_mask)
-            pictures += [rgb_to_tensor(frame.rgb[None])[0], torch.from_numpy(d).expand(3, -1, -1)]
+            d = torch.from_numpy(filled_log_depth(log_depth, frame.planar_depth_m, frame.valid_mask))
+            e = next(encodings).of_log_depth(d)
+            pictures += [rgb_to_tensor(frame.rgb[None])[0], e.expand(3, -1, -1)]
     height, width = (min(picture.shape[i] for picture in pictures) for i in (1, 2))
     if min(height, width) < params.vae_crop:
         raise ValueError(f"backbone.stand_in.vae_crop {params.vae_crop} is larger than the images, {[height, width]}")

@@ -1,4 +1,4 @@
-"""The VAE's side of things: images and log depth to latents and back.
+"""The VAE's side of things: images and log depth, as its encoding has it, to latents and back.
 
 Latents are stored as the unscaled mean of the VAE's posterior and scaled on load, so that a cache outlives
 a change of scaling (the lesson of EDM2). Depth goes in as three equal channels and comes out as their mean
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from metricgold.log_depth import LogDepth
+from metricgold.log_depth import LOG, Encoding, LogDepth
 
 
 def vae_factor(vae: AutoencoderKL) -> int:
@@ -36,14 +36,14 @@ def encode_rgb(vae: AutoencoderKL, rgb: torch.Tensor) -> torch.Tensor:
     return vae.encode(rgb.to(vae.dtype)).latent_dist.mean.float()
 
 
-def encode_log_depth(vae: AutoencoderKL, d: torch.Tensor) -> torch.Tensor:
-    """Log depth [B, H, W] in [-1, 1] to the unscaled posterior mean [B, c, h, w]."""
-    return encode_rgb(vae, d.unsqueeze(1).expand(-1, 3, -1, -1))
+def encode_log_depth(vae: AutoencoderKL, d: torch.Tensor, encoding: Encoding = LOG) -> torch.Tensor:
+    """Log depth [B, H, W] in [-1, 1], as the encoding has it, to the unscaled posterior mean [B, c, h, w]."""
+    return encode_rgb(vae, encoding.of_log_depth(d).unsqueeze(1).expand(-1, 3, -1, -1))
 
 
-def decode_log_depth(vae: AutoencoderKL, latent: torch.Tensor) -> torch.Tensor:
-    """Unscaled latents [B, c, h, w] to log depth [B, H, W], clipped to [-1, 1]."""
-    return vae.decode(latent.to(vae.dtype)).sample.float().mean(dim=1).clamp(-1, 1)
+def decode_log_depth(vae: AutoencoderKL, latent: torch.Tensor, encoding: Encoding = LOG) -> torch.Tensor:
+    """Unscaled latents [B, c, h, w] of that encoding to log depth [B, H, W], clipped to [-1, 1]."""
+    return encoding.to_log_depth(vae.decode(latent.to(vae.dtype)).sample.float().mean(dim=1))
 
 
 def latent_valid_mask(valid_mask: np.ndarray, factor: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from metricgold.log_depth import LogDepth
+from metricgold.log_depth import Encoding, EncodingName, LogDepth
 from metricgold.params.paths import require_dataset_name
 from metricgold.params.words import PRESETS, Camera, Dtype, Output, PredictionType, Spacing, Windows
 from metricgold.storage import faults_of, read_yaml
@@ -32,21 +32,32 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LogDepthRange(Section):
+class MetreRange(Section):
     """Metres that map to -1 and +1 (arXiv 2411.10886; the paper does not state its own values)."""
 
     near_m: PositiveFloat = 0.5
     far_m: PositiveFloat = 80.0
 
     @model_validator(mode="after")
-    def _near_is_nearer(self) -> "LogDepthRange":
+    def _near_is_nearer(self) -> "MetreRange":
         if self.near_m >= self.far_m:
             raise ValueError(f"near_m {self.near_m} must be below far_m {self.far_m}")
         return self
 
+
+class LogDepthRange(MetreRange):
+    """The range of log depth, and what the VAE sees of it."""
+
+    # Left out where it is the paper's, so that the digests of what was made before this key stay.
+    encoding: EncodingName = Field("log", exclude_if=lambda name: name == "log")
+
     def to_log_depth(self, relative_focal: float = 1.0) -> LogDepth:
         """The mapping of this range onto [-1, 1], of an image with that relative focal length; here one for all."""
         return LogDepth(self.near_m, self.far_m)
+
+    def to_encoding(self) -> Encoding:
+        """What the VAE sees of log depth of this range, whatever the lens."""
+        return Encoding(self.encoding, self.near_m, self.far_m)
 
 
 class CanonicalRange(LogDepthRange):
@@ -132,6 +143,10 @@ class StandIn(Section):
     # identity: latents are the image itself, so that the U-Net works on pixels. Left out where it is the default, so
     # that the digests of what was made before this key stay.
     vae: Literal["trained", "identity"] = Field("trained", exclude_if=lambda kind: kind == "trained")
+    # What the VAE learns depth maps in, in equal shares. Left out where it is the default, as above.
+    encodings: Annotated[list[EncodingName], Field(min_length=1)] = Field(
+        ["log"], exclude_if=lambda names: names == ["log"]
+    )
     vae_channels: list[PositiveInt] = [16, 32, 32]
     latent_channels: PositiveInt = 4
     vae_steps: Count = 1000
@@ -206,8 +221,8 @@ class VaeFloor(Section):
     frames_per_dataset: PositiveInt = 50
     batch_size: PositiveInt = 8
     dtype: Dtype = "float32"  # of the VAE
-    ranges_m: Annotated[list[LogDepthRange], Field(min_length=1)] = [
-        LogDepthRange(near_m=near_m, far_m=far_m)
+    ranges_m: Annotated[list[MetreRange], Field(min_length=1)] = [
+        MetreRange(near_m=near_m, far_m=far_m)
         for near_m, far_m in ((0.5, 80.0), (0.3, 80.0), (1.0, 80.0), (0.5, 40.0), (0.5, 150.0))
     ]  # log_depth is always measured too
 

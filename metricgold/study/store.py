@@ -35,7 +35,7 @@ def names_of(params: Params, contents: Mapping[str, str]) -> Names:
     """What a run's outputs are called. contents: digests of the raw data, by data set."""
     range_m, raw = params.depth_range.model_dump(), {name: contents[name] for name in params.datasets}
     # The backbone sees training frames in the range of metres, whatever the U-Net learns.
-    backbone = _named("backbone", params.backbone.model_dump(), params.log_depth.model_dump(), raw)
+    backbone = _named("backbone", params.backbone.model_dump(), params.log_depth.model_dump(exclude={"encoding"}), raw)
     encoding = params.encode.model_dump(), range_m, backbone
     caches = {name: _named("latents", name, content, *encoding) for name, content in raw.items()}
     size = [params.encode.height, params.encode.width]

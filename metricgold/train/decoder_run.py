@@ -1,4 +1,4 @@
-"""One run that fine-tunes the VAE's decoder on log depth: its crops, its loss, a step."""
+"""One run that fine-tunes the VAE's decoder on encoded depth: its crops, its loss, a step."""
 
 import logging
 from pathlib import Path
@@ -60,6 +60,7 @@ class DecoderRun(ResumableRun[Crops]):
             keep_checkpoints=1,
         )
         self.params, self.range_m, self.vae, self.size = params, range_m, vae, size
+        self.encoding = range_m.to_encoding()
         self.crop = [min(params.crop, side) // size.multiple * size.multiple for side in (size.height, size.width)]
         if not all(self.crop):
             raise ValueError(f"depth_vae.crop {params.crop} is smaller than one latent of {size.multiple} pixels")
@@ -115,12 +116,13 @@ class DecoderRun(ResumableRun[Crops]):
 
     def update(self, batch: Crops) -> float:
         device = self.vae.device
-        target, valid = batch.log_depth.to(device), batch.valid.to(device)
+        d, valid = batch.log_depth.to(device), batch.valid.to(device)
         with torch.no_grad():
-            latent = encode_log_depth(self.vae, target)
+            latent = encode_log_depth(self.vae, d, self.encoding)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.params.mixed_precision == "bf16"):
             # Not decode_log_depth: what is clipped has no gradient, and would stay out of range for good.
             output = self.vae.decode(latent).sample.mean(dim=1)
+        target = self.encoding.of_log_depth(d)
         loss = log_depth_loss(output.float(), target, valid, self.params.gradient_weight)
         if self.params.no_surface_weight:
             too_near = (1 - output.float()).clamp(min=0) * batch.no_surface.to(device)

@@ -1,8 +1,8 @@
-"""The stage depth-vae: fine-tune what decodes depth, the VAE's decoder, on log depth alone.
+"""The stage depth-vae: fine-tune what decodes depth, the VAE's decoder, on encoded depth alone.
 
 Encoder and latents stay as they are and images are never decoded, so the pipeline's one VAE can carry the result:
-latent caches stay valid (vae_digest looks at the encoder only), and the U-Net need not know. The loss is the L1 of log
-depth over valid pixels, on crops that pass through the frozen encoder.
+latent caches stay valid (vae_digest looks at the encoder only), and the U-Net need not know. The loss is the L1 of
+encoded depth over valid pixels, on crops that pass through the frozen encoder.
 
     models/depth-vae/          the result: vae/ as in a backbone, and depth_vae.json, what it was made from
     models/depth-vae.state/    what it resumes from (metricgold.train.resumable)
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 
 from metricgold.datasets import FrameRef, frame_batches
 from metricgold.download import unedited_frames
-from metricgold.evaluate import Encoding, Floor, frames_in_range, measure_floor, range_edges_m
+from metricgold.evaluate import Floor, frames_in_range, measure_floor, range_edges_m
 from metricgold.images import TrainingSize
 from metricgold.model import check_size, default_device, load_vae, vae_digest, vae_factor
 from metricgold.params import DepthVae, LogDepthRange
@@ -142,7 +142,7 @@ def _floors(
     when: str,
 ) -> dict[str, Floor]:
     """The VAE floor of each data set's held-out frames."""
-    encoding = Encoding("log", range_m.near_m, range_m.far_m)
+    encoding = range_m.to_encoding()
     edges_m = range_edges_m(range_m.to_log_depth())
     floors = {}
     for name, refs in held_out.items():

@@ -103,7 +103,7 @@ class Objective:
     def _decoded_loss(
         self, output: torch.Tensor, inputs: dict[str, torch.Tensor], in_crops: torch.Tensor
     ) -> torch.Tensor:
-        """Error of log depth in pixels, against what the truth's latents decode to, over in_crops latents."""
+        """Error of encoded depth in pixels, against what the truth's latents decode to, over in_crops latents."""
         clean = -output if self.params.prediction_type == "v_prediction" else output
         with torch.no_grad():
             truth = self._decode(self._crop(inputs["depth"], inputs))
@@ -118,7 +118,7 @@ class Objective:
         return square_crops(maps, inputs["corners"], self.params.decoded_crop)
 
     def _decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Log depth [B, 1, H, W]. Not clipped: values out of range must keep a gradient."""
+        """Encoded depth [B, 1, H, W]. Not clipped: values out of range must keep a gradient."""
         return self.vae.decode(latent / self.vae.config.scaling_factor).sample.mean(dim=1, keepdim=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers import AutoencoderKL
 
 from metricgold.model import backbone_digest, load_backbone, load_depth_vae, made_from, vae_digest
 from metricgold.params import CanonicalRange, LogDepthRange, Train
@@ -63,8 +64,8 @@ def train(
     digest = backbone_digest(backbone)  # gigabytes for the real one: read once
     accelerator = Accelerator(mixed_precision=params.mixed_precision)
     with only_writer(state) if accelerator.is_main_process else nullcontext():
-        parts = load_backbone(backbone) | ({"vae": load_depth_vae(depth_vae, backbone)} if depth_vae else {})
-        config = processing | {"near_m": range_m.near_m, "far_m": range_m.far_m}
+        parts = load_backbone(backbone) | ({"vae": _decoder(depth_vae, backbone, range_m)} if depth_vae else {})
+        config = processing | {"near_m": range_m.near_m, "far_m": range_m.far_m, "encoding": range_m.encoding}
         config |= {name: getattr(params, name) for name in ("objective", "camera", "no_surface_from")}
         run = TrainingRun(params, opened, parts, config, state, accelerator, validate)
         run.start(_fingerprint(params, range_m, opened, digest, depth_vae), fresh=resume == "fresh")
@@ -95,6 +96,18 @@ def _check_caches(caches: dict[str, LatentCache], range_m: LogDepthRange, backbo
         raise ValueError(f"the latent caches differ in size: {sizes}")
     height, width = next(iter(sizes.values()))
     return {"processing_height": height, "processing_width": width, "trained_aspects": _aspects(caches)}
+
+
+def _decoder(depth_vae: Path, backbone: Path, range_m: LogDepthRange) -> AutoencoderKL:
+    """The VAE that decodes depth. ValueError also where it was fine-tuned on another encoding than the caches'."""
+    vae, made = load_depth_vae(depth_vae, backbone), read_json(depth_vae / "depth_vae.json")
+    learnt = made["log_depth"].get("encoding", "log")
+    if made["depth_vae"]["num_steps"] and learnt != range_m.encoding:
+        raise ValueError(
+            f"{depth_vae} was fine-tuned on encoding {learnt}, this run needs {range_m.encoding}; "
+            "run `metricgold depth-vae` again"
+        )
+    return vae
 
 
 def _aspects(caches: dict[str, LatentCache]) -> list[float]:

@@ -10,9 +10,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from metricgold.log_depth import Encoding
 from metricgold.model.backbone import load_backbone, load_vae, prepare_backbone, vae_digest
 from metricgold.model.parts import widen_conv_in
-from metricgold.model.stand_in import new_unet, new_vae
+from metricgold.model.stand_in import new_unet, new_vae, sample_images
 from metricgold.params.sections import Backbone, LogDepthRange
 from metricgold.storage.files import digest_file, digest_folder
 
@@ -236,6 +237,19 @@ def test_equal_inputs_equal_bytes(tmp_path, tiny, tiny_raw, tiny_backbone):
     again = prepare_backbone(tiny.backbone, tiny.log_depth, {tiny.datasets[0]: tiny_raw}, tmp_path / "again")
     assert digest_folder(again) == digest_folder(tiny_backbone)
     assert vae_digest(again) == vae_digest(tiny_backbone)
+
+
+def test_the_stand_in_s_vae_sees_equal_shares_of_its_encodings(tiny, tiny_raw):
+    """Photographs stay as they are; depth maps come in one encoding after the other, sky far in all of them."""
+    names, of_log = ["log", "linear", "inverse", "sqrt"], tiny.backbone.stand_in.model_copy(update={"num_frames": 8})
+    of_all = of_log.model_copy(update={"encodings": names})
+    log_depth, raws = tiny.log_depth.to_log_depth(), {tiny.datasets[0]: tiny_raw}
+    plain, mixed = (sample_images(params, log_depth, raws) for params in (of_log, of_all))
+    assert torch.equal(plain[0::2], mixed[0::2])
+    assert len(plain[1::2]) == 8
+    for i, (d, e) in enumerate(zip(plain[1::2], mixed[1::2], strict=True)):
+        assert torch.equal(e, Encoding(names[i % 4], 0.5, 80.0).of_log_depth(d))
+        assert (e[d == 1] > 1 - 1e-6).all()
 
 
 @pytest.mark.parametrize(

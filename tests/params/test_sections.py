@@ -37,6 +37,12 @@ def test_the_project_s_params_load_and_everything_has_a_default(tmp_path):
         ({"datasets": ["a"], "backbone": {"sha256": {"unet": "ab"}}}, "backbone.sha256.unet: .*pattern"),
         ({"datasets": ["a"], "backbone": {"mirrors": [{"from": "b"}]}}, "backbone.mirrors.0.source: Field required"),
         ({"datasets": ["a"], "log_depth": {"near_m": 90}}, "near_m 90.0 must be below far_m 80.0"),
+        (
+            {"datasets": ["a"], "log_depth": {"encoding": "disparity"}},
+            "log_depth.encoding: .*'linear', 'inverse'",
+        ),
+        ({"datasets": ["a"], "backbone": {"stand_in": {"encodings": []}}}, "backbone.stand_in.encodings: .*at least 1"),
+        ({"datasets": ["a"], "vae_floor": {"ranges_m": [{"encoding": "log"}]}}, "ranges_m.0.encoding: Extra inputs"),
         ("a: [", "line 1: is not YAML"),
         ("datasets: [a]\ntrain:\n  lr: 1e-5\n  lr: 1e-4\n", "line 4: lr is given twice"),
         ("datasets: &a [a]\ntrain: *a\n", "line 2: has an alias"),
@@ -99,3 +105,16 @@ def test_overrides_are_checked_as_the_file_is(tmp_path):
     for key, value in (("train.lrr", 1), ("train.lr", -1), ("datasets", ["x; y"]), ("other.yaml:train.lr", 1)):
         with pytest.raises(ValueError, match=re.escape(f"{path}: {key.partition('.yaml')[0]}")):
             load_params(path, {key: value})
+
+
+def test_encodings_count_only_where_they_are_not_the_paper_s(tmp_path):
+    """What was made before these keys has the digests of params without them."""
+    params = load_params(write(tmp_path, {"datasets": ["a"], "log_depth": {"encoding": "log"}}))
+    assert params.log_depth.model_dump() == {"near_m": 0.5, "far_m": 80.0}
+    assert "encoding" not in params.canonical_depth.model_dump()
+    assert "encodings" not in params.backbone.stand_in.model_dump()
+    other = {"log_depth": {"encoding": "sqrt"}, "backbone": {"stand_in": {"encodings": ["log", "sqrt"]}}}
+    stated = load_params(write(tmp_path, {"datasets": ["a"], **other}))
+    assert stated.log_depth.model_dump() == {"near_m": 0.5, "far_m": 80.0, "encoding": "sqrt"}
+    assert stated.backbone.stand_in.model_dump()["encodings"] == ["log", "sqrt"]
+    assert Params.model_validate(stated.model_dump()) == stated

@@ -6,8 +6,9 @@ import torch
 
 from metricgold import LatentCache, LogDepth, open_dataset
 from metricgold.encode.stage import encode
-from metricgold.evaluate.vae_floor import Encoding, measure_floor
+from metricgold.evaluate.vae_floor import measure_floor
 from metricgold.export.one_step import export_torch
+from metricgold.log_depth import Encoding
 from metricgold.model.backbone import load_backbone, load_vae, prepare_backbone
 from metricgold.model.pipeline import load_pipeline
 from metricgold.model.vae import filled_log_depth, rgb_to_tensor
