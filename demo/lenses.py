@@ -59,7 +59,7 @@ VARIANTS: dict[str, Sequence[Changes]] = {
     "canonical, views": [VIEWS, {"train": {"camera": "canonical"}}],
     "token, views": [VIEWS, {"train": {"camera": "token"}}],
     "canonical+token, views": [VIEWS, {"train": {"camera": "canonical+token"}}],
-    "canonical+token, few views": [VIEWS, {"train": {"camera": "canonical+token", "whole_weight": 5}}],
+    "canonical+token, few views": [VIEWS, {"train": {"camera": "canonical+token", "whole_weight": 3}}],
 }
 BASELINE, SCALED, CHOSEN = "none", "none, scaled afterwards", "canonical+token, few views"
 METHODS = (BASELINE, SCALED, *[name for name in VARIANTS if name != BASELINE])
