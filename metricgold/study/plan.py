@@ -5,6 +5,7 @@ takes training steps, which is measured now, or over the assumed share of a card
 in the store, counts once, or not at all. Left out are reading, decoding of images, and the start of processes.
 """
 
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,14 @@ def _num_test_frames(params: Params, name: str) -> int:
     if name.endswith(TWIN):
         there = params.synthesize_benchmark.num_scenes * params.synthesize_benchmark.frames_per_scene
     else:
-        there = chosen_protocols(name, ())[0].frames.count or 0
+        there = _num_pinned(name)
     return min(there, params.benchmark.frames or there)
+
+
+@functools.cache
+def _num_pinned(benchmark: str) -> int:
+    """Frames of a benchmark's default protocol; its file is read once for all runs."""
+    return chosen_protocols(benchmark, ())[0].frames.count or 0
 
 
 def describe_plan(plan: Mapping[str, Any]) -> str:
