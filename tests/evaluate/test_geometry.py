@@ -114,7 +114,7 @@ def test_the_vae_floor_sees_the_depth_of_training(pipe, monkeypatch, shape):
     shown = []
     monkeypatch.setattr(
         "metricgold.model.pipeline.encode_log_depth",
-        lambda vae, d: shown.append(d) or torch.zeros(len(d), 4, *(side // 8 for side in d.shape[1:])),
+        lambda vae, d, encoding: shown.append(d) or torch.zeros(len(d), 4, *(side // 8 for side in d.shape[1:])),
     )
     assert pipe.encode_decode_depth(frame.planar_depth_m[None]).shape == (1, *shape)
     trained = encoded(frame, monkeypatch)
