@@ -246,7 +246,13 @@ class Soak:
         for name in DEPLOYMENTS:
             deployment = self.ask("GET", f"/deployments/name/batch-depth/{name}")
             self.ask("PATCH", f"/deployments/{deployment['id']}", {"paused": True})
-        wait_until(lambda: not self.runs(ACTIVE), within_s=480, every_s=2, what="the end of all runs")
+        try:
+            wait_until(lambda: not self.runs(ACTIVE), within_s=480, every_s=2)
+        except TimeoutError:
+            left = [
+                f"{run['name']}: {run['state']['name']} since {run['state']['timestamp']}" for run in self.runs(ACTIVE)
+            ]
+            raise TimeoutError(f"these runs did not end within 480 s: {'; '.join(left)}") from None
         last = []
         for name in DEPLOYMENTS:
             deployment = self.ask("GET", f"/deployments/name/batch-depth/{name}")
