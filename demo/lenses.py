@@ -297,7 +297,7 @@ def draw(measured: Measured, path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(8, 3.6), dpi=80, layout="constrained")
+    figure = Figure(figsize=(8, 3.6), dpi=72, layout="constrained")
     ax = figure.subplots()
     for method in measured.methods(AT_ONE):
         mean, low, high = zip(*(measured.mean(lens, method, "abs_rel") for lens in LENSES), strict=True)
