@@ -16,6 +16,7 @@ from .methods import (
 )
 from .ours import OurModel as OurModel, VaeFloor as VaeFloor
 from .peers import open_peer as open_peer
+from .predictions import rank_correlation as rank_correlation
 from .protocols import (
     WITH_CAMERA as WITH_CAMERA,
     Protocol as Protocol,

@@ -47,7 +47,7 @@ from metricgold.evaluate.rows import (
 from metricgold.evaluate.scoring import fit, in_metres, score
 from metricgold.evaluate.summary import BenchmarkOutputs, write_results
 from metricgold.images import Example, crop_intrinsics
-from metricgold.metrics import ALIGNMENTS, depth_metrics
+from metricgold.metrics import ALIGNMENTS, depth_metrics, uncertainty_figures
 from metricgold.params import Benchmark, LogDepthRange
 from metricgold.storage import digest_file, digest_json, only_writer, remove
 
@@ -270,13 +270,18 @@ def score_frames(
 ) -> Iterator[tuple[Frame, dict[str, float]]]:
     """The metric figures of a method on each of these frames, with nothing written; without those that have none.
 
-    Those are frames that cannot be read, and frames of which no pixel counts. Raises as `benchmark`.
+    Those are frames that cannot be read, and frames of which no pixel counts. An estimate that states an uncertainty
+    has the figures of that too. Raises as `benchmark`.
     """
     for frames in frame_batches(refs, None, batch_size, desc):
         for frame, estimate in zip(frames, estimates(method, protocol, frames, {}), strict=True):
             true_m, counted = protocol.counted(frame)
             if counted.any():
-                yield frame, depth_metrics(fit(protocol, estimate, true_m.shape).depth, true_m, counted)
+                fitted = fit(protocol, estimate, true_m.shape)
+                figures = depth_metrics(fitted.depth, true_m, counted)
+                if fitted.uncertainty is not None:
+                    figures |= uncertainty_figures(fitted.depth, true_m, counted, fitted.uncertainty)
+                yield frame, figures
 
 
 def crop_frame(frame: Frame, rows: slice, columns: slice) -> Frame:

@@ -8,15 +8,19 @@
     within           factors within whose levels runs are compared; without any, all are compared with one
     seeds            of training
     budget_minutes   of one call with the stand-in: beyond it no further training starts
-    measures         in_domain: the test scenes of `datasets`; benchmarks: data sets that only measure
+    measures         in_domain: the test scenes of `datasets`, or of those that it names
+                     benchmarks: data sets that only measure
+                     if_there: more of them, left out where their folder is empty
+                     uncertainty: whether the standard error that the model states is measured too
 
 Variants that no product makes are the levels of one factor. Of every factor the first level is the one that the others
 are compared with. A study names synthetic twins; with another backbone than the stand-in their originals are meant, so
-that one file serves both sizes.
+that one file serves both sizes. Rendered data sets that params.yaml does not have, or has by another `synthesize` or
+`synthesize_benchmark`, are rendered for the study.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
@@ -26,17 +30,21 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, ValidationError, model_validator
 
 from metricgold.datasets import ClosedModel
-from metricgold.params import DatasetName, Params
+from metricgold.params import MANIFESTS, DatasetName, Params, Synthesize, SynthesizeBenchmark
 from metricgold.storage import digest_json, faults_of, read_yaml
 
 FOLDER = Path("studies")
 TWIN = "-synthetic"
+World = Synthesize | SynthesizeBenchmark  # how a data set is rendered
 # Sections that decide a run's figures.
 DECIDING = {
     *("datasets", "synthesize", "synthesize_benchmark", "log_depth", "canonical_depth", "backbone", "encode"),
     *("depth_vae", "train", "evaluate", "benchmark"),
 }
-COLUMNS = {"seed", "set", "scene", "abs_rel", "delta1", "vae_floor", "digest", "commit", "machine"}  # of rows
+COLUMNS = {  # of rows
+    *("seed", "set", "scene", "abs_rel", "delta1", "vae_floor", "stated", "within"),
+    *("digest", "commit", "machine"),
+}
 
 Changes = dict[str, Any]
 Part = tuple[str, Changes]  # where the changes stand in the file, and they
@@ -65,8 +73,10 @@ Levels = Annotated[dict[Name, Sections | None], Field(min_length=1)]
 class Measures(ClosedModel):
     """What every run is measured on."""
 
-    in_domain: bool = True
+    in_domain: bool | list[DatasetName] = True
     benchmarks: list[DatasetName] = Field([])
+    if_there: list[DatasetName] = Field([])
+    uncertainty: bool = False
 
     @model_validator(mode="after")
     def _something(self) -> "Measures":
@@ -116,19 +126,29 @@ class Run:
     """One combination of levels and a seed.
 
     levels   by factor
-    in_domain, benchmarks  what it is measured on
+    in_domain, benchmarks, measures  what it is measured on, and what of it
+    worlds   data sets that are rendered for the study, and how
     """
 
     levels: Mapping[str, str]
     seed: int
     params: Params
-    in_domain: bool
+    in_domain: bool | tuple[str, ...]
     benchmarks: tuple[str, ...]
+    measures: Measures
+    worlds: Mapping[str, World]
 
     @property
     def key(self) -> dict[str, str]:
         """What names its rows."""
         return {**self.levels, "seed": str(self.seed)}
+
+    @property
+    def tested(self) -> Sequence[str]:
+        """The data sets whose test scenes are measured."""
+        if isinstance(self.in_domain, bool):
+            return self.params.datasets if self.in_domain else ()
+        return self.in_domain
 
     @property
     def digest(self) -> str:
@@ -162,10 +182,11 @@ def runs_of(study: Study, params: Params, name: str, folder: Path = FOLDER) -> l
 
     params  what the study changes. ValueError, naming file and key, where changes do not make valid params.
     """
-    small, benchmarks = is_small(params), study.measures.benchmarks
+    small, measures = is_small(params), study.measures
+    benchmarks, in_domain = measures.benchmarks, measures.in_domain
     common: list[Part] = [("fixed", study.fixed), *([("stand_in", study.stand_in)] if small else [])]
     if not small:
-        benchmarks = [one.removesuffix(TWIN) for one in benchmarks]
+        benchmarks, in_domain = _of_originals(benchmarks), _of_originals(in_domain)
     runs = []
     for trained in _combinations("factors", study.factors):
         for seed in study.seeds:
@@ -177,8 +198,34 @@ def runs_of(study: Study, params: Params, name: str, folder: Path = FOLDER) -> l
                     parts = [(place, _of_originals(changes)) for place, changes in parts]
                 own = _changed_params(params, parts, folder / f"{name}.yaml")
                 levels = {factor: level for factor, level in [*trained, *inferred]}
-                runs.append(Run(levels, seed, own, study.measures.in_domain, tuple(benchmarks)))
+                _check_measures(own, measures, in_domain, folder / f"{name}.yaml")
+                tested = in_domain if isinstance(in_domain, bool) else tuple(in_domain)
+                runs.append(Run(levels, seed, own, tested, tuple(benchmarks), measures, _worlds(params, own)))
     return runs
+
+
+def _check_measures(own: Params, measures: Measures, in_domain: bool | list[str], path: Path) -> None:
+    """ValueError for test scenes of data sets that a run does not have, and for an uncertainty that it never states."""
+    if not isinstance(in_domain, bool) and (unknown := sorted(set(in_domain) - set(own.datasets))):
+        raise ValueError(
+            f"{path}: measures.in_domain names {', '.join(unknown)}; datasets are {', '.join(own.datasets)}"
+        )
+    if measures.uncertainty and own.train.uncertainty is None:
+        raise ValueError(f"{path}: measures.uncertainty: train.uncertainty is null; expected that section")
+
+
+def _worlds(params: Params, own: Params) -> dict[str, World]:
+    """The rendered data sets of a run that the project with these params does not have, or has as others."""
+    sets: list[tuple[World, World, list[str], list[str]]] = [
+        (params.synthesize, own.synthesize, params.datasets, own.datasets),
+        (params.synthesize_benchmark, own.synthesize_benchmark, params.benchmarks, own.benchmarks),
+    ]
+    return {
+        name: wanted
+        for there, wanted, has, needs in sets
+        for name in needs
+        if name.endswith(TWIN) and (name not in has or wanted != there)
+    }
 
 
 def is_small(params: Params) -> bool:
@@ -241,4 +288,10 @@ def _of_originals(value: Any) -> Any:
         return {_of_originals(key): _of_originals(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_of_originals(one) for one in value]
-    return value.removesuffix(TWIN) if isinstance(value, str) else value
+    return original_of(value) if isinstance(value, str) else value
+
+
+def original_of(name: str) -> str:
+    """The data set whose twin this is; the name itself where it is the twin of none."""
+    original = name.removesuffix(TWIN)
+    return original if (MANIFESTS / f"{original}.yaml").is_file() else name

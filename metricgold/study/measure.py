@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,14 @@ from metricgold.evaluate import (
     chosen_protocols,
     score_frames,
 )
-from metricgold.params import Folders, Inference, Params
+from metricgold.params import Inference, Params
 from metricgold.study.definition import Run
-from metricgold.study.results import FIGURES
+from metricgold.study.results import FIGURES, STATED
+from metricgold.study.store import Store
 from metricgold.train import flop_counter
 
 Row = dict[str, Any]
+SOURCES = {"stated": "mean_uncertainty", "within": "coverage68"}  # figures that rows call otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,8 @@ class MeasuredSet:
 class Sets:
     """What a trained model is measured on. The VAE floor is measured once: no inference changes it."""
 
-    def __init__(self, run: Run, model: Path, folders: Folders) -> None:
-        self.model, self.sets = model, list(sets_of(run, folders))
+    def __init__(self, run: Run, model: Path, store: Store) -> None:
+        self.run, self.model, self.sets = run, model, list(sets_of(run, store))
         self.batch_size = run.params.evaluate.batch_size
         self.models: dict[str, OurModel] = {}
         self.params = run.params
@@ -79,30 +82,33 @@ class Sets:
     def measure(self, run: Run) -> tuple[list[Row], float]:
         """A row for each set and scene, means over its images, and the seconds of an image."""
         floors, rows, num_images, began = self.floors, list[Row](), 0, time.perf_counter()
+        names = [*FIGURES, *(STATED if run.measures.uncertainty else ())]
         for one in self.sets:
             images: defaultdict[str, list[list[float]]] = defaultdict(list)
             method = SeesImages(self.ours(one.inference(run.params)))
             for frame, figures in score_frames(one.protocol, one.refs, method, self.batch_size, f"measure {one.name}"):
-                floor = floors[one.name][frame.name]
-                images[frame.scene].append([figures["abs_rel"], figures["delta1"], floor])
+                values = figures | {"vae_floor": floors[one.name][frame.name]}
+                images[frame.scene].append([values.get(SOURCES.get(name, name), nan) for name in names])
                 num_images += 1
-            for scene, values in images.items():
-                means = {name: f"{mean:.4g}" for name, mean in zip(FIGURES, np.mean(values, axis=0), strict=True)}
+            for scene, values_of_images in images.items():
+                means = {
+                    name: f"{mean:.4g}" for name, mean in zip(names, np.mean(values_of_images, axis=0), strict=True)
+                }
                 rows.append({"set": one.name, "scene": scene, **means})
         return rows, (time.perf_counter() - began) / max(1, num_images)
 
 
-def sets_of(run: Run, folders: Folders) -> Iterator[MeasuredSet]:
+def sets_of(run: Run, store: Store) -> Iterator[MeasuredSet]:
     """The sets of a run, with the frames of each."""
-    evaluate = run.params.evaluate
-    for name in run.params.datasets if run.in_domain else ():
-        refs = unedited_frames(name, folders.raw(name), evaluate.split, evaluate.frames_per_dataset)
+    evaluate, raws = run.params.evaluate, store.raws(run)
+    for name in run.tested:
+        refs = unedited_frames(name, raws[name], evaluate.split, evaluate.frames_per_dataset)
         facts = {"name": "in-domain", "benchmark": name, "title": "as `evaluate`", "source": ["`metricgold evaluate`"]}
         limits = {"min_m": evaluate.min_m, "max_m": evaluate.max_m, "camera": "given"}
         yield MeasuredSet(name, Protocol.model_validate(facts | limits), refs, True)
-    for name in run.benchmarks:
+    for name in [*run.benchmarks, *filter(store.is_there, run.measures.if_there)]:
         protocol = chosen_protocols(name, ())[0].model_copy(update={"camera": "given"})
-        refs = list_frames(name, folders.benchmark(name), split="test").frames
+        refs = list_frames(name, store.benchmark(run, name), split="test").frames
         protocol.check_frames(refs)
         selected = protocol.select(refs)
         kept = [selected[i] for i in evenly_spaced(len(selected), run.params.benchmark.frames)]

@@ -2,7 +2,8 @@
 
 Operations are counted, those of training as `metricgold plan` counts them. Hours are theirs over how fast this machine
 takes training steps, which is measured now, or over the assumed share of a card's peak. What several runs share, or is
-in the store, counts once, or not at all. Left out are reading, decoding of images, and the start of processes.
+in the store, counts once, or not at all. Left out are rendering, reading and decoding of images, and the start of
+processes.
 """
 
 import functools
@@ -10,12 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from metricgold.datasets import list_frames
-from metricgold.evaluate import chosen_protocols, data_digest
-from metricgold.params import Folders, Params
-from metricgold.study.definition import FOLDER, TWIN, Run, load_study, runs_of
+from metricgold.evaluate import chosen_protocols
+from metricgold.params import Folders, Params, Synthesize
+from metricgold.study.definition import FOLDER, TWIN, Run, World, load_study, runs_of
 from metricgold.study.results import Results
-from metricgold.study.store import Store, names_of
+from metricgold.study.store import Store, names_of, world_name
 from metricgold.train import (
     ASSUMED_MFU,
     GPUS,
@@ -32,6 +32,8 @@ from metricgold.train import (
 )
 
 KINDS = {"backbone": "backbones", "latents": "caches", "depth-vae": "decoders", "model": "trainings"}
+WIDEST = 3.4  # width over height of the widest benchmark's images
+BYTES_OF_PIXEL = 10  # of the largest format
 GENERATED_AT_ONCE = 16  # images in a step of the stand-in's own pre-training
 
 
@@ -47,12 +49,14 @@ def plan_study(name: str, params: Params, *, card: str | None = None, folders: F
         raise ValueError(f"no card {card!r}; known: {', '.join(GPUS)}")
     study, store = load_study(name, folders.root / FOLDER), Store(folders)
     runs = runs_of(study, params, name)
-    results = Results(name, study, folders.root / FOLDER / "results")
+    if_there = [one for one in study.measures.if_there if store.is_there(one)]
+    results = Results(name, study, folders.root / FOLDER / "results", if_there)
     missing = [run for run in runs if not results.has(run)]
-    datasets = {dataset for run in runs for dataset in run.params.datasets}
-    contents = {dataset: _content(dataset, folders.raw(dataset)) for dataset in datasets}
-    flops, disk = _of_stages(runs, contents, store, card)
-    needed, _ = _of_stages(missing, contents, store, card) if missing else ({}, {})
+    flops, disk = _of_stages(runs, store, card)
+    needed, _ = _of_stages(missing, store, card) if missing else ({}, {})
+    rendered = {
+        world_name(dataset, world): _rendered_bytes(world) for run in runs for dataset, world in run.worlds.items()
+    }
     left = {one: amount for one, amount in needed.items() if not store.path(one).exists()}
     speed = _flops_per_s(runs[0].params, card, store)
     in_all = sum(flops.values()) + sum(_of_measuring(run, folders) for run in runs)
@@ -62,13 +66,14 @@ def plan_study(name: str, params: Params, *, card: str | None = None, folders: F
         "runs": len(runs),
         "measured": len(runs) - len(missing),
         **{word: sum(one.startswith(f"{kind}-") for one in flops) for kind, word in KINDS.items()},
+        "rendered": len(rendered),
         "tflop": _short(in_all / 1e12),
         "tflop_per_s": _short(speed / 1e12),
         "on": GPUS[card].title if card else "this machine, as busy as it is now",
         "hours": _short(in_all / speed / 3600),
         "hours_left": _short(still / speed / 3600),
         "calls_left": int(-(-still / speed // study.budget_s(params))),
-        "disk_gb": _short(sum(disk.values()) / 1e9),
+        "disk_gb": _short((sum(disk.values()) + sum(rendered.values())) / 1e9),
     }
 
 
@@ -76,12 +81,18 @@ def _short(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def _content(dataset: str, raw: Path) -> str:
-    """Digest of the raw data; without them the name stands for it."""
+def _contents(run: Run, store: Store) -> dict[str, str]:
+    """Digests of the raw data that a run trains on; where they are not there, the folder's name stands for them."""
     try:
-        return data_digest(raw, list_frames(dataset, raw).frames)
+        return store.contents(run)
     except (ValueError, OSError):
-        return dataset
+        return {name: raw.name for name, raw in store.raws(run).items()}
+
+
+def _rendered_bytes(world: World) -> int:
+    """Of a rendered data set, at most; while it is rendered, its archives take as much again."""
+    width = world.width if isinstance(world, Synthesize) else WIDEST * world.height
+    return int(2 * world.num_scenes * world.frames_per_scene * world.height * width * BYTES_OF_PIXEL)
 
 
 def _flops_per_s(params: Params, card: str | None, store: Store) -> float:
@@ -92,14 +103,12 @@ def _flops_per_s(params: Params, card: str | None, store: Store) -> float:
     return measured_flops_per_s(unet, latent_shape(params, vae, store.path("none"), params.datasets[0]), params.train)
 
 
-def _of_stages(
-    runs: Iterable[Run], contents: Mapping[str, str], store: Store, card: str | None
-) -> tuple[dict[str, float], dict[str, float]]:
+def _of_stages(runs: Iterable[Run], store: Store, card: str | None) -> tuple[dict[str, float], dict[str, float]]:
     """Operations and bytes of each output that the runs need, by its name in the store."""
     flops: dict[str, float] = {}
     disk: dict[str, float] = {}
     for run in runs:
-        params, names = run.params, names_of(run.params, contents)
+        params, names = run.params, names_of(run.params, _contents(run, store))
         if names.training in flops:
             continue
         backbone, nowhere = store.folders.backbone, store.path("none")
@@ -152,8 +161,9 @@ def _of_measuring(run: Run, folders: Folders) -> float:
     unet, vae = model_configs(params.backbone, folders.backbone)
     encoding, decoding = _vae_flops(params)
     step = forward_flops(unet, latent_shape(params, vae, Path("none"), params.datasets[0]))
-    sets = [(name, params.evaluate) for name in params.datasets] if run.in_domain else []
-    for name, inference in [*sets, *((name, params.benchmark) for name in run.benchmarks)]:
+    there = filter(Store(folders).is_there, run.measures.if_there)
+    measured = [(name, params.benchmark) for name in (*run.benchmarks, *there)]
+    for name, inference in [*((name, params.evaluate) for name in run.tested), *measured]:
         most = inference.max_ensemble_size
         members = most if inference.ensemble_size == "auto" else inference.ensemble_size
         passes = inference.num_inference_steps * members
@@ -171,7 +181,7 @@ def _num_test_frames(params: Params, name: str) -> int:
     if name.endswith(TWIN):
         there = params.synthesize_benchmark.num_scenes * params.synthesize_benchmark.frames_per_scene
     else:
-        there = _num_pinned(name)
+        there = _num_pinned(name) or params.benchmark.frames or 0
     return min(there, params.benchmark.frames or there)
 
 
@@ -183,7 +193,7 @@ def _num_pinned(benchmark: str) -> int:
 
 def describe_plan(plan: Mapping[str, Any]) -> str:
     """The plan as lines for people."""
-    made = ", ".join(f"{word} {plan[word]}" for word in KINDS.values())
+    made = ", ".join(f"{word} {plan[word]}" for word in (*KINDS.values(), "rendered"))
     return "\n".join(
         [
             f"runs     {plan['runs']}, of which {plan['measured']} are measured; made once: {made}",

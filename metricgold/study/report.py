@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from metricgold.evaluate import rank_correlation
 from metricgold.metrics import Interval, interval_over_seeds, seeds_needed
 from metricgold.storage import fill_between, write_aside
 from metricgold.study.definition import FOLDER, TWIN, Study, load_study
@@ -57,7 +58,8 @@ class Figures:
     def __init__(self, study: Study, rows: Sequence[Row], runs: Sequence[Row]) -> None:
         self.study, self.rows, self.runs = study, rows, runs
         self.factors = list(study.every_factor)
-        self.benchmarks = {name.removesuffix(TWIN) for name in study.measures.benchmarks}
+        measures = study.measures
+        self.benchmarks = {name.removesuffix(TWIN) for name in (*measures.benchmarks, *measures.if_there)}
         self._values: dict[tuple[Combination, str], dict[str, Row]] = defaultdict(dict)
         for row in rows:
             combination = tuple(row[factor] for factor in self.factors)
@@ -75,7 +77,18 @@ class Figures:
         sets = sorted({row["set"] for row in self.rows})
         twins = [one for one in sets if one.removesuffix(TWIN) in self.benchmarks]
         groups = {IN_DOMAIN: [one for one in sets if one not in twins], BENCHMARKS: twins}
-        return {name: members for name, members in groups.items() if members} | {one: [one] for one in twins}
+        groups = {name: members for name, members in groups.items() if members} | {one: [one] for one in twins}
+        return groups | {one: [one] for one in sets}
+
+    @property
+    def sets(self) -> list[str]:
+        """Every set alone."""
+        return sorted({row["set"] for row in self.rows})
+
+    def rank_correlation(self, combination: Combination, group: str) -> float:
+        """Spearman's, of stated error and AbsRel over scenes, the mean over seeds; NaN where one never differs."""
+        (stated,), (error,) = (self.values([combination], group, figure) for figure in ("stated", "abs_rel"))
+        return float(np.mean([rank_correlation(*of_seed) for of_seed in zip(stated, error, strict=True)]))
 
     @property
     def overall(self) -> list[str]:
@@ -137,7 +150,8 @@ def render(name: str, figures: Figures) -> str:
     question = f"**Question.** {figures.study.question}"
     if not figures.rows:
         return f"{question}\n\nNot measured yet: `metricgold study {name}`."
-    parts = [question, verdict(figures), means_table(figures), differences_table(figures), costs_table(figures)]
+    parts = [question, verdict(figures), means_table(figures), differences_table(figures)]
+    parts += [uncertainty_table(figures), costs_table(figures)]
     parts += [f"![AbsRel of study {name}, with intervals](pictures/study-{name}.png)", basis(figures)]
     return "\n\n".join(filter(None, parts))
 
@@ -193,7 +207,7 @@ def means_table(figures: Figures) -> str:
 
 def differences_table(figures: Figures) -> str:
     """AbsRel minus that of what it is compared with, and the seeds that an undecided one would take."""
-    groups = list(figures.groups)
+    groups = [name for name in figures.groups if name not in figures.groups.get(IN_DOMAIN, ())]
     undecided = [f"seeds to decide, {group}" for group in figures.overall]
     lines = [*heading(["AbsRel, difference of", "to", *groups, *undecided])]
     for one in compared(figures):
@@ -201,6 +215,25 @@ def differences_table(figures: Figures) -> str:
         cells += [seeds_text(figures.difference(one, group)) for group in figures.overall]
         lines.append(table_row([label(figures, one), label(figures, figures.baseline(one)), *cells]))
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def uncertainty_table(figures: Figures) -> str:
+    """Of every set: the error, the error that the model states, and whether one tells the other; empty without it."""
+    if not figures.study.measures.uncertainty:
+        return ""
+    heads = ["set", "AbsRel", "stated standard error", "pixels within it", "rank correlation of both, scenes"]
+    lines = [*heading([*figures.factors, *heads])]
+    for one in figures.combinations:
+        for group in (*figures.overall, *figures.sets):
+            means = [figures.mean(one, group, figure) for figure in ("abs_rel", "stated", "within")]
+            cells = [*map(with_ends, means), f"{figures.rank_correlation(one, group):.2f}"]
+            lines.append(table_row([*one, group, *cells]))
+    legend = (
+        "The stated standard error is that of ln depth, 0.1 is about 10 % of the depth. Of a normal distribution 68 % "
+        "of pixels lie within it. The rank correlation is Spearman's, of stated error and AbsRel over scenes, the mean "
+        "over seeds: 1 where the model states more wherever it errs more."
+    )
+    return "\n".join([*lines, "", legend])
 
 
 def seeds_text(difference: np.ndarray) -> str:

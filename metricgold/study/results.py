@@ -1,6 +1,8 @@
 """The rows of a study, kept in Git: studies/results/NAME.csv and NAME.runs.csv.
 
-    NAME.csv       levels, seed, set, scene, abs_rel, delta1, vae_floor: means over a scene's images, four digits
+    NAME.csv       levels, seed, set, scene, abs_rel, delta1, vae_floor: means over a scene's images, four digits; where
+                   the study measures uncertainty also stated, the standard error of ln depth that the model states,
+                   and within, the share of pixels that are no farther off than it
     NAME.runs.csv  levels, seed, digest (of the params), commit, machine, passes (of the U-Net for an image),
                    train_passes, image_gflop, train_tflop, image_s, train_s, peak_gb
 
@@ -21,6 +23,7 @@ from metricgold.storage import only_writer, write_aside
 from metricgold.study.definition import FOLDER, Run, Study
 
 FIGURES = ("abs_rel", "delta1", "vae_floor")
+STATED = ("stated", "within")  # where a study measures uncertainty
 COSTS = ("passes", "train_passes", "image_gflop", "train_tflop", "image_s", "train_s", "peak_gb")
 Row = dict[str, str]
 
@@ -28,10 +31,14 @@ Row = dict[str, str]
 class Results:
     """The two files of a study's results."""
 
-    def __init__(self, name: str, study: Study, folder: Path = FOLDER / "results") -> None:
+    def __init__(
+        self, name: str, study: Study, folder: Path = FOLDER / "results", if_there: Sequence[str] = ()
+    ) -> None:
+        """if_there: sets beside those of all runs, without which a run does not count as measured."""
         self.path, self.runs_path = folder / f"{name}.csv", folder / f"{name}.runs.csv"
         self.keys = [*study.every_factor, "seed"]
-        self.columns = [*self.keys, "set", "scene", *FIGURES]
+        self.figures = [*FIGURES, *(STATED if study.measures.uncertainty else ())]
+        self.columns, self.if_there = [*self.keys, "set", "scene", *self.figures], set(if_there)
         self.run_columns = [*self.keys, "digest", "commit", "machine", *COSTS]
 
     def rows(self) -> list[Row]:
@@ -51,7 +58,7 @@ class Results:
         """Of every measured run its levels and seed, facts, costs, and figures as means over the scenes of a set."""
         figures: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in self.rows():
-            for figure in FIGURES:
+            for figure in self.figures:
                 figures[self._key_of(row)][f"{row['set']}/{figure}"].append(float(row[figure]))
         return [
             {
@@ -67,8 +74,10 @@ class Results:
         return tuple(row[name] for name in self.keys)
 
     def has(self, run: Run) -> bool:
-        """Whether the run is measured with these params."""
-        return any(self._is_of(run, row) and row["digest"] == run.digest for row in self.runs())
+        """Whether the run is measured with these params, on all sets that are there."""
+        if not any(self._is_of(run, row) and row["digest"] == run.digest for row in self.runs()):
+            return False
+        return not self.if_there or self.if_there <= {row["set"] for row in self.rows() if self._is_of(run, row)}
 
     def add(self, run: Run, facts: Mapping[str, Any], figures: Iterable[Mapping[str, Any]]) -> None:
         """Put a run's rows in place of those that it may have had; other processes may do so for other runs."""

@@ -23,6 +23,7 @@ from metricgold.storage import Progress, exit_on_sigterm, log_formatter, message
 from metricgold.study.definition import FOLDER, Run, load_study, runs_of
 from metricgold.study.results import Results
 from metricgold.study.store import Names, Store, names_of
+from metricgold.study.worlds import render_worlds
 from metricgold.train import gpu_names, only_job
 
 log = logging.getLogger(__name__)
@@ -46,11 +47,15 @@ def run_study(
     folders = folders or Folders()
     study = load_study(name, folders.root / FOLDER)
     runs, store = runs_of(study, params, name), Store(folders)
-    results = Results(name, study, folders.root / FOLDER / "results")
+    if_there = [one for one in study.measures.if_there if store.is_there(one)]
+    results = Results(name, study, folders.root / FOLDER / "results", if_there)
+    for one in sorted({*study.measures.if_there} - {*if_there}):
+        log.warning("%s is left out: %s is empty; metricgold download %s fills it", one, folders.benchmark(one), one)
     missing = [run for run in runs if not results.has(run)]
     deadline = time.monotonic() + study.budget_s(params)
     if missing:
         with only_job("cuda" if gpu_names() else "cpu"), exit_on_sigterm():
+            render_worlds(missing, store)
             _Crew(jobs, results, store, deadline, follow).run(_trainings(missing, store))
     if follow is not None:
         follow(results.summaries())  # also of runs that somebody else has measured
@@ -62,10 +67,9 @@ def run_study(
 
 def _trainings(runs: list[Run], store: Store) -> dict[str, tuple[Names, list[Run]]]:
     """Runs by the model that they need."""
-    contents = store.contents(sorted({name for run in runs for name in run.params.datasets}))
     of_model: dict[str, tuple[Names, list[Run]]] = {}
     for run in runs:
-        names = names_of(run.params, contents)
+        names = names_of(run.params, store.contents(run))
         of_model.setdefault(names.training, (names, []))[1].append(run)
     return of_model
 

@@ -8,8 +8,8 @@ stage's whole params file, leave a reference of Git for each of some hundred run
 stages here resume after any kill by themselves, so that nothing else has to know how far a run has come.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from metricgold.datasets import list_frames
 from metricgold.evaluate import data_digest
 from metricgold.params import Folders, Params
 from metricgold.storage import digest_json, only_writer
+from metricgold.study.definition import Run, World
 
 FOLDER = Path("models/studies")
 
@@ -45,6 +46,11 @@ def names_of(params: Params, contents: Mapping[str, str]) -> Names:
     return Names(backbone, caches, depth_vae, training)
 
 
+def world_name(dataset: str, world: World) -> str:
+    """What a data set is called that is rendered so."""
+    return _named("raw", dataset, world.model_dump())
+
+
 def _named(stage: str, *decided_by: Any) -> str:
     return f"{stage}-{digest_json(decided_by)[:12]}"
 
@@ -54,6 +60,7 @@ class Store:
     """The outputs of the project in `folders`."""
 
     folders: Folders
+    digests: dict[Path, str] = field(default_factory=dict, compare=False)  # of raw folders that were looked at
 
     def path(self, name: str) -> Path:
         """Where an output is, or will be."""
@@ -63,10 +70,30 @@ class Store:
         """The lock of who makes it; that of the stage itself lies beside the output."""
         return self.path("locks") / f"{name}.lock"
 
-    def contents(self, datasets: Iterable[str]) -> dict[str, str]:
-        """Digest of the raw data of each data set. ValueError where they are not there."""
-        raws = self.folders.raw_of(datasets)
-        return {name: data_digest(raw, list_frames(name, raw).frames) for name, raw in raws.items()}
+    def raws(self, run: Run) -> dict[str, Path]:
+        """Raw folders of the data sets that a run trains on: the project's, or those rendered here."""
+        return {name: self._raw(run, name, self.folders.raw(name)) for name in run.params.datasets}
+
+    def benchmark(self, run: Run, name: str) -> Path:
+        """Raw folder of a data set that only measures."""
+        return self._raw(run, name, self.folders.benchmark(name))
+
+    def _raw(self, run: Run, name: str, projects: Path) -> Path:
+        return self.path(world_name(name, run.worlds[name])) if name in run.worlds else projects
+
+    def contents(self, run: Run) -> dict[str, str]:
+        """Digest of the raw data of each data set that a run trains on. ValueError where they are not there."""
+        return {name: self._content(name, raw) for name, raw in self.raws(run).items()}
+
+    def _content(self, name: str, raw: Path) -> str:
+        if raw not in self.digests:
+            self.digests[raw] = data_digest(raw, list_frames(name, raw).frames)
+        return self.digests[raw]
+
+    def is_there(self, benchmark: str) -> bool:
+        """Whether the project has anything of a data set that only measures."""
+        folder = self.folders.benchmark(benchmark)
+        return folder.is_dir() and any(folder.iterdir())
 
     def make_once(self, name: str, mark: str, make: Callable[[Path], Any]) -> bool:
         """Make an output that is not there; another process that makes it is waited for. Whether it was made now.

@@ -32,7 +32,7 @@ class Job:
 def advance(job: Job) -> None:
     """Make the inputs that are missing; where none are, train and measure. Waits for others that do the same."""
     params = job.runs[0].params
-    if make_inputs(params, job.names, job.store):
+    if make_inputs(job.runs[0], job.names, job.store):
         return
     model, done = job.store.path(job.names.training), job.store.path(f"{job.names.training}.json")
     with only_writer(model, job.store.lock_path(job.names.training), waits=True):
@@ -41,12 +41,14 @@ def advance(job: Job) -> None:
             return
         reset_peak_memory()
         if not (model / "lineage.json").is_file() or not done.is_file():
-            train_model(params, job.names, job.store)
+            train_model(job.runs[0], job.names, job.store)
             rows = read_rows(_state_of(model) / SESSIONS)
             write_json(done, {"train_s": sum(row["seconds"] for row in rows), "peak_gb": peak_memory_gb()})
         facts = read_json(done) | cost_of_training(params, job)
-        sets = Sets(missing[0], model, job.store.folders)
+        sets = Sets(missing[0], model, job.store)
         for run in missing:
+            if run.worlds != sets.run.worlds:
+                sets = Sets(run, model, job.store)
             figures, image_s = sets.measure(run)
             costs = facts | cost_of_image(run, model, sets) | {"image_s": image_s}
             costs["peak_gb"] = max(facts["peak_gb"], peak_memory_gb())
@@ -54,9 +56,9 @@ def advance(job: Job) -> None:
         remove(_state_of(model))  # gigabytes for a real one, and needed no more
 
 
-def make_inputs(params: Params, names: Names, store: Store) -> bool:
+def make_inputs(run: Run, names: Names, store: Store) -> bool:
     """Backbone, latent caches and decoder of depth, as far as they are missing; whether any was."""
-    raws, backbone = store.folders.raw_of(params.datasets), store.path(names.backbone)
+    params, raws, backbone = run.params, store.raws(run), store.path(names.backbone)
 
     def make_backbone(out: Path) -> None:
         prepare_backbone(params.backbone, params.log_depth, raws, out)
@@ -78,9 +80,9 @@ def make_inputs(params: Params, names: Names, store: Store) -> bool:
     return any(made)
 
 
-def train_model(params: Params, names: Names, store: Store) -> Path:
+def train_model(run: Run, names: Names, store: Store) -> Path:
     """Train the model of a run, or resume its training."""
-    out, raws = store.path(names.training), store.folders.raw_of(params.datasets)
+    params, out, raws = run.params, store.path(names.training), store.raws(run)
     section, validate = params.train, None
     if section.validation:
         samples = _state_of(out) / "samples"

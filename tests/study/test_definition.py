@@ -97,7 +97,7 @@ def test_every_study_of_the_project_fits_the_small_model_and_a_full_size(name):
         for profile in ("demo", "rtx3090-one-step" if is_one_step(study) else "rtx3090")
     )
     assert len(small) == len(full) == len({run.digest for run in small})
-    assert len(study.seeds) >= 3 and len(study.measures.benchmarks) == 5
+    assert len(study.seeds) >= 3 and len(study.measures.benchmarks) >= 5
     assert yaml.safe_load((ROOT / f"studies/{name}.yaml").read_text())["question"].endswith("?")
 
 

@@ -72,7 +72,7 @@ def rows(tiny_project, tmp_path_factory):
     study, store = load_study("space", root / "studies"), Store(Folders(root))
     results = Results("space", study, root / "studies/results")
     for run in runs_of(study, TINY, "space", root / "studies"):
-        names = names_of(run.params, store.contents(run.params.datasets))
+        names = names_of(run.params, store.contents(run))
         while not results.has(run):
             advance(Job([run], names, results, store))
     return results
