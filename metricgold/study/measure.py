@@ -106,7 +106,7 @@ def sets_of(run: Run, store: Store) -> Iterator[MeasuredSet]:
         facts = {"name": "in-domain", "benchmark": name, "title": "as `evaluate`", "source": ["`metricgold evaluate`"]}
         limits = {"min_m": evaluate.min_m, "max_m": evaluate.max_m, "camera": "given"}
         yield MeasuredSet(name, Protocol.model_validate(facts | limits), refs, True)
-    for name in [*run.benchmarks, *filter(store.is_there, run.measures.if_there)]:
+    for name in dict.fromkeys((*run.benchmarks, *filter(store.is_there, run.measures.if_there))):
         protocol = chosen_protocols(name, ())[0].model_copy(update={"camera": "given"})
         refs = list_frames(name, store.benchmark(run, name), split="test").frames
         protocol.check_frames(refs)

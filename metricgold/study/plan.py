@@ -162,7 +162,7 @@ def _of_measuring(run: Run, folders: Folders) -> float:
     encoding, decoding = _vae_flops(params)
     step = forward_flops(unet, latent_shape(params, vae, Path("none"), params.datasets[0]))
     there = filter(Store(folders).is_there, run.measures.if_there)
-    measured = [(name, params.benchmark) for name in (*run.benchmarks, *there)]
+    measured = [(name, params.benchmark) for name in dict.fromkeys((*run.benchmarks, *there))]
     for name, inference in [*((name, params.evaluate) for name in run.tested), *measured]:
         most = inference.max_ensemble_size
         members = most if inference.ensemble_size == "auto" else inference.ensemble_size
