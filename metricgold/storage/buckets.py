@@ -17,7 +17,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from email.utils import parsedate_to_datetime
@@ -421,7 +421,8 @@ class S3Prefix:
     def tag(self, key: str) -> str | None:
         """The object's tag; None where there is no such object."""
         try:
-            return str(self._request(key, "head_object", Key=self.prefix + key)["ETag"]).strip('"')
+            with self._missing_told(key):
+                return str(self._request(key, "head_object", Key=self.prefix + key)["ETag"]).strip('"')
         except FileNotFoundError:
             return None
 
@@ -455,7 +456,27 @@ class S3Prefix:
             with closing(answer["Body"]):
                 return read(answer)
 
-        return self._with_retries(key, get)
+        with self._missing_told(key):
+            return self._with_retries(key, get)
+
+    @contextmanager
+    def _missing_told(self, key: str) -> Iterator[None]:
+        """FileNotFoundError in place of PermissionError where the listing, if it is allowed, lacks the object.
+
+        Of one that is missing S3 says 403 and not 404 to whom it lets list some prefixes only.
+        """
+        try:
+            yield
+        except StoreLost:
+            raise
+        except PermissionError as error:
+            listed = [{"Key": self.prefix + key}]
+            with suppress(PermissionError):
+                page = self._request(key, "list_objects_v2", Prefix=self.prefix + key, MaxKeys=1)
+                listed = page.get("Contents", [])
+            if all(item["Key"] != self.prefix + key for item in listed):
+                raise FileNotFoundError(f"{self._place(key)}: no such key") from error
+            raise
 
     def _put(self, key: str, data: bytes, **options: Any) -> str:
         answer = self._request(key, "put_object", Key=self.prefix + key, Body=data, **options)
@@ -525,9 +546,11 @@ def _open_s3(location: str, create: bool, wanted: Wanted) -> S3Prefix:
     if not name:
         raise ValueError(f"{location}: expected s3://bucket/prefix")
     store, hurry = s3.S3Client(), Event()
-    # Not head_bucket: the answer to a HEAD has no words that tell expired or wrong credentials from missing rights.
-    s3.with_retries(location, lambda: store.client.list_objects_v2(Bucket=name, MaxKeys=1), hurry, store.renew)
     folder = S3Prefix(store, name, key if key.endswith("/") or not key else f"{key}/", wanted=wanted, hurry=hurry)
+    # Not head_bucket: the answer to a HEAD has no words that tell expired or wrong credentials from missing rights. And
+    # not of the whole bucket: the right to list may be limited to this prefix.
+    probe = {"Bucket": name, "Prefix": globs.literal_head(key) if glob.has_magic(key) else folder.prefix, "MaxKeys": 1}
+    s3.with_retries(location, lambda: store.client.list_objects_v2(**probe), hurry, store.renew)
     if create or not key or (key.endswith("/") and not glob.has_magic(key)):
         return folder
     parent, _, last = key.rpartition("/")
