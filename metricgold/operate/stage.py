@@ -1,9 +1,11 @@
 """`metricgold up`, `down` and `status`: the servers and workers of the project in the working folder."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +67,7 @@ def down(root: Path, say: Say) -> None:
             if is_alive(known):
                 say(f"{name}: ending")
                 end(known, limits.get(name, 20.0))
+            _remove_temporary(known)
             del state["processes"][name]
             _write(root, state)
         _write_env(root, {})
@@ -113,13 +116,23 @@ def _port(name: str, state: dict[str, Any]) -> int:
 
 
 def _start_missing(root: Path, state: dict[str, Any], service: Service, say: Say) -> None:
-    if is_alive(state["processes"].get(service.name)):
+    """A program has a temporary folder of its own: of each run Prefect's worker leaves files there if it is killed."""
+    known = state["processes"].get(service.name)
+    if is_alive(known):
         return
     say(f"{service.name}: starting")
-    since = time.time()
-    known = start(service.command, service.variables, log_of(root, service.name), root)
-    state["processes"][service.name] = known | {"since": since}
+    _remove_temporary(known or {})
+    since, temporary = time.time(), tempfile.mkdtemp(prefix="metricgold-")
+    variables = service.variables | {"TMPDIR": temporary}
+    known = start(service.command, variables, log_of(root, service.name), root)
+    state["processes"][service.name] = known | {"since": since, "temporary": temporary}
     _write(root, state)
+
+
+def _remove_temporary(known: dict[str, Any]) -> None:
+    """What a program that has ended, and what it had started, left in its temporary folder."""
+    if folder := known.get("temporary"):  # projects of before have none
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(root: Path, state: dict[str, Any], service: Service, say: Say) -> None:

@@ -79,6 +79,24 @@ def test_a_program_that_has_ended_is_not_well_though_another_answers_in_its_plac
         _wait(tmp_path, {"processes": {"one": known}}, service, print)
 
 
+def test_what_a_killed_program_left_in_its_temporary_folder_goes_when_it_starts_again(tmp_path, monkeypatch):
+    code = "import pathlib, tempfile, time; pathlib.Path(tempfile.gettempdir(), 'left').touch(); time.sleep(600)"
+    service, state = Service("one", [sys.executable, "-c", code], lambda _: True, ""), {"processes": {}}
+    monkeypatch.setattr(stage, "services", lambda *_: [service])
+    made = []
+    for _ in range(2):
+        stage._start_missing(tmp_path, state, service, lambda _: None)
+        made.append(Path(state["processes"]["one"]["temporary"]))
+        wait_until((made[-1] / "left").exists)
+        assert [folder.exists() for folder in made] == [False] * (len(made) - 1) + [True]
+        stage._start_missing(tmp_path, state, service, lambda _: None)
+        assert (made[-1] / "left").exists(), "it is alive"
+        psutil.Process(state["processes"]["one"]["pid"]).kill()
+        wait_until(lambda: not is_alive(state["processes"]["one"]))
+    down(tmp_path, lambda _: None)
+    assert not any(folder.exists() for folder in made)
+
+
 def test_lines_of_others_in_env_stay(tmp_path):
     path = tmp_path / ".env"
     path.write_text("MINE=1\n")

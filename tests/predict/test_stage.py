@@ -330,13 +330,16 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, least):
     assert not (out / "receipt.partial").exists()
 
 
-def test_a_killed_job_leaves_half_a_file_only_until_the_next_one(tmp_path):
-    source, out = fill(tmp_path / "in", 6), tmp_path / "out"
+def test_a_killed_job_leaves_half_a_file_only_until_the_next_one(tmp_path, monkeypatch):
+    source, out, temporary = fill(tmp_path / "in", 6), tmp_path / "out", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     job = start_slow_job(source, out, "--halt-in-pictures")
     wait_until(lambda: list(out.glob(".*.png.*.part")))
     job.kill()
     job.communicate()
     assert list(out.glob(".*.png.*.part")) and not list(out.glob("*.png"))
+    assert not any(temporary.iterdir())
     assert run(source, out)["images_done"] == 6
     assert not list(out.glob("**/.*.part"))
 
