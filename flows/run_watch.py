@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import wraps
 from typing import ParamSpec, TypeVar
@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled
 
 from flows.guard import Guard, set_state, state_of
+from flows.hooks import write_missing_ends
 
 LOOK_EVERY_S = 10.0
 LOOKS_WHILE_CANCELLING = 4  # a worker that lives has ended the run by then
@@ -34,10 +35,17 @@ def watched(function: Callable[P, T]) -> Callable[P, T]:
     def with_watch(*args: P.args, **words: P.kwargs) -> T:
         if flow_run.id is None:  # called as a plain function
             return function(*args, **words)
+        threading.Thread(target=copy_context().run, args=(explain_others,), daemon=True).start()
         with watch(UUID(flow_run.id)):
             return function(*args, **words)
 
     return with_watch
+
+
+def explain_others() -> None:
+    """Pages of runs that ended with nobody left to write one. Beside the work, which needs no server for it."""
+    with suppress(Exception):
+        write_missing_ends()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from flows import hooks
 from flows.child_processes import ChildFailed
 from metricgold.params.words import PRESETS, Preset
 from metricgold.prefect_plugin import DEPLOYMENTS, setup_environment
@@ -48,7 +49,7 @@ def _words(project: Path) -> list[str]:
 
 def test_plugin_knows_the_deployments_of_prefect_yaml():
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    assert {deployment["name"] for deployment in deployments} == DEPLOYMENTS
+    assert {deployment["name"] for deployment in deployments} == DEPLOYMENTS == set(hooks.FLOWS)
     from prefect.flows import load_flow_from_entrypoint
 
     for deployment in deployments:
