@@ -24,8 +24,8 @@ MINUTES ?= 30
 soak: $(READY)  ## batch jobs every minute while things fail, half an hour or MINUTES=6; writes reports/soak.json
 	$(BIN)/python -m tests.soak --minutes $(MINUTES)
 
-test-stores: $(READY)  ## the demo on PostgreSQL and S3, every stage on a full disk; PROFILE=tiny takes minutes
-	PROFILE=$(PROFILE) $(BIN)/python -m pytest -n 0 -s tests/stores.py tests/full_disk.py
+test-stores: $(READY)  ## the demo on PostgreSQL and S3, full disks, lost machines; PROFILE=tiny takes minutes
+	PROFILE=$(PROFILE) $(BIN)/python -m pytest -n 0 -s tests/stores.py tests/full_disk.py tests/flows/automations.py
 
 lint: $(READY)  ## style, import contracts, types
 	$(BIN)/ruff check .

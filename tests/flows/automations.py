@@ -1,4 +1,7 @@
-"""The automations that `metricgold up` installs, with less patience: they end runs that nobody else can end."""
+"""The automations that `metricgold up` installs, with less patience: they end runs that nobody else can end.
+
+Part of `make test-stores`: Prefect's heartbeats and the automations' own patience take minutes.
+"""
 
 import subprocess
 from collections.abc import Iterator
@@ -15,8 +18,6 @@ from metricgold.operate.stage import _install_automation
 from tests.flows.test_ends import artifact, deployed, start_run, start_worker, wait_for_state  # noqa: F401
 from tests.support import ROOT
 from tests.support.waiting import wait_until
-
-pytestmark = pytest.mark.slow
 
 
 @contextmanager
