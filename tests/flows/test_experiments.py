@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -123,7 +124,8 @@ def test_a_cancelled_and_a_killed_run_leave_the_project_as_it_was(server, fresh)
     killed.kill()
     killed.wait(30)
     for child in below:
-        child.kill()
+        with suppress(psutil.NoSuchProcess):  # it ends with its parent, too
+            child.kill()
     psutil.wait_procs(below, timeout=10)
     assert _state() == before and len(_workspaces()) == 1
 

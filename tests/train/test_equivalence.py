@@ -221,7 +221,7 @@ def test_widening_keeps_the_pretrained_output_up_to_rounding(tiny):
 def sharp(tiny, tiny_raw, tmp_path_factory):
     """Latents whose masks hide nothing, for the decoder sees the sky too, and a backbone whose VAE keeps depth."""
     folder, name = tmp_path_factory.mktemp("sharp"), tiny.datasets[0]
-    stand_in = tiny.backbone.stand_in.model_copy(update={"vae_steps": 400, "vae_crop": 32})
+    stand_in = tiny.backbone.stand_in.model_copy(update={"vae_steps": 700, "vae_crop": 32})
     params = tiny.backbone.model_copy(update={"stand_in": stand_in})
     backbone = prepare_backbone(params, tiny.log_depth, {name: tiny_raw}, folder / "backbone")
     latents = encode(name, tiny.encode, tiny.log_depth, tiny_raw, backbone, folder / name).parent
