@@ -91,6 +91,12 @@ def write_tartanair(raw: Path, frames_per_scene: int = 4) -> Path:
     return raw
 
 
+PIXELS = TINY.backbone.model_copy(
+    update={"stand_in": TINY.backbone.stand_in.model_copy(update={"vae": "identity", "latent_channels": 3})}
+)
+HALF_ULP = 2.0**-12  # float16's largest rounding error in [-1, 1]
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Params:
     return TINY
@@ -131,6 +137,15 @@ def tiny_backbone(tmp_path_factory, tiny_raw) -> Path:
 
     out = tmp_path_factory.mktemp("models") / "backbone"
     return prepare_backbone(TINY.backbone, TINY.log_depth, {DATASET: tiny_raw}, out)
+
+
+@pytest.fixture(scope="session")
+def pixels_backbone(tmp_path_factory, tiny_raw) -> Path:
+    """Its VAE is the identity: latents are the image itself, and a cache holds encoded depth itself."""
+    from metricgold.model.backbone import prepare_backbone
+
+    out = tmp_path_factory.mktemp("pixels") / "backbone"
+    return prepare_backbone(PIXELS, TINY.log_depth, {DATASET: tiny_raw}, out)
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,6 @@ class Sets:
         self.run, self.model, self.sets = run, model, list(sets_of(run, store))
         self.batch_size = run.params.evaluate.batch_size
         self.models: dict[str, OurModel] = {}
-        self.params = run.params
 
     def ours(self, inference: Inference) -> OurModel:
         """The model with these options; evaluate and benchmark often have the same."""
@@ -71,7 +70,7 @@ class Sets:
                 for frame, figures in score_frames(
                     one.protocol,
                     one.refs,
-                    VaeFloor(self.ours(one.inference(self.params)), one.protocol.truth),
+                    VaeFloor(self.ours(one.inference(self.run.params)), one.protocol.truth),
                     self.batch_size,
                     f"floor {one.name}",
                 )
@@ -106,7 +105,7 @@ def sets_of(run: Run, store: Store) -> Iterator[MeasuredSet]:
         facts = {"name": "in-domain", "benchmark": name, "title": "as `evaluate`", "source": ["`metricgold evaluate`"]}
         limits = {"min_m": evaluate.min_m, "max_m": evaluate.max_m, "camera": "given"}
         yield MeasuredSet(name, Protocol.model_validate(facts | limits), refs, True)
-    for name in dict.fromkeys((*run.benchmarks, *filter(store.is_there, run.measures.if_there))):
+    for name in store.measured(run):
         protocol = chosen_protocols(name, ())[0].model_copy(update={"camera": "given"})
         refs = list_frames(name, store.benchmark(run, name), split="test").frames
         protocol.check_frames(refs)

@@ -59,8 +59,8 @@ def plan_study(name: str, params: Params, *, card: str | None = None, folders: F
     }
     left = {one: amount for one, amount in needed.items() if not store.path(one).exists()}
     speed = _flops_per_s(runs[0].params, card, store)
-    in_all = sum(flops.values()) + sum(_of_measuring(run, folders) for run in runs)
-    still = sum(left.values()) + sum(_of_measuring(run, folders) for run in missing)
+    in_all = sum(flops.values()) + sum(_of_measuring(run, store) for run in runs)
+    still = sum(left.values()) + sum(_of_measuring(run, store) for run in missing)
     return {
         "study": name,
         "runs": len(runs),
@@ -155,14 +155,13 @@ def _of_decoder(params: Params) -> float:
     return params.depth_vae.num_steps * params.depth_vae.batch_size * (encoding + 3 * decoding)
 
 
-def _of_measuring(run: Run, folders: Folders) -> float:
+def _of_measuring(run: Run, store: Store) -> float:
     """Of all predictions of a run: the image through the VAE, the U-Net, and the VAE for each member."""
     params, total = run.params, 0.0
-    unet, vae = model_configs(params.backbone, folders.backbone)
+    unet, vae = model_configs(params.backbone, store.folders.backbone)
     encoding, decoding = _vae_flops(params)
     step = forward_flops(unet, latent_shape(params, vae, Path("none"), params.datasets[0]))
-    there = filter(Store(folders).is_there, run.measures.if_there)
-    measured = [(name, params.benchmark) for name in dict.fromkeys((*run.benchmarks, *there))]
+    measured = [(name, params.benchmark) for name in store.measured(run)]
     for name, inference in [*((name, params.evaluate) for name in run.tested), *measured]:
         most = inference.max_ensemble_size
         members = most if inference.ensemble_size == "auto" else inference.ensemble_size

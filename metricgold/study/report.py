@@ -73,12 +73,11 @@ class Figures:
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
-        """Sets by what a table calls them together: in domain, benchmarks, and each benchmark alone."""
-        sets = sorted({row["set"] for row in self.rows})
-        twins = [one for one in sets if one.removesuffix(TWIN) in self.benchmarks]
-        groups = {IN_DOMAIN: [one for one in sets if one not in twins], BENCHMARKS: twins}
-        groups = {name: members for name, members in groups.items() if members} | {one: [one] for one in twins}
-        return groups | {one: [one] for one in sets}
+        """Sets by what a table calls them together: in domain, benchmarks, and each set alone, benchmarks first."""
+        twins = [one for one in self.sets if one.removesuffix(TWIN) in self.benchmarks]
+        groups = {IN_DOMAIN: [one for one in self.sets if one not in twins], BENCHMARKS: twins}
+        groups = {name: members for name, members in groups.items() if members}
+        return groups | {one: [one] for one in (*twins, *self.sets)}
 
     @property
     def sets(self) -> list[str]:

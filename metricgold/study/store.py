@@ -90,6 +90,10 @@ class Store:
             self.digests[raw] = data_digest(raw, list_frames(name, raw).frames)
         return self.digests[raw]
 
+    def measured(self, run: Run) -> list[str]:
+        """The benchmarks of a run, and what else of them is there; each once."""
+        return list(dict.fromkeys((*run.benchmarks, *filter(self.is_there, run.measures.if_there))))
+
     def is_there(self, benchmark: str) -> bool:
         """Whether the project has anything of a data set that only measures."""
         folder = self.folders.benchmark(benchmark)

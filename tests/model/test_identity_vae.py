@@ -4,15 +4,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from metricgold.model.backbone import load_backbone, load_vae, prepare_backbone, vae_digest
+from metricgold.model.backbone import load_backbone, load_vae, vae_digest
 from metricgold.model.identity_vae import identity_vae
 from metricgold.model.vae import check_size, decode_log_depth, encode_log_depth, encode_rgb, vae_factor
 from metricgold.params.sections import StandIn
-from tests.conftest import DATASET, TINY
-
-PIXELS = TINY.backbone.model_copy(
-    update={"stand_in": TINY.backbone.stand_in.model_copy(update={"vae": "identity", "latent_channels": 3})}
-)
 
 
 def images(height, width):
@@ -68,16 +63,15 @@ def test_gradients_go_through_it_unchanged():
     torch.testing.assert_close(latent.grad, torch.ones_like(latent), rtol=0, atol=1e-5)
 
 
-def test_a_backbone_of_pixels_is_a_folder_like_any_other(tmp_path, tiny_raw, tiny_backbone):
-    folder = prepare_backbone(PIXELS, TINY.log_depth, {DATASET: tiny_raw}, tmp_path / "backbone")
-    names = {one: sorted(path.relative_to(one) for path in one.rglob("*")) for one in (folder, tiny_backbone)}
-    assert names[folder] == names[tiny_backbone]
-    parts, vae = load_backbone(folder), load_vae(folder)
+def test_a_backbone_of_pixels_is_a_folder_like_any_other(pixels_backbone, tiny_backbone):
+    names = [sorted(path.relative_to(one) for path in one.rglob("*")) for one in (pixels_backbone, tiny_backbone)]
+    assert names[0] == names[1]
+    parts, vae = load_backbone(pixels_backbone), load_vae(pixels_backbone)
     assert (parts["unet"].config.in_channels, parts["unet"].config.out_channels) == (6, 3)
     rgb = images(16, 24)
     with torch.no_grad():
         torch.testing.assert_close(encode_rgb(vae, rgb), rgb, rtol=0, atol=1e-6)
-    assert vae_digest(folder) != vae_digest(tiny_backbone)
+    assert vae_digest(pixels_backbone) != vae_digest(tiny_backbone)
     assert 1 < parts["vae"].config.scaling_factor < 4  # to unit variance, as of any stand-in
 
 

@@ -106,6 +106,15 @@ def test_a_set_that_arrives_later_is_measured_then_and_one_that_is_gone_costs_no
     assert without.has(one) and with_flsea.has(one)
 
 
+def test_a_benchmark_that_may_be_absent_is_measured_once(tmp_path):
+    measures = CHANGES["measures"] | {"benchmarks": ["aerial-synthetic", "flsea"]}
+    run, store = expanded(tmp_path, measures=measures)[0], Store(Folders(tmp_path))
+    assert store.measured(run) == ["aerial-synthetic", "flsea"]
+    (tmp_path / "data/benchmarks/flsea/canyons").mkdir(parents=True)
+    assert store.measured(run) == ["aerial-synthetic", "flsea"]
+    assert store.measured(expanded(tmp_path)[0]) == ["aerial-synthetic", "flsea"]
+
+
 def test_the_plan_counts_what_is_rendered(tmp_path):
     expanded(tmp_path)
     plan = plan_study("tiny", TINY, folders=Folders(tmp_path), card="rtx3090")

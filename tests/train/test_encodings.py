@@ -11,17 +11,14 @@ from metricgold import LatentCache, MetricGoldPipeline, open_dataset
 from metricgold.encode.stage import encode
 from metricgold.export.one_step import export_onnx
 from metricgold.log_depth import LOG
-from metricgold.model.backbone import prepare_backbone
 from metricgold.model.vae import decode_log_depth
 from metricgold.params.sections import CanonicalRange, DepthVae, LogDepthRange
 from metricgold.train.depth_vae import train_depth_vae
 from metricgold.train.stage import train
-from tests.conftest import DATASET, HEIGHT, TINY, WIDTH
-from tests.model.test_identity_vae import PIXELS
+from tests.conftest import DATASET, HALF_ULP, HEIGHT, TINY, WIDTH
 
 POWERS = {"linear": 1.0, "inverse": -1.0, "sqrt": 0.5}
 ENCODINGS = ["log", *POWERS]
-HALF_ULP = 2.0**-12  # float16's largest rounding error in [-1, 1]
 NEAR_M, FAR_M = 0.5, 80.0
 
 
@@ -34,24 +31,17 @@ def encoded(name, depth_m):
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory, tiny_raw):
-    """Its VAE is the identity: what a cache holds is the encoding itself."""
-    out = tmp_path_factory.mktemp("encodings") / "backbone"
-    return prepare_backbone(PIXELS, TINY.log_depth, {DATASET: tiny_raw}, out)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_raw, backbone):
+def trained(tmp_path_factory, tiny_raw, pixels_backbone):
     """A function from encoding to range, cache and checkpoint, made once."""
     made = {}
 
     def of(name):
         if name not in made:
             folder, range_m = tmp_path_factory.mktemp(name), LogDepthRange(encoding=name)
-            cache = encode(DATASET, TINY.encode, range_m, tiny_raw, backbone, folder / DATASET).parent
+            cache = encode(DATASET, TINY.encode, range_m, tiny_raw, pixels_backbone, folder / DATASET).parent
             few = {"objective": "one-step", "loss": "l1", "num_steps": 2, "decay_steps": 2}
             params = TINY.train.model_validate(TINY.train.model_dump() | few)
-            made[name] = range_m, cache, train(params, range_m, {DATASET: cache}, backbone, folder / "model")
+            made[name] = range_m, cache, train(params, range_m, {DATASET: cache}, pixels_backbone, folder / "model")
         return made[name]
 
     return of
@@ -118,47 +108,53 @@ def test_a_folder_with_an_unknown_encoding_is_refused(trained, tmp_path):
 
 
 @pytest.mark.parametrize("of_cache, needed", [("log", "linear"), ("linear", "log"), ("linear", "inverse")])
-def test_caches_of_another_encoding_are_refused(trained, backbone, tmp_path, of_cache, needed):
+def test_caches_of_another_encoding_are_refused(trained, pixels_backbone, tmp_path, of_cache, needed):
     said = "log_depth is .*'encoding': 'linear'" if of_cache == "linear" else "this run needs .*'encoding': 'linear'"
     with pytest.raises(ValueError, match=f"{said}.*encode {DATASET} again"):
-        train(TINY.train, LogDepthRange(encoding=needed), {DATASET: trained(of_cache)[1]}, backbone, tmp_path / "m")
+        train(
+            TINY.train, LogDepthRange(encoding=needed), {DATASET: trained(of_cache)[1]}, pixels_backbone, tmp_path / "m"
+        )
 
 
-def test_a_decoder_of_another_encoding_is_refused_and_an_untrained_one_fits_all(trained, tiny_raw, backbone, tmp_path):
+def test_a_decoder_of_another_encoding_is_refused_and_an_untrained_one_fits_all(
+    trained, tiny_raw, pixels_backbone, tmp_path
+):
     folders = []
     for num_steps in (0, 1):
         params = DepthVae(num_steps=num_steps, crop=16, batch_size=2, frames_per_dataset=1)
         raws, out = {DATASET: tiny_raw}, tmp_path / f"vae-{num_steps}"
-        train_depth_vae(params, TINY.log_depth, raws, backbone, out, tmp_path / "f.json", size=(HEIGHT, WIDTH))
+        train_depth_vae(params, TINY.log_depth, raws, pixels_backbone, out, tmp_path / "f.json", size=(HEIGHT, WIDTH))
         folders.append(out)
     range_m, cache, _ = trained("inverse")
     few = TINY.train.model_copy(update={"num_steps": 1})
     with pytest.raises(ValueError, match=r"vae-1 was fine-tuned on encoding log, this run needs inverse.*depth-vae"):
-        train(few, range_m, {DATASET: cache}, backbone, tmp_path / "a", depth_vae=folders[1])
-    train(few, range_m, {DATASET: cache}, backbone, tmp_path / "b", depth_vae=folders[0])
+        train(few, range_m, {DATASET: cache}, pixels_backbone, tmp_path / "a", depth_vae=folders[1])
+    train(few, range_m, {DATASET: cache}, pixels_backbone, tmp_path / "b", depth_vae=folders[0])
 
 
 @pytest.mark.parametrize("name", ["linear", "inverse"])
-def test_a_decoder_learns_the_encoding_and_its_floor_is_in_metres(name, tiny_raw, backbone, tmp_path):
+def test_a_decoder_learns_the_encoding_and_its_floor_is_in_metres(name, tiny_raw, pixels_backbone, tmp_path):
     """The identity loses nothing, so that the floor before is 0 only if all of it is in one encoding."""
     params = DepthVae(num_steps=1, crop=16, batch_size=2, frames_per_dataset=2, lr=1e-9)
     range_m, raws, metrics = LogDepthRange(encoding=name), {DATASET: tiny_raw}, tmp_path / "f.json"
-    train_depth_vae(params, range_m, raws, backbone, tmp_path / "vae", metrics, size=(HEIGHT, WIDTH))
+    train_depth_vae(params, range_m, raws, pixels_backbone, tmp_path / "vae", metrics, size=(HEIGHT, WIDTH))
     figures = json.loads(metrics.read_text())
     assert figures["mean/before/abs_rel"] < 1e-3 and figures["mean/after/abs_rel"] < 1e-2
     rows = (tmp_path / "vae.state" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["loss"] < 1e-3
 
 
-def test_canonical_depth_is_encoded_too(tiny_raw, backbone, frames, tmp_path):
+def test_canonical_depth_is_encoded_too(tiny_raw, pixels_backbone, frames, tmp_path):
     """Metres of each image's own range, by its lens."""
     range_m = CanonicalRange(near_m=0.3, far_m=90.0, encoding="linear")
-    cache = encode(DATASET, TINY.encode, range_m, tiny_raw, backbone, tmp_path / DATASET).parent
+    cache = encode(DATASET, TINY.encode, range_m, tiny_raw, pixels_backbone, tmp_path / DATASET).parent
     assert LatentCache(cache).identity["log_depth"] == range_m.model_dump() == {
         "near_m": 0.3, "far_m": 90.0, "encoding": "linear", "canonical": True
     }  # fmt: skip
     few = TINY.train.model_copy(update={"num_steps": 1, "camera": "canonical"})
-    pipe = MetricGoldPipeline.from_pretrained(train(few, range_m, {DATASET: cache}, backbone, tmp_path / "model"))
+    pipe = MetricGoldPipeline.from_pretrained(
+        train(few, range_m, {DATASET: cache}, pixels_backbone, tmp_path / "model")
+    )
     one = LatentCache(cache)[0]
     frame, latent = frames[one.name], torch.from_numpy(one.depth_latent.astype(np.float32))[None]
     with torch.no_grad():
@@ -173,11 +169,11 @@ def test_a_graph_decodes_the_encoding(trained, tmp_path):
     assert export_onnx(trained("inverse")[2], tmp_path / "graph.onnx")["max_difference"] < 1e-3
 
 
-def test_without_an_encoding_the_vae_sees_log_depth(backbone):
+def test_without_an_encoding_the_vae_sees_log_depth(pixels_backbone):
     from metricgold.model.backbone import load_vae
     from metricgold.model.vae import encode_log_depth
 
-    vae, d = load_vae(backbone).eval(), torch.linspace(-1, 1, HEIGHT * WIDTH).reshape(1, HEIGHT, WIDTH)
+    vae, d = load_vae(pixels_backbone).eval(), torch.linspace(-1, 1, HEIGHT * WIDTH).reshape(1, HEIGHT, WIDTH)
     with torch.no_grad():
         assert torch.equal(encode_log_depth(vae, d), encode_log_depth(vae, d, LOG))
         torch.testing.assert_close(encode_log_depth(vae, d)[:, 0], d, rtol=0, atol=1e-6)

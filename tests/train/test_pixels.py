@@ -9,29 +9,20 @@ from metricgold.encode.stage import encode
 from metricgold.evaluate.vae_floor import measure_floor
 from metricgold.export.one_step import export_torch
 from metricgold.log_depth import Encoding
-from metricgold.model.backbone import load_backbone, load_vae, prepare_backbone
+from metricgold.model.backbone import load_backbone, load_vae
 from metricgold.model.pipeline import load_pipeline
 from metricgold.model.vae import filled_log_depth, rgb_to_tensor
 from metricgold.params.sections import Train
 from metricgold.train.objective import Objective, training_scheduler
 from metricgold.train.plan import plan_training
 from metricgold.train.stage import train
-from tests.conftest import DATASET, HEIGHT, TINY, WIDTH
-from tests.model.test_identity_vae import PIXELS
-
-HALF_ULP = 2.0**-12  # float16's largest rounding error in [-1, 1]
+from tests.conftest import DATASET, HALF_ULP, HEIGHT, PIXELS, TINY, WIDTH
 
 
 @pytest.fixture(scope="module")
-def backbone(tmp_path_factory, tiny_raw):
-    out = tmp_path_factory.mktemp("pixels") / "backbone"
-    return prepare_backbone(PIXELS, TINY.log_depth, {DATASET: tiny_raw}, out)
-
-
-@pytest.fixture(scope="module")
-def latents(tmp_path_factory, tiny_raw, backbone):
+def latents(tmp_path_factory, tiny_raw, pixels_backbone):
     out = tmp_path_factory.mktemp("pixels") / DATASET
-    return encode(DATASET, TINY.encode, TINY.log_depth, tiny_raw, backbone, out).parent
+    return encode(DATASET, TINY.encode, TINY.log_depth, tiny_raw, pixels_backbone, out).parent
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +44,10 @@ def test_a_shard_holds_image_and_log_depth_as_float16_rounds_them(latents, frame
         np.testing.assert_array_equal(one.latent_mask, frame.valid_mask)
 
 
-def test_the_floor_is_that_of_float16_shards(latents, backbone, frames):
+def test_the_floor_is_that_of_float16_shards(latents, pixels_backbone, frames):
     """Through the VAE alone nothing is lost; through a shard what float16 rounds, a thousandth of the depth."""
     range_m, encoding = TINY.log_depth, Encoding("log", TINY.log_depth.near_m, TINY.log_depth.far_m)
-    floor = measure_floor(load_vae(backbone).eval(), [list(frames.values())], [encoding], [1.0, 80.0])[encoding]
+    floor = measure_floor(load_vae(pixels_backbone).eval(), [list(frames.values())], [encoding], [1.0, 80.0])[encoding]
     assert floor.abs_rel < 1e-5 and floor.delta1 == 1
     log_depth, cache, errors = range_m.to_log_depth(), LatentCache(latents), []
     for one in (cache[i] for i in range(len(cache))):
@@ -69,10 +60,10 @@ def test_the_floor_is_that_of_float16_shards(latents, backbone, frames):
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "one-step"])
-def test_a_whole_run(objective, latents, backbone, tmp_path):
+def test_a_whole_run(objective, latents, pixels_backbone, tmp_path):
     params = TINY.train.model_copy(update={"objective": objective, "num_steps": 4, "camera": "token"})
     range_m = TINY.log_depth
-    out = train(params, range_m, {DATASET: latents}, backbone, tmp_path / "model")
+    out = train(params, range_m, {DATASET: latents}, pixels_backbone, tmp_path / "model")
     pipe = load_pipeline(out)
     steps = 1 if objective == "one-step" else 2
     image = np.random.default_rng(0).integers(0, 255, (47, 81, 3), dtype=np.uint8)  # no side halves
@@ -81,16 +72,16 @@ def test_a_whole_run(objective, latents, backbone, tmp_path):
         assert one.planar_depth_m.shape == (47, 81) and np.isfinite(one.planar_depth_m).all()
         assert isinstance(one.log_depth, LogDepth)
         assert one.log_depth.near_m <= one.planar_depth_m.min() <= one.planar_depth_m.max() <= one.log_depth.far_m
-    before = load_backbone(backbone)["unet"].conv_in.weight
+    before = load_backbone(pixels_backbone)["unet"].conv_in.weight
     assert not torch.equal(pipe.unet.conv_in.weight, before)
     if objective == "one-step":
         facts = export_torch(out, tmp_path / "graph.pt2")  # it compares the graph with the pipeline
         assert facts["multiple"] == "1" and facts["max_difference"] < 1e-3
 
 
-def test_one_step_is_plain_regression(backbone):
+def test_one_step_is_plain_regression(pixels_backbone):
     """The U-Net sees the image and zeros, at one timestep; it should say the depth, up to the sign of a velocity."""
-    parts = load_backbone(backbone)
+    parts = load_backbone(pixels_backbone)
     params = Train(objective="one-step", loss="l1")
     objective = Objective(params, training_scheduler(parts["scheduler"], params), parts["vae"])
     rgb, depth = torch.rand(2, 3, 8, 12), torch.rand(2, 3, 8, 12)
@@ -103,8 +94,8 @@ def test_one_step_is_plain_regression(backbone):
 
 def test_the_plan_counts_pixels(tmp_path):
     plans = [
-        plan_training(TINY.model_copy(update={"backbone": backbone}), tmp_path / "none", tmp_path)
-        for backbone in (TINY.backbone, PIXELS)
+        plan_training(TINY.model_copy(update={"backbone": backbone_params}), tmp_path / "none", tmp_path)
+        for backbone_params in (TINY.backbone, PIXELS)
     ]
     assert [plan["latents"] for plan in plans] == [[4, HEIGHT // 2, WIDTH // 2], [3, HEIGHT, WIDTH]]
     of_latents, of_pixels = (plan["flops_per_step"] for plan in plans)
