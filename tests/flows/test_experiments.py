@@ -49,7 +49,7 @@ def fresh(project, monkeypatch):
     write_json(Path("data/raw/a/ledger.json"), {"archives": {}})
     subprocess.run(["git", "commit", "-qam", "three stages"], check=True)
     params = Path("params.yaml")
-    params.write_text(params.read_text().replace("num_steps: 1500", "num_steps: 1490"))
+    params.write_text(params.read_text().replace("num_steps: 1650", "num_steps: 1640"))
     Path("encode-anywhere").symlink_to("/")  # not Git's, and no copy of it is wanted
     return project
 
@@ -145,7 +145,7 @@ def test_two_runs_with_other_values_at_once(server, fresh):
     runs = [subprocess.Popen([sys.executable, "-c", code % steps], env=env) for steps in (7, 8)]
     assert [run.wait(150) for run in runs] == [0, 0]
     found = [one["params"]["params.yaml"]["data"]["train"]["num_steps"] for one in _experiments().values()]
-    assert sorted(found) == [7, 8] and load_params().train.num_steps == 1490 and not _workspaces()
+    assert sorted(found) == [7, 8] and load_params().train.num_steps == 1640 and not _workspaces()
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_workspace_has_the_work_as_it_is_and_shares_what_is_large(fresh, monke
     overrides = {"train.seed": 3, "backbone.revision": "it's ${x}", "download.limit_gb.hypersim": 2.5}
     with experiment_workspace(overrides, "a name: 3") as workspace:
         params = load_params(workspace.folder / "params.yaml")
-        assert (params.train.num_steps, params.train.seed) == (1490, 3)
+        assert (params.train.num_steps, params.train.seed) == (1640, 3)
         assert params.backbone.revision == "it's ${x}" and params.download.limit_gb == {"hypersim": 2.5}
         assert "# in place of log_depth" in (workspace.folder / "params.yaml").read_text()
         inodes = {name: (workspace.folder / name).stat().st_ino for name in ("data/raw/a/scene/frame.png",)}

@@ -51,10 +51,10 @@ def test_one_step_differs_from_diffusion_by_what_one_step_means():
 
 def test_a_profile_is_copied_and_says_what_changed(tmp_path):
     path = tmp_path / "params.yaml"
-    assert "train.num_steps: unset -> 1500" in use_profile("demo", path)
+    assert "train.num_steps: unset -> 1650" in use_profile("demo", path)
     assert path.read_bytes() == (PROFILES / "demo.yaml").read_bytes()
     changed = use_profile("rtx3090", path)
-    assert "train.num_steps: 1500 -> 30000" in changed
+    assert "train.num_steps: 1650 -> 30000" in changed
     assert "train.weights.hypersim: unset -> 0.6" in changed
     assert use_profile("rtx3090", path) == []
     assert list_profiles(path)["rtx3090"].endswith("(in use)")
