@@ -22,6 +22,7 @@ from . import (
     download,
     evaluate,
     export,
+    flow,
     frames,
     kept,
     predict,
@@ -56,6 +57,7 @@ MEASURES: dict[tuple[str, ...], Measure] = {
     ("export.onnx_speedup",): export.one_graph,
     ("evaluate.speedup_vs_script",): evaluate.speed,
     ("evaluate.rss_growth_mb",): evaluate.rss_growth,
+    ("flow.cpu_s_per_stage",): flow.overhead,
     ("dask.speedup_2",): cluster.speedup,
     ("dask.predict_speedup_2",): cluster.predict_speedup,
 }
