@@ -136,14 +136,18 @@ pragma synchronous=off;
 create table output(key blob primary key, tag text) without rowid;
 -- now: 1 for a row of this run, 2 for one that it kept, -1 for one of EARLIER, else 0
 -- failure: the reason without what is this image's alone
-create table row(input blob primary key, line text, status text, failure text, now integer);
+-- was_earlier: 1 where EARLIER has a row of this input
+create table row(input blob primary key, line text, status text, failure text, now integer, was_earlier integer);
 -- Never committed: the file ends with the run, and a commit for each row would take most of the time.
 begin;
 """
 _TAKE = """
-insert into row values (?, ?, ?, ?, ?) on conflict(input) do update
+insert into row values (?, ?, ?, ?, ?, ?) on conflict(input) do update
 set line = excluded.line, status = excluded.status, failure = excluded.failure, now = excluded.now
 where now <= excluded.now
+"""
+_PUT = """
+replace into row values (?, ?, ?, ?, ?, coalesce((select was_earlier from row where input = ?), 0))
 """
 
 
@@ -209,8 +213,10 @@ class Receipt:
         row = read_row(line, f"{self.sink}: {source}")
         if source.startswith(PARTIAL):
             self._open_at(row["input"])  # its rows are older than this one
-        now = 2 if is_kept else -1 if source == EARLIER else 0
-        self.db.execute(_TAKE, [blob(row["input"]), line.decode().rstrip(), row["status"], failure_of(row), now])
+        was_earlier = source == EARLIER
+        now = 2 if is_kept else -was_earlier
+        values = [blob(row["input"]), line.decode().rstrip(), row["status"], failure_of(row), now, was_earlier]
+        self.db.execute(_TAKE, values)
         return row
 
     def _blocks(self, state: State) -> list[Block]:
@@ -357,8 +363,8 @@ class Receipt:
     def _put(self, row: ReceiptRow, *, kept: bool = False) -> str:
         """Replace the row of an input; returns its line."""
         line = json.dumps(row, sort_keys=True, allow_nan=False)
-        values = [blob(row["input"]), line, row["status"], failure_of(row), 1 + kept]
-        self.db.execute("replace into row values (?, ?, ?, ?, ?)", values)
+        values = [blob(row["input"]), line, row["status"], failure_of(row), 1 + kept, blob(row["input"])]
+        self.db.execute(_PUT, values)
         return line
 
     def overwritten(self) -> list[tuple[ReceiptRow, Literal["done", "kept"]]]:
@@ -377,9 +383,7 @@ class Receipt:
     def flush(self) -> None:
         """Save the rows of this run that are not saved yet, in a part that grows until it is full."""
         if self.growing is None:
-            number = int(self.parts[-1].removeprefix(PARTIAL)[:8]) + 1 if self.parts else 0
-            self.growing = f"{PARTIAL}{number:08d}-{self.run}.jsonl"
-            self.parts.append(self.growing)
+            self.growing = self._new_part()
         data = "".join(line + "\n" for line in self.lines).encode()
         if self.lines:
             self._sync_outputs()
@@ -387,6 +391,22 @@ class Receipt:
         if len(self.lines) >= FLUSH_ROWS:
             self.growing, self.lines = None, []
         self.is_saved, self.saved_at = True, time.monotonic()
+
+    def _new_part(self) -> str:
+        number = int(self.parts[-1].removeprefix(PARTIAL)[:8]) + 1 if self.parts else 0
+        self.parts.append(f"{PARTIAL}{number:08d}-{self.run}.jsonl")
+        return self.parts[-1]
+
+    def _save_moving(self) -> None:
+        """Save what goes from EARLIER to the receipt in a part too, for EARLIER, without it, is written first."""
+        blocks = (block for block in self._blocks(State.WHOLE) if block.source.key == EARLIER)
+        of_blocks = (line.rstrip() for block in blocks for line in block.lines())
+        alone = self.db.execute("select line from row where now > 0 and was_earlier")
+        with TemporaryFile() as file:
+            file.writelines(line + b"\n" for line in chain(of_blocks, (line.encode() for (line,) in alone)))
+            if file.tell():
+                file.seek(0)
+                self.sink.write(self._new_part(), file, "application/jsonl", durable=True)
 
     def _sync_outputs(self) -> None:
         """Files to the disk, before rows say that they are there: after a power cut that must still be true."""
@@ -466,6 +486,7 @@ class Receipt:
         with TemporaryFile() as earlier, TemporaryFile() as receipt:
             # Both before either is replaced: rows move from one to the other.
             writers = {EARLIER: self._compose(EARLIER, earlier), RECEIPT: self._compose(RECEIPT, receipt)}
+            self._save_moving()
             for key, writer in writers.items():
                 if writer is not None and (writer.at or self.sink.exists(key)):
                     writer.file.seek(0)

@@ -646,6 +646,29 @@ def test_a_job_over_a_part_costs_the_others_nothing(tmp_path):
     assert json.loads(line)["input"] == "2.png"
 
 
+@pytest.mark.parametrize("kills_at", ["receipt.earlier.jsonl", ".receipt.earlier.jsonl.index", "receipt.jsonl"])
+@pytest.mark.parametrize(("first", "then"), [("[0-2].png", "[3-5].png"), ("[0-2].png", "[24].png")])
+def test_killed_while_rows_move_between_both_files_it_loses_none(tmp_path, monkeypatch, first, then, kills_at):
+    """Jobs over parts take turns: each puts aside what the other takes back, a block of rows or single ones."""
+    source, out, idle = fill(tmp_path / "in", 6), tmp_path / "out", FakePipe()
+    run(source, out)
+    run(source / first, out)
+    write = Folder.write
+
+    def write_or_die(self, key, *args, **options):
+        if key == kills_at:
+            os._exit(9)
+        return write(self, key, *args, **options)
+
+    if not (child := os.fork()):
+        monkeypatch.setattr(Folder, "write", write_or_die)
+        run(source / then, out, idle)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert run(source, out, idle)["images_kept"] == 6
+    assert idle.calls == [] and not list(out.glob("receipt.partial/*"))
+
+
 def test_a_kind_asked_for_alone_leaves_the_others_kept(tmp_path):
     source, out, idle = fill(tmp_path / "in", 2), tmp_path / "out", FakePipe()
     run(source, out)
