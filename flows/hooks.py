@@ -53,8 +53,9 @@ def write_end(flow: Any, flow_run: Any, state: Any) -> None:
 def write_page(client: Any, flow_name: str, flow_run: Any, state: Any, places: dict[str, str]) -> None:
     """The artifact of a run; places are those that are known of it."""
     reason, _, lines = (state.message or "no reason was given").partition("\n")
-    text = describe_end(flow_name, flow_run, state.name, reason, lines or last_lines(client, flow_run.id), places)
-    title = f"{flow_name}: {state.name}"
+    how = "Cancelled" if state.is_cancelling() else state.name  # what it is when somebody reads this
+    text = describe_end(flow_name, flow_run, how, reason, lines or last_lines(client, flow_run.id), places)
+    title = f"{flow_name}: {how}"
     page = ArtifactCreate(key=KEY, type="markdown", data=text, description=title, flow_run_id=flow_run.id)
     client.create_artifact(page)
 
