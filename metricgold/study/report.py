@@ -3,6 +3,7 @@
 Equal rows give equal bytes. The part lies between two markers of the page, so that what people write about it stays.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -172,7 +173,7 @@ def verdict(figures: Figures) -> str:
             word = "lower AbsRel" if high < 0 else "higher AbsRel" if low > 0 else "undecided"
             found[word].append(f"{label(figures, one)} ({mean:+.3f})")
         texts = [f"{word}: {shortened(ones)}" for word, ones in found.items() if ones]
-        lines.append(f"- **{group}**: {'; '.join(texts)}.")
+        lines += [f"- **{group}**: {'; '.join(texts)}."] if texts else []
         if figures.study.inference:
             front = [f"{label(figures, one)} ({figures.cost(one, 'passes'):g} passes)" for one in figures.front(group)]
             lines.append(f"- Pareto front of passes and AbsRel, {group}: {'; '.join(front)}.")
@@ -272,8 +273,10 @@ def basis(figures: Figures) -> str:
         for group in figures.overall
     }
     counted = ", ".join(f"{number} scenes {group}" for group, number in scenes.items())
+    num_asked = len(figures.study.seeds) * math.prod(map(len, figures.study.every_factor.values()))
+    num_runs = f"{len(runs)} of {num_asked}" if len(runs) < num_asked else str(len(runs))
     return (
-        f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}; {counted}; commits {', '.join(commits)}; "
+        f"{num_runs} runs, seeds {', '.join(map(str, seeds))}; {counted}; commits {', '.join(commits)}; "
         f"{', '.join(machines)}. In brackets the 95 % interval for other scenes and other seeds of training; "
         "differences are paired by both. It does not cover another backbone, other data or another budget."
     )

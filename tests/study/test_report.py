@@ -57,6 +57,17 @@ def test_the_page_says_what_differs_and_what_is_not_known(tmp_path):
     assert "18 runs, seeds 0, 1, 2; 8 scenes in domain, 8 scenes benchmarks; commits abc" in text
 
 
+def test_a_study_that_has_begun_says_how_far_it_is_and_compares_nothing_with_nothing(tmp_path):
+    results = write_rows(tmp_path)
+    for path in (results.path, results.runs_path):
+        head, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([head, *(line for line in lines if line.startswith("l2,1,0,")), ""]))
+    text = render_study("tiny", tmp_path / "studies")
+    assert "\n1 of 18 runs, seeds 0; 8 scenes in domain" in text
+    (front, _) = [line for line in text.splitlines() if line.startswith("- ")]
+    assert front == "- Pareto front of passes and AbsRel, in domain: loss l2, steps 1 (1 passes)."
+
+
 def test_one_seed_decides_nothing_and_nobody_knows_how_many_would(tmp_path):
     write_rows(tmp_path, seeds=1)
     text = render_study("tiny", tmp_path / "studies")
