@@ -398,7 +398,7 @@ class Receipt:
         return self.parts[-1]
 
     def _save_moving(self) -> None:
-        """Save what goes from EARLIER to the receipt in a part too, for EARLIER, without it, is written first."""
+        """Save rows that leave EARLIER for the receipt in a part: a kill after the one is written would lose them."""
         blocks = (block for block in self._blocks(State.WHOLE) if block.source.key == EARLIER)
         of_blocks = (line.rstrip() for block in blocks for line in block.lines())
         alone = self.db.execute("select line from row where now > 0 and was_earlier")
