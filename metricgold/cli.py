@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
-from metricgold.extras import naming_the_extra
+from metricgold.extras import hide_unused, naming_the_extra, show_unused
 from metricgold.params import DISTANCE_KINDS, OUTPUTS, PRESETS, WINDOWS, Folders, require_dataset_name
 from metricgold.storage import log_formatter, message_of, one_line
 
@@ -275,6 +275,7 @@ def inspect(ctx: click.Context, dataset: str, as_json: bool) -> None:
 @click.pass_context
 def backbone(ctx: click.Context) -> None:
     """Prepare VAE, U-Net, schedule and empty prompt in models/backbone."""
+    show_unused()  # the text encoder is one of transformers' models
     from metricgold.model import prepare_backbone
 
     params = _params(ctx)
@@ -532,6 +533,8 @@ def _measure(
     frames: int | None,
 ) -> dict[str, Any]:
     """Measure what the command line names on one benchmark; returns its figures."""
+    if peers:
+        show_unused()  # diffusers' own pipelines have text encoders, and peers are transformers' models themselves
     from metricgold.datasets import raw_folder
     from metricgold.evaluate import benchmark, open_peer
 
@@ -1063,5 +1066,11 @@ def doctor(ctx: click.Context, s3: str | None, as_json: bool) -> None:
         ctx.exit(1)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """`main` in a process of its own, as the command `metricgold` starts it."""
+    hide_unused()
     main()
+
+
+if __name__ == "__main__":
+    run()

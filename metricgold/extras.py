@@ -1,5 +1,6 @@
-"""The packages that only an extra installs, and the one line that names the extra where such a package is missing."""
+"""Packages that are missing or unwanted: the line that names an extra, and what a command's process does not load."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,25 @@ EXTRA_OF = {
     "python_multipart": "serve",
     "prometheus_client": "serve",
 }
+
+# diffusers imports them wherever it finds them, for adapters and samplers that no stage uses: half of a start.
+UNUSED = ("transformers", "scipy")
+
+
+def hide_unused() -> None:
+    """Have imports of UNUSED fail in this process, so that diffusers does without them.
+
+    For a command's process, which is all ours. Whoever uses the library may have other work for diffusers.
+    """
+    for name in UNUSED:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None is Python's word for "cannot be imported"
+
+
+def show_unused() -> None:
+    """Undo `hide_unused`, for the few who do use them; before diffusers is imported, which looks once."""
+    for name in UNUSED:
+        if name in sys.modules and sys.modules[name] is None:
+            del sys.modules[name]
 
 
 @contextmanager

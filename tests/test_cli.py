@@ -30,6 +30,42 @@ def test_help_imports_nothing_heavy():
     assert "predict" in done.stdout
 
 
+def test_a_command_s_process_leaves_out_what_its_model_does_not_need(tiny_model, tmp_path):
+    """And depth is the same to the byte. In this process nothing is left out, for it has other work as well."""
+    from metricgold.extras import UNUSED
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    words = ["predict", str(tmp_path / "a.png")]
+    options = ["--model", str(tiny_model), "--steps", "2", "--ensemble", "2"]
+    command = [sys.executable, "-X", "importtime", "-m", "metricgold.cli", *words, str(tmp_path / "out"), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert {"torch", "diffusers"} <= loaded and not loaded & set(UNUSED)
+
+    run(*words, tmp_path / "here", *options)
+    assert all(sys.modules.get(name, "") is not None for name in UNUSED)
+    here, there = (read_log_depth_png(tmp_path / folder / "a.png.depth.png") for folder in ("here", "out"))
+    np.testing.assert_array_equal(here[0], there[0])
+
+
+def test_what_was_left_out_comes_back_for_who_needs_it():
+    code = """
+from metricgold.extras import hide_unused, show_unused
+hide_unused()
+try:
+    import scipy
+except ModuleNotFoundError as error:
+    print(error.name)
+show_unused()
+from diffusers import MarigoldDepthPipeline
+from transformers import CLIPTextModel
+print(MarigoldDepthPipeline.__module__.split(".")[1], CLIPTextModel.__module__.split(".")[1])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["scipy", "pipelines", "models"]  # and not diffusers' dummies
+
+
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -63,6 +65,15 @@ def test_a_stable_diffusion_folder_becomes_a_backbone(stable_diffusion, tmp_path
     assert {path.name for path in (tmp_path / "backbone").iterdir()} == {
         "unet", "vae", "scheduler", "empty_prompt", "backbone.json",
     }  # fmt: skip
+
+
+def test_the_command_has_its_text_encoder(stable_diffusion, tmp_path):
+    """A command's process leaves transformers out (metricgold.extras), and this one needs it."""
+    (tmp_path / "params.yaml").write_text(f"datasets: [mine]\nbackbone:\n  source: {stable_diffusion}\n")
+    command = [sys.executable, "-m", "metricgold.cli", "backbone"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert load_backbone(tmp_path / "models/backbone")["empty_prompt"] is not None
 
 
 def test_a_fresh_u_net_has_the_source_s_shape_and_none_of_its_weights(stable_diffusion, tmp_path):
