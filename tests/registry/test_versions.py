@@ -17,6 +17,7 @@ from metricgold.registry.versions import register
 from metricgold.storage.files import digest_folder
 from tests.registry.project import GATE, PARAMS, change_model, mlflow_client, register_scores
 from tests.support import ROOT
+from tests.support.tries import drawn
 
 
 def test_first_use_by_two_processes_at_once(first_use):
@@ -164,22 +165,21 @@ def test_three_at_once_make_one_version(project, tmp_path_factory, elsewhere):
     assert version.tags["model_digest"] == said[0]["model_digest"] and candidate() == version.version
 
 
+CALLS = [
+    ("create_run", "after"),
+    ("log_batch", "after"),
+    ("log", "before"),
+    ("finalize_logged_model", "before"),
+    ("log", "after"),
+    ("create_registered_model", "after"),
+    ("create_model_version", "before"),
+    ("create_model_version", "after"),
+    ("set_registered_model_alias", "before"),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "call",
-    [
-        ("create_run", "after"),
-        ("log_batch", "after"),
-        ("log", "before"),
-        ("finalize_logged_model", "before"),
-        ("log", "after"),
-        ("create_registered_model", "after"),
-        ("create_model_version", "before"),
-        ("create_model_version", "after"),
-        ("set_registered_model_alias", "before"),
-    ],
-    ids="-".join,
-)
+@pytest.mark.parametrize("call", drawn(CALLS), ids="-".join)
 def test_killed_anywhere_the_next_call_makes_one_version(project, call):
     killed = child(KILLED, *call)
     killed.communicate()

@@ -44,6 +44,6 @@ def hide_all_but(distributions: set[str], extras: Iterable[str] = EXTRA_OF) -> N
 
 if __name__ == "__main__":
     hide_all_but(distributions_of("metricgold"))
-    from metricgold.cli import main
+    from metricgold.cli import run
 
-    main(sys.argv[1:])
+    run()
