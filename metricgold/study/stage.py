@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from metricgold.params import Folders, Params
 from metricgold.storage import Progress, exit_on_sigterm, log_formatter, message_of
 from metricgold.study.definition import FOLDER, Run, load_study, runs_of
+from metricgold.study.job import Job
 from metricgold.study.results import Results
 from metricgold.study.store import Names, Store, names_of
 from metricgold.study.worlds import render_worlds
@@ -92,13 +93,18 @@ class _Crew:
             try:
                 while (waiting and time.monotonic() < self.deadline) or self.children:
                     while waiting and len(self.children) < self.num_jobs and time.monotonic() < self.deadline:
-                        if (training := self._next(waiting)) is None:
+                        free = next((one for one in waiting if _is_free(self.store.lock_path(one))), None)
+                        if free is None and self.children:
                             break
-                        self._start(training, *trainings[training])
-                    for training in self._ended():
-                        if training in self.failures or all(map(self.results.has, trainings[training][1])):
+                        training = free or waiting[0]  # where other calls have all, wait for the first
+                        waiting.remove(training)
+                        self._start(training, *trainings[training], waits=free is None)
+                    for training, said in self._ended():
+                        if said or all(map(self.results.has, trainings[training][1])):
                             progress.advance()
                             self._tell()
+                        elif said is None:
+                            waiting.append(training)  # another call was faster
                         else:
                             waiting.appendleft(training)  # its inputs are there now
             finally:
@@ -106,25 +112,17 @@ class _Crew:
         if self.failures:
             raise ValueError("; ".join(f"{name}: {text}" for name, text in self.failures.items()))
 
-    def _next(self, waiting: deque[str]) -> str | None:
-        """The next training that no other call has; where others have all, the first, which waits for them."""
-        for training in waiting:
-            if _is_free(self.store.lock_path(training)):
-                waiting.remove(training)
-                return training
-        return None if self.children else waiting.popleft()
-
-    def _start(self, training: str, names: Names, runs: list[Run]) -> None:
+    def _start(self, training: str, names: Names, runs: list[Run], *, waits: bool) -> None:
         reader, writer = self.context.Pipe(duplex=False)
-        options = (writer, self.num_jobs, runs, names, self.results, self.store)
+        options = (writer, self.num_jobs, Job(runs, names, self.results, self.store, waits))
         child = self.context.Process(target=_work, args=options, daemon=True)
         child.start()
         writer.close()
         log.info("%s: %s", training, runs[0] if len(runs) == 1 else f"{runs[0]} and {len(runs) - 1} more")
         self.children[child.sentinel] = training, child, reader
 
-    def _ended(self) -> list[str]:
-        """The trainings whose processes have ended by now, at least one."""
+    def _ended(self) -> list[tuple[str, str | None]]:
+        """The trainings whose processes have ended by now, with why they failed; None if another call has it."""
         ended = []
         for sentinel in wait(list(self.children), timeout=LOOK_EVERY_S):
             training, child, reader = self.children.pop(sentinel)
@@ -134,7 +132,7 @@ class _Crew:
             if said:
                 log.error("%s failed: %s", training, said)
                 self.failures[training] = said
-            ended.append(training)
+            ended.append((training, said))
         return ended
 
     def _tell(self) -> None:
@@ -158,11 +156,11 @@ def _is_free(lock_path: Path) -> bool:
         return False
 
 
-def _work(writer: Connection, num_jobs: int, runs: list[Run], names: Names, results: Results, store: Store) -> None:
-    """The child: says "" or why it failed. Ctrl-C reaches the parent, which asks it to save."""
+def _work(writer: Connection, num_jobs: int, job: Job) -> None:
+    """The child: says what `_ended` tells. Ctrl-C reaches the parent, which asks it to save."""
     import torch
 
-    from metricgold.study.worker import Job, advance
+    from metricgold.study.worker import advance
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -172,11 +170,9 @@ def _work(writer: Connection, num_jobs: int, runs: list[Run], names: Names, resu
     if num_jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_jobs))
     try:
-        advance(Job(runs, names, results, store))
+        writer.send("" if advance(job) else None)
     except (ValueError, OSError) as error:
         writer.send(str(message_of(error)))
-    else:
-        writer.send("")
 
 
 def _end_with_parent() -> None:

@@ -3,7 +3,7 @@
 Never both in one process, so that the memory which is measured is that of training and prediction.
 """
 
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,30 @@ from metricgold.model import peak_memory_gb, prepare_backbone, reset_peak_memory
 from metricgold.params import Params
 from metricgold.storage import git_commit, only_writer, read_json, read_rows, remove, write_json
 from metricgold.study.definition import Run
+from metricgold.study.job import Job
 from metricgold.study.measure import Sets, cost_of_image
-from metricgold.study.results import Results
 from metricgold.study.store import Names, Store
 from metricgold.train import SESSIONS, hardware, step_flops, train, train_depth_vae
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """The runs of one trained model: they differ in inference, or in what they are called."""
-
-    runs: list[Run]
-    names: Names
-    results: Results
-    store: Store
-
-
-def advance(job: Job) -> None:
-    """Make the inputs that are missing; where none are, train and measure. Waits for others that do the same."""
-    params = job.runs[0].params
+def advance(job: Job) -> bool:
+    """Make the inputs that are missing; where none are, train and measure. False where another call does that."""
     if make_inputs(job.runs[0], job.names, job.store):
-        return
-    model, done = job.store.path(job.names.training), job.store.path(f"{job.names.training}.json")
-    with only_writer(model, job.store.lock_path(job.names.training), waits=True):
-        missing = [run for run in job.runs if not job.results.has(run)]
-        if not missing:
-            return
+        return True
+    model, lock_path = job.store.path(job.names.training), job.store.lock_path(job.names.training)
+    with ExitStack() as held:
+        try:
+            held.enter_context(only_writer(model, lock_path, waits=job.waits))
+        except BlockingIOError:
+            return False
+        measure_missing(job, model)
+    return True
+
+
+def measure_missing(job: Job, model: Path) -> None:
+    """Train the model, or take it up where it is, and measure the runs that have no rows."""
+    params, done = job.runs[0].params, job.store.path(f"{job.names.training}.json")
+    if missing := [run for run in job.runs if not job.results.has(run)]:
         reset_peak_memory()
         if not (model / "lineage.json").is_file() or not done.is_file():
             train_model(job.runs[0], job.names, job.store)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from metricgold.params import Folders, load_params
-from metricgold.storage import read_json
-from metricgold.study import stage
+from metricgold.storage import only_writer, read_json
+from metricgold.study import stage, worker
 from metricgold.study.definition import load_study, runs_of
+from metricgold.study.job import Job
 from metricgold.study.results import Results
 from metricgold.study.stage import run_study
+from metricgold.study.store import Store, names_of
 from tests.study.conftest import write_study
 
 COSTS = ("commit", "machine", "image_s", "train_s", "peak_gb")  # that differ from call to call
@@ -107,6 +109,43 @@ def test_rows_of_other_params_are_measured_again_and_replaced(undisturbed, tmp_p
     assert not any(map(results.has, runs_of(study, params, "tiny", tmp_path / "studies")))
     study = load_study("tiny", root / "studies")
     assert all(map(results.has, runs_of(study, params, "tiny", root / "studies")))
+
+
+def run_named(writer, root, name):
+    """Rows say which call measured them."""
+    worker.hardware = lambda: name
+    run_and_tell(writer, root)
+
+
+def test_two_calls_train_at_the_same_time(undisturbed, tmp_path):
+    """They meet at the inputs, which one makes while the other waits; from then on none waits for the other."""
+    root, _ = undisturbed
+    for name in ("params.yaml", "studies/tiny.yaml", "data"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(root / name)
+    context = multiprocessing.get_context("forkserver")
+    calls = []
+    for name in ("one", "two"):
+        reader, writer = context.Pipe(duplex=False)
+        calls.append((context.Process(target=run_named, args=(writer, tmp_path, name)), reader))
+        calls[-1][0].start()
+    for child, reader in calls:
+        assert reader.recv()[0]["measured"] == 8
+        child.join()
+    by = [row["machine"] for row in lines_of(tmp_path, "tiny.runs")]
+    assert min(map(by.count, ("one", "two"))) >= 2, by  # of four trainings, two runs each
+
+
+def test_a_training_that_another_call_has_is_left_to_it(undisturbed, tmp_path):
+    """However late it is noticed: here as the process of this call has begun."""
+    root, _ = undisturbed
+    study, params = load_study("tiny", root / "studies"), load_params(root / "params.yaml")
+    store, run_ = Store(Folders(root)), runs_of(study, params, "tiny", root / "studies")[0]
+    names = names_of(run_.params, store.contents(run_))
+    job = Job([run_], names, Results("tiny", study, tmp_path), store, waits=False)
+    with only_writer(tmp_path, store.lock_path(names.training)):
+        assert worker.advance(job) is False
+    assert not list(tmp_path.glob("*.csv"))
 
 
 def test_killed_at_ten_random_moments_it_has_the_same_rows_and_no_run_twice(undisturbed, tmp_path):
