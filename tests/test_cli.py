@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_a_command_s_process_leaves_out_what_its_model_does_not_need(tiny_model, tmp_path):
-    """And depth is the same to the byte. In this process nothing is left out, for it has other work as well."""
+    """And depth is the same. In this process nothing is left out, for it has other work as well."""
     from metricgold.extras import UNUSED
 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)).save(tmp_path / "a.png")

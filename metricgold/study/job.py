@@ -15,4 +15,4 @@ class Job:
     names: Names
     results: Results
     store: Store
-    waits: bool = True  # for another call that has this model, or else leaves it to that one
+    waits: bool = True  # while another call has this model; without it, the model is left to that call

@@ -37,6 +37,13 @@ def made(root: Path) -> dict[str, float]:
     return {path.name: path.stat().st_mtime for path in (root / "models/studies").glob("*-*") if path.is_dir()}
 
 
+def link_inputs(root: Path, folder: Path) -> None:
+    """The same project with nothing trained or measured."""
+    for name in ("params.yaml", "studies/tiny.yaml", "data"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(root / name)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_project):
     """The study after one call, and what was told meanwhile."""
@@ -120,9 +127,7 @@ def run_named(writer, root, name):
 def test_two_calls_train_at_the_same_time(undisturbed, tmp_path):
     """They meet at the inputs, which one makes while the other waits; from then on none waits for the other."""
     root, _ = undisturbed
-    for name in ("params.yaml", "studies/tiny.yaml", "data"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(root / name)
+    link_inputs(root, tmp_path)
     context = multiprocessing.get_context("forkserver")
     calls = []
     for name in ("one", "two"):
@@ -151,9 +156,7 @@ def test_a_training_that_another_call_has_is_left_to_it(undisturbed, tmp_path):
 def test_killed_at_ten_random_moments_it_has_the_same_rows_and_no_run_twice(undisturbed, tmp_path):
     """kill -9 of the command; its children notice. The last one is left alone."""
     root, _ = undisturbed
-    for name in ("params.yaml", "studies/tiny.yaml", "data"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).symlink_to(root / name)
+    link_inputs(root, tmp_path)
     context = multiprocessing.get_context("forkserver")
     rng, measured = np.random.default_rng(), []
     for _ in range(10):
