@@ -22,15 +22,18 @@ from metricgold.evaluate import (
     SeesImages,
     VaeFloor,
     chosen_protocols,
+    data_digest,
     score_frames,
 )
 from metricgold.params import Inference, Params
+from metricgold.storage import digest_json, read_json, write_json
 from metricgold.study.definition import Run
 from metricgold.study.results import FIGURES, STATED
-from metricgold.study.store import Store
+from metricgold.study.store import Names, Store, floor_name
 from metricgold.train import flop_counter
 
 Row = dict[str, Any]
+FLOOR = "floor.json"
 SOURCES = {"stated": "mean_uncertainty", "within": "coverage68"}  # figures that rows call otherwise
 
 
@@ -42,6 +45,12 @@ class MeasuredSet:
     protocol: Protocol
     refs: list[FrameRef]
     in_domain: bool
+    content: str  # digest of the frames' files
+
+    @property
+    def digest(self) -> str:
+        """Of what is measured, and of the ruler."""
+        return digest_json([self.name, self.protocol.digest, [ref.name for ref in self.refs], self.content])
 
     def inference(self, params: Params) -> Inference:
         """How the model predicts here."""
@@ -49,10 +58,11 @@ class MeasuredSet:
 
 
 class Sets:
-    """What a trained model is measured on. The VAE floor is measured once: no inference changes it."""
+    """What a trained model is measured on."""
 
-    def __init__(self, run: Run, model: Path, store: Store) -> None:
-        self.run, self.model, self.sets = run, model, list(sets_of(run, store))
+    def __init__(self, run: Run, model: Path, names: Names, store: Store) -> None:
+        self.run, self.model, self.names, self.store = run, model, names, store
+        self.sets = list(sets_of(run, store))
         self.batch_size = run.params.evaluate.batch_size
         self.models: dict[str, OurModel] = {}
 
@@ -63,20 +73,21 @@ class Sets:
 
     @cached_property
     def floors(self) -> dict[str, dict[str, float]]:
-        """AbsRel of the truth through the VAE and back, by set and frame."""
-        return {
-            one.name: {
-                frame.name: figures["abs_rel"]
-                for frame, figures in score_frames(
-                    one.protocol,
-                    one.refs,
-                    VaeFloor(self.ours(one.inference(self.run.params)), one.protocol.truth),
-                    self.batch_size,
-                    f"floor {one.name}",
-                )
-            }
-            for one in self.sets
-        }
+        """AbsRel of the truth through the VAE and back, by set and frame: once for all models with this VAE."""
+        return {one.name: self._floor_of(one) for one in self.sets}
+
+    def _floor_of(self, one: MeasuredSet) -> dict[str, float]:
+        inference = one.inference(self.run.params)
+        name = floor_name(self.names, self.run.params, one.digest, inference.dtype)
+
+        def measure_floor(out: Path) -> None:
+            method = VaeFloor(self.ours(inference), one.protocol.truth)
+            scored = score_frames(one.protocol, one.refs, method, self.batch_size, f"floor {one.name}")
+            write_json(out / FLOOR, {frame.name: figures["abs_rel"] for frame, figures in scored})
+
+        self.store.make_once(name, FLOOR, measure_floor)
+        floors: dict[str, float] = read_json(self.store.path(name) / FLOOR)
+        return floors
 
     def measure(self, run: Run) -> tuple[list[Row], float]:
         """A row for each set and scene, means over its images, and the seconds of an image."""
@@ -104,14 +115,15 @@ def sets_of(run: Run, store: Store) -> Iterator[MeasuredSet]:
         refs = unedited_frames(name, raws[name], evaluate.split, evaluate.frames_per_dataset)
         facts = {"name": "in-domain", "benchmark": name, "title": "as `evaluate`", "source": ["`metricgold evaluate`"]}
         limits = {"min_m": evaluate.min_m, "max_m": evaluate.max_m, "camera": "given"}
-        yield MeasuredSet(name, Protocol.model_validate(facts | limits), refs, True)
+        yield MeasuredSet(name, Protocol.model_validate(facts | limits), refs, True, data_digest(raws[name], refs))
     for name in store.measured(run):
         protocol = chosen_protocols(name, ())[0].model_copy(update={"camera": "given"})
-        refs = list_frames(name, store.benchmark(run, name), split="test").frames
+        raw = store.benchmark(run, name)
+        refs = list_frames(name, raw, split="test").frames
         protocol.check_frames(refs)
         selected = protocol.select(refs)
         kept = [selected[i] for i in evenly_spaced(len(selected), run.params.benchmark.frames)]
-        yield MeasuredSet(name, protocol, kept, False)
+        yield MeasuredSet(name, protocol, kept, False, data_digest(raw, kept))
 
 
 def cost_of_image(run: Run, model: Path, sets: Sets) -> dict[str, Any]:

@@ -46,6 +46,12 @@ def names_of(params: Params, contents: Mapping[str, str]) -> Names:
     return Names(backbone, caches, depth_vae, training)
 
 
+def floor_name(names: Names, params: Params, measured: str, dtype: str) -> str:
+    """What the VAE floor of a set of frames is called. measured: digest of the set; dtype: of the VAE."""
+    size = [params.encode.height, params.encode.width]
+    return _named("floor", names.depth_vae or names.backbone, params.depth_range.model_dump(), size, measured, dtype)
+
+
 def world_name(dataset: str, world: World) -> str:
     """What a data set is called that is rendered so."""
     return _named("raw", dataset, world.model_dump())

@@ -43,10 +43,10 @@ def measure_missing(job: Job, model: Path) -> None:
             rows = read_rows(_state_of(model) / SESSIONS)
             write_json(done, {"train_s": sum(row["seconds"] for row in rows), "peak_gb": peak_memory_gb()})
         facts = read_json(done) | cost_of_training(params, job)
-        sets = Sets(missing[0], model, job.store)
+        sets = Sets(missing[0], model, job.names, job.store)
         for run in missing:
             if run.worlds != sets.run.worlds:
-                sets = Sets(run, model, job.store)
+                sets = Sets(run, model, job.names, job.store)
             figures, image_s = sets.measure(run)
             costs = facts | cost_of_image(run, model, sets) | {"image_s": image_s}
             costs["peak_gb"] = max(facts["peak_gb"], peak_memory_gb())

@@ -100,7 +100,8 @@ def test_what_runs_share_is_made_once_and_nothing_is_done_again(undisturbed):
     root, _ = undisturbed
     before = made(root)
     kinds = sorted(name.rpartition("-")[0] for name in before)
-    assert kinds == ["backbone", "depth-vae", "latents", *["model"] * 4]  # and nothing to resume from
+    # A floor for each of two sets, which all models share, and nothing to resume from.
+    assert kinds == ["backbone", "depth-vae", "floor", "floor", "latents", *["model"] * 4]
     texts = [path.read_bytes() for path in sorted((root / "studies/results").glob("*.csv"))]
     assert run(root)["measured"] == 8
     assert made(root) == before
