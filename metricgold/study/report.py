@@ -207,7 +207,8 @@ def means_table(figures: Figures) -> str:
 
 def differences_table(figures: Figures) -> str:
     """AbsRel minus that of what it is compared with, and the seeds that an undecided one would take."""
-    groups = [name for name in figures.groups if name not in figures.groups.get(IN_DOMAIN, ())]
+    wholes = [figures.groups[name] for name in figures.overall]
+    groups = [name for name, sets in figures.groups.items() if name in figures.overall or sets not in wholes]
     undecided = [f"seeds to decide, {group}" for group in figures.overall]
     lines = [*heading(["AbsRel, difference of", "to", *groups, *undecided])]
     for one in compared(figures):
@@ -333,7 +334,7 @@ def draw_dots(ax: Any, figures: Figures, group: str) -> None:
 
 
 def draw_costs(ax: Any, figures: Figures, group: str) -> None:
-    """A point for each combination, in a colour for each way to train, and the front of all."""
+    """A point for each combination, in a colour for each way to train; the front of all names its ways to predict."""
     points = {
         one: (figures.cost(one, "passes"), figures.mean(one, group, "abs_rel").mean) for one in figures.combinations
     }
@@ -341,8 +342,10 @@ def draw_costs(ax: Any, figures: Figures, group: str) -> None:
     for trained in dict.fromkeys(one[:num_trained] for one in points):
         own = [point for one, point in points.items() if one[:num_trained] == trained]
         ax.plot(*zip(*own, strict=True), "o", ms=4, alpha=0.7, label=", ".join(trained))
-    front = [points[one] for one in figures.front(group)]
-    ax.plot(*zip(*front, strict=True), "-", color="black", lw=1, alpha=0.6, label="Pareto front")
+    front = {one: points[one] for one in figures.front(group)}
+    ax.plot(*zip(*front.values(), strict=True), "-", color="black", lw=1, alpha=0.6, label="Pareto front")
+    for one, point in front.items():
+        ax.annotate(", ".join(one[num_trained:]), point, (0, -9), textcoords="offset points", fontsize=7, ha="center")
     ax.set_xscale("log")
     ax.set_xlabel("U-Net passes an image", fontsize=8)
     ax.set_ylabel("AbsRel", fontsize=8)
