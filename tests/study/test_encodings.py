@@ -44,7 +44,7 @@ def test_a_level_of_data_draws_from_its_kind_of_place_alone():
 
 
 def test_a_tiny_study_of_all_four(tiny_project, tmp_path):
-    """Each has a cache, a decoder, a model and a floor of its own; the stand-in is one."""
+    """Each has a cache, a decoder, a model and floors of its own (one a set); the stand-in is one."""
     for name in ("params.yaml", "data"):
         (tmp_path / name).symlink_to(tiny_project / name)
     levels = {name: {"log_depth": {"encoding": name}} for name in NAMES}
@@ -53,7 +53,8 @@ def test_a_tiny_study_of_all_four(tiny_project, tmp_path):
     counts, _ = _in_child(run_and_tell, tmp_path, [])
     assert counts["measured"] == 4
     kinds = sorted(name.rpartition("-")[0] for name in made(tmp_path))
-    assert kinds == ["backbone", *["depth-vae"] * 4, *["latents"] * 4, *["model"] * 4]
+    each = ["depth-vae", "floor", "floor", "latents", "model"]
+    assert kinds == sorted(["backbone", *each * 4])
     rows = lines_of(tmp_path, "tiny")
     assert {row["encoding"] for row in rows} == set(NAMES)
     assert len({row["vae_floor"] for row in rows if row["scene"] == "room"}) == 4
