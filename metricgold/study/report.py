@@ -314,6 +314,10 @@ def draw(figures: Figures, path: Path) -> Path:
         ax.set_title(group, fontsize=9)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
+    if by_cost:  # beside both, where it hides no point
+        title = ", ".join(figures.study.factors) or None
+        style = {"frameon": False, "fontsize": 8, "title": title, "title_fontsize": 8}
+        picture.legend(*ax.get_legend_handles_labels(), loc="outside right upper", **style)
     with write_aside(path) as aside:
         picture.savefig(aside, format="png", metadata={"Software": None})
     return path
@@ -350,4 +354,4 @@ def draw_costs(ax: Any, figures: Figures, group: str) -> None:
     ax.set_xlabel("U-Net passes an image", fontsize=8)
     ax.set_ylabel("AbsRel", fontsize=8)
     ax.tick_params(labelsize=8)
-    ax.legend(frameon=False, fontsize=8, title=", ".join(figures.study.factors) or None, title_fontsize=8)
+    ax.margins(0.12, 0.1)
