@@ -125,7 +125,7 @@ def test_processes_end_with_a_parent_that_is_killed(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     try:
-        wait_until(lambda: not _lives(child), within_s=10)
+        wait_until(lambda: not _lives(child))
     finally:
         if _lives(child):
             os.kill(child, signal.SIGKILL)

@@ -86,7 +86,7 @@ def test_a_run_that_a_worker_took_and_never_began_is_crashed_and_frees_its_slot(
         worker = start_worker(server, explaining)
         wait_for_state(server, run_id, "PENDING")
         vanish(worker, run_id, explaining)
-        run = wait_for_state(server, run_id, "CRASHED", within_s=120)
+        run = wait_for_state(server, run_id, "CRASHED")
     assert run["state"]["message"] == message
     complete(server, explaining, start_run(server))
     page = artifact(server, run_id)
@@ -100,10 +100,10 @@ def test_a_run_whose_machine_vanished_is_crashed_and_can_be_run_again(server, de
     # Prefect sends a heartbeat every 30 s, no oftener.
     with installed(server, tmp_path, "vanished_machines.yaml", within_s=45) as message:
         worker = start_worker(server, deployed)
-        wait_until(lambda: num_heartbeats(server, run_id) >= 2, within_s=120, every_s=1, what="two heartbeats")
+        wait_until(lambda: num_heartbeats(server, run_id) >= 2, every_s=1, what="two heartbeats")
         assert server.get(f"/flow_runs/{run_id}")["state"]["type"] == "RUNNING"
         vanish(worker, run_id, deployed)
-        run = wait_for_state(server, run_id, "CRASHED", within_s=150)
+        run = wait_for_state(server, run_id, "CRASHED")
     assert run["state"]["message"] == message
     Path("wait").unlink()
     again = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}}

@@ -18,7 +18,7 @@ from flows.dvc_stages import run_stage, run_until_done, stage_graph
 from metricgold.params import load_params
 from tests.flows.toy import calls, make_project, quiet_environment
 from tests.support import ROOT
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 DATASETS = ["hypersim-synthetic", "vkitti2-synthetic", "tartanair-synthetic"]
 
@@ -236,7 +236,7 @@ def test_a_dvc_that_must_end_gives_its_locks_back(tmp_path, monkeypatch):
     monkeypatch.chdir(_sleeper(tmp_path / "project"))
     repro = [*DVC, "repro", "--single-item", "sleeper"]
     child = subprocess.Popen(repro, env=quiet_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(Path("started").exists, within_s=60, every_s=0.05, what="the stage")
+    wait_until(Path("started").exists, every_s=0.05, what="the stage")
     assert json.loads(LOCKS.read_text())["write"]
     end(child)
     assert child.returncode == 255  # its own code: no signal ended it
@@ -251,7 +251,7 @@ def test_what_a_killed_dvc_had_started_ends_too(tmp_path, monkeypatch):
 
     def kill_dvc(line: str) -> None:
         if line.startswith("> "):
-            wait_until(Path("started").exists, within_s=60)
+            wait_until(Path("started").exists)
             (dvc,) = (one for one in psutil.Process().children() if "dvc" in one.cmdline())
             stage.extend(dvc.children(recursive=True))
             dvc.kill()
@@ -259,7 +259,7 @@ def test_what_a_killed_dvc_had_started_ends_too(tmp_path, monkeypatch):
     stage: list[psutil.Process] = []
     with pytest.raises(ChildFailed, match="code -9"):
         run_child([*DVC, "repro", "--single-item", "sleeper"], kill_dvc)
-    assert stage and psutil.wait_procs(stage, timeout=10)[1] == []
+    assert stage and psutil.wait_procs(stage, timeout=PATIENCE_S)[1] == []
 
 
 def test_what_a_killed_flow_had_started_saves_and_ends(project):
@@ -270,10 +270,10 @@ def test_what_a_killed_flow_had_started_saves_and_ends(project):
     lines = ["from uuid import uuid4", "from flows.guard import Guard", "from flows.child_processes import run_child"]
     command = [sys.executable, "-c", "\n".join([*lines, guarded])]
     with subprocess.Popen(command, env=quiet_environment(), stdout=subprocess.DEVNULL) as flow:
-        wait_until(Path("started").exists, within_s=60, what="the trainer")
+        wait_until(Path("started").exists, what="the trainer")
         started = psutil.Process(flow.pid).children(recursive=True)
         flow.kill()
-    assert started and psutil.wait_procs(started, timeout=40)[1] == []
+    assert started and psutil.wait_procs(started, timeout=PATIENCE_S)[1] == []
     assert Path("saved").exists()
 
 
@@ -345,7 +345,7 @@ def test_a_stage_that_another_dvc_works_on_waits_and_says_for_whom(tmp_path, mon
             if f"(PID {other.pid})" in line:
                 Path("told").touch()
 
-        wait_until(Path("started").exists, within_s=60, what="the other")
+        wait_until(Path("started").exists, what="the other")
         run_until_done("sleeper", repro, log)
         assert other.wait(60) == 0
     assert Path("told").exists() and any("didn't change" in line for line in lines)  # the other has done it

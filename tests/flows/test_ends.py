@@ -50,12 +50,12 @@ def start_run(server) -> str:
     return server.ask("POST", f"/deployments/{deployment['id']}/create_flow_run", {})["id"]
 
 
-def wait_for_state(server, run_id: str, *types: str, within_s: float = 100) -> dict:
+def wait_for_state(server, run_id: str, *types: str) -> dict:
     def reached():
         run = server.get(f"/flow_runs/{run_id}")
         return run if run and run["state"]["type"] in types else None
 
-    return wait_until(reached, within_s=within_s, every_s=0.5, what=f"{types} of the run")
+    return wait_until(reached, every_s=0.5, what=f"{types} of the run")
 
 
 def family(project: Path) -> list[psutil.Process]:
@@ -72,9 +72,7 @@ def family(project: Path) -> list[psutil.Process]:
 
 def artifact(server, run_id: str) -> str:
     wanted = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "key": {"any_": ["how-it-ended"]}}}
-    found = wait_until(
-        lambda: server.ask("POST", "/artifacts/filter", wanted), within_s=30, every_s=0.5, what="its page"
-    )
+    found = wait_until(lambda: server.ask("POST", "/artifacts/filter", wanted), every_s=0.5, what="its page")
     return found[0]["data"]
 
 
@@ -85,10 +83,10 @@ def test_a_run_whose_worker_ends_says_so_and_can_be_run_again(server, deployed, 
     worker = start_worker(server, deployed)
     try:
         run_id = start_run(server)
-        wait_until(lambda: "metricgold train: at work" in logged(server, run_id), within_s=90, every_s=0.5)
+        wait_until(lambda: "metricgold train: at work" in logged(server, run_id), every_s=0.5)
         worker.send_signal(sent)
         run = wait_for_state(server, run_id, "CRASHED")
-        wait_until(lambda: not family(deployed), within_s=40, what="the end of the children")
+        wait_until(lambda: not family(deployed), what="the end of the children")
         assert Path("saved").exists()
         page = artifact(server, run_id)
         assert run["state"]["message"].splitlines()[0] in page and f"prefect flow-run retry {run_id}" in page
@@ -112,7 +110,7 @@ def test_a_job_on_a_gpu_that_is_cancelled_ends_within_a_minute_and_frees_its_slo
     worker = start_worker(server, deployed)
     try:
         run_id = start_run(server)
-        wait_until(lambda: "metricgold train: at work" in logged(server, run_id), within_s=90, every_s=0.5)
+        wait_until(lambda: "metricgold train: at work" in logged(server, run_id), every_s=0.5)
         limit = "/v2/concurrency_limits/metricgold-gpu"
         assert server.get(limit)["active_slots"] == 1
         children = family(deployed)
@@ -120,8 +118,8 @@ def test_a_job_on_a_gpu_that_is_cancelled_ends_within_a_minute_and_frees_its_slo
         assert done.returncode == 0, done.stderr
         assert children and not psutil.wait_procs(children, timeout=60)[1]
         assert Path("saved").exists()
-        wait_for_state(server, run_id, "CANCELLED", within_s=60)
-        wait_until(lambda: server.get(limit)["active_slots"] == 0, within_s=60, every_s=0.5, what="the GPU's slot")
+        wait_for_state(server, run_id, "CANCELLED")
+        wait_until(lambda: server.get(limit)["active_slots"] == 0, every_s=0.5, what="the GPU's slot")
         assert "Cancelled" in artifact(server, run_id)
     finally:
         worker.terminate()
@@ -138,7 +136,7 @@ def test_a_run_that_nobody_ends_hears_of_its_cancellation_after_the_server_was_a
     Path("wait").touch()
     flow = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)
     try:
-        wait_until(Path("started").exists, within_s=90, what="the trainer")
+        wait_until(Path("started").exists, what="the trainer")
         running = {"flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}, "sort": "START_TIME_DESC", "limit": 1}
         (run,) = server.ask("POST", "/flow_runs/filter", running)
         server.stop()
@@ -148,7 +146,7 @@ def test_a_run_that_nobody_ends_hears_of_its_cancellation_after_the_server_was_a
         assert family(deployed), "the flow works on while the server is away"
         cancelled = {"state": {"type": "CANCELLED", "name": "Cancelled"}, "force": True}
         server.ask("POST", f"/flow_runs/{run['id']}/set_state", cancelled)
-        wait_until(lambda: not family(deployed), within_s=60, what="the end of the children")
+        wait_until(lambda: not family(deployed), what="the end of the children")
         assert flow.wait(60) != 0 and Path("saved").exists()
         assert server.get(f"/flow_runs/{run['id']}")["state"]["type"] == "CANCELLED"
         assert "Cancelled" in artifact(server, run["id"])

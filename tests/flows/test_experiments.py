@@ -15,7 +15,7 @@ import pytest
 from metricgold.params import load_params
 from metricgold.storage import write_json
 from tests.flows.toy import calls
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 GRAPH = """
 stages:
@@ -110,7 +110,7 @@ def test_a_cancelled_and_a_killed_run_leave_the_project_as_it_was(server, fresh)
 
     def start() -> subprocess.Popen:
         run = subprocess.Popen([sys.executable, "-c", code], env=server.env | {"CALLS": os.environ["CALLS"]})
-        wait_until(lambda: list(HOME.glob("*/started")) or run.poll() is not None, within_s=90, what="the trainer")
+        wait_until(lambda: list(HOME.glob("*/started")) or run.poll() is not None, what="the trainer")
         assert run.poll() is None
         return run
 
@@ -126,7 +126,7 @@ def test_a_cancelled_and_a_killed_run_leave_the_project_as_it_was(server, fresh)
     for child in below:
         with suppress(psutil.NoSuchProcess):  # it ends with its parent, too
             child.kill()
-    psutil.wait_procs(below, timeout=10)
+    psutil.wait_procs(below, timeout=PATIENCE_S)
     assert _state() == before and len(_workspaces()) == 1
 
     from flows.experiments import clear_workspaces

@@ -125,7 +125,7 @@ def _wait_for_runs(server, deployment: str, count: int, since: datetime) -> list
         final = [run for run in runs if run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
         return final if len(final) == count else None
 
-    return wait_until(finished, within_s=150, every_s=1, what=f"the end of {count} runs of {deployment}")
+    return wait_until(finished, every_s=1, what=f"the end of {count} runs of {deployment}")
 
 
 def test_a_lock_file_torn_before_a_flow_repeats_nothing(at_server, small):
@@ -346,7 +346,7 @@ def test_a_person_approves_of_what_was_checked(at_server, small, monkeypatch, ap
         return any(answer["status"] == "ACCEPT" for answer in answers if answer)
 
     with ThreadPoolExecutor(1) as pool:
-        answered = pool.submit(wait_until, resumed, within_s=90, every_s=0.5)
+        answered = pool.submit(wait_until, resumed, every_s=0.5)
         if approves:
             assert promote_model(dry_run=False, why="a trial", approval=True)["passed"]
         else:
@@ -409,7 +409,7 @@ def test_each_promotion_starts_batch_depth_with_the_automation_of_the_manual(at_
 
     promote_model(dry_run=True)
     promote_model(dry_run=False)
-    assert wait_until(started, within_s=60) == ["models:/metricgold/1"]
+    assert wait_until(started) == ["models:/metricgold/1"]
 
 
 @pytest.mark.slow
@@ -417,7 +417,7 @@ def test_sigterm_lets_the_trainer_save(server, small):
     Path("wait").touch()
     run = subprocess.Popen([sys.executable, "-m", "flows.train_metricgold"], env=server.env)
     try:
-        wait_until(lambda: Path("started").exists() or run.poll() is not None, within_s=60)
+        wait_until(lambda: Path("started").exists() or run.poll() is not None)
         assert run.poll() is None
         run.send_signal(signal.SIGTERM)
         assert run.wait(28) != 0

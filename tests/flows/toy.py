@@ -71,13 +71,13 @@ class Server:
         self.process.terminate()
         self.process.wait(60)
 
-    def wait_until_ready(self, seconds: float = 120) -> None:
+    def wait_until_ready(self) -> None:
         def is_ready() -> bool:
             assert self.process.poll() is None, self.log.read_text()
             return self.get("/health") is not None
 
         try:
-            wait_until(is_ready, within_s=seconds, every_s=0.25, what="the server")
+            wait_until(is_ready, every_s=0.25, what="the server")
         except TimeoutError as error:
             raise TimeoutError(self.log.read_text()) from error
 

@@ -295,7 +295,7 @@ def test_from_nothing_to_well_again_and_to_nothing(tmp_path, proxy):
         variables = dict(line.split("=") for line in (project.root / ".env").read_text().splitlines() if line[0] != "#")
         places = ["-p", "input=s3://photos", "-p", f"output={tmp_path / 'depth'}"]
         assert "Created flow run" in project.ask(*run, "batch-depth", *places, cwd=tmp_path, **variables)
-        wait_until(lambda: ends_of(rows[0]["address"]) == FLOWS, within_s=120)
+        wait_until(lambda: ends_of(rows[0]["address"]) == FLOWS)
         before = project.pids()
         os.kill(before["worker-cpu"], signal.SIGKILL)
         wait_until(lambda: started(before["worker-cpu"]) is None)

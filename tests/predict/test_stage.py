@@ -522,7 +522,7 @@ def test_images_are_decoded_while_the_model_works(tmp_path, monkeypatch):
         images = read_ahead(pool, job, Folder(source), Folder(source).entries())
         first = next(images).entry.key  # with which the model is at work from here on
         arrived.set()
-        wait_until(lambda: len(decoded) == 6, within_s=30)
+        wait_until(lambda: len(decoded) == 6)
         assert [first, *(image.entry.key for image in images)] == sorted(decoded)
 
 

@@ -50,7 +50,7 @@ def server(tmp_path_factory):
             return False
 
     try:
-        wait_until(answers, within_s=120, what="MLflow's server")
+        wait_until(answers, what="MLflow's server")
         yield place, folder
     finally:
         process.terminate()

@@ -258,7 +258,7 @@ def test_a_job_that_has_its_model_goes_on_without_the_store(grown, postgres):
     command = [sys.executable, "-m", "metricgold.cli", "predict", "photos", "depth", "--ensemble", "1"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([*command, "--steps", "1", "--model", "models:/metricgold@candidate"], env=env) as job:
-        wait_until(Path("depth").exists, within_s=60, what="the job")
+        wait_until(Path("depth").exists, what="the job")
         postgres.stop()
         try:
             assert job.poll() is None and job.wait(120) == 0

@@ -108,7 +108,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over(sink):
     write_lease(sink, 2, machine="elsewhere")
     with pytest.raises(BlockingIOError, match="on elsewhere"), hold_output(sink, 60):
         pass
-    wait_until(lambda: takes_over(sink), within_s=10, every_s=0.2)
+    wait_until(lambda: takes_over(sink), every_s=0.2)
 
 
 def takes_over(sink) -> bool:
@@ -145,7 +145,7 @@ def test_a_lease_that_is_lost_ends_every_write(output, become):
                 return False
             return True
 
-        wait_until(is_lost, within_s=10)
+        wait_until(is_lost)
         state = output.read(LEASE) if output.exists(LEASE) else None
         expected = {"another's": r"process \d+ on elsewhere", "gone": "has lost its lease", "foreign": "not a lease"}
         for key in ("a", "b"):
@@ -169,7 +169,7 @@ def test_a_late_write_of_an_older_job_costs_nobody_the_output(sink):
         fenced = held.fence(sink)
         fenced.write("a", b"")
         write_lease(sink, number=4)
-        wait_until(lambda: lease(sink)["number"] == 5, within_s=5)
+        wait_until(lambda: lease(sink)["number"] == 5)
         fenced.write("a", b"")
 
 
@@ -331,7 +331,7 @@ def test_of_jobs_that_start_together_one_writes(sink):
             with hold_output(sink, 3) as held:
                 held.fence(sink).write("a", b"%d" % n)
                 wrote.append(n)
-                wait_until(lambda: len(refused) == 3, within_s=20)
+                wait_until(lambda: len(refused) == 3)
                 held.fence(sink).write("a", b"%d" % n)
         except BlockingIOError:
             refused.append(n)

@@ -32,7 +32,7 @@ def main(address: str, out: Path = ROOT / "docs/pictures") -> None:
         for name, (path, last) in pages.items():
             browser.open("about:blank")  # a page that only differs behind its # is not loaded again
             browser.open(f"{address}/#/{path}", width=WIDTH, height=HEIGHT)
-            wait_until(lambda last=last: last in browser.run("document.body.innerText"), within_s=60)
+            wait_until(lambda last=last: last in browser.run("document.body.innerText"))
             browser.photograph(out / f"{name}.png")
             picture = Image.open(io.BytesIO((out / f"{name}.png").read_bytes())).convert("RGB").crop(PAGE)
             picture.quantize(NUM_COLOURS, dither=Image.Dither.NONE).save(out / f"{name}.png", optimize=True)

@@ -138,9 +138,9 @@ def serve_command(folder: Path, *words: str, **variables: str) -> Iterator[tuple
         )
     try:
         found = re.compile(r"(http://\S+) serves")
-        line = wait_until(lambda: found.search(log.read_text()) or process.poll() is not None, within_s=300)
+        line = wait_until(lambda: found.search(log.read_text()) or process.poll() is not None)
         assert not isinstance(line, bool), log.read_text()
-        wait_until(lambda: is_ready(line[1]), within_s=60)
+        wait_until(lambda: is_ready(line[1]))
         yield line[1], process
     finally:
         process.send_signal(signal.SIGTERM)
@@ -176,7 +176,7 @@ def mlflow_serve(folder: Path, model_uri: str) -> Iterator[str]:
             return False
 
     try:
-        wait_until(answers, within_s=300, every_s=0.5)
+        wait_until(answers, every_s=0.5)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

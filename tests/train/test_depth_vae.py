@@ -289,7 +289,7 @@ def test_stopped_it_resumes_and_ends_with_the_same_bytes(tiny, tiny_raw, tiny_ba
     state = tmp_path / "depth-vae.state"
     command = [sys.executable, "-c", CHILD, params.model_dump_json(), tiny_raw, tiny_backbone, out]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_until(lambda: child.poll() is not None or list(state.glob("step-*")), within_s=120)
+    wait_until(lambda: child.poll() is not None or list(state.glob("step-*")))
     with suppress(subprocess.TimeoutExpired):  # anywhere in a step
         child.wait(timeout=np.random.default_rng().uniform(0, 0.3))
     child.send_signal(how)

@@ -620,7 +620,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bytes(project, trained_in_
     for want in np.sort(rng.integers(0, 70, size=tries(20))):
         child = server.Process(target=_train_in, args=(project,))
         child.start()
-        wait_until(lambda: not child.is_alive() or position(state) >= want, within_s=120, every_s=0.002)  # noqa: B023
+        wait_until(lambda: not child.is_alive() or position(state) >= want, every_s=0.002)  # noqa: B023
         child.join(timeout=rng.uniform(0, 0.05))  # anywhere in a step
         child.kill()
         child.join()
@@ -645,7 +645,7 @@ def test_sigterm_saves_where_it_is(project, trained_in_project):
     log = project / "log"
     with log.open("w") as file:
         child = subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL, stderr=file)
-    wait_until(lambda: child.poll() is not None or position(state) >= 7, within_s=120)
+    wait_until(lambda: child.poll() is not None or position(state) >= 7)
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=60) == 128 + signal.SIGTERM
     assert "and saved; run the same command to resume" in log.read_text()
