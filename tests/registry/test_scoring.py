@@ -387,7 +387,7 @@ def test_it_loads_in_an_environment_made_from_its_own_requirements(artefact, tmp
         text=True,
     )
     if installed.returncode != 0:
-        pytest.skip(f"uv's cache lacks a package: {installed.stderr.splitlines()[-1]}")
+        pytest.skip(f"uv's cache lacks a package: {' '.join(installed.stderr.split())}")
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [folder / "venv" / "bin" / "python", "-c", FRESH, artefact], cwd=folder, env=env, capture_output=True, text=True
