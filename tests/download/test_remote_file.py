@@ -319,7 +319,7 @@ def test_patience_ends(server, folder, tmp_path, fault, caplog):
         started = time.monotonic()
         with pytest.raises(OSError, match=rf"a\.bin from {server.url}/a\.bin: "):
             read_small(fetcher, [f"{server.url}/a.bin"])
-        assert 0.45 < time.monotonic() - started < 3
+        assert 0.45 < time.monotonic() - started < 20
     assert "next try in" in caplog.text
 
 
@@ -534,7 +534,7 @@ def interrupt(url, path, what, is_due):
     child.send_signal(signal.SIGINT)
     started = time.monotonic()
     _, errors = child.communicate(timeout=40)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20  # a request that hangs is waited for 30 s
     assert "KeyboardInterrupt" in errors
 
 

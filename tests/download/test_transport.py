@@ -235,7 +235,7 @@ def test_a_server_that_says_nothing():
         started = time.monotonic()
         with pytest.raises(Busy):
             take(f"http://127.0.0.1:{server.server_address[1]}/a", stall_s=0.2)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20  # 30 s by default
     with pytest.raises(Busy):
         take(f"http://127.0.0.1:{server.server_address[1]}/a")
     with pytest.raises(Busy, match="nowhere"):

@@ -82,7 +82,7 @@ def test_aliases_do_not_expand(tmp_path):
     started = time.perf_counter()
     with pytest.raises(ValueError, match="line 2: has an alias"):
         read(tmp_path, "\n".join(lines))
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 20  # 9^10 words would take hours
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
