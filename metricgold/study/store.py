@@ -16,7 +16,7 @@ from typing import Any
 from metricgold.datasets import list_frames
 from metricgold.evaluate import data_digest
 from metricgold.params import Folders, Params
-from metricgold.storage import digest_json, only_writer
+from metricgold.storage import digest_json, only_writer, remove
 from metricgold.study.definition import Run, World
 
 FOLDER = Path("models/studies")
@@ -105,14 +105,17 @@ class Store:
         folder = self.folders.benchmark(benchmark)
         return folder.is_dir() and any(folder.iterdir())
 
-    def make_once(self, name: str, mark: str, make: Callable[[Path], Any]) -> bool:
+    def make_once(self, name: str, mark: str, make: Callable[[Path], Any], scratch: Path | None = None) -> bool:
         """Make an output that is not there; another process that makes it is waited for. Whether it was made now.
 
-        mark  a file that only a finished one has
+        mark     a file that only a finished one has
+        scratch  what only an unfinished one needs; deleted, also where a kill left it beside a finished one
         """
         out = self.path(name)
         with only_writer(out, self.lock_path(name), waits=True):
-            if (out / mark).is_file():
-                return False
-            make(out)
-            return True
+            is_missing = not (out / mark).is_file()
+            if is_missing:
+                make(out)
+            if scratch is not None:
+                remove(scratch)
+            return is_missing

@@ -42,6 +42,9 @@ def measure_missing(job: Job, model: Path) -> None:
             train_model(job.runs[0], job.names, job.store)
             rows = read_rows(_state_of(model) / SESSIONS)
             write_json(done, {"train_s": sum(row["seconds"] for row in rows), "peak_gb": peak_memory_gb()})
+        remove(
+            _state_of(model)
+        )  # gigabytes of a real one; before the rows, for a call without missing rows never looks here
         facts = read_json(done) | cost_of_training(params, job)
         sets = Sets(missing[0], model, job.names, job.store)
         for run in missing:
@@ -51,7 +54,6 @@ def measure_missing(job: Job, model: Path) -> None:
             costs = facts | cost_of_image(run, model, sets) | {"image_s": image_s}
             costs["peak_gb"] = max(facts["peak_gb"], peak_memory_gb())
             job.results.add(run, {key: _short(value) for key, value in costs.items()}, figures)
-        remove(_state_of(model))  # gigabytes for a real one, and needed no more
 
 
 def make_inputs(run: Run, names: Names, store: Store) -> bool:
@@ -64,7 +66,6 @@ def make_inputs(run: Run, names: Names, store: Store) -> bool:
     def make_decoder(out: Path) -> None:
         size, metrics = (params.encode.height, params.encode.width), out.with_name(f"{out.name}.json")
         train_depth_vae(params.depth_vae, params.depth_range, raws, backbone, out, metrics, size=size)
-        remove(_state_of(out))
 
     made = [store.make_once(names.backbone, "backbone.json", make_backbone)]
     for dataset, name in names.caches.items():
@@ -74,7 +75,8 @@ def make_inputs(run: Run, names: Names, store: Store) -> bool:
 
         made.append(store.make_once(name, "index.json", make_cache))
     if names.depth_vae:
-        made.append(store.make_once(names.depth_vae, "depth_vae.json", make_decoder))
+        scratch = _state_of(store.path(names.depth_vae))
+        made.append(store.make_once(names.depth_vae, "depth_vae.json", make_decoder, scratch))
     return any(made)
 
 

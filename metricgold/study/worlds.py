@@ -9,7 +9,7 @@ from urllib.parse import quote
 from metricgold.datasets import load_manifest, synthesize, synthesize_benchmark
 from metricgold.download import download
 from metricgold.params import Synthesize
-from metricgold.storage import remove, write_json
+from metricgold.storage import write_json
 from metricgold.study.definition import Run, World
 from metricgold.study.store import Store, world_name
 
@@ -25,18 +25,17 @@ def render_worlds(runs: Iterable[Run], store: Store) -> None:
     """
     wanted = {world_name(name, world): (name, world) for run in runs for name, world in run.worlds.items()}
     for folder, (name, world) in wanted.items():
-        if store.make_once(folder, MARK, partial(render_world, name, world)):
+        archives = store.path(f"{folder}.archives")
+        if store.make_once(folder, MARK, partial(render_world, name, world, archives), scratch=archives):
             log.info("%s was rendered as %s", name, store.path(folder))
 
 
-def render_world(dataset: str, world: World, out: Path) -> None:
-    """Render archives beside the raw folder `out`, extract them into it, and remove them. Resumes after a kill."""
-    archives = out.with_name(f"{out.name}.archives")
+def render_world(dataset: str, world: World, archives: Path, out: Path) -> None:
+    """Render archives, and extract them into the raw folder `out`. Resumes after a kill."""
     if not archives.is_dir():
         if isinstance(world, Synthesize):
             synthesize(dataset, world, archives)
         else:
             synthesize_benchmark(dataset, world, archives)
     download(load_manifest(dataset).model_copy(update={"mirrors": (f"file://{quote(str(archives))}",)}), out)
-    remove(archives)
     write_json(out / MARK, {"dataset": dataset, **world.model_dump()})

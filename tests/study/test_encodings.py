@@ -50,7 +50,7 @@ def test_a_tiny_study_of_all_four(tiny_project, tmp_path):
     levels = {name: {"log_depth": {"encoding": name}} for name in NAMES}
     shares = {"train": STUDY["stand_in"]["train"], "backbone": {"stand_in": {"encodings": NAMES}}}
     write_study(tmp_path, factors={"encoding": levels}, inference={}, seeds=[0], stand_in=shares)
-    counts, _ = _in_child(run_and_tell, tmp_path, [])
+    counts, _ = _in_child(run_and_tell, tmp_path)
     assert counts["measured"] == 4
     kinds = sorted(name.rpartition("-")[0] for name in made(tmp_path))
     each = ["depth-vae", "floor", "floor", "latents", "model"]

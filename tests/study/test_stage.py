@@ -3,6 +3,7 @@
 import csv
 import multiprocessing
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -46,13 +47,13 @@ def link_inputs(root: Path, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_project):
-    """The study after one call, and what was told meanwhile."""
-    told: list[int] = []
-    counts = _in_child(run_and_tell, tiny_project, told)
-    return tiny_project, counts
+    """The study after one call, what was told meanwhile, and its seconds."""
+    began = time.monotonic()
+    counts, told = _in_child(run_and_tell, tiny_project)
+    return tiny_project, (counts, told, time.monotonic() - began)
 
 
-def _in_child(function, root, told):
+def _in_child(function, root):
     """Forked from a server that has torch and has done nothing yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.study.warm"])
@@ -71,7 +72,7 @@ def run_and_tell(writer, root):
 
 
 def test_every_run_is_measured_on_every_scene(undisturbed):
-    root, (counts, told) = undisturbed
+    root, (counts, told, _) = undisturbed
     assert counts == {"study": "tiny", "runs": 8, "measured": 8}
     assert told[-1] == 8 and told == sorted(told) and len(told) == 4 + 1  # for each trained model, and at the end
     rows = lines_of(root, "tiny")
@@ -119,6 +120,19 @@ def test_rows_of_other_params_are_measured_again_and_replaced(undisturbed, tmp_p
     assert all(map(results.has, runs_of(study, params, "tiny", root / "studies")))
 
 
+def test_what_a_kill_left_beside_a_finished_stage_is_deleted(undisturbed, tmp_path):
+    root, _ = undisturbed
+    link_inputs(root, tmp_path)
+    shutil.copytree(root / "models", tmp_path / "models")
+    kept = {path.name for path in (tmp_path / "models/studies").iterdir()}
+    for folder in made(tmp_path):
+        if folder.startswith(("model-", "depth-vae-")):
+            (tmp_path / "models/studies" / f"{folder}.state/step-000004").mkdir(parents=True)
+    assert _in_child(run_and_tell, tmp_path)[0]["measured"] == 8  # rows are missing here, models are not
+    assert {path.name for path in (tmp_path / "models/studies").iterdir()} == kept
+    assert made(tmp_path).keys() == made(root).keys()
+
+
 def run_named(writer, root, name):
     """Rows say which call measured them."""
     worker.hardware = lambda: name
@@ -155,22 +169,27 @@ def test_a_training_that_another_call_has_is_left_to_it(undisturbed, tmp_path):
 
 
 def test_killed_at_ten_random_moments_it_has_the_same_rows_and_no_run_twice(undisturbed, tmp_path):
-    """kill -9 of the command; its children notice. The last one is left alone."""
-    root, _ = undisturbed
+    """kill -9 of the command; its children notice. The last one is left alone.
+
+    Each lives up to an eighth of the undisturbed time, so that the ten reach from the backbone to the last rows.
+    """
+    root, (_, _, seconds) = undisturbed
     link_inputs(root, tmp_path)
     context = multiprocessing.get_context("forkserver")
-    rng, measured = np.random.default_rng(), []
+    rng, measured, killed = np.random.default_rng(), [], 0
     for _ in range(10):
         _reader, writer = context.Pipe(duplex=False)
         child = context.Process(target=run_and_tell, args=(writer, tmp_path))
         child.start()
-        time.sleep(rng.uniform(0.05, 0.8))
+        time.sleep(rng.uniform(0.05, seconds / 8))
         child.kill()
         child.join()
+        killed += child.exitcode == -signal.SIGKILL
         before = lines_of(tmp_path, "tiny.runs")
         assert [row for row in before if row in measured] == measured  # what was measured stays as it was
         measured = before
-    counts, _ = _in_child(run_and_tell, tmp_path, [])
+    assert killed, "all kills came too late to mean anything"
+    counts, _ = _in_child(run_and_tell, tmp_path)
     assert counts["measured"] == 8
     assert (tmp_path / "studies/results/tiny.csv").read_bytes() == (root / "studies/results/tiny.csv").read_bytes()
     runs, expected = lines_of(tmp_path, "tiny.runs"), lines_of(root, "tiny.runs")
@@ -203,7 +222,7 @@ def test_a_training_that_fails_is_named_and_the_others_are_done(undisturbed, tmp
 
 
 def _raise_of_child(root):
-    answer = _in_child(run_and_say, root, [])
+    answer = _in_child(run_and_say, root)
     if answer:
         raise ValueError(answer)
 

@@ -10,6 +10,7 @@ import yaml
 from metricgold.datasets import open_dataset
 from metricgold.params import Folders, Params, Synthesize, SynthesizeBenchmark, load_params
 from metricgold.storage import digest_folder, read_json
+from metricgold.study import store as store_module
 from metricgold.study.definition import load_study, original_of, runs_of
 from metricgold.study.plan import describe_plan, plan_study
 from metricgold.study.report import render_study
@@ -67,11 +68,10 @@ def test_worlds_without_an_original_stay_at_full_size(tmp_path):
 
 def test_a_data_set_is_rendered_as_the_projects_stages_do_it(tmp_path):
     world = SynthesizeBenchmark(height=32, num_scenes=2, frames_per_scene=1)
-    render_world("night-synthetic", world, tmp_path / "raw night %20")
+    render_world("night-synthetic", world, tmp_path / "archives %20", tmp_path / "raw night %20")
     frames = list(open_dataset("night-synthetic", tmp_path / "raw night %20", split="test"))
     assert len(frames) == 2 and frames[0].rgb.shape == (32, 43, 3)
     assert read_json(tmp_path / "raw night %20/rendered.json") == {"dataset": "night-synthetic", **world.model_dump()}
-    assert not list(tmp_path.glob("*.archives"))
 
 
 def test_a_data_set_that_nobody_renders_is_refused(tmp_path):
@@ -131,7 +131,7 @@ def test_its_disk_is_not_less_than_what_is_written(tmp_path):
 
     for name in ("hypersim-sensor-synthetic", "ranges-synthetic"):
         world = Synthesize(height=64, width=96, num_train_scenes=1, num_test_scenes=1, frames_per_scene=3)
-        render_world(name, world, tmp_path / name)
+        render_world(name, world, tmp_path / "archives" / name, tmp_path / name)
         written = sum(path.stat().st_size for path in (tmp_path / name).rglob("*") if path.is_file())
         assert 0.1 < 2 * written / _rendered_bytes(world) < 1
 
@@ -186,9 +186,27 @@ def test_killed_at_ten_random_moments_the_same_data_are_rendered_and_none_twice(
     assert not list(killed.glob("models/studies/raw-*.archives")) and not (killed / "data").exists()
 
 
+def test_killed_while_it_deletes_the_archives_it_has_the_data(tmp_path, monkeypatch):
+    root = write_project(tmp_path)
+
+    def begin_to_remove(folder):
+        (folder / "SHA256SUMS").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(store_module, "remove", begin_to_remove)
+    with pytest.raises(KeyboardInterrupt):
+        render_all(root)
+    monkeypatch.undo()
+    times = marks(root)
+    assert len(times) == 1 and list(root.glob("models/studies/raw-*.archives"))
+    render_all(root)
+    assert marks(root).items() > times.items() and len(marks(root)) == 3
+    assert not list(root.glob("models/studies/raw-*.archives"))
+
+
 def test_a_study_of_rendered_worlds_is_measured_on_them_with_its_uncertainty(tmp_path):
     write_project(tmp_path)
-    assert _in_child(run_and_count, tmp_path, []) == {"study": "tiny", "runs": 2, "measured": 2}
+    assert _in_child(run_and_count, tmp_path) == {"study": "tiny", "runs": 2, "measured": 2}
     rows = lines_of(tmp_path, "tiny")
     assert {(row["set"], row["worlds"]) for row in rows} == {
         (name, seed) for name in ("tartanair-synthetic", "aerial-synthetic") for seed in "12"
