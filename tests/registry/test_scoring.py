@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -375,7 +376,9 @@ def test_it_loads_in_an_environment_made_from_its_own_requirements(artefact, tmp
     """Without this project's sources; packages come from what is installed here, at the same versions, offline."""
     folder = tmp_path_factory.mktemp("fresh")
     uv = Path(sys.executable).with_name("uv")
-    same = [f"{one.name}=={one.version}" for one in distributions() if one.name != "metricgold"]
+    # Of this folder alone: once setuptools is imported, the copies within it are on the path too, of other versions.
+    installed_here = distributions(path=[sysconfig.get_path("purelib")])
+    same = [f"{one.name}=={one.version}" for one in installed_here if one.name != "metricgold"]
     (folder / "constraints.txt").write_text("\n".join(same))
     subprocess.run([uv, "venv", "--quiet", folder / "venv"], check=True)
     links = [f"--find-links={links}" for links in os.environ.get("PIP_FIND_LINKS", "").split()]
