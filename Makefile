@@ -12,7 +12,7 @@ demo: $(READY)  ## end to end on synthetic scenes, about ten minutes on two core
 	$(BIN)/python -m demo $(IMAGES)
 
 test: $(READY) lint  ## everything that a machine without GPU and network can check
-	$(BIN)/python -m pytest -n 3 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 coverage: $(READY)  ## which lines the tests reach, in htmlcov/; child processes count, no gate
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report term:skip-covered --cov-report html

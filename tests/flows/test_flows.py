@@ -154,10 +154,10 @@ def test_train_measures_registers_and_promotes(at_server, small):
     assert outcome["registered"]["version"] == "1" and outcome["promoted"]["alias"] == "champion"
     assert outcome["metrics"]["abs_rel"] == 0.2
     assert _words(small) == ["train", "evaluate", "register", "promote"]
-    artifacts = at_server.ask("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["metrics"]}}})
+    artifacts = at_server.ask("POST", "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["metrics"]}}})
     assert "| hypersim-synthetic | 0.2 | 0.7 |" in artifacts[0]["data"]
     assert outcome["benchmarks"] == {"nyuv2-synthetic": figures}
-    artifacts = at_server.ask("POST", "/artifacts/filter", {"artifacts": {"key": {"any_": ["benchmarks"]}}})
+    artifacts = at_server.ask("POST", "/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["benchmarks"]}}})
     assert "| nyuv2-synthetic | nyuv2-eigen | 28 | 0.3 (0.2 to 0.4) |  |" in artifacts[0]["data"]
 
 
