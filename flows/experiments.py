@@ -81,9 +81,11 @@ def experiment_workspace(overrides: Mapping[str, Any], name: str) -> Iterator[Wo
             yield Workspace(folder, free_name(name), tuple(variables_of(project).items()))
             shutil.rmtree(Folders(folder).state, ignore_errors=True)
         finally:
-            keep_state(top, prefix)
-            shutil.rmtree(top, ignore_errors=True)
-            _lock_of(top).unlink(missing_ok=True)
+            try:
+                _clear(top, prefix)
+            except BaseException:  # of a signal that ends the run: it may come in here, too
+                _clear(top, prefix)
+                raise
 
 
 def lay_out_workspace(project: Path, top: Path, prefix: str) -> Path:
@@ -183,9 +185,13 @@ def clear_workspaces() -> None:
     """Remove workspaces of this project whose run is gone; the state of their trainers stays."""
     for top in [one for one in HOME.glob("*-*") if one.is_dir()]:
         with suppress(Timeout), FileLock(_lock_of(top), timeout=0):
-            keep_state(top, _git("rev-parse", "--show-prefix"))
-            shutil.rmtree(top, ignore_errors=True)
-            _lock_of(top).unlink(missing_ok=True)
+            _clear(top, _git("rev-parse", "--show-prefix"))
+
+
+def _clear(top: Path, prefix: str) -> None:
+    keep_state(top, prefix)
+    shutil.rmtree(top, ignore_errors=True)
+    _lock_of(top).unlink(missing_ok=True)
 
 
 def take_state(home: Path, digest: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,25 @@ def test_a_cancelled_and_a_killed_run_leave_the_project_as_it_was(server, fresh)
     clear_workspaces()
     assert not _workspaces() and [path.name for path in HOME.glob("states/*")] == [left.name.partition("-")[0]]
     assert not list(HOME.glob("*.lock")) and _experiments() == {}
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_signal_that_comes_while_the_workspace_is_cleared_leaves_nothing(fresh, monkeypatch, which):
+    from flows import experiments
+
+    rmtree, calls = shutil.rmtree, []
+
+    def interrupted(folder, **options):
+        calls.append(folder)
+        if len(calls) == which:
+            raise KeyboardInterrupt
+        rmtree(folder, **options)
+
+    with pytest.raises(KeyboardInterrupt), experiments.experiment_workspace({"train.num_steps": 7}, "") as workspace:
+        (workspace.folder / "models/metricgold.state").mkdir(parents=True)
+        monkeypatch.setattr(experiments.shutil, "rmtree", interrupted)
+        raise ValueError("the run failed")
+    assert not _workspaces() and len(list(HOME.glob("states/*"))) == 1 and not list(HOME.glob("*.lock"))
 
 
 @pytest.mark.slow
