@@ -15,7 +15,7 @@ from typing import Any
 from prefect import Task, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture, as_completed, wait
 
 from flows.child_processes import DVC, ChildFailed, end_children, is_ending, run_child
 from flows.dvc_files import forget_torn_locks, keep_or_restore_lock_file, open_dvc
@@ -32,6 +32,7 @@ SECONDS = Folders().reports / "seconds.json"
 ON_GPU = frozenset({"encode", "vae-floor", "depth-vae", "train", "evaluate", "benchmark"})
 RESUMES, RESUME_AFTER_S = 3, 5.0
 BUSY, BUSY_PAUSE_S = "is busy, it is being blocked by", 20.0  # DVC's words, before it names who blocks
+ENDING_S = 10.0  # for threads whose children have ended; one that waits for its next try takes longer
 RETRY_DELAYS_S = [60, 600, 3600]  # of a download: a host that is down at night is often up in the morning
 RETRY_JITTER = 0.3  # of each delay, so that stages that failed together do not return together
 
@@ -203,6 +204,7 @@ def run_stages(targets: list[str] | None = None, workspace: Workspace = PROJECT)
             update_progress_artifact(progress, 100 * count / len(stale))
     except BaseException:
         end_children()  # cancelled: the trainer saves, then all stop
+        wait(list(futures.values()), ENDING_S)  # their threads still mend dvc.lock: nobody may clear the folder before
         raise
     results = {stage: future.result() for stage, future in futures.items() if future.state.is_completed()}
     ran = {stage: round(seconds, 2) for stage, seconds in results.items() if seconds is not None}
