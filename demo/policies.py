@@ -111,8 +111,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> Path:
         own = [row for row in rows if row["objective"] == objective]
         ax.plot([row["passes"] for row in own], [row["abs_rel"] for row in own], mark, ms=8, label=f"{objective} model")
         for row in own:
-            hides = any(other["passes"] == row["passes"] and other["abs_rel"] > row["abs_rel"] for other in own)
-            place = (6, -11 if hides else 5)  # below, where the label of a point right above would be hidden
+            is_under_another = any(o["passes"] == row["passes"] and o["abs_rel"] > row["abs_rel"] for o in own)
+            place = (6, -11 if is_under_another else 5)  # two points of equal cost: one label above, one below
             ax.annotate(row["policy"], (row["passes"], row["abs_rel"]), place, textcoords="offset points", size=8)
     ax.set(xscale="log", xlabel="passes through the U-Net for one image", ylabel="AbsRel, held-out scenes")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

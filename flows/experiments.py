@@ -83,7 +83,7 @@ def experiment_workspace(overrides: Mapping[str, Any], name: str) -> Iterator[Wo
         finally:
             try:
                 _clear(top, prefix)
-            except BaseException:  # of a signal that ends the run: it may come in here, too
+            except BaseException:  # the signal that ends a run may come while this clears
                 _clear(top, prefix)
                 raise
 

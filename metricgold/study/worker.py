@@ -42,9 +42,8 @@ def measure_missing(job: Job, model: Path) -> None:
             train_model(job.runs[0], job.names, job.store)
             rows = read_rows(_state_of(model) / SESSIONS)
             write_json(done, {"train_s": sum(row["seconds"] for row in rows), "peak_gb": peak_memory_gb()})
-        remove(
-            _state_of(model)
-        )  # gigabytes of a real one; before the rows, for a call without missing rows never looks here
+        # Gigabytes for a real one. Before the rows: once all are there, no call looks here again.
+        remove(_state_of(model))
         facts = read_json(done) | cost_of_training(params, job)
         sets = Sets(missing[0], model, job.names, job.store)
         for run in missing:
